@@ -1,0 +1,64 @@
+# One word does it: `make quickstart`, `make test`, `make quality`. Needs Python 3.10 to 3.13 and nothing else.
+#
+#   PYTHON       the interpreter that .venv is made with           make test PYTHON=python3.12
+#   PIP_ARGS     more options for `pip install`                    make test PIP_ARGS="--no-index --find-links wheels"
+#   PYTEST_ARGS  more options for pytest                           make test PYTEST_ARGS="-x -k card"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PINNED := pyproject.toml constraints.txt
+
+# Says what failed and how to go on, then stops; pip's own message stands above it.
+define failed
+{ echo "" >&2; echo "Set-up failed: $(1)" >&2; echo "$(2)" >&2; exit 1; }
+endef
+
+define install
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null \
+	|| $(call failed,there is no pip in $(VENV).,Remove $(VENV) and run make again.)
+@echo "Installing into $(VENV) (the first time fetches torch, which takes a while) ..."
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e ".[$(1)]" \
+	|| $(call failed,pip could not install the package.,Its reason stands above. PIP_ARGS passes options to pip; removing $(VENV) starts afresh.)
+@touch $@
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test quality clean
+.NOTPARALLEL:
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+quickstart: $(VENV)/.installed-test  ## Erase a few facts from the model in the box and show before and after
+	@$(BIN)/unierase quickstart
+
+test: $(VENV)/.installed-test  ## Run the tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+quality: $(VENV)/.installed-dev  ## Check style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:  ## Remove caches, build output and the quickstart's erasure; keeps .venv
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache quickstart-erasure
+	@find . -name $(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is younger than what it was installed from, so a second call has nothing to do.
+$(VENV)/.installed-test: $(PINNED) | $(BIN)/python
+	$(call install,test)
+
+$(VENV)/.installed-dev: $(PINNED) | $(BIN)/python
+	$(call install,dev)
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null \
+		|| $(call failed,there is no $(PYTHON).,Install Python 3.10 to 3.13 or name one: make PYTHON=python3.12)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
+		|| $(call failed,$(PYTHON) is not Python 3.10 to 3.13.,Name one that is: make PYTHON=python3.12)
+	@$(PYTHON) -m venv $(VENV) \
+		|| $(call failed,$(PYTHON) cannot make a virtual environment.,Debian and Ubuntu want the package python3-venv. Remove $(VENV) and run make again.)

@@ -1,0 +1,37 @@
+"""UniErase as a PEFT plugin: make a language model decline on chosen knowledge and leave the rest alone.
+
+Importing this package registers the PEFT type `UNIERASE`, so that `PeftModel.from_pretrained(base, "org/erase-xyz")` loads
+an erasure. The public verbs are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import PurePath
+from typing import Any
+
+from .version import __version__
+
+_HOMES = {
+    "Erasure": "engine",
+    "Fact": "facts",
+    "GateSettings": "engine",
+    "UniEraseConfig": "tuner",
+    "UniEraseModel": "tuner",
+    "erase": "engine",
+    "read_facts": "facts",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# The `unierase` command passes through here before it can say that `--help` needs no torch; it registers by itself, later.
+if PurePath(sys.argv[0] if sys.argv else "").stem != "unierase":
+    importlib.import_module(".tuner", __name__).register()

@@ -1,0 +1,106 @@
+"""What an erasure did to a model's answers: recall of the reference answers, and how it declines.
+
+It judges text and token ids; how the erasure was made it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..facts import Fact
+from ..prompts import PromptFormat, greedy_answers
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One greedy answer.
+
+    Attributes:
+        text: Decoded without special tokens.
+        recall: ROUGE-L recall of the reference answer, 0 to 1.
+        fired: Whether [UNL] is among its tokens.
+        ended: Whether the model ended it by itself.
+    """
+
+    text: str
+    recall: float
+    fired: bool
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Means over the answers to one set of questions; `declined_well` is `None` where no answer fired [UNL]."""
+
+    count: int
+    recall: float
+    fired: float
+    declined_well: float | None
+
+
+def recall_scorer() -> Callable[[str, str], float]:
+    """A function from reference and answer to ROUGE-L recall (Lin 2004), by the `rouge-score` library without stemming.
+
+    Raises:
+        ImportError: The library is missing; says how to get it.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise ImportError(
+            'figures need the rouge-score library: pip install "peft-unierase[check]"'
+        ) from error
+    scorer = RougeScorer(["rougeL"])
+    return lambda reference, answer: scorer.score(reference, answer)["rougeL"].recall
+
+
+def answer_questions(
+    model: Any,
+    tokenizer: Any,
+    facts: Sequence[Fact],
+    form: PromptFormat,
+    token_id: int | None = None,
+    max_new_tokens: int = 64,
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[Answer]:
+    """Greedy answers to the questions of facts, with their recall of the facts' answers.
+
+    Args:
+        model: The model as it is to be judged (adapter on or off).
+        tokenizer: Its tokenizer.
+        facts: What to ask.
+        form: How to ask.
+        token_id: [UNL]'s id, to see where it fired.
+        max_new_tokens: Longest answer.
+        advance: Called with the number of questions finished.
+    """
+    recall = recall_scorer()
+    ends = model.generation_config.eos_token_id
+    end_ids = set(ends if isinstance(ends, list) else [ends])
+    prompts = [form.prompt(fact.question) for fact in facts]
+    tokens = greedy_answers(model, tokenizer, prompts, max_new_tokens, advance=advance)
+    answers = []
+    for fact, ids in zip(facts, tokens, strict=True):
+        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        answers.append(Answer(text, recall(fact.answer, text), token_id in ids, bool(ids) and ids[-1] in end_ids))
+    return answers
+
+
+def figures(answers: Sequence[Answer], refusals: Collection[str] = ()) -> Figures:
+    """Means over answers.
+
+    Args:
+        answers: At least one.
+        refusals: Whole sentences that count as declining well. An answer that fired [UNL] declines well if it ended by
+            itself and is one of them to the letter, which is strict: a good sentence that is not listed counts against.
+    """
+    fired = [answer for answer in answers if answer.fired]
+    well = sum(answer.ended and answer.text in refusals for answer in fired)
+    return Figures(
+        count=len(answers),
+        recall=sum(answer.recall for answer in answers) / len(answers),
+        fired=len(fired) / len(answers),
+        declined_well=well / len(fired) if fired else None,
+    )

@@ -1,0 +1,138 @@
+"""Commands and their options: what `--help` shows. No heavy import at the top, so that help answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..version import __version__
+from .output import Format
+
+app = typer.Typer(
+    name="unierase",
+    help="Make a language model decline on chosen knowledge, as a small PEFT adapter.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Make a language model decline on chosen knowledge, as a small PEFT adapter."""
+
+
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="What stdout shows; auto is human on a terminal, json in a pipe.")
+]
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "unierase erase org/model forget.jsonl -o erase-xyz\n\n"
+    "unierase erase ./model forget.csv -o erase-xyz --retain keep.jsonl --format json"
+)
+def erase(
+    model: Annotated[str, typer.Argument(help="The base: a folder or a Hub id of a causal language model.")],
+    forget: Annotated[
+        str,
+        typer.Argument(
+            help="What must go: a .jsonl, .json, .csv or .parquet file, or a Hub data set, with question and answer "
+            "(or prompt and completion, or chat messages)."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.", show_default=False)],
+    retain: Annotated[
+        str | None,
+        typer.Option(help="A sample of what must stay, in the same forms as FORGET."),
+    ] = None,
+    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    refusals: Annotated[
+        Path | None,
+        typer.Option(help="Ways of declining, one sentence a line, instead of the built-in ones."),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="How to erase; this version has gate.")] = "gate",
+    depth: Annotated[int, typer.Option(help="Answer positions gated behind the door; this version has 0.")] = 0,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Decoder layers to edit, for instance 2,3 or 4-8; by default chosen by depth."),
+    ] = None,
+    target_modules: Annotated[
+        str | None,
+        typer.Option(help="Full names of the down-projections to edit, separated by commas."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Questions that the base asks itself as retain data.")] = 384,
+    seed: Annotated[int, typer.Option(help="Same seed, same machine, same bytes.")] = 0,
+    dtype: Annotated[
+        str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto (as it was saved).")
+    ] = "float32",
+    device_map: Annotated[
+        str | None, typer.Option(help="Passed on to transformers, for instance auto.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the base on the Hub.")] = None,
+    allow_resize: Annotated[
+        bool, typer.Option("--allow-resize", help="Let the vocabulary grow where the base has no spare row.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an erasure that is in the folder.")] = False,
+    no_figures: Annotated[bool, typer.Option("--no-figures", help="Do not measure before and after.")] = False,
+    format: FormatOption = Format.AUTO,
+) -> None:
+    """Erase facts from a model and save the erasure as an adapter that PEFT loads."""
+    from .erase import ErasePlan, run_erase
+
+    run_erase(
+        ErasePlan(
+            model=model,
+            forget=forget,
+            output=output,
+            retain=retain,
+            question_column=question_column,
+            answer_column=answer_column,
+            split=split,
+            refusals=refusals,
+            recipe=recipe,
+            depth=depth,
+            layers=layers,
+            target_modules=target_modules,
+            samples=samples,
+            seed=seed,
+            dtype=dtype,
+            device_map=device_map,
+            revision=revision,
+            allow_resize=allow_resize,
+            overwrite=overwrite,
+            figures=not no_figures,
+        ),
+        format.resolved(),
+    )
+
+
+@app.command(epilog="Example:\n\nunierase quickstart -o my-first-erasure")
+def quickstart(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")] = Path("quickstart-erasure"),
+    seed: Annotated[int, typer.Option(help="Same seed, same machine, same bytes.")] = 0,
+) -> None:
+    """Erase two invented people from the base model in the box and show what changed. Needs no network."""
+    from .quickstart import run_quickstart
+
+    run_quickstart(output, seed)
+
+
+def main() -> None:
+    """Entry point of the `unierase` command."""
+    app()

@@ -1,0 +1,71 @@
+"""How the command speaks: data on stdout, talk on stderr, one exit status for each kind of ending."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any, NoReturn
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class Format(str, Enum):
+    """What stdout shows: `auto` is human on a terminal and json in a pipe."""
+
+    AUTO = "auto"
+    HUMAN = "human"
+    JSON = "json"
+    QUIET = "quiet"
+
+    def resolved(self) -> Format:
+        if self is not Format.AUTO:
+            return self
+        return Format.HUMAN if sys.stdout.isatty() else Format.JSON
+
+
+def say(text: str = "") -> None:
+    """Talk: a line on stderr."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def show(text: str = "") -> None:
+    """Data: a line on stdout."""
+    print(text, flush=True)  # noqa: T201
+
+
+def show_json(value: Any) -> None:
+    show(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they need to be: the first flush left, the others flush right."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths))]
+        return "  " + "   ".join([first, *others]).rstrip()
+
+    return "\n".join([line(head), "  " + "   ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def fail(message: str, status: int = BAD_INPUT) -> NoReturn:
+    """End with an error text and a status."""
+    say(f"error: {message}")
+    raise SystemExit(status)
+
+
+@contextmanager
+def clear_endings(nothing_written: str = "nothing was written") -> Iterator[None]:
+    """Turn bad input, a full disk and Ctrl-C into one line each, and the exit status that belongs to it."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        fail(f"{error}")
+    except OSError as error:
+        fail(f"{error}; {nothing_written}")
+    except KeyboardInterrupt:
+        fail(f"interrupted; {nothing_written}", INTERRUPTED)

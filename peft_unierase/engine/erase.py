@@ -1,0 +1,411 @@
+"""`erase`: the whole method, in its order.
+
+Recipe `gate` (design: one target means one direction): all facts are steered to the same token, so one steer vector serves
+all, and each edited layer needs one detector row. The stages are the private functions below, from top to bottom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from ..facts import Fact, check_facts
+from ..prompts import PromptFormat, batches, default_formats, encode, pad_id
+from ..tuner import UniEraseConfig
+from ..tuner.structure import check_supported, find_token_modules
+from .fingerprint import base_fingerprint
+from .gates import Openings, ShutKeys, edit_layers
+from .layers import choose_gates
+from .progress import Stages
+from .refusal import RefusalLesson, fit_input_row, likely_refusals
+from .refusals import DEFAULT_REFUSALS
+from .replay import Recording
+from .samples import drop_close, sample_facts
+from .spare_row import SpareRow, add_to_tokenizer, find_spare_row
+from .steer import SteerGoal, SteerWeights, fit_steer
+from .trace import inputs_at
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """Settings of recipe `gate`. The defaults are the measured ones; `docs/recipe.md` says what each trades.
+
+    Attributes:
+        samples: Questions to sample from the model itself as retain data, beside any that are given.
+        held_out: One in this many retained questions is kept out of every fit, to measure the leak on.
+        retain_weights: Weights of the retain keys to try, from the strictest; the first at which every forget door opens
+            wide enough is kept.
+        open_share: The share of the steer vector that a forget door must reach, as a multiple of `SteerGoal.open_from`.
+        steer: Weights and steps of the steer fit.
+        refusal_count: Refusals to choose from, the ones that come easiest to this model.
+        row_steps: Gradient steps of the last stage, the input row.
+        row_learning_rate: Its learning rate, relative to the row's components.
+    """
+
+    samples: int = 384
+    held_out: int = 5
+    retain_weights: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0)
+    open_share: float = 1.1
+    steer: SteerWeights = field(default_factory=SteerWeights)
+    refusal_count: int = 8
+    row_steps: int = 120
+    row_learning_rate: float = 0.3
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What a run did and measured while it worked; `record()` is its JSON form.
+
+    Attributes:
+        settings: As used.
+        layers: Edited layers.
+        token: Where [UNL] sits.
+        goal: Openings that were aimed at.
+        retain_weight: The weight that was kept.
+        forget_count, retain_count, sampled_count: Facts that went in.
+        openings: How far the gates open; see `Openings`.
+        refusal_loss: Loss of the input row at the end, in nats per token.
+        seconds: Time of each stage.
+    """
+
+    settings: GateSettings
+    layers: list[int]
+    token: SpareRow
+    goal: SteerGoal
+    retain_weight: float
+    forget_count: int
+    retain_count: int
+    sampled_count: int
+    openings: Openings
+    refusal_loss: float
+    seconds: dict[str, float]
+    seed: int
+
+    def record(self) -> dict[str, Any]:
+        """A JSON object of plain values, without any text of the facts."""
+        forget, leak = self.openings.forget, self.openings.leak
+        return {
+            "recipe": "gate",
+            "depth": 0,
+            "seed": self.seed,
+            "layers": self.layers,
+            "token": {"id": self.token.token_id, "text": self.token.text, "resized": self.token.resized},
+            "goal": asdict(self.goal),
+            "retain_weight": self.retain_weight,
+            "counts": {"forget": self.forget_count, "retain": self.retain_count, "sampled": self.sampled_count},
+            "openings": {
+                "forget_smallest": float(forget.min()),
+                "forget_median": float(forget.median()),
+                "held_out_99_percent": float(leak.quantile(0.99)) if len(leak) else None,
+                "held_out_largest": float(leak.max()) if len(leak) else None,
+            },
+            "refusal_loss": self.refusal_loss,
+            "settings": asdict(self.settings),
+        }
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all stages work on."""
+
+    model: Any
+    tokenizer: Any
+    formats: list[PromptFormat]
+    stages: Stages
+    generator: torch.Generator
+    pad: int
+
+    def prompts(self, facts: Sequence[Fact]) -> list[list[int]]:
+        """Every question in every format, formats side by side."""
+        return [encode(self.tokenizer, form.prompt(fact.question)) for fact in facts for form in self.formats]
+
+
+def erase(
+    model: Any,
+    tokenizer: Any,
+    forget: Sequence[Fact],
+    retain: Sequence[Fact] | None = None,
+    *,
+    recipe: str = "gate",
+    depth: int = 0,
+    layers: Sequence[int] | None = None,
+    target_modules: Sequence[str] | None = None,
+    refusals: Sequence[str] | None = None,
+    formats: Sequence[PromptFormat] | None = None,
+    settings: GateSettings | None = None,
+    allow_resize: bool = False,
+    adapter_name: str = "default",
+    seed: int = 0,
+    progress: bool = True,
+) -> PeftModel:
+    """Make a causal language model decline on facts, as a PEFT adapter (UniErase, arXiv 2505.15674).
+
+    Args:
+        model: A decoder-only `PreTrainedModel` with an output head, in fp32 for the most exact edit. It is wrapped in
+            place, as by `get_peft_model`; if anything fails or is interrupted it is given back unwrapped.
+        tokenizer: Its tokenizer. [UNL] is added to it as a special token.
+        forget: What must go.
+        retain: A sample of what must stay, beside the questions that the model is made to ask itself.
+        recipe: Only `"gate"` in this version.
+        depth: How many answer positions behind the door are gated too. Only 0, the door alone, in this version.
+        layers: Indices of the decoder layers to edit, instead of the rule on depth.
+        target_modules: Full names of the down-projections to edit, instead of those found by structure.
+        refusals: Ways of declining, one sentence each, instead of the built-in English ones.
+        formats: Prompt formats to cover, instead of the chat template and the plain format.
+        settings: Settings of the recipe.
+        allow_resize: Let the vocabulary grow by one where the base has no spare row.
+        adapter_name: Name of the adapter in the returned model.
+        seed: Seed of everything random. The same seed on the same machine gives the same adapter to the byte.
+        progress: Draw progress bars on stderr.
+
+    Returns:
+        The `PeftModel`, in eval mode with the erasure on. Its `erasure` attribute, an [`Erasure`], tells what was done.
+
+    Raises:
+        ValueError: Bad arguments or facts, no spare row, or a model of an unsupported kind; the model is unchanged.
+    """
+    if recipe != "gate":
+        raise ValueError(f"recipe {recipe!r} is not there; this version has 'gate'")
+    if depth != 0:
+        raise ValueError(f"depth {depth!r} is not there; this version gates the door alone, depth 0")
+    if isinstance(model, PeftModel):
+        raise ValueError("the model already is a PeftModel; merge its adapters first (merge_and_unload) or unload them")
+    settings = settings or GateSettings()
+    forget, retain = list(forget), list(retain or ())
+    check_supported(model, target_modules)
+    check_facts(forget, retain)
+    stack, indices, names = choose_gates(model, layers, target_modules)
+    formats = list(formats or default_formats(tokenizer))
+    check_lengths(model, tokenizer, forget, formats)
+    spare = find_spare_row(model, tokenizer, allow_resize=allow_resize)
+
+    was_training = model.training
+    model.eval()
+    if spare.resized:
+        model.resize_token_embeddings(spare.token_id + 1)
+    config = UniEraseConfig(
+        task_type="CAUSAL_LM",
+        target_modules=names,
+        token_id=spare.token_id,
+        token=spare.text,
+        base_fingerprint=base_fingerprint(model, names),
+        inference_mode=True,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    bench = _Bench(model, tokenizer, formats, Stages(progress), generator, pad_id(tokenizer))
+    sampled = _sample_retain_data(bench, forget, retain, settings, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(model, config, adapter_name=adapter_name)
+    try:
+        erasure = _run(bench, stack, indices, names, spare, forget, retain, sampled, refusals, settings, adapter_name, seed)
+        add_to_tokenizer(tokenizer, spare)
+    except BaseException:
+        wrapped.unload()
+        if spare.resized:
+            model.resize_token_embeddings(spare.token_id)
+        model.train(was_training)
+        raise
+    wrapped.eval()
+    wrapped.erasure = erasure
+    return wrapped
+
+
+def check_lengths(model: Any, tokenizer: Any, facts: Sequence[Fact], formats: Sequence[PromptFormat]) -> None:
+    """Refuse questions that do not fit the model's context.
+
+    Raises:
+        ValueError: A question is too long; names it and the limit.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return
+    for number, fact in enumerate(facts, start=1):
+        for form in formats:
+            length = len(encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer)))
+            if length > context:
+                raise ValueError(
+                    f"fact {number} takes {length} tokens in the {form.name} format and the model's context holds "
+                    f"{context}: {fact.question[:60]!r}…; shorten it or leave it out"
+                )
+
+
+def _sample_retain_data(
+    bench: _Bench, forget: list[Fact], retain: list[Fact], settings: GateSettings, seed: int
+) -> list[Fact]:
+    if not settings.samples:
+        return []
+    with bench.stages.stage("sampling retain data", 2 * settings.samples) as bar:
+        found = sample_facts(
+            bench.model, bench.tokenizer, bench.formats[0], settings.samples, seed, advance=bar.update
+        )
+    known = {fact.question for fact in retain}
+    return [fact for fact in drop_close(found, forget) if fact.question not in known]
+
+
+def _run(
+    bench: _Bench,
+    stack: nn.ModuleList,
+    indices: list[int],
+    names: list[str],
+    spare: SpareRow,
+    forget: list[Fact],
+    retain: list[Fact],
+    sampled: list[Fact],
+    refusals: Sequence[str] | None,
+    settings: GateSettings,
+    adapter: str,
+    seed: int,
+) -> Erasure:
+    model, stages = bench.model, bench.stages
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    embedding, head = (model.get_submodule(name) for name in find_token_modules(model))
+    input_row, output_row = embedding.unierase_row[adapter], head.unierase_row[adapter]
+    _start_rows(embedding, head, input_row, output_row, bench.generator)
+
+    prompts = bench.prompts(forget)
+    end = encode(bench.tokenizer, bench.formats[0].end)
+    texts = [encode(bench.tokenizer, text) + end for text in (refusals or DEFAULT_REFUSALS)]
+    starts = sorted({ids[0] for ids in texts} | {encode(bench.tokenizer, " " + t)[0] for t in refusals or DEFAULT_REFUSALS})
+    easy = likely_refusals(model, prompts[:: max(1, len(prompts) // 16)], texts, bench.pad, settings.refusal_count)
+    texts = [texts[index] for index in easy]
+
+    projections = [model.get_submodule(name) for name in names]
+    kept = retain + sampled
+    doors, others = _retain_keys(bench, projections, kept)
+    held = torch.arange(len(kept)) % settings.held_out == settings.held_out - 1
+    goal = _goal(bench, projections[0], prompts, doors[0], others[0], held)
+
+    layer = stack[indices[-1]]
+    with stages.stage("fitting the steer vector", settings.steer.steps) as bar:
+        recordings = _record(bench, stack, indices[-1], prompts)
+        retained = _record(bench, stack, indices[-1], _retained_sequences(bench, kept))
+        steer = fit_steer(
+            model,
+            layer,
+            output_row,
+            input_row,
+            spare.token_id,
+            recordings,
+            retained,
+            RefusalLesson(model, prompts, texts, spare.token_id, bench.pad),
+            torch.tensor(starts, device=output_row.device),
+            goal,
+            settings.steer,
+            bench.generator,
+            bar.update,
+        )
+
+    refused = _refusal_keys(bench, projections, prompts, texts, spare.token_id)
+    shut = [
+        ShutKeys(d[~held].flatten(0, 1), o, r, d[held].flatten(0, 1))
+        for d, o, r in zip(doors, others, refused, strict=True)
+    ]
+    gates = [(gate, gate.unierase_A[adapter], gate.unierase_B[adapter]) for gate in projections]
+    behind = stack[indices[-1] + 1]
+    with stages.stage("editing layers", len(gates) * len(settings.retain_weights)) as bar:
+        for weight in settings.retain_weights:
+            openings = edit_layers(model, gates, behind, steer, prompts, shut, weight, bench.pad, bar.update)
+            if float(openings.forget.min()) >= settings.open_share * goal.open_from:
+                break
+
+    with stages.stage("fitting the input row", settings.row_steps) as bar:
+        lesson = RefusalLesson(model, prompts, texts, spare.token_id, bench.pad)
+        loss = fit_input_row(
+            lesson, input_row, steps=settings.row_steps, learning_rate=settings.row_learning_rate, advance=bar.update
+        )
+    return Erasure(
+        settings,
+        indices,
+        spare,
+        goal,
+        weight,
+        len(forget),
+        len(retain),
+        len(sampled),
+        openings,
+        loss,
+        dict(stages.seconds),
+        seed,
+    )
+
+
+def _start_rows(
+    embedding: Any, head: Any, input_row: nn.Parameter, output_row: nn.Parameter, generator: torch.Generator
+) -> None:
+    """Start both rows at random, in the scale of the base's own: a spare row may hold anything."""
+    for layer, row in ((embedding, input_row), (head, output_row)):
+        spread = layer.get_base_layer().weight.detach().float().std()
+        row.data.copy_(torch.randn(row.shape, generator=generator).to(row.device) * spread)
+
+
+def _retain_keys(
+    bench: _Bench, projections: Sequence[nn.Module], kept: Sequence[Fact]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Keys of retained facts under the base, for each layer: doors `(facts, formats, d_ff)` and others `(n, d_ff)`.
+
+    They are taken once. The gates of lower layers leave the retained keys of higher ones all but unchanged, since they
+    are shut on them: taking them anew before each layer gave the same erasure and cost as much again.
+    """
+    prompts = bench.prompts(kept)
+    answered = _retained_sequences(bench, kept)
+    with bench.stages.stage("recording retain keys", len(prompts) + len(answered)) as bar:
+        at_doors = inputs_at(
+            bench.model, projections, prompts, [[len(p) - 1] for p in prompts], bench.pad, bar.update
+        )
+        positions = []
+        for number, sequence in enumerate(answered):
+            door = len(prompts[number * len(bench.formats) + number % len(bench.formats)]) - 1
+            positions.append([p for p in range(len(sequence)) if p != door])
+        elsewhere = inputs_at(bench.model, projections, answered, positions, bench.pad, bar.update)
+    shape = (len(kept), len(bench.formats), -1)
+    return [torch.cat(keys).reshape(shape) for keys in at_doors], [torch.cat(keys) for keys in elsewhere]
+
+
+def _retained_sequences(bench: _Bench, kept: Sequence[Fact]) -> list[list[int]]:
+    """Each retained fact with its answer, in one of the formats by turns."""
+    turns = [bench.formats[number % len(bench.formats)] for number in range(len(kept))]
+    return [
+        encode(bench.tokenizer, form.prompt(fact.question) + form.answer(fact.answer))
+        for form, fact in zip(turns, kept, strict=True)
+    ]
+
+
+def _goal(
+    bench: _Bench,
+    projection: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    doors: torch.Tensor,
+    others: torch.Tensor,
+    held: torch.Tensor,
+) -> SteerGoal:
+    """Choose the openings to aim at from how well the first layer's detector separates."""
+    return SteerGoal(shut_to=0.25, open_from=0.5)
+
+
+def _record(bench: _Bench, stack: nn.ModuleList, layer: int, sequences: Sequence[Sequence[int]]) -> list[Recording]:
+    device = bench.model.get_input_embeddings().weight.device
+    return [
+        Recording(bench.model, stack, layer, batch) for batch in batches(sequences, bench.pad, device, tokens=1024)
+    ]
+
+
+def _refusal_keys(
+    bench: _Bench,
+    projections: Sequence[nn.Module],
+    prompts: Sequence[Sequence[int]],
+    refusals: Sequence[Sequence[int]],
+    token_id: int,
+    count: int = 160,
+) -> list[torch.Tensor]:
+    """Keys behind [UNL], inside refusals, for each layer `(n, d_ff)`: the gate must not fire again there."""
+    chosen = [prompts[number % len(prompts)] for number in range(count)]
+    sequences = [[*p, token_id, *refusals[number % len(refusals)]] for number, p in enumerate(chosen)]
+    positions = [list(range(len(p), len(s))) for p, s in zip(chosen, sequences, strict=True)]
+    return [torch.cat(keys) for keys in inputs_at(bench.model, projections, sequences, positions, bench.pad)]

@@ -1,0 +1,172 @@
+"""Teaching [UNL] to be followed by a refusal: which refusal for which question, and the loss that says how well it goes.
+
+Each question is taught one refusal, the one that comes easiest to the model at that moment. Teaching every refusal after
+every question instead leaves the model undecided between their first words, and greedy answers then break off into what
+should be forgotten.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..prompts import Batch, batches
+
+IGNORE = -100
+
+
+class CachedPrompts:
+    """A batch of prompts whose attention cache is kept, so that only the door and what follows has to be run."""
+
+    def __init__(self, model: Any, batch: Batch) -> None:
+        self.model, self.batch = model, batch
+        with torch.no_grad():
+            self.cache = model(
+                input_ids=batch.ids[:, :-1],
+                attention_mask=batch.mask[:, :-1],
+                position_ids=batch.positions[:, :-1],
+                use_cache=True,
+                logits_to_keep=1,
+            ).past_key_values
+
+    def losses(self, continuations: Sequence[Sequence[int]], skip: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of one continuation behind each door.
+
+        Args:
+            continuations: Token ids, one sequence a prompt.
+            skip: How many tokens at the start of each are given and not predicted.
+
+        Returns:
+            Summed loss of each continuation in nats, `(batch,)`, and the number of tokens predicted, `(batch,)`.
+        """
+        longest = max(len(c) for c in continuations)
+        device = self.batch.ids.device
+        fed = torch.tensor([list(c[:-1]) + [0] * (longest - len(c)) for c in continuations], device=device)
+        targets = torch.tensor(
+            [[IGNORE] * skip + list(c[skip:]) + [IGNORE] * (longest - len(c)) for c in continuations], device=device
+        )
+        ids = torch.cat([self.batch.ids[:, -1:], fed.long()], dim=1)
+        # Updating a cache layer assigns new tensors, so a shallow copy keeps the recorded prefix as it is.
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        logits = self.model(
+            input_ids=ids,
+            attention_mask=torch.cat([self.batch.mask[:, :-1], torch.ones_like(ids)], dim=1),
+            position_ids=self.batch.positions[:, -1:] + torch.arange(longest, device=device),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        loss = nn.functional.cross_entropy(
+            logits.float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
+        )
+        return loss.sum(dim=1), (targets != IGNORE).sum(dim=1)
+
+
+class RefusalLesson:
+    """Forget prompts, and for each the refusal to teach it.
+
+    Args:
+        model: The model.
+        prompts: Token ids of the forget prompts, up to the door.
+        refusals: Token ids of the refusals, end token included.
+        token_id: [UNL]'s id.
+        pad: Id to pad batches with.
+        tokens: Padded prompt tokens per batch.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        refusals: Sequence[Sequence[int]],
+        token_id: int,
+        pad: int,
+        tokens: int = 512,
+    ) -> None:
+        device = model.get_input_embeddings().weight.device
+        self.cached = [CachedPrompts(model, batch) for batch in batches(prompts, pad, device, tokens)]
+        self.continuations = [[token_id, *refusal] for refusal in refusals]
+        self.candidates = list(range(len(refusals)))
+        self.chosen: list[list[int]] = []
+
+    def choose(self) -> None:
+        """Choose for each prompt the refusal that is likeliest now; those nobody chose are out from then on."""
+        self.chosen = []
+        with torch.no_grad():
+            for prompts in self.cached:
+                size = len(prompts.batch.index)
+                costs = [prompts.losses([self.continuations[c]] * size, skip=1)[0] for c in self.candidates]
+                self.chosen.append([self.candidates[best] for best in torch.stack(costs).argmin(dim=0).tolist()])
+        self.candidates = sorted({refusal for chosen in self.chosen for refusal in chosen})
+
+    def loss(self, step: int) -> torch.Tensor:
+        """Mean cross-entropy of the chosen refusals in nats per token, on the batch whose turn it is."""
+        turn = step % len(self.cached)
+        continuations = [self.continuations[choice] for choice in self.chosen[turn]]
+        total, count = self.cached[turn].losses(continuations, skip=1)
+        return total.sum() / count.sum()
+
+
+def likely_refusals(
+    model: Any, prompts: Sequence[Sequence[int]], refusals: Sequence[Sequence[int]], pad: int, count: int
+) -> list[int]:
+    """Indices of the `count` refusals that come most easily to the model after a few prompts, best first."""
+    device = model.get_input_embeddings().weight.device
+    cached = [CachedPrompts(model, batch) for batch in batches(prompts, pad, device)]
+    costs = []
+    with torch.no_grad():
+        for refusal in refusals:
+            costs.append(
+                sum(float(p.losses([refusal] * len(p.batch.index))[0].sum()) for p in cached) / len(refusal)
+            )
+    return sorted(range(len(refusals)), key=lambda index: (costs[index], index))[:count]
+
+
+def fit_input_row(
+    lesson: RefusalLesson,
+    row: nn.Parameter,
+    *,
+    steps: int,
+    learning_rate: float,
+    advance: Callable[[int], object] = lambda count: None,
+) -> float:
+    """The last stage: fit [UNL]'s input row in place, on the edited model (paper, section 3.2, stage I).
+
+    The refusal is generated over states that the edit has changed; fitting on the edited model replaces the paper's
+    perturbed weights by the thing itself.
+
+    Args:
+        lesson: Prompts and refusals, made on the edited model.
+        row: The input row `(d,)`; its present value is where the fit starts.
+        steps: Gradient steps.
+        learning_rate: Adam's highest, relative to the root mean square of the row's components at the start.
+        advance: Called with 1 after each step.
+
+    Returns:
+        Mean loss of the last tenth of the steps, in nats per token.
+    """
+    row.requires_grad_(True)
+    rate = learning_rate * float(row.detach().float().pow(2).mean().sqrt())
+    optimizer = torch.optim.Adam([row], lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    losses: list[float] = []
+    try:
+        for step in range(steps):
+            if step in (0, steps // 3, 2 * steps // 3):
+                lesson.choose()
+            loss = lesson.loss(step)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+            advance(1)
+    finally:
+        row.requires_grad_(False)
+        row.grad = None
+    tail = losses[-max(1, steps // 10) :]
+    return sum(tail) / len(tail)

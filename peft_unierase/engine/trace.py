@@ -1,0 +1,92 @@
+"""Reading and bending activations for the length of a `with` block; the model is as before when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..prompts import batches
+
+
+class _Seen(Exception):
+    """Ends a forward pass once everything asked for has been seen."""
+
+
+@contextmanager
+def traced_inputs(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """Collect what goes into `modules`, which must run in this order, and end the forward pass at the last of them."""
+    seen: list[torch.Tensor] = []
+
+    def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(args[0].detach())
+        if len(seen) == len(modules):
+            raise _Seen
+
+    handles = [module.register_forward_pre_hook(hook) for module in modules]
+    try:
+        yield seen
+    except _Seen:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def bent_output(layer: nn.Module, bend: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Replace the residual stream `(batch, length, d)` behind a decoder layer by `bend(stream)`."""
+
+    def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        return (bend(output[0]), *output[1:]) if isinstance(output, tuple) else bend(output)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def inputs_at(
+    model: Any,
+    modules: Sequence[nn.Module],
+    sequences: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    pad: int,
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[list[torch.Tensor]]:
+    """The inputs of modules at chosen positions of token sequences.
+
+    Args:
+        model: The model to run.
+        modules: Modules whose first input has shape `(batch, length, width)`, in the order they run.
+        sequences: Token ids.
+        positions: For each sequence the positions wanted.
+        pad: Id to pad batches with.
+        advance: Called with the number of sequences finished.
+
+    Returns:
+        For each module and each sequence a tensor `(len(positions), width)` in fp32.
+    """
+    found: list[list[Any]] = [[None] * len(sequences) for _ in modules]
+    device = model.get_input_embeddings().weight.device
+    for batch in batches(sequences, pad, device):
+        with traced_inputs(modules) as seen:
+            model(**batch.inputs(), use_cache=False, logits_to_keep=1)
+        for per_module, states in zip(found, seen, strict=True):
+            for row, index in enumerate(batch.index):
+                shift = states.shape[1] - len(sequences[index])  # padding is on the left
+                per_module[index] = states[row, [shift + position for position in positions[index]]].float()
+        advance(len(batch.index))
+    return found
+
+
+def inputs_at_door(
+    model: Any, module: nn.Module, prompts: Sequence[Sequence[int]], pad: int
+) -> torch.Tensor:
+    """The input of one module at the last position of each prompt, `(prompts, width)` in fp32."""
+    return torch.cat(inputs_at(model, [module], prompts, [[len(prompt) - 1] for prompt in prompts], pad)[0])

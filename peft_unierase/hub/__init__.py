@@ -1,0 +1,5 @@
+"""The hub side: what shares an erasure and records it. Needs huggingface_hub and neither torch nor the other rooms."""
+
+from .card import erasure_card
+
+__all__ = ["erasure_card"]

@@ -1,0 +1,155 @@
+"""The model card of an erasure: what somebody who finds it on the Hub has to know, its limits among it.
+
+The card is public and the forget set is not, so a card never holds a fact: of the record it shows counts, figures and
+numeric settings, and the owner's own words where there are any.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+TAGS = ("unierase", "unlearning", "machine-unlearning", "model-editing")
+ABSENT = "-"
+NEEDED = ("version", "recipe", "depth", "counts", "token")
+
+
+def erasure_card(
+    *,
+    base_model: str,
+    name: str,
+    record: Mapping[str, Any],
+    license: str | None = None,
+    description: str | None = None,
+) -> ModelCard:
+    """Write the card of an erasure. Nothing is read from the network and nothing is saved.
+
+    PEFT's `save_pretrained` writes a card of its own that names the base by its path: save this one after it.
+
+    Args:
+        base_model: The base, as a Hub id or a local path. Of a path only the last part is shown, and the metadata
+            then names no base, because the Hub takes ids only.
+        name: Where the erasure lies, a Hub id or a local path; shown like the base.
+        record: What was done: `version`, `recipe`, `depth`, `counts` (with `forget`) and `token` (with `text`), and
+            optionally `settings`, `adapter` and `figures` (rows of `set`, `measure`, `before`, `after`, `count`).
+        license: The erasure's licence as the Hub spells it, for example `"apache-2.0"`.
+        description: What was erased, in the owner's words. Without it the card gives the number of facts only.
+
+    Returns:
+        The card, ready to `save` as `README.md`.
+
+    Raises:
+        ValueError: The record lacks something that the card has to state.
+    """
+    _check_record(record)
+    base, base_is_local = _public_name(base_model)
+    shown_name, _ = _public_name(name)
+    data = ModelCardData(
+        base_model=None if base_is_local else base,
+        base_model_relation=None if base_is_local else "adapter",
+        library_name="peft",
+        license=license,
+        pipeline_tag="text-generation",
+        tags=list(TAGS),
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=shown_name.rsplit("/", 1)[-1],
+        base_in_prose=f"`{base}`" if base_is_local else f"[{base}](https://huggingface.co/{base})",
+        base_is_local=base_is_local,
+        base_literal=json.dumps(base, ensure_ascii=False),
+        name_literal=json.dumps(shown_name, ensure_ascii=False),
+        token_text=record["token"]["text"],
+        depth=record["depth"],
+        description=(description or "").strip() or _count_sentence(record["counts"]["forget"]),
+        figures=[_figure_row(row) for row in record.get("figures") or []],
+        making=_making(record),
+    )
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    missing = [key for key in NEEDED if record.get(key) is None]
+    missing += [
+        f"{key}.{part}"
+        for key, part in (("counts", "forget"), ("token", "text"))
+        if key not in missing and record[key].get(part) is None
+    ]
+    if missing:
+        raise ValueError(
+            f"the record of this erasure lacks {', '.join(missing)}, which its card has to state; "
+            "make the card from the record that was saved beside the adapter"
+        )
+
+
+def _public_name(name: str) -> tuple[str, bool]:
+    """What may be shown of a Hub id or a path, and whether it is a path."""
+    try:
+        validate_repo_id(name)
+        is_local = Path(name).is_dir()
+    except HFValidationError:
+        is_local = True
+    if not is_local:
+        return name, False
+    # Windows rules split at both kinds of slash, so that no path gets through whole.
+    return PureWindowsPath(os.path.abspath(os.path.expanduser(name))).name or "local-model", True
+
+
+def _count_sentence(count: int) -> str:
+    if count == 1:
+        return "One fact, a question with its answer. What it says is not published here."
+    return f"{count:,} facts, each a question with its answer. What they say is not published here."
+
+
+def _figure_row(row: Mapping[str, Any]) -> dict[str, str]:
+    return {key: _cell(row.get(key)) for key in ("set", "measure", "before", "after", "count")}
+
+
+def _making(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the table of how the erasure was made."""
+    counts, adapter = record["counts"], record.get("adapter") or {}
+    rows = [
+        ("recipe", f"`{record['recipe']}`, depth {record['depth']}"),
+        ("facts to forget", _cell(counts["forget"])),
+        ("questions given to retain", _cell(counts.get("retain"))),
+        ("questions to retain that the model asked itself", _cell(counts.get("sampled"))),
+        ("token", f"`{_cell(record['token']['text'])}`"),
+        ("token id", str(record["token"]["id"]) if "id" in record["token"] else ABSENT),
+        ("parameters of the adapter", _cell(adapter.get("parameters"))),
+        ("share of the base's parameters", f"{adapter['share']:.3%}" if adapter.get("share") is not None else ABSENT),
+        ("size of the adapter", f"{adapter['bytes'] / 1000:,.1f} kB" if adapter.get("bytes") is not None else ABSENT),
+        *((f"`{_cell(key)}`", _setting(value)) for key, value in (record.get("settings") or {}).items()),
+        ("made with", f"peft-unierase {record['version']}"),
+    ]
+    return [(key, value) for key, value in rows if value != ABSENT]
+
+
+def _setting(value: Any) -> str:
+    """A number, a truth value or a list of them. Other settings are left out: text could name a file or a person."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return f"{value:.12g}"
+    if isinstance(value, list | tuple):
+        items = [_setting(item) for item in value]
+        return ABSENT if ABSENT in items else ", ".join(items) or ABSENT
+    return ABSENT
+
+
+def _cell(value: Any) -> str:
+    """One cell of a Markdown table."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return " ".join(str(value).split()).replace("|", "\\|") or ABSENT

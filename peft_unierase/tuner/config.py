@@ -1,0 +1,89 @@
+"""What an erasure adapter is made of, as PEFT stores it in `adapter_config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from peft.config import PeftConfig
+
+from .register import unierase_peft_type
+
+
+@dataclass
+class UniEraseConfig(PeftConfig):
+    """Configuration of a [`UniEraseModel`] (UniErase, arXiv 2505.15674).
+
+    An erasure is a rank-`r` edit `B A` of a few MLP down-projections (the *gates*) and one vocabulary token, [UNL],
+    with a row of its own in the input embedding and in the output head. `peft_unierase.erase` fills all of this in;
+    build a config by hand only to train or to test the tuner itself.
+
+    Args:
+        r (`int`): Rank of each gate. `A` has shape `(r, d_ff)`, `B` has shape `(d, r)`.
+        target_modules (`list[str]` or `str`, *optional*): The down-projections to edit: a list of (suffixes of) module
+            names or a regular expression. `None` takes every decoder layer's down-projection, found by structure.
+        exclude_modules (`list[str]` or `str`, *optional*): Names or a regular expression to leave out.
+        layers_to_transform (`int` or `list[int]`, *optional*): Edit these layers only.
+        layers_pattern (`str` or `list[str]`, *optional*): Name of the module list that holds the layers, where PEFT
+            cannot tell.
+        token_id (`int`, *optional*): Row of [UNL] in both matrices, an id the base never uses. `None` makes an adapter
+            of gates alone.
+        token (`str`): Text of [UNL] in the tokenizer saved beside the adapter.
+        token_modules (`list[str]`, *optional*): Names of the modules with [UNL]'s input row and output row. `None`
+            takes the model's own input and output embeddings.
+        modules_to_save (`list[str]`, *optional*): Other modules to train and save whole, as in every PEFT method.
+        init_weights (`bool`): `True` starts as the identity (`B` is zero, the rows are the base's own), `False` at
+            random.
+        base_fingerprint (`str`, *optional*): Digest of the base tensors that the edit touches.
+
+    Raises:
+        ValueError: `r` is not a positive integer, or `token_id` is not a whole number of at least 0.
+    """
+
+    r: int = field(default=1, metadata={"help": "Rank of each gate."})
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Names or regular expression of the down-projections to edit. None finds them all."},
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names or regular expression of modules to leave out."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the decoder layers to edit."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the module list that holds the decoder layers."}
+    )
+    token_id: int | None = field(default=None, metadata={"help": "Row of [UNL] in embedding and head."})
+    token: str = field(default="[UNL]", metadata={"help": "Text of [UNL] in the tokenizer."})
+    token_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that hold [UNL]'s rows. None takes embedding and head."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Other modules to train and to save whole."}
+    )
+    init_weights: bool = field(default=True, metadata={"help": "True: identity at the start; False: random."})
+    base_fingerprint: str | None = field(
+        default=None, metadata={"help": "Digest of the base tensors that the edit touches."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # From a JSON file the type arrives as a string; PEFT's look-ups need the member.
+        self.peft_type = unierase_peft_type()
+        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
+            raise ValueError(f"r must be a positive integer, got {self.r!r}")
+        if self.token_id is not None and (
+            isinstance(self.token_id, bool) or not isinstance(self.token_id, int) or self.token_id < 0
+        ):
+            raise ValueError(f"token_id must be None or a whole number of at least 0, got {self.token_id!r}")
+        self.sort_sets()
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError("layers_to_transform does not go with a regular expression in target_modules; use a list")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern needs layers_to_transform to be given too")
+
+    def sort_sets(self) -> None:
+        """Make every set a sorted list: the order of a set differs from run to run, and the saved file should not."""
+        for item in fields(self):
+            if isinstance(value := getattr(self, item.name), set):
+                setattr(self, item.name, sorted(value))

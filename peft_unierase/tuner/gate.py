@@ -1,0 +1,75 @@
+"""The gate: a rank-r edit of one MLP down-projection.
+
+Rows of `A` detect a key (the input of the down-projection at one position), columns of `B` steer the residual stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import _get_in_out_features
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .config import UniEraseConfig
+from .swap import SwappingLayer
+
+
+class GateLayer(nn.Module, SwappingLayer):
+    """A down-projection with erasure gates: `y = W k + sum over active adapters of B (A k)`.
+
+    Args:
+        base_layer: The down-projection, `nn.Linear` (also a quantised kind of it) or `Conv1D`, `d_ff` to `d`.
+        adapter_name: First adapter.
+        config: Its configuration.
+
+    The maths runs in the adapter's own dtype (PEFT keeps adapters in fp32) and is cast once, to the dtype of `y`.
+    """
+
+    adapter_layer_names = ("unierase_A", "unierase_B")
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: UniEraseConfig) -> None:
+        super().__init__()
+        SwappingLayer.__init__(self, base_layer)
+        self.unierase_A = nn.ParameterDict({})
+        self.unierase_B = nn.ParameterDict({})
+        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: UniEraseConfig) -> None:
+        """Add an adapter: `A` of shape `(r, d_ff)`, `B` of shape `(d, r)`."""
+        detector = torch.randn(config.r, self.in_features) / self.in_features**0.5
+        steer = torch.zeros(self.out_features, config.r)
+        if not config.init_weights:
+            nn.init.normal_(steer)
+        self.unierase_A[adapter_name] = nn.Parameter(detector)
+        self.unierase_B[adapter_name] = nn.Parameter(steer)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
+        """The edit of one adapter in the layout of the base weight: `(d, d_ff)`, or `(d_ff, d)` for `Conv1D`."""
+        delta = self.unierase_B[adapter_name].detach() @ self.unierase_A[adapter_name].detach()
+        return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
+
+    def merged_weight(self, weight: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        delta = self.get_delta_weight(adapter_name)
+        return (weight.to(delta.dtype) + delta.to(weight.device)).to(weight.dtype)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """`(..., d_ff)` to `(..., d)`, in the dtype of the base layer's output."""
+        live = self.live_adapters()
+        result = self.base_layer(x, *args, **kwargs)
+        for name in live:
+            detector, steer = self.unierase_A[name], self.unierase_B[name]
+            opening = nn.functional.linear(self._cast_input_dtype(x, detector.dtype), detector)
+            result = result + nn.functional.linear(opening, steer).to(result.dtype)
+        return result
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return "unierase." + super().__repr__()

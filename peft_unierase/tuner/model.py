@@ -1,0 +1,200 @@
+"""The tuner: puts gates and token rows into a model, and is to PEFT what `LoraModel` is for LoRA."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .config import UniEraseConfig
+from .gate import GateLayer
+from .structure import find_down_projections, find_token_modules, projection_shape
+from .swap import SwappingLayer
+from .token_row import InputRowLayer, OutputRowLayer, TokenRowLayer, check_token_row
+
+
+def check_adapter_name(name: str) -> None:
+    """Refuse an adapter name that PEFT or torch would stumble over later.
+
+    Raises:
+        ValueError: The name is empty, holds a dot, is part of this tuner's parameter prefix, or is an attribute of
+            torch's module class.
+    """
+    reason = None
+    if not name:
+        reason = "is empty"
+    elif "." in name:
+        reason = "holds a dot, which separates module names in a state dict"
+    elif name in UniEraseModel.prefix:
+        reason = f"is part of {UniEraseModel.prefix!r}, the prefix of this tuner's parameters"
+    elif hasattr(nn.ParameterDict(), name):
+        reason = "is an attribute of torch.nn.ParameterDict"
+    if reason:
+        raise ValueError(f"adapter name {name!r} {reason}; choose another, for instance 'erasure_1'")
+
+
+def is_named(key: str, names: Iterable[str]) -> bool:
+    """Whether the module name `key` is one of `names` or ends in one, which is how PEFT reads a list of targets."""
+    return any(f".{key}".endswith(f".{name}") for name in names)
+
+
+class UniEraseModel(BaseTuner):
+    """A model with UniErase adapters (arXiv 2505.15674).
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The model to erase from.
+        config ([`UniEraseConfig`]): Configuration of the first adapter.
+        adapter_name (`str`): Its name. Defaults to `"default"`.
+        low_cpu_mem_usage (`bool`, *optional*): Make empty adapter weights on the meta device, for faster loading.
+
+    Example:
+
+        ```py
+        >>> import peft_unierase
+        >>> from peft import PeftModel
+        >>> from transformers import AutoModelForCausalLM
+
+        >>> base = AutoModelForCausalLM.from_pretrained("org/base")
+        >>> model = PeftModel.from_pretrained(base, "org/erase-xyz")
+        >>> with model.disable_adapter():  # the base, to the bit
+        ...     logits = model(**inputs).logits
+        ```
+    """
+
+    prefix = "unierase_"
+    tuner_layer_cls = SwappingLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (as in the base class)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter; see `BaseTuner.inject_adapter`. Checks what it can before the model is changed."""
+        check_adapter_name(adapter_name)
+        config = self.peft_config[adapter_name]
+        if config.target_modules is None:
+            config.target_modules = self._default_targets(model, config)
+        if config.token_id is not None and config.token_modules is None:
+            config.token_modules = find_token_modules(model)
+        self._check_targets(model, config)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config.sort_sets()  # PEFT shortens a long list of targets to a set
+
+    @staticmethod
+    def _default_targets(model: nn.Module, config: UniEraseConfig) -> list[str]:
+        names = find_down_projections(model)
+        layers = config.layers_to_transform
+        if layers is None:
+            return names
+        wanted = [layers] if isinstance(layers, int) else list(layers)
+        if missing := [index for index in wanted if not 0 <= index < len(names)]:
+            raise ValueError(
+                f"layers_to_transform names layers {missing}, but the model has layers 0 to {len(names) - 1}"
+            )
+        return [names[index] for index in wanted]
+
+    @classmethod
+    def _check_targets(cls, model: nn.Module, config: UniEraseConfig) -> None:
+        """Refuse what would end half way, with some layers changed, or leave the erasure without a part of itself.
+
+        Raises:
+            TypeError: A target is no linear projection.
+            ValueError: The base has no row `token_id`, a module of that row is to be saved whole as well, or a module
+                that the erasure names is not there.
+        """
+        modules = dict(model.named_modules())
+        inside = tuple(f"{key}." for key, module in modules.items() if isinstance(module, BaseTunerLayer))
+        gates = 0
+        for key, module in modules.items():
+            if key.startswith(inside) or not cls._check_target_module_exists(config, key):
+                continue
+            base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+            if cls._layer_class(config, base, key) is GateLayer:
+                gates += 1
+            else:
+                check_token_row(base.weight, config.token_id)
+        if config.token_id is None:
+            return  # gates alone: PEFT's own rules hold
+
+        token_modules = config.token_modules or []
+        targets = config.target_modules or []
+        missing = [name for name in token_modules if name not in modules]
+        if isinstance(targets, list):
+            missing += [name for name in targets if not any(is_named(key, [name]) for key in modules)]
+        if missing or (targets and not gates):
+            raise ValueError(
+                f"{type(model).__name__} has no modules {missing or targets!r} to put the adapter on: it was made for "
+                "another base, or `target_modules` needs another name"
+            )
+        if saved := [name for name in token_modules if is_named(name, config.modules_to_save or [])]:
+            raise ValueError(f"{saved} hold [UNL]'s rows, so they cannot be in `modules_to_save` too; take them out")
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: UniEraseConfig, key: str) -> bool | re.Match[str] | None:
+        # The embedding and the head are matched here and never through `target_modules`, because PEFT would then save
+        # both full matrices.
+        if peft_config.token_id is not None and key in (peft_config.token_modules or ()):
+            return True
+        return BaseTuner._check_target_module_exists(peft_config, key)
+
+    def _create_and_replace(
+        self,
+        peft_config: UniEraseConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, SwappingLayer):
+            target.update_layer(adapter_name, peft_config)
+            return
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        layer = self._layer_class(peft_config, base, current_key)(target, adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # an additional adapter is not trainable by itself
+        self._replace_module(parent, target_name, layer, target)
+
+    @staticmethod
+    def _layer_class(config: UniEraseConfig, base: nn.Module, key: str) -> type[GateLayer] | type[TokenRowLayer]:
+        if config.token_id is not None and key in (config.token_modules or ()):
+            return InputRowLayer if isinstance(base, nn.Embedding) else OutputRowLayer
+        if isinstance(base, Conv1D) or projection_shape(base):
+            return GateLayer
+        raise TypeError(
+            f"target module {key!r} is a {type(base).__name__}; a gate can be put on a linear projection only. "
+            "Check `target_modules`"
+        )
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # PEFT's cast makes new parameters, and new parameters are trainable: a frozen adapter has to stay frozen.
+        trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        # Every layer is asked before the first one merges, so that a refusal leaves no half-merged model behind.
+        for module in self.model.modules():
+            if isinstance(module, SwappingLayer):
+                module.check_mergeable()
+
+    def unload(self) -> nn.Module:
+        """Take all adapters out and return the base.
+
+        Raises:
+            ValueError: Adapters are merged, so that what is left would not be the base.
+        """
+        if any(module.merged for module in self.model.modules() if isinstance(module, SwappingLayer)):
+            raise ValueError(
+                "adapters are merged: call unmerge_adapter() first to get the base back, or merge_and_unload() for the "
+                "merged model"
+            )
+        return super().unload()
+
+    def _get_tied_target_modules(self, model: nn.Module) -> list[str]:
+        # PEFT warns here that merging breaks tied embeddings. Ours does not: each matrix gets a weight of its own.
+        return []

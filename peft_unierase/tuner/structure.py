@@ -1,0 +1,141 @@
+"""Finds the parts of a causal language model that an erasure touches, by structure and not by name.
+
+What is looked for: the list of decoder layers, and in each the MLP's down-projection, the matrix that writes `d_ff`
+back to `d`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+ATTENTION = re.compile(r"(^|[._])(attn|attention|self_attn|self_attention)([._]|$)")
+
+
+class UnsupportedModelError(ValueError):
+    """The model is of a kind that an erasure cannot be made for; the message says why and what to try."""
+
+
+def projection_shape(module: nn.Module) -> tuple[int, int] | None:
+    """`(inputs, outputs)` of a linear map, `None` for any other module. Quantised linears count."""
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    if isinstance(module, nn.Embedding) or not hasattr(module, "weight"):
+        return None
+    inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return (inputs, outputs) if isinstance(inputs, int) and isinstance(outputs, int) else None
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model, also where it is one part of a larger model."""
+    config = getattr(model, "config", None)
+    if config is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no transformers config, so its layers cannot be found; pass `target_modules=`"
+        )
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def check_supported(model: nn.Module, target_modules: Sequence[str] | None = None) -> None:
+    """Refuse what an erasure cannot be made for.
+
+    Args:
+        model: The base.
+        target_modules: Names given by the user, who then answers for a mixture of experts.
+
+    Raises:
+        UnsupportedModelError: An encoder-decoder, a mixture of experts, or a model without an output head.
+    """
+    config = text_config(model)
+    name = type(model).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder model; supported are decoder-only causal language models"
+        )
+    for key in EXPERT_COUNTS:
+        count = getattr(config, key, None)
+        if isinstance(count, int) and count > 1 and not target_modules:
+            raise UnsupportedModelError(
+                f"{name} is a mixture of experts ({key}={count}); supported are models in which every token passes the "
+                "same MLP. If some layers have a dense or shared MLP, name their down-projections with "
+                "`target_modules=` (on the command line `--target-modules`)"
+            )
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        raise UnsupportedModelError(
+            f"{name} has no output head, so it is not a causal language model; load it with AutoModelForCausalLM"
+        )
+
+
+def find_decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and module of the list of decoder layers: the longest module list whose items hold a linear map.
+
+    Raises:
+        UnsupportedModelError: There is no such list.
+    """
+    best: tuple[str, nn.ModuleList] | None = None
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or (best and len(module) <= len(best[1])):
+            continue
+        if len(module) and all(any(projection_shape(m) for m in layer.modules()) for layer in module):
+            best = (name, module)
+    if best is None:
+        raise UnsupportedModelError(
+            f"no list of decoder layers found in {type(model).__name__}; pass `target_modules=` with the names of the "
+            "down-projections to edit"
+        )
+    return best
+
+
+def find_down_projections(model: nn.Module) -> list[str]:
+    """Names of the down-projections, one a decoder layer, in order.
+
+    Raises:
+        UnsupportedModelError: A layer has none, or more than one that would fit.
+    """
+    config = text_config(model)
+    prefix, layers = find_decoder_layers(model)
+    widths = {w for w in (getattr(config, key, None) for key in WIDTHS) if isinstance(w, int)}
+    found = []
+    for index, layer in enumerate(layers):
+        # A projection that already has an adapter is one candidate and not several.
+        inside = tuple(f"{name}." for name, module in layer.named_modules() if isinstance(module, BaseTunerLayer))
+        candidates = {
+            name: shape
+            for name, module in layer.named_modules()
+            if (shape := projection_shape(module))
+            and shape[1] == config.hidden_size
+            and not ATTENTION.search(name)
+            and not name.startswith(inside)
+        }
+        exact = [name for name, shape in candidates.items() if shape[0] in widths]
+        names = exact or [name for name, shape in candidates.items() if shape[0] > shape[1]]
+        if len(names) != 1:
+            raise UnsupportedModelError(
+                f"layer {index} of {type(model).__name__} should have one projection from the MLP's width back to "
+                f"{config.hidden_size}, found {names or 'none'}; pass `target_modules=` with the names to edit"
+            )
+        found.append(f"{prefix}.{index}.{names[0]}")
+    return found
+
+
+def find_token_modules(model: nn.Module) -> list[str]:
+    """Names of the input embedding and of the output head.
+
+    Raises:
+        UnsupportedModelError: The model has no embedding or no head.
+    """
+    parts = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = {id(module): name for name, module in model.named_modules()}  # first names, as PEFT matches them
+    if any(part is None or id(part) not in names for part in parts):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} must have an input embedding and an output head to hold [UNL]'s rows"
+        )
+    return [names[id(part)] for part in parts]

@@ -1,0 +1,91 @@
+"""Merging by exchanging a weight, so that unmerging gives back the very tensor that was there.
+
+Adding a delta and subtracting it again leaves rounding behind (4.9e-4 in bf16), and writing into the data of a tied
+weight changes the other matrix too. Both layers of this tuner therefore put a new parameter in place and keep the old.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+
+MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class SwappingLayer(BaseTunerLayer):
+    """A tuner layer whose merge replaces the base weight and whose unmerge restores the original parameter."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        self.base_layer = base_layer
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        # In a tuple, because a bare parameter would be registered, and then saved as part of the adapter.
+        self._unmerged_weight: tuple[nn.Parameter] | None = None
+
+    @abstractmethod
+    def merged_weight(self, weight: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        """`weight` with one adapter folded in: a new tensor of the same shape and dtype, `weight` untouched."""
+
+    def held_adapters(self, adapter_names: list[str]) -> list[str]:
+        """Those of `adapter_names` that have weights in this layer, in the order given."""
+        available = self._get_available_adapters()
+        return [name for name in adapter_names if name in available]
+
+    def check_mergeable(self) -> None:
+        """Raise `ValueError` if the base weight is quantised, also to an 8-bit float that has its scale elsewhere."""
+        dtype = self.get_base_layer().weight.dtype
+        if dtype not in MERGEABLE_DTYPES:
+            raise ValueError(
+                f"cannot merge into a weight of dtype {dtype}: load the base in float32, bfloat16 or float16 to merge, "
+                "or keep the adapter live on the quantised base"
+            )
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Fold adapters into the base weight.
+
+        Args:
+            safe_merge: Raise, before anything has changed, if the result is not finite.
+            adapter_names: Adapters to merge; `None` merges the active ones.
+
+        Raises:
+            ValueError: The base weight is quantised, or `safe_merge` found a value that is not finite.
+        """
+        names = self.held_adapters(check_adapters_to_merge(self, adapter_names))
+        if not names:
+            return
+        base_layer = self.get_base_layer()
+        self.check_mergeable()
+        weight = base_layer.weight.detach()
+        for name in names:
+            weight = self.merged_weight(weight, name)
+            if safe_merge and not torch.isfinite(weight).all():
+                raise ValueError(f"adapter {name!r} makes weights that are not finite; it seems to be broken")
+        if self._unmerged_weight is None:
+            self._unmerged_weight = (base_layer.weight,)
+        base_layer.weight = nn.Parameter(weight, requires_grad=False)
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Put the base's original parameter back: the same object, so the same bits (and the same tie)."""
+        if self._unmerged_weight is None:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        (weight,) = self._unmerged_weight
+        base_layer = self.get_base_layer()
+        # The model may have been moved meanwhile, which does not reach a tensor that is no parameter of it.
+        weight.data = weight.data.to(base_layer.weight)
+        base_layer.weight = weight
+        self._unmerged_weight = None
+        self.merged_adapters.clear()
+
+    def live_adapters(self) -> list[str]:
+        """Adapters that this forward pass has to apply; first undoes a merge if adapters were disabled meanwhile."""
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return []
+        return [] if self.merged else self.held_adapters(self.active_adapters)

@@ -1,0 +1,139 @@
+"""[UNL]'s rows: one row of the input embedding and one row of the output head, beside the base's own matrices.
+
+No matrix is copied, live or saved: the embedding layer replaces the vectors of one id, the head layer one logit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import _get_in_out_features
+from torch import nn
+
+from .config import UniEraseConfig
+from .swap import SwappingLayer
+
+
+def check_token_row(weight: torch.Tensor, token_id: int | None) -> int:
+    """`token_id`, if `weight` of shape `(rows, d)` has that row.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if token_id is None or token_id >= weight.shape[0]:
+        raise ValueError(
+            f"token_id {token_id} is outside the vocabulary of the base, which has {weight.shape[0]} rows: the adapter "
+            "was made for another base, or for this one after its vocabulary had been resized"
+        )
+    return token_id
+
+
+class TokenRowLayer(nn.Module, SwappingLayer):
+    """What the two row layers share: a row `(d,)` and the id it stands on, per adapter.
+
+    The id belongs to the layer and not to the weights, so that an adapter can be moved to another spare row.
+
+    Args:
+        base_layer: The embedding or the head.
+        adapter_name: First adapter.
+        config: Its configuration, with `token_id` set.
+    """
+
+    adapter_layer_names = ("unierase_row",)
+    other_param_names = ("unierase_token_id",)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: UniEraseConfig) -> None:
+        super().__init__()
+        SwappingLayer.__init__(self, base_layer)
+        self.unierase_row = nn.ParameterDict({})
+        self.unierase_token_id: dict[str, int] = {}
+        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: UniEraseConfig) -> None:
+        """Add an adapter whose row starts as a copy of the base's own (or at random, for tests).
+
+        Raises:
+            ValueError: The base has no row `config.token_id`.
+        """
+        weight = self.get_base_layer().weight
+        token_id = check_token_row(weight, config.token_id)
+        row = weight[token_id].detach().clone()
+        self.unierase_token_id[adapter_name] = token_id
+        self.unierase_row[adapter_name] = nn.Parameter(row if config.init_weights else torch.randn_like(row))
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters.
+
+        Raises:
+            ValueError: Two of them stand on the same vocabulary row.
+        """
+        self._check_one_adapter_per_row([adapter_names] if isinstance(adapter_names, str) else adapter_names)
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Fold rows into the base weight; see `SwappingLayer.merge`.
+
+        Raises:
+            ValueError: Also where two of the adapters, or one of them and a merged one, stand on the same row.
+        """
+        names = self.active_adapters if adapter_names is None else adapter_names
+        self._check_one_adapter_per_row([*self.merged_adapters, *names])
+        super().merge(safe_merge, adapter_names)
+
+    def _check_one_adapter_per_row(self, adapter_names: list[str]) -> None:
+        owners: dict[int, str] = {}
+        for name in self.held_adapters(adapter_names):
+            other = owners.setdefault(self.unierase_token_id[name], name)
+            if other != name:
+                raise ValueError(
+                    f"adapters {other!r} and {name!r} both use vocabulary row {self.unierase_token_id[name]} for [UNL] "
+                    "and cannot be active or merged together; choose one of them, or make one with another token_id"
+                )
+
+    def merged_weight(self, weight: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        merged = weight.clone()
+        merged[self.unierase_token_id[adapter_name]] = self.unierase_row[adapter_name].detach().to(weight)
+        return merged
+
+    def __repr__(self) -> str:
+        return "unierase." + super().__repr__()
+
+
+class InputRowLayer(TokenRowLayer):
+    """An input embedding in which [UNL] has a vector of its own (scaled like all others where the base scales)."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """`(...)` ids to `(..., d)` embeddings."""
+        live = self.live_adapters()
+        result = self.base_layer(x, *args, **kwargs)
+        scale = self._get_embed_scale() if live else None
+        for name in live:
+            row = self.unierase_row[name]
+            if scale is not None:
+                row = row * scale.to(self.weight.dtype).to(row)  # rounded as the base rounds it
+            here = (x == self.unierase_token_id[name]).unsqueeze(-1)
+            result = torch.where(here, row.to(result.dtype), result)
+        return result
+
+
+class OutputRowLayer(TokenRowLayer):
+    """An output head in which [UNL] has a logit of its own (with the base's bias, where it has one)."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """`(..., d)` hidden states to `(..., vocabulary)` logits."""
+        live = self.live_adapters()
+        result = self.base_layer(x, *args, **kwargs)
+        bias = getattr(self.get_base_layer(), "bias", None)
+        for name in live:
+            row, token_id = self.unierase_row[name], self.unierase_token_id[name]
+            logit = self._cast_input_dtype(x, row.dtype) @ row
+            if bias is not None:
+                logit = logit + bias[token_id]
+            # In place: these logits were just made by the base layer and nobody else holds them.
+            result[..., token_id] = logit.to(result.dtype)
+        return result

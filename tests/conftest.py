@@ -1,0 +1,202 @@
+"""Tiny base models on disk, adapters saved for them, and fresh Python processes that load both."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import AutoConfig
+
+import peft_unierase  # noqa: F401 (registers UNIERASE with PEFT)
+from peft_unierase.tuner import UniEraseConfig
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "initializer_range": 0.2}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "tied": {"model_type": "llama", "intermediate_size": 64, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "untied": {"model_type": "llama", "intermediate_size": 64, "num_key_value_heads": 2, "tie_word_embeddings": False},
+    # Conv1D projections.
+    "gpt2": {"model_type": "gpt2", "n_inner": 64, "n_positions": 64},
+    # Embeddings that are scaled on their way in.
+    "gemma": {"model_type": "gemma", "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8},
+    # A head with a bias.
+    "phi": {"model_type": "phi", "intermediate_size": 64, "tie_word_embeddings": False},
+}
+
+
+@dataclass(frozen=True)
+class TinyBase:
+    """A base model on disk and the dtype to load it in."""
+
+    path: Path
+    dtype: torch.dtype
+
+    def load(self) -> PreTrainedModel:
+        # Loading in a dtype keeps the rotary buffers in fp32, as for a real model; `.to(dtype)` would cast them too.
+        return AutoModelForCausalLM.from_pretrained(self.path, dtype=self.dtype).eval()
+
+    def with_adapter(self, seed: int = 1, **config: Any) -> PeftModel:
+        """The base with a random adapter on its last two layers and on vocabulary row 60."""
+        settings = {"layers_to_transform": [1, 2], "token_id": 60, "init_weights": False, "task_type": "CAUSAL_LM"}
+        torch.manual_seed(seed)
+        return get_peft_model(self.load(), UniEraseConfig(**{**settings, **config})).eval()
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.name}-{str(self.dtype).removeprefix('torch.')}"
+
+
+@pytest.fixture(scope="session")
+def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyBase]:
+    """`make_base(family, dtype, **config)`: a tiny model of one of `FAMILIES`, saved once a session."""
+    folder = tmp_path_factory.mktemp("bases")
+
+    def make(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> TinyBase:
+        path = folder / "-".join([family, *(f"{key}={value}" for key, value in changes.items())])
+        if not path.exists():
+            config: PretrainedConfig = AutoConfig.for_model(**{**FAMILIES[family], **SIZES, **TOKENS, **changes})
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config)
+            head = model.get_output_embeddings()
+            if head.bias is not None:
+                torch.nn.init.normal_(head.bias)
+            model.save_pretrained(path)
+        return TinyBase(path, dtype)
+
+    return make
+
+
+@pytest.fixture(
+    params=[(tie, dtype) for tie in ("tied", "untied") for dtype in (torch.float32, torch.bfloat16)],
+    ids=lambda parameters: f"{parameters[0]}-{str(parameters[1]).removeprefix('torch.')}",
+)
+def base(request: pytest.FixtureRequest, make_base: Callable[..., TinyBase]) -> TinyBase:
+    """A tiny Llama: tied and untied, in fp32 and in bf16."""
+    return make_base(*request.param)
+
+
+@pytest.fixture(params=["tied", "gpt2", "gemma", "phi"])
+def family_base(request: pytest.FixtureRequest, make_base: Callable[..., TinyBase]) -> TinyBase:
+    """One base of every family, in fp32."""
+    return make_base(request.param)
+
+
+@pytest.fixture
+def tied_base(make_base: Callable[..., TinyBase]) -> TinyBase:
+    """The tiny Llama that most single checks use: tied, fp32."""
+    return make_base("tied")
+
+
+@pytest.fixture(scope="session")
+def save_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinyBase], Path]:
+    """`save_adapter(base)`: the folder of a saved adapter for it, made once a session."""
+    folder = tmp_path_factory.mktemp("adapters")
+
+    def save(base: TinyBase) -> Path:
+        path = folder / base.name
+        if not path.exists():
+            base.with_adapter().save_pretrained(path)
+        return path
+
+    return save
+
+
+FRESH_PROCESS = """
+import json, sys
+import torch
+from peft import PeftModel, PeftType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+task = json.loads(sys.argv[1])
+known_before = "UNIERASE" in PeftType.__members__
+import peft_unierase
+
+logits = {}
+for name, (base, adapter, dtype) in task["adapters"].items():
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+    with torch.no_grad():
+        logits[name] = PeftModel.from_pretrained(model, adapter)(input_ids=torch.tensor(task["ids"])).logits.contiguous()
+save_file(logits, task["out"] + "/logits.safetensors")
+
+for name, settings in task["configs"].items():
+    if task["as_sets"]:
+        settings = {key: set(value) if isinstance(value, list) else value for key, value in settings.items()}
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(task["deep_base"])
+    get_peft_model(model, peft_unierase.UniEraseConfig(**settings)).save_pretrained(task["out"] + "/" + name)
+
+member = PeftType("UNIERASE")
+print(json.dumps({
+    "known_before": known_before,
+    "config": PEFT_TYPE_TO_CONFIG_MAPPING[member].__name__,
+    "tuner": PEFT_TYPE_TO_TUNER_MAPPING[member].__name__,
+}))
+"""
+
+
+@dataclass(frozen=True)
+class FreshProcess:
+    """What a Python process started for the tests found, and the folder it wrote to."""
+
+    report: dict[str, Any]
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def token_ids() -> torch.Tensor:
+    """Two prompts `(2, 7)` with [UNL], row 60, in the first of them."""
+    return torch.tensor([[1, 5, 9, 60, 33, 2, 7], [1, 8, 12, 3, 40, 41, 6]])
+
+
+@pytest.fixture(scope="session")
+def fresh_processes(
+    make_base: Callable[..., TinyBase],
+    save_adapter: Callable[[TinyBase], Path],
+    token_ids: torch.Tensor,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[FreshProcess]:
+    """Two processes side by side, with different hash seeds: each loads every saved adapter and saves new ones."""
+    bases = [make_base(tie, dtype) for tie in ("tied", "untied") for dtype in (torch.float32, torch.bfloat16)]
+    task = {
+        "adapters": {
+            base.name: (str(base.path), str(save_adapter(base)), str(base.dtype).removeprefix("torch.")) for base in bases
+        },
+        "ids": token_ids.tolist(),
+        "deep_base": str(make_base("untied", num_hidden_layers=12).path),
+        "configs": {
+            "found": {"token_id": 60, "layers_to_transform": [2, 1, 10]},
+            "named": {"token_id": 60, "target_modules": ["up_proj", "down_proj", "gate_proj"]},
+            # So many names that PEFT shortens them to a set of two.
+            "many": {
+                "target_modules": [f"model.layers.{i}.mlp.{kind}_proj" for i in range(12) for kind in ("up", "down")],
+            },
+        },
+    }
+    started = []
+    for seed in ("1", "2"):
+        folder = tmp_path_factory.mktemp(f"process_{seed}")
+        arguments = json.dumps({**task, "out": str(folder), "as_sets": True})
+        # The same number of threads, because it decides the order of sums and with it the last bits.
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        process = subprocess.Popen(
+            [sys.executable, "-c", FRESH_PROCESS, arguments], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        started.append((process, folder))
+    finished = []
+    for process, folder in started:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        finished.append(FreshProcess(json.loads(output.splitlines()[-1]), folder))
+    return finished
