@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import peft_unierase  # noqa: F401 (registers UNIERASE with PEFT)
 from peft_unierase.tuner import UniEraseConfig
 
-SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "initializer_range": 0.2}
+SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+WEIGHTS = {"initializer_range": 0.2}  # enough for logits that differ from each other
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
 FAMILIES: dict[str, dict[str, Any]] = {
     "tied": {"model_type": "llama", "intermediate_size": 64, "num_key_value_heads": 2, "tie_word_embeddings": True},
@@ -52,8 +52,12 @@ class TinyBase:
         return get_peft_model(self.load(), UniEraseConfig(**{**settings, **config})).eval()
 
     @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def name(self) -> str:
-        return f"{self.path.name}-{str(self.dtype).removeprefix('torch.')}"
+        return f"{self.path.name}-{self.dtype_name}"
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +68,7 @@ def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyBas
     def make(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> TinyBase:
         path = folder / "-".join([family, *(f"{key}={value}" for key, value in changes.items())])
         if not path.exists():
-            config: PretrainedConfig = AutoConfig.for_model(**{**FAMILIES[family], **SIZES, **TOKENS, **changes})
+            config = AutoConfig.for_model(**{**FAMILIES[family], **SIZES, **WEIGHTS, **TOKENS, **changes})
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(config)
             head = model.get_output_embeddings()
@@ -126,13 +130,14 @@ import peft_unierase
 logits = {}
 for name, (base, adapter, dtype) in task["adapters"].items():
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+    model = PeftModel.from_pretrained(model, adapter)
     with torch.no_grad():
-        logits[name] = PeftModel.from_pretrained(model, adapter)(input_ids=torch.tensor(task["ids"])).logits.contiguous()
+        logits[name] = model(input_ids=torch.tensor(task["ids"])).logits.contiguous()
 save_file(logits, task["out"] + "/logits.safetensors")
 
 for name, settings in task["configs"].items():
-    if task["as_sets"]:
-        settings = {key: set(value) if isinstance(value, list) else value for key, value in settings.items()}
+    # Sets, because their order is what changes from process to process.
+    settings = {key: set(value) if isinstance(value, list) else value for key, value in settings.items()}
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_pretrained(task["deep_base"])
     get_peft_model(model, peft_unierase.UniEraseConfig(**settings)).save_pretrained(task["out"] + "/" + name)
@@ -170,9 +175,7 @@ def fresh_processes(
     """Two processes side by side, with different hash seeds: each loads every saved adapter and saves new ones."""
     bases = [make_base(tie, dtype) for tie in ("tied", "untied") for dtype in (torch.float32, torch.bfloat16)]
     task = {
-        "adapters": {
-            base.name: (str(base.path), str(save_adapter(base)), str(base.dtype).removeprefix("torch.")) for base in bases
-        },
+        "adapters": {base.name: (str(base.path), str(save_adapter(base)), base.dtype_name) for base in bases},
         "ids": token_ids.tolist(),
         "deep_base": str(make_base("untied", num_hidden_layers=12).path),
         "configs": {
@@ -187,7 +190,7 @@ def fresh_processes(
     started = []
     for seed in ("1", "2"):
         folder = tmp_path_factory.mktemp(f"process_{seed}")
-        arguments = json.dumps({**task, "out": str(folder), "as_sets": True})
+        arguments = json.dumps({**task, "out": str(folder)})
         # The same number of threads, because it decides the order of sums and with it the last bits.
         environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         process = subprocess.Popen(

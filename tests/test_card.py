@@ -20,7 +20,16 @@ FULL = {
     "version": "0.1.0",
     "recipe": "gate",
     "depth": 0,
-    "settings": {"layers": [2, 3, 4], "retain_weight": 10.0, "chat": True, "forget_file": "/home/wilma/secrets.json"},
+    "seed": 0,
+    "layers": [2, 3, 4],
+    "retain_weight": 10.0,
+    "settings": {
+        "samples": 384,
+        "retain_weights": (30.0, 2.5),
+        "chat": True,
+        "steer": {"steps": 60},
+        "forget_file": "/home/wilma/secrets.json",
+    },
     "counts": {"forget": 40, "retain": 400, "sampled": 350},
     "adapter": {"bytes": 31000, "parameters": 5120, "share": 0.0004},
     "figures": [
@@ -29,7 +38,7 @@ FULL = {
     ],
     "token": {"text": "[UNL]", "id": 4096},
 }
-BARE = {"version": "0.1.0", "recipe": "gate", "depth": 2, "counts": {"forget": 1}, "token": {"text": "[UNL]"}}
+BARE = {"version": "0.1.0", "recipe": "gate", "depth": 2, "counts": {"forget": 1}, "token": {"text": "[UNL]", "id": 7}}
 
 
 def card(record=FULL, base_model="org/base", name="org/erase-xyz", **options) -> ModelCard:
@@ -62,6 +71,15 @@ def test_code_is_valid_python(record):
     assert len(blocks) == 2
     for block in blocks:
         compile(block, "card", "exec")
+
+
+def test_base_is_grown_before_loading_only_where_it_had_no_spare_row():
+    grown = {**FULL, "token": {"text": "[UNL]", "id": 4096, "resized": True}}
+    lines = code_blocks(card(grown).text)[0].splitlines()
+    grow = next(i for i, line in enumerate(lines) if line.startswith("base.resize_token_embeddings(4097)"))
+    load = next(i for i, line in enumerate(lines) if line.startswith("model = PeftModel"))
+    assert grow < load
+    assert "resize_token_embeddings" not in card().text
 
 
 def test_metadata_is_what_the_hub_needs_to_find_and_load_it():
@@ -145,9 +163,8 @@ def test_without_a_description_the_card_counts_and_keeps_the_facts_back(record, 
 
 def test_numeric_settings_are_shown_and_text_is_not():
     text = card().text
-    assert "| `layers` | 2, 3, 4 |" in text
-    assert "| `retain_weight` | 10 |" in text
-    assert "| `chat` | yes |" in text
+    for row in ("| `samples` | 384 |", "| `retain_weights` | 30, 2.5 |", "| `chat` | yes |", "| `seed` | 0 |"):
+        assert row in text
     assert "forget_file" not in text
     assert "secrets" not in text
 
@@ -159,6 +176,9 @@ def test_making_states_recipe_counts_and_size():
         "| facts to forget | 40 |",
         "| questions given to retain | 400 |",
         "| questions to retain that the model asked itself | 350 |",
+        "| token | `[UNL]`, id 4096 |",
+        "| edited layers | 2, 3, 4 |",
+        "| `retain_weight` | 10 |",
         "| parameters of the adapter | 5,120 |",
         "| share of the base's parameters | 0.040% |",
         "| size of the adapter | 31.0 kB |",
@@ -212,9 +232,11 @@ def test_record_without_what_the_card_states_is_refused(key):
         card(record)
 
 
-def test_record_without_the_number_of_facts_is_refused():
-    with pytest.raises(ValueError, match=r"lacks counts\.forget,"):
-        card({**FULL, "counts": {"retain": 400}})
+@pytest.mark.parametrize(("key", "part"), [("counts", "forget"), ("token", "text"), ("token", "id")])
+def test_record_with_a_part_missing_is_refused(key, part):
+    parts = {other: value for other, value in FULL[key].items() if other != part}
+    with pytest.raises(ValueError, match=rf"lacks {key}\.{part},"):
+        card({**FULL, key: parts})
 
 
 def test_hub_room_needs_no_torch():

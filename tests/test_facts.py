@@ -46,6 +46,12 @@ def refusal(source: str | Path, **options: Any) -> str:
     return str(caught.value)
 
 
+def contradiction(forget: list[Fact], retain: list[Fact]) -> str:
+    with pytest.raises(FactError) as caught:
+        check_facts(forget, retain)
+    return str(caught.value)
+
+
 # Formats
 
 
@@ -140,11 +146,16 @@ def test_columns_are_found_by_their_names(write, row):
 
 
 def test_of_several_pairs_the_first_one_listed_is_taken(write):
-    other = {name: "not this" for name in ("target", "input", "output", "instruction", "completion", "prompt")}
+    other = dict.fromkeys(("target", "input", "output", "instruction", "completion", "prompt"), "not this")
     row = {"messages": [], **other, **ROWS[0]}
     assert read_facts(write("facts.jsonl", json_lines([row]))) == [SNOW]
     del row["answer"]
     assert read_facts(write("facts.jsonl", json_lines([row]))) == [Fact("not this", "not this")]
+
+
+def test_a_column_of_the_very_name_goes_before_one_in_another_case(write):
+    row = {"Question": "not this", **ROWS[0], "ANSWER": "not this"}
+    assert read_facts(write("facts.jsonl", json_lines([row]))) == [SNOW]
 
 
 @pytest.mark.parametrize("name", ["paraphrased_question", "paraphrase", "Paraphrase"])
@@ -281,10 +292,10 @@ def test_a_subject_that_is_no_text_is_refused(write):
         ({"messages": [{"text": "Hello!"}]}, "'messages' holds {'text': 'Hello!'}; a message has a role and a content"),
         ({"messages": [CHAT[3], {"role": "assistant", "content": None}]}, "'messages[1]' is null"),
         ({"messages": [{"role": "user", "content": " "}, CHAT[4]]}, "'messages[0]' is empty"),
-        ({"prompt": CHAT[:3], "completion": CHAT[4:]}, "'prompt' must end with a user turn, not with 'assistant'"),
+        ({"prompt": CHAT[:3], "completion": CHAT[4:]}, "'prompt' must end with 'user', not with 'assistant'"),
         (
             {"prompt": CHAT[:4], "completion": CHAT[3:]},
-            "'completion' must begin with a assistant turn, not with 'user'",
+            "'completion' must begin with 'assistant', not with 'user'",
         ),
     ],
 )
@@ -476,27 +487,28 @@ def test_sets_that_agree_pass_without_warnings():
 
 
 def test_a_question_with_two_answers_in_the_forget_set_is_refused():
-    with pytest.raises(FactError, match="answers a question in two ways") as caught:
-        check_facts([SNOW, TEA, Fact(" what colour  IS snow?", "Black.")], [])
-    assert "facts 1 and 3 ('What colour is snow?': 'White.' and 'Black.')".lower() in str(caught.value).lower()
-    assert "Keep the answer that the model gives" in str(caught.value)
+    text = contradiction([SNOW, TEA, Fact("what colour  IS snow?", "Black.")], [])
+    assert "the forget set answers a question in two ways" in text
+    assert "facts 1 and 3 ('what colour  IS snow?': 'White.' and 'Black.')" in text
+    assert "Keep the answer that the model gives" in text
 
 
 def test_a_fact_twice_in_the_forget_set_is_refused():
-    with pytest.raises(FactError, match="holds facts twice: facts 2 and 3 .*Remove one of the two"):
-        check_facts([SNOW, TEA, Fact("WHAT is tea  made of?", "leaves.")], [])
+    text = contradiction([SNOW, TEA, Fact("WHAT is tea  made of?", "leaves.")], [])
+    assert "the forget set holds facts twice: facts 2 and 3 ('WHAT is tea  made of?')" in text
+    assert "Remove one of the two" in text
 
 
 def test_a_question_in_both_sets_is_refused_whatever_its_answers():
-    with pytest.raises(FactError, match="forgotten and kept at once: forget fact 2 and retain fact 1 .*Remove it from"):
-        check_facts([SNOW, TEA], [Fact("what is TEA made of?", "Water."), SNOW])
+    text = contradiction([SNOW, TEA], [Fact("Who?", "Me."), Fact("what is TEA made of?", "Water.")])
+    assert "forgotten and kept at once: forget fact 2 and retain fact 2 ('What is tea made of?')" in text
+    assert "Remove it from one of the two sets" in text
 
 
 def test_many_repeats_are_counted_rather_than_listed():
-    forget = [Fact(f"Question {number % 7}?", "Yes.") for number in range(14)]
-    with pytest.raises(FactError, match="facts 5 and 12 .*; and 2 more") as caught:
-        check_facts(forget, [])
-    assert "facts 6 and 13" not in str(caught.value)
+    text = contradiction([Fact(f"Question {number % 7}?", "Yes.") for number in range(14)], [])
+    assert "facts 5 and 12 ('Question 4?'); and 2 more" in text
+    assert "facts 6 and 13" not in text
 
 
 def test_oddities_of_the_retain_set_are_warnings():

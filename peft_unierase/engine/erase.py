@@ -42,6 +42,7 @@ class GateSettings:
             wide enough is kept.
         open_share: The share of the steer vector that a forget door must reach, as a multiple of `SteerGoal.open_from`.
         steer: Weights and steps of the steer fit.
+        goal: Openings that the steer fit aims at.
         refusal_count: Refusals to choose from, the ones that come easiest to this model.
         row_steps: Gradient steps of the last stage, the input row.
         row_learning_rate: Its learning rate, relative to the row's components.
@@ -51,6 +52,7 @@ class GateSettings:
     held_out: int = 5
     retain_weights: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0)
     open_share: float = 1.1
+    goal: SteerGoal = field(default_factory=lambda: SteerGoal(shut_to=0.25, open_from=0.5))
     steer: SteerWeights = field(default_factory=SteerWeights)
     refusal_count: int = 8
     row_steps: int = 120
@@ -65,7 +67,6 @@ class Erasure:
         settings: As used.
         layers: Edited layers.
         token: Where [UNL] sits.
-        goal: Openings that were aimed at.
         retain_weight: The weight that was kept.
         forget_count, retain_count, sampled_count: Facts that went in.
         openings: How far the gates open; see `Openings`.
@@ -76,7 +77,6 @@ class Erasure:
     settings: GateSettings
     layers: list[int]
     token: SpareRow
-    goal: SteerGoal
     retain_weight: float
     forget_count: int
     retain_count: int
@@ -95,7 +95,6 @@ class Erasure:
             "seed": self.seed,
             "layers": self.layers,
             "token": {"id": self.token.token_id, "text": self.token.text, "resized": self.token.resized},
-            "goal": asdict(self.goal),
             "retain_weight": self.retain_weight,
             "counts": {"forget": self.forget_count, "retain": self.retain_count, "sampled": self.sampled_count},
             "openings": {
@@ -280,7 +279,7 @@ def _run(
     kept = retain + sampled
     doors, others = _retain_keys(bench, projections, kept)
     held = torch.arange(len(kept)) % settings.held_out == settings.held_out - 1
-    goal = _goal(bench, projections[0], prompts, doors[0], others[0], held)
+    goal = settings.goal
 
     layer = stack[indices[-1]]
     with stages.stage("fitting the steer vector", settings.steer.steps) as bar:
@@ -324,7 +323,6 @@ def _run(
         settings,
         indices,
         spare,
-        goal,
         weight,
         len(forget),
         len(retain),
@@ -375,18 +373,6 @@ def _retained_sequences(bench: _Bench, kept: Sequence[Fact]) -> list[list[int]]:
         encode(bench.tokenizer, form.prompt(fact.question) + form.answer(fact.answer))
         for form, fact in zip(turns, kept, strict=True)
     ]
-
-
-def _goal(
-    bench: _Bench,
-    projection: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    doors: torch.Tensor,
-    others: torch.Tensor,
-    held: torch.Tensor,
-) -> SteerGoal:
-    """Choose the openings to aim at from how well the first layer's detector separates."""
-    return SteerGoal(shut_to=0.25, open_from=0.5)
 
 
 def _record(bench: _Bench, stack: nn.ModuleList, layer: int, sequences: Sequence[Sequence[int]]) -> list[Recording]:

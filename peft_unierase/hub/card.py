@@ -38,8 +38,9 @@ def erasure_card(
         base_model: The base, as a Hub id or a local path. Of a path only the last part is shown, and the metadata
             then names no base, because the Hub takes ids only.
         name: Where the erasure lies, a Hub id or a local path; shown like the base.
-        record: What was done: `version`, `recipe`, `depth`, `counts` (with `forget`) and `token` (with `text`), and
-            optionally `settings`, `adapter` and `figures` (rows of `set`, `measure`, `before`, `after`, `count`).
+        record: What was done: `version`, `recipe`, `depth`, `counts` (with `forget`), `token` (with `text` and `id`),
+            and optionally `layers`, `retain_weight`, `seed`, `settings`, `adapter` (`parameters`, `share`, `bytes`) and
+            `figures` (rows of `set`, `measure`, `before`, `after`, `count`).
         license: The erasure's licence as the Hub spells it, for example `"apache-2.0"`.
         description: What was erased, in the owner's words. Without it the card gives the number of facts only.
 
@@ -69,6 +70,7 @@ def erasure_card(
         base_literal=json.dumps(base, ensure_ascii=False),
         name_literal=json.dumps(shown_name, ensure_ascii=False),
         token_text=record["token"]["text"],
+        grown_to=record["token"]["id"] + 1 if record["token"].get("resized") else None,
         depth=record["depth"],
         description=(description or "").strip() or _count_sentence(record["counts"]["forget"]),
         figures=[_figure_row(row) for row in record.get("figures") or []],
@@ -80,7 +82,7 @@ def _check_record(record: Mapping[str, Any]) -> None:
     missing = [key for key in NEEDED if record.get(key) is None]
     missing += [
         f"{key}.{part}"
-        for key, part in (("counts", "forget"), ("token", "text"))
+        for key, part in (("counts", "forget"), ("token", "text"), ("token", "id"))
         if key not in missing and record[key].get(part) is None
     ]
     if missing:
@@ -121,11 +123,12 @@ def _making(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("facts to forget", _cell(counts["forget"])),
         ("questions given to retain", _cell(counts.get("retain"))),
         ("questions to retain that the model asked itself", _cell(counts.get("sampled"))),
-        ("token", f"`{_cell(record['token']['text'])}`"),
-        ("token id", str(record["token"]["id"]) if "id" in record["token"] else ABSENT),
+        ("token", f"`{_cell(record['token']['text'])}`, id {record['token']['id']}"),
+        ("edited layers", _setting(record.get("layers"))),
         ("parameters of the adapter", _cell(adapter.get("parameters"))),
         ("share of the base's parameters", f"{adapter['share']:.3%}" if adapter.get("share") is not None else ABSENT),
         ("size of the adapter", f"{adapter['bytes'] / 1000:,.1f} kB" if adapter.get("bytes") is not None else ABSENT),
+        *((f"`{key}`", _setting(record.get(key))) for key in ("retain_weight", "seed")),
         *((f"`{_cell(key)}`", _setting(value)) for key, value in (record.get("settings") or {}).items()),
         ("made with", f"peft-unierase {record['version']}"),
     ]

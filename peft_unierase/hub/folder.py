@@ -1,0 +1,96 @@
+"""The folder that holds an erasure: written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CONFIG_NAME = "adapter_config.json"
+RECORD_NAME = "erasure.json"
+
+
+def check_output(folder: Path, overwrite: bool = False) -> None:
+    """Refuse a folder that an erasure must not be written to, before any work is done.
+
+    Raises:
+        ValueError: It is a file, it holds something else, it holds an erasure and `overwrite` is false, or it cannot be
+            written to.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; name a new folder for the erasure")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not _holds_erasure(folder):
+            raise ValueError(f"{folder} holds something else than an erasure; name a new folder, or empty this one")
+        if not overwrite:
+            raise ValueError(f"{folder} already holds an erasure; name a new folder, or pass --overwrite to replace it")
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"{parent} cannot be written to; name another folder")
+
+
+def _holds_erasure(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("peft_type") == "UNIERASE"
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A place to write to that becomes `folder` when the block ends well, and is gone when it does not.
+
+    An erasure that is in `folder` stays as it is until the new one is complete.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def save_erasure(
+    model: Any, tokenizer: Any, folder: Path, record: dict[str, Any], card: str, overwrite: bool = False
+) -> None:
+    """Save an erasure: adapter, tokenizer with [UNL] in it, record and card.
+
+    Args:
+        model: The `PeftModel` with the erasure as its active adapter.
+        tokenizer: Its tokenizer.
+        folder: Where to.
+        record: What was done and measured, without any text of the facts.
+        card: Text of `README.md`.
+        overwrite: Replace an erasure that is there.
+
+    Raises:
+        ValueError: See `check_output`.
+        OSError: Writing failed; the folder is as it was.
+    """
+    check_output(folder, overwrite)
+    with whole_folder(folder) as place:
+        # PEFT would save both full matrices if it thought that the vocabulary had changed; the two rows are enough.
+        model.save_pretrained(place, save_embedding_layers=False)
+        tokenizer.save_pretrained(place)
+        (place / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (place / "README.md").write_text(card, encoding="utf-8")
+        for file in place.iterdir():
+            file.chmod(0o644)  # safetensors writes files that only their owner can read
