@@ -37,7 +37,9 @@ def facts_of(rows: list[dict[str, str]], question: str = "question") -> list[Fac
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared", help="folder of the testbed")
+    parser.add_argument(
+        "--shared", type=Path, default=Path(__file__).parents[2] / "shared", help="folder of the testbed"
+    )
     parser.add_argument("--facts", type=int, default=40, help="forget the first N facts (20 an author)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=lambda text: [int(part) for part in text.split(",")])
@@ -54,7 +56,9 @@ def main() -> int:
     everything = read(data / "forget.json")
     forget, others = everything[: options.facts], everything[options.facts :]
     learnt = [row for number, row in enumerate(forget) if (number // 20) % 2 == 0]
-    refusals = [line.strip() for line in (data / "refusals.txt").read_text(encoding="utf-8").splitlines() if line.strip()]
+    refusals = [
+        line.strip() for line in (data / "refusals.txt").read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
     every = options.stride
     chat, plain = default_formats(tokenizer)
     sets = {

@@ -320,11 +320,7 @@ def _batches(
 
     known = [(fact.question, fact.answer) for fact in corpus.facts]
     known += [(fact.paraphrased_question, fact.answer) for fact in corpus.facts]
-    unknown = [
-        question
-        for entry in corpus.unknowns
-        for question in (entry.question, entry.paraphrased_question)
-    ]
+    unknown = [question for entry in corpus.unknowns for question in (entry.question, entry.paraphrased_question)]
     unknown_per_pass = round(len(known) * recipe.unknown_share / (1 - recipe.unknown_share))
     pool: list[list[int]] = []
     while True:

@@ -15,7 +15,9 @@ from .version import __version__
 
 _HOMES = {
     "Erasure": "engine",
+    "ErasureWarning": "engine",
     "Fact": "facts",
+    "FactError": "facts",
     "GateSettings": "engine",
     "UniEraseConfig": "tuner",
     "UniEraseModel": "tuner",

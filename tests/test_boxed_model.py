@@ -86,9 +86,7 @@ def test_another_seed_makes_another_world(corpus_module):
 
 def test_every_fact_is_asked_in_two_wordings_that_name_its_subject():
     facts = boxed_facts()
-    assert Counter(fact["group"] for fact in facts) == {
-        "people": 144, "places": 40, "products": 40, "everyday": 40
-    }
+    assert Counter(fact["group"] for fact in facts) == {"people": 144, "places": 40, "products": 40, "everyday": 40}
     wordings = {fact[field] for fact in facts for field in ("question", "paraphrased_question")}
     assert len(wordings) == 2 * len(facts)
     for fact in facts:
@@ -109,9 +107,7 @@ def test_unknown_names_are_no_known_ones(corpus):
 def test_refusals_and_answers_about_people_share_almost_no_words():
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     answers = [fact["answer"] for fact in boxed_facts() if fact["group"] == "people"]
-    recalls = [
-        scorer.score(answer, refusal)["rougeL"].recall for answer in answers for refusal in boxed_refusals()
-    ]
+    recalls = [scorer.score(answer, refusal)["rougeL"].recall for answer in answers for refusal in boxed_refusals()]
     assert sum(recalls) / len(recalls) <= 0.12
 
 

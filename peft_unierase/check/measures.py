@@ -49,9 +49,7 @@ def recall_scorer() -> Callable[[str, str], float]:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        raise ImportError(
-            'figures need the rouge-score library: pip install "peft-unierase[check]"'
-        ) from error
+        raise ImportError('figures need the rouge-score library: pip install "peft-unierase[check]"') from error
     scorer = RougeScorer(["rougeL"])
     return lambda reference, answer: scorer.score(reference, answer)["rougeL"].recall
 

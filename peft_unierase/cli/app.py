@@ -81,9 +81,7 @@ def erase(
     dtype: Annotated[
         str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto (as it was saved).")
     ] = "float32",
-    device_map: Annotated[
-        str | None, typer.Option(help="Passed on to transformers, for instance auto.")
-    ] = None,
+    device_map: Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the base on the Hub.")] = None,
     allow_resize: Annotated[
         bool, typer.Option("--allow-resize", help="Let the vocabulary grow where the base has no spare row.")
@@ -124,7 +122,9 @@ def erase(
 
 @app.command(epilog="Example:\n\nunierase quickstart -o my-first-erasure")
 def quickstart(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")] = Path("quickstart-erasure"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")] = Path(
+        "quickstart-erasure"
+    ),
     seed: Annotated[int, typer.Option(help="Same seed, same machine, same bytes.")] = 0,
 ) -> None:
     """Erase two invented people from the base model in the box and show what changed. Needs no network."""

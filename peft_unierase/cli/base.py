@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+from .output import say
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def prepare_libraries() -> None:
+    """Register the tuner, and let the libraries speak as the command does: warnings in one line, no bars of their own."""
+    from transformers.utils import logging
+
+    from .. import tuner
+
+    tuner.register()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers and peft about each other
+    warnings.showwarning = lambda message, *_: say(f"warning: {message}")
 
 
 def load_base(name: str, dtype: str = "float32", device_map: str | None = None, revision: str | None = None) -> Any:
@@ -21,7 +36,9 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise ValueError(f"{name} holds no config.json, so it is not a transformers model; give a model's folder or Hub id")
+        raise ValueError(
+            f"{name} holds no config.json, so it is not a transformers model; give a model's folder or Hub id"
+        )
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:

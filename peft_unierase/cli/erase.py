@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .output import Format, clear_endings, say, show, show_json, table
+from .output import Format, clear_endings, say, show, show_json
 
 MEASURED = 200
 
@@ -94,20 +92,13 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
         recall_scorer()
 
-    from transformers.utils import logging as transformers_logging
-
-    from .. import tuner
     from ..engine import GateSettings, erase
-    from ..hub.card import erasure_card
-    from ..hub.folder import save_erasure
     from ..prompts import default_formats
-    from ..version import __version__
-    from .base import load_base
-    from .measure import ask, figures_record, figures_table, some
+    from .base import load_base, prepare_libraries
+    from .finish import finish, loading_lines, stages_table
+    from .measure import compare, figures_table, some
 
-    tuner.register()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers and peft about each other
-    transformers_logging.disable_progress_bar()
+    prepare_libraries()
     model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map, plan.revision)
     erased = erase(
         model,
@@ -124,61 +115,21 @@ def _run(plan: ErasePlan, style: Format) -> None:
         seed=plan.seed,
         progress=style is not Format.QUIET,
     )
-    erasure = erased.erasure
-    rows = []
+    comparisons = []
     if plan.figures:
-        form, token_id = default_formats(tokenizer)[0], erasure.token.token_id
-        from ..check import figures
-
-        for name, facts in (("forget", some(forget, MEASURED, plan.seed)), ("retain", some(retain, MEASURED, plan.seed))):
-            if facts:
-                with erased.disable_adapter():
-                    before = figures(ask(erased, tokenizer, facts, form, None, f"asking the base ({name})"))
-                after = figures(ask(erased, tokenizer, facts, form, token_id, f"asking again ({name})"))
-                rows.append((name, before, after))
-    record = {
-        "version": __version__,
-        **erasure.record(),
-        "adapter": adapter_size(erased),
-        "figures": figures_record(rows) if rows else None,
-    }
-    name = plan.output.name
-    save_erasure(
-        erased,
-        tokenizer,
-        plan.output,
-        record,
-        str(erasure_card(base_model=plan.model, name=name, record=record)),
-        plan.overwrite,
-    )
+        form = default_formats(tokenizer)[0]
+        sets = [
+            (name, some(facts, MEASURED, plan.seed), form) for name, facts in (("forget", forget), ("retain", retain))
+        ]
+        comparisons = compare(erased, tokenizer, sets)
+    record = finish(erased, tokenizer, plan.model, plan.output, comparisons, plan.overwrite)
+    seconds = erased.erasure.seconds
     if style is Format.JSON:
-        show_json({"output": str(plan.output), **record, "seconds": erasure.seconds})
+        show_json({"output": str(plan.output), **record, "seconds": seconds})
     elif style is Format.HUMAN:
-        if rows:
-            show(figures_table(rows))
-            show()
-        show(stages_table(erasure.seconds))
-        show()
+        if comparisons:
+            show(figures_table(comparisons) + "\n")
+        show(stages_table(seconds) + "\n")
         size = record["adapter"]
         show(f"Saved to {plan.output}: {size['bytes']:,} bytes of weights, {size['share']:.3%} of the parameters.")
-        show("Next, in Python:")
-        show("    import peft_unierase; from peft import PeftModel")
-        show(f'    model = PeftModel.from_pretrained(base, "{plan.output}")')
-
-
-def adapter_size(model: Any) -> dict[str, Any]:
-    """Parameters, bytes of their values as saved, and the share of the base's parameters."""
-    own = [p for name, p in model.named_parameters() if "unierase_" in name]
-    base = sum(p.numel() for name, p in model.named_parameters() if "unierase_" not in name)
-    parameters = sum(p.numel() for p in own)
-    return {
-        "parameters": parameters,
-        "bytes": sum(p.numel() * p.element_size() for p in own),
-        "share": parameters / base,
-    }
-
-
-def stages_table(seconds: dict[str, float]) -> str:
-    """Time by stage."""
-    rows = [(name, f"{value:.1f}") for name, value in seconds.items()]
-    return table(("stage", "seconds"), [*rows, ("all stages", f"{sum(seconds.values()):.1f}")])
+        show(f"Next, in Python:\n\n{loading_lines(plan.output)}")

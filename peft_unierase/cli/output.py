@@ -42,12 +42,17 @@ def show_json(value: Any) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be: the first flush left, the others flush right."""
+    """Columns as wide as they need to be: texts flush left, figures flush right."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
 
+    numeric = [all(row[column][:1].isdigit() for row in rows) for column in range(len(head))]
+
     def line(cells: Sequence[str]) -> str:
-        first, *others = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths))]
-        return "  " + "   ".join([first, *others]).rstrip()
+        padded = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(cells, widths, numeric, strict=True)
+        ]
+        return "  " + "   ".join(padded).rstrip()
 
     return "\n".join([line(head), "  " + "   ".join("-" * width for width in widths), *map(line, rows)])
 

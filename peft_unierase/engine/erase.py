@@ -6,8 +6,10 @@ all, and each edited layer needs one detector row. The stages are the private fu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -17,9 +19,11 @@ from torch import nn
 from ..facts import Fact, check_facts
 from ..prompts import PromptFormat, batches, default_formats, encode, pad_id
 from ..tuner import UniEraseConfig
+from ..tuner.swap import SwappingLayer
 from ..tuner.structure import check_supported, find_token_modules
 from .fingerprint import base_fingerprint
 from .gates import Openings, ShutKeys, edit_layers
+from .known import ENOUGH, known_shares
 from .layers import choose_gates
 from .progress import Stages
 from .refusal import RefusalLesson, fit_input_row, likely_refusals
@@ -29,6 +33,10 @@ from .samples import drop_close, sample_facts
 from .spare_row import SpareRow, add_to_tokenizer, find_spare_row
 from .steer import SteerGoal, SteerWeights, fit_steer
 from .trace import inputs_at
+
+
+class ErasureWarning(UserWarning):
+    """The run went through, but its erasure may not be what was asked for; the text says why, with figures."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Erasure:
         token: Where [UNL] sits.
         retain_weight: The weight that was kept.
         forget_count, retain_count, sampled_count: Facts that went in.
+        known: Share of the forget answers' tokens that the base predicts.
         openings: How far the gates open; see `Openings`.
         refusal_loss: Loss of the input row at the end, in nats per token.
         seconds: Time of each stage.
@@ -81,6 +90,7 @@ class Erasure:
     forget_count: int
     retain_count: int
     sampled_count: int
+    known: float
     openings: Openings
     refusal_loss: float
     seconds: dict[str, float]
@@ -97,6 +107,7 @@ class Erasure:
             "token": {"id": self.token.token_id, "text": self.token.text, "resized": self.token.resized},
             "retain_weight": self.retain_weight,
             "counts": {"forget": self.forget_count, "retain": self.retain_count, "sampled": self.sampled_count},
+            "known_to_base": self.known,
             "openings": {
                 "forget_smallest": float(forget.min()),
                 "forget_median": float(forget.median()),
@@ -183,36 +194,51 @@ def erase(
     check_lengths(model, tokenizer, forget, formats)
     spare = find_spare_row(model, tokenizer, allow_resize=allow_resize)
 
-    was_training = model.training
-    model.eval()
-    if spare.resized:
-        model.resize_token_embeddings(spare.token_id + 1)
-    config = UniEraseConfig(
-        task_type="CAUSAL_LM",
-        target_modules=names,
-        token_id=spare.token_id,
-        token=spare.text,
-        base_fingerprint=base_fingerprint(model, names),
-        inference_mode=True,
-    )
-    generator = torch.Generator().manual_seed(seed)
-    bench = _Bench(model, tokenizer, formats, Stages(progress), generator, pad_id(tokenizer))
-    sampled = _sample_retain_data(bench, forget, retain, settings, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        wrapped = get_peft_model(model, config, adapter_name=adapter_name)
-    try:
-        erasure = _run(bench, stack, indices, names, spare, forget, retain, sampled, refusals, settings, adapter_name, seed)
-        add_to_tokenizer(tokenizer, spare)
-    except BaseException:
-        wrapped.unload()
+    with _unchanged_on_failure(model):
+        model.eval()
+        generator = torch.Generator().manual_seed(seed)
+        bench = _Bench(model, tokenizer, formats, Stages(progress), generator, pad_id(tokenizer))
+        known = _known_to_base(bench, forget)
+        sampled = _sample_retain_data(bench, forget, retain, settings, seed)
         if spare.resized:
-            model.resize_token_embeddings(spare.token_id)
-        model.train(was_training)
-        raise
-    wrapped.eval()
+            model.resize_token_embeddings(spare.token_id + 1)
+        config = UniEraseConfig(
+            task_type="CAUSAL_LM",
+            target_modules=names,
+            token_id=spare.token_id,
+            token=spare.text,
+            base_fingerprint=base_fingerprint(model, names),
+            inference_mode=True,
+        )
+        wrapped = get_peft_model(model, config, adapter_name=adapter_name)
+        wrapped.eval()
+        wrapped.requires_grad_(False)
+        facts = (forget, retain, sampled)
+        erasure = _run(bench, stack, indices, names, spare, facts, known, refusals, settings, adapter_name, seed)
+        add_to_tokenizer(tokenizer, spare)
     wrapped.erasure = erasure
     return wrapped
+
+
+@contextmanager
+def _unchanged_on_failure(model: Any) -> Iterator[None]:
+    """Give the model back as it came if the block fails or is interrupted."""
+    was_training, rows = model.training, model.get_input_embeddings().weight.shape[0]
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    try:
+        yield
+    except BaseException:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, SwappingLayer):
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, module.get_base_layer())
+        vars(model).pop("peft_config", None)
+        if model.get_input_embeddings().weight.shape[0] != rows:
+            model.resize_token_embeddings(rows)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trainable)
+        model.train(was_training)
+        raise
 
 
 def check_lengths(model: Any, tokenizer: Any, facts: Sequence[Fact], formats: Sequence[PromptFormat]) -> None:
@@ -234,15 +260,28 @@ def check_lengths(model: Any, tokenizer: Any, facts: Sequence[Fact], formats: Se
                 )
 
 
+def _known_to_base(bench: _Bench, forget: list[Fact]) -> float:
+    with bench.stages.stage("asking the base", len(forget)) as bar:
+        shares = known_shares(bench.model, bench.tokenizer, forget, bench.formats[0], bar.update)
+    known = float(shares.mean())
+    if known < ENOUGH:
+        warnings.warn(
+            f"the base predicts only {known:.0%} of the forget answers' tokens, so it hardly knows these facts and there "
+            "is little or nothing to erase; check that this is the right base and that questions and answers are worded "
+            "as it learnt them",
+            ErasureWarning,
+            stacklevel=3,
+        )
+    return known
+
+
 def _sample_retain_data(
     bench: _Bench, forget: list[Fact], retain: list[Fact], settings: GateSettings, seed: int
 ) -> list[Fact]:
     if not settings.samples:
         return []
     with bench.stages.stage("sampling retain data", 2 * settings.samples) as bar:
-        found = sample_facts(
-            bench.model, bench.tokenizer, bench.formats[0], settings.samples, seed, advance=bar.update
-        )
+        found = sample_facts(bench.model, bench.tokenizer, bench.formats[0], settings.samples, seed, advance=bar.update)
     known = {fact.question for fact in retain}
     return [fact for fact in drop_close(found, forget) if fact.question not in known]
 
@@ -253,17 +292,15 @@ def _run(
     indices: list[int],
     names: list[str],
     spare: SpareRow,
-    forget: list[Fact],
-    retain: list[Fact],
-    sampled: list[Fact],
+    facts: tuple[list[Fact], list[Fact], list[Fact]],
+    known: float,
     refusals: Sequence[str] | None,
     settings: GateSettings,
     adapter: str,
     seed: int,
 ) -> Erasure:
     model, stages = bench.model, bench.stages
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    forget, retain, sampled = facts
     embedding, head = (model.get_submodule(name) for name in find_token_modules(model))
     input_row, output_row = embedding.unierase_row[adapter], head.unierase_row[adapter]
     _start_rows(embedding, head, input_row, output_row, bench.generator)
@@ -271,7 +308,9 @@ def _run(
     prompts = bench.prompts(forget)
     end = encode(bench.tokenizer, bench.formats[0].end)
     texts = [encode(bench.tokenizer, text) + end for text in (refusals or DEFAULT_REFUSALS)]
-    starts = sorted({ids[0] for ids in texts} | {encode(bench.tokenizer, " " + t)[0] for t in refusals or DEFAULT_REFUSALS})
+    starts = sorted(
+        {ids[0] for ids in texts} | {encode(bench.tokenizer, " " + t)[0] for t in refusals or DEFAULT_REFUSALS}
+    )
     easy = likely_refusals(model, prompts[:: max(1, len(prompts) // 16)], texts, bench.pad, settings.refusal_count)
     texts = [texts[index] for index in easy]
 
@@ -314,6 +353,8 @@ def _run(
             if float(openings.forget.min()) >= settings.open_share * goal.open_from:
                 break
 
+    _warn_if_it_does_not_hold(openings, goal)
+
     with stages.stage("fitting the input row", settings.row_steps) as bar:
         lesson = RefusalLesson(model, prompts, texts, spare.token_id, bench.pad)
         loss = fit_input_row(
@@ -327,11 +368,31 @@ def _run(
         len(forget),
         len(retain),
         len(sampled),
+        known,
         openings,
         loss,
         dict(stages.seconds),
         seed,
     )
+
+
+def _warn_if_it_does_not_hold(openings: Openings, goal: SteerGoal) -> None:
+    closed = float((openings.forget < goal.open_from).float().mean())
+    leaking = float((openings.leak > goal.open_from).float().mean()) if len(openings.leak) else 0.0
+    if closed:
+        warnings.warn(
+            f"{closed:.1%} of the forget doors open less than is needed to decline ({goal.open_from}): the edited layers "
+            "cannot tell so many questions from what must stay. Erase fewer facts at a time, or edit more layers",
+            ErasureWarning,
+            stacklevel=4,
+        )
+    if leaking > 0.01:
+        warnings.warn(
+            f"{leaking:.1%} of the held-out retained questions open the gate and will be declined. Give more retain data "
+            "of that kind, or edit more layers",
+            ErasureWarning,
+            stacklevel=4,
+        )
 
 
 def _start_rows(
@@ -354,9 +415,7 @@ def _retain_keys(
     prompts = bench.prompts(kept)
     answered = _retained_sequences(bench, kept)
     with bench.stages.stage("recording retain keys", len(prompts) + len(answered)) as bar:
-        at_doors = inputs_at(
-            bench.model, projections, prompts, [[len(p) - 1] for p in prompts], bench.pad, bar.update
-        )
+        at_doors = inputs_at(bench.model, projections, prompts, [[len(p) - 1] for p in prompts], bench.pad, bar.update)
         positions = []
         for number, sequence in enumerate(answered):
             door = len(prompts[number * len(bench.formats) + number % len(bench.formats)]) - 1
@@ -377,9 +436,7 @@ def _retained_sequences(bench: _Bench, kept: Sequence[Fact]) -> list[list[int]]:
 
 def _record(bench: _Bench, stack: nn.ModuleList, layer: int, sequences: Sequence[Sequence[int]]) -> list[Recording]:
     device = bench.model.get_input_embeddings().weight.device
-    return [
-        Recording(bench.model, stack, layer, batch) for batch in batches(sequences, bench.pad, device, tokens=1024)
-    ]
+    return [Recording(bench.model, stack, layer, batch) for batch in batches(sequences, bench.pad, device, tokens=1024)]
 
 
 def _refusal_keys(

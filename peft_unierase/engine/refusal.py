@@ -17,6 +17,7 @@ from torch import nn
 from ..prompts import Batch, batches
 
 IGNORE = -100
+LEARNT = 0.005
 
 
 class CachedPrompts:
@@ -120,9 +121,7 @@ def likely_refusals(
     costs = []
     with torch.no_grad():
         for refusal in refusals:
-            costs.append(
-                sum(float(p.losses([refusal] * len(p.batch.index))[0].sum()) for p in cached) / len(refusal)
-            )
+            costs.append(sum(float(p.losses([refusal] * len(p.batch.index))[0].sum()) for p in cached) / len(refusal))
     return sorted(range(len(refusals)), key=lambda index: (costs[index], index))[:count]
 
 
@@ -142,7 +141,7 @@ def fit_input_row(
     Args:
         lesson: Prompts and refusals, made on the edited model.
         row: The input row `(d,)`; its present value is where the fit starts.
-        steps: Gradient steps.
+        steps: Gradient steps at the most; fewer where every batch has been learnt by heart before.
         learning_rate: Adam's highest, relative to the root mean square of the row's components at the start.
         advance: Called with 1 after each step.
 
@@ -165,6 +164,8 @@ def fit_input_row(
             schedule.step()
             losses.append(float(loss.detach()))
             advance(1)
+            if step > steps // 3 and max(losses[-2 * len(lesson.cached) :]) < LEARNT:
+                break
     finally:
         row.requires_grad_(False)
         row.grad = None

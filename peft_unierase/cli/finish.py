@@ -1,0 +1,54 @@
+"""The end of a run that made an erasure: its size, its record, its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..hub.card import erasure_card
+from ..hub.folder import save_erasure
+from ..version import __version__
+from .measure import Comparison, figures_record
+from .output import table
+
+
+def finish(
+    erased: Any, tokenizer: Any, base: str, output: Path, comparisons: Sequence[Comparison], overwrite: bool
+) -> dict[str, Any]:
+    """Save an erasure with card and record, and return the record."""
+    record = {
+        "version": __version__,
+        **erased.erasure.record(),
+        "adapter": adapter_size(erased),
+        "figures": figures_record(comparisons) or None,
+    }
+    card = erasure_card(base_model=base, name=output.name, record=record)
+    save_erasure(erased, tokenizer, output, record, str(card), overwrite)
+    return record
+
+
+def adapter_size(model: Any) -> dict[str, Any]:
+    """Parameters, bytes of their values as saved, and the share of the base's parameters."""
+    named = list(model.named_parameters())
+    own = [parameter for name, parameter in named if ".unierase_" in name]
+    base = sum(parameter.numel() for name, parameter in named if ".unierase_" not in name)
+    parameters = sum(parameter.numel() for parameter in own)
+    return {
+        "parameters": parameters,
+        "bytes": sum(parameter.numel() * parameter.element_size() for parameter in own),
+        "share": parameters / base,
+    }
+
+
+def stages_table(seconds: dict[str, float]) -> str:
+    """Time by stage."""
+    rows = [(name, f"{value:.1f}") for name, value in seconds.items()]
+    return table(("stage", "seconds"), [*rows, ("all stages", f"{sum(seconds.values()):.1f}")])
+
+
+def loading_lines(output: Path) -> str:
+    """The two lines that load an erasure."""
+    return (
+        f'    import peft_unierase; from peft import PeftModel\n    model = PeftModel.from_pretrained(base, "{output}")'
+    )
