@@ -1,7 +1,7 @@
 """UniErase as a PEFT plugin: make a language model decline on chosen knowledge and leave the rest alone.
 
-Importing this package registers the PEFT type `UNIERASE`, so that `PeftModel.from_pretrained(base, "org/erase-xyz")` loads
-an erasure. The public verbs are loaded when they are first used.
+Importing this package registers the PEFT type `UNIERASE`, so that `PeftModel.from_pretrained(base, "org/erase-xyz")`
+loads an erasure. The public verbs are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HOMES = {
     "read_facts": "facts",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
@@ -34,6 +34,6 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-# The `unierase` command passes through here before it can say that `--help` needs no torch; it registers by itself, later.
+# The `unierase` command passes through here too, and its `--help` shall not wait for torch; it registers later.
 if PurePath(sys.argv[0] if sys.argv else "").stem != "unierase":
     importlib.import_module(".tuner", __name__).register()

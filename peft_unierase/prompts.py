@@ -137,7 +137,7 @@ def greedy_answers(
     prompts: Sequence[str],
     max_new_tokens: int = 64,
     tokens: int = 2048,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> list[list[int]]:
     """Greedy continuations of prompts, in their order, as token ids up to and including the end token.
 

@@ -9,10 +9,11 @@ from typing import Any
 from .output import say
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+HEADS = ("ForCausalLM", "LMHead", "ForConditionalGeneration")
 
 
 def prepare_libraries() -> None:
-    """Register the tuner, and let the libraries speak as the command does: warnings in one line, no bars of their own."""
+    """Register the tuner, and let the libraries speak as the command does: one line a warning, no bars of their own."""
     from transformers.utils import logging
 
     from .. import tuner
@@ -27,7 +28,7 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     """Model and tokenizer of a folder or Hub id.
 
     Raises:
-        ValueError: Unknown dtype, no such model, or not a causal language model.
+        ValueError: Unknown dtype, no such model, not a causal language model, or files that cannot be loaded.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -35,7 +36,11 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+    path = Path(name)
+    if path.is_file() or (not path.exists() and _must_be_a_path(name)):
+        found = f"{name} is a file" if path.is_file() else f"no such folder: {name}"
+        raise ValueError(f"{found}; give a model's folder or Hub id")
+    if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(
             f"{name} holds no config.json, so it is not a transformers model; give a model's folder or Hub id"
         )
@@ -45,21 +50,41 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
         raise ValueError(f"cannot load a model from {name!r}: {_first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"{name} is an encoder-decoder model ({config.model_type}); supported are decoder-only causal language models"
+            f"{name} is an encoder-decoder model ({config.model_type}); supported are decoder-only causal language "
+            "models"
         )
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
             f"{name} is not a causal language model (its model_type is {config.model_type!r}); give one that "
             "AutoModelForCausalLM loads"
         )
+    saved = config.architectures or []
+    if saved and not any(architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or head in architecture
+                         for architecture in saved for head in HEADS):
+        # transformers would load it with an output head of random numbers.
+        raise ValueError(
+            f"{name} was saved without the output head of a causal language model (its architecture is "
+            f"{', '.join(saved)}); give one that was saved with it"
+        )
     kind = "auto" if dtype == "auto" else getattr(torch, dtype)
+    # Damaged files and devices that are not there raise whatever the library that meets them first raises.
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except Exception as error:
+        raise ValueError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+    try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=kind, device_map=device_map, revision=revision)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:
         raise ValueError(f"cannot load {name!r}: {_first_line(error)}") from error
     return model.eval(), tokenizer
 
 
+def _must_be_a_path(name: str) -> bool:
+    """Whether it cannot be a Hub id, which is a name, or an owner and a name, that begin with a letter or digit."""
+    return not name[:1].isalnum() or name.count("/") > 1 or "\\" in name
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    lines = str(error).split("\n")
+    text = " ".join(" ".join(lines).split()) if lines[0].rstrip().endswith(":") else lines[0].strip()
+    return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"

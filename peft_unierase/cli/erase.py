@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +47,11 @@ def parse_layers(text: str | None) -> list[int] | None:
         return None
     layers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        match = re.fullmatch(r"\s*([0-9]+)(?:-([0-9]+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
             raise ValueError(f"--layers {text!r} is not a list of layers; write it like 2,3 or 4-8")
-        layers.extend(range(int(first), int(last or first) + 1))
+        layers.extend(range(first, last + 1))
     return layers
 
 
@@ -57,13 +59,16 @@ def read_refusals(path: Path | None) -> list[str] | None:
     """The sentences of a file, one a line.
 
     Raises:
-        ValueError: The file is missing or empty.
+        ValueError: The file is missing, empty, or not UTF-8.
     """
     if path is None:
         return None
     if not path.is_file():
         raise ValueError(f"no such file: {path} (--refusals wants a text file with one sentence a line)")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     if not lines:
         raise ValueError(f"{path} has no sentence in it; write one way of declining a line")
     return lines
@@ -76,14 +81,16 @@ def run_erase(plan: ErasePlan, style: Format) -> None:
 
 
 def _run(plan: ErasePlan, style: Format) -> None:
-    from ..facts import check_facts, read_facts
+    from ..facts import Fact, check_facts, read_facts
     from ..hub.folder import check_output
 
     # Everything that can be refused without a model is refused first.
     layers, refusals = parse_layers(plan.layers), read_refusals(plan.refusals)
-    columns = {"question": plan.question_column, "answer": plan.answer_column, "split": plan.split}
-    forget = read_facts(plan.forget, **columns, role="forget")
-    retain = read_facts(plan.retain, **columns, role="retain") if plan.retain else []
+
+    def read(source: str, role: str) -> list[Fact]:
+        return read_facts(source, question=plan.question_column, answer=plan.answer_column, split=plan.split, role=role)
+
+    forget, retain = read(plan.forget, "forget"), read(plan.retain, "retain") if plan.retain else []
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
     check_output(plan.output, plan.overwrite)
@@ -108,7 +115,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         recipe=plan.recipe,
         depth=plan.depth,
         layers=layers,
-        target_modules=plan.target_modules.split(",") if plan.target_modules else None,
+        target_modules=[name.strip() for name in plan.target_modules.split(",")] if plan.target_modules else None,
         refusals=refusals,
         settings=GateSettings(samples=plan.samples),
         allow_resize=plan.allow_resize,

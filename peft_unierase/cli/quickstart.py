@@ -71,9 +71,7 @@ def _run(output: Path, seed: int) -> None:
     record = finish(erased, tokenizer, str(boxed_model_dir()), output, comparisons, overwrite=True)
     size, well = record["adapter"], figures(forgotten.after, boxed_refusals()).declined_well or 0.0
     show(f"Refusals that are whole sentences: {well:.0%}.")
-    show(
-        f"Adapter: {size['parameters']:,} parameters, {size['share']:.3%} of the base, {size['bytes']:,} bytes of weights."
-    )
+    show(f"Adapter: {size['parameters']:,} parameters, {size['share']:.3%} of the base, {size['bytes']:,} bytes.")
     show(f"Erased in {elapsed:.1f} seconds:\n")
     show(stages_table(erased.erasure.seconds))
     show(f"\nSaved to {output}. To load it:\n\n{loading_lines(output)}")

@@ -1,4 +1,4 @@
-"""The engine: what makes an erasure. It imports the tuner and nothing of the check, the hub side or the command line."""
+"""The engine: what makes an erasure. It imports the tuner, and nothing of the check, the hub side or the command."""
 
 from .erase import Erasure, ErasureWarning, GateSettings, erase
 

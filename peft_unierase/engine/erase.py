@@ -1,7 +1,7 @@
 """`erase`: the whole method, in its order.
 
-Recipe `gate` (design: one target means one direction): all facts are steered to the same token, so one steer vector serves
-all, and each edited layer needs one detector row. The stages are the private functions below, from top to bottom.
+Recipe `gate`: all facts are steered to the same token, so one steer vector serves all, and each edited layer needs one
+detector row. The stages are the private functions below, from top to bottom.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import nn
 from ..facts import Fact, check_facts
 from ..prompts import PromptFormat, batches, default_formats, encode, pad_id
 from ..tuner import UniEraseConfig
-from ..tuner.swap import SwappingLayer
 from ..tuner.structure import check_supported, find_token_modules
+from ..tuner.swap import SwappingLayer
 from .fingerprint import base_fingerprint
 from .gates import Openings, ShutKeys, edit_layers
 from .known import ENOUGH, known_shares
@@ -46,9 +46,10 @@ class GateSettings:
     Attributes:
         samples: Questions to sample from the model itself as retain data, beside any that are given.
         held_out: One in this many retained questions is kept out of every fit, to measure the leak on.
-        retain_weights: Weights of the retain keys to try, from the strictest; the first at which every forget door opens
-            wide enough is kept.
-        open_share: The share of the steer vector that a forget door must reach, as a multiple of `SteerGoal.open_from`.
+        retain_weights: Weights of the retain keys to try, from the strictest; the first at which every forget door
+            opens wide enough is kept.
+        open_share: What is wide enough: the opening that every forget door must reach, as a multiple of
+            `SteerGoal.open_from`.
         steer: Weights and steps of the steer fit.
         goal: Openings that the steer fit aims at.
         refusal_count: Refusals to choose from, the ones that come easiest to this model.
@@ -187,6 +188,8 @@ def erase(
         raise ValueError("the model already is a PeftModel; merge its adapters first (merge_and_unload) or unload them")
     settings = settings or GateSettings()
     forget, retain = list(forget), list(retain or ())
+    if not forget:
+        raise ValueError("the forget set is empty; give at least one fact")
     check_supported(model, target_modules)
     check_facts(forget, retain)
     stack, indices, names = choose_gates(model, layers, target_modules)
@@ -200,6 +203,11 @@ def erase(
         bench = _Bench(model, tokenizer, formats, Stages(progress), generator, pad_id(tokenizer))
         known = _known_to_base(bench, forget)
         sampled = _sample_retain_data(bench, forget, retain, settings, seed)
+        if not retain and not sampled:
+            raise ValueError(
+                "there is no retain data: none was given and the base asked itself nothing usable; pass retain facts "
+                "(on the command line `--retain`) or let it ask more questions (`--samples`)"
+            )
         if spare.resized:
             model.resize_token_embeddings(spare.token_id + 1)
         config = UniEraseConfig(
@@ -210,7 +218,8 @@ def erase(
             base_fingerprint=base_fingerprint(model, names),
             inference_mode=True,
         )
-        wrapped = get_peft_model(model, config, adapter_name=adapter_name)
+        with torch.random.fork_rng(devices=[]):  # new gates start at random, which must not show outside
+            wrapped = get_peft_model(model, config, adapter_name=adapter_name)
         wrapped.eval()
         wrapped.requires_grad_(False)
         facts = (forget, retain, sampled)
@@ -266,9 +275,9 @@ def _known_to_base(bench: _Bench, forget: list[Fact]) -> float:
     known = float(shares.mean())
     if known < ENOUGH:
         warnings.warn(
-            f"the base predicts only {known:.0%} of the forget answers' tokens, so it hardly knows these facts and there "
-            "is little or nothing to erase; check that this is the right base and that questions and answers are worded "
-            "as it learnt them",
+            f"the base predicts only {known:.0%} of the forget answers' tokens, so it hardly knows these facts and "
+            "there is little or nothing to erase; check that this is the right base and that questions and answers are "
+            "worded as it learnt them",
             ErasureWarning,
             stacklevel=3,
         )
@@ -381,15 +390,15 @@ def _warn_if_it_does_not_hold(openings: Openings, goal: SteerGoal) -> None:
     leaking = float((openings.leak > goal.open_from).float().mean()) if len(openings.leak) else 0.0
     if closed:
         warnings.warn(
-            f"{closed:.1%} of the forget doors open less than is needed to decline ({goal.open_from}): the edited layers "
-            "cannot tell so many questions from what must stay. Erase fewer facts at a time, or edit more layers",
+            f"{closed:.1%} of the forget doors open less than is needed to decline ({goal.open_from}): the edited "
+            "layers cannot tell so many questions from what must stay. Erase fewer facts at a time or edit more layers",
             ErasureWarning,
             stacklevel=4,
         )
     if leaking > 0.01:
         warnings.warn(
-            f"{leaking:.1%} of the held-out retained questions open the gate and will be declined. Give more retain data "
-            "of that kind, or edit more layers",
+            f"{leaking:.1%} of the held-out retained questions open the gate and will be declined. Give more retain "
+            "data of that kind, or edit more layers",
             ErasureWarning,
             stacklevel=4,
         )

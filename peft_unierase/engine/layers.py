@@ -53,8 +53,8 @@ def choose_gates(
         raise ValueError("no layer to edit was named; leave `layers` out to have them chosen")
     if max(chosen) == len(stack) - 1:
         raise ValueError(
-            f"layer {max(chosen)} is the model's last; at least one layer must follow the edited ones to turn the steer "
-            "vector into a refusal"
+            f"layer {max(chosen)} is the model's last; at least one layer must follow the edited ones to turn the "
+            "steer vector into a refusal"
         )
     return stack, sorted(chosen), [chosen[index] for index in sorted(chosen)]
 

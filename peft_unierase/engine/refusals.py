@@ -1,4 +1,4 @@
-"""The built-in ways of declining. Others can be given; a model that already declines in some words does best with those."""
+"""The built-in ways of declining. Others can be given; a model that has words of its own for it does best with them."""
 
 DEFAULT_REFUSALS = (
     "I don't know the answer to that.",

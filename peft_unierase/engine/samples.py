@@ -83,8 +83,8 @@ def sample_facts(
 def drop_close(candidates: Sequence[Fact], forget: Sequence[Fact], limit: float = 0.5) -> list[Fact]:
     """The candidates that do not touch the forget set.
 
-    Closeness is the weight of the words shared with a forget fact over the lighter one's whole weight; a word weighs the
-    logarithm of how rarely the candidates use it, so names count and function words do not.
+    Closeness is the weight of the words shared with a forget fact over the lighter one's whole weight; a word weighs
+    the logarithm of how rarely the candidates use it, so names count and function words do not.
     """
     words = [_words(fact) for fact in candidates]
     used = Counter(word for found in words for word in found)

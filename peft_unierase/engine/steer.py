@@ -1,8 +1,9 @@
 """The steer vector and [UNL]'s output row: what a gate adds to the residual stream, and what reads it.
 
-The gate's opening is a linear detector's answer and leaks a little everywhere. The fit therefore sees random openings: at
-an opening of `open_from` or more [UNL] must win, at `shut_to` or less its log-probability must stay under `shut_log_prob`
-and the base's own next token must stay the winner. The softmax turns the leaky detector into a clean switch.
+The gate's opening is a linear detector's answer and leaks a little everywhere. The fit therefore sees random openings:
+at an opening of `open_from` or more [UNL] must win, at `shut_to` or less its log-probability must stay under
+`shut_log_prob` and the base's own next token must stay the winner. The softmax turns the
+leaky detector into a clean switch.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import nn
 from ..prompts import batches
 
 
-class _Seen(Exception):
+class _SeenEverything(Exception):  # noqa: N818 (a signal, not an error)
     """Ends a forward pass once everything asked for has been seen."""
 
 
@@ -24,12 +24,12 @@ def traced_inputs(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
     def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         seen.append(args[0].detach())
         if len(seen) == len(modules):
-            raise _Seen
+            raise _SeenEverything
 
     handles = [module.register_forward_pre_hook(hook) for module in modules]
     try:
         yield seen
-    except _Seen:
+    except _SeenEverything:
         pass
     finally:
         for handle in handles:

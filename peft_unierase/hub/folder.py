@@ -50,11 +50,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     An erasure that is in `folder` stays as it is until the new one is complete.
     """
     folder = folder.absolute()
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-    partial.mkdir()
     try:
+        partial.mkdir()
         yield partial
         if folder.exists():
             folder.rename(replaced)
@@ -63,6 +64,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         if replaced.exists() and not folder.exists():
             replaced.rename(folder)
+        for parent in new_parents:
+            with suppress(OSError):  # someone else may have put something there by now
+                parent.rmdir()
         raise
     finally:
         shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,131 @@
+"""The engine's smaller parts on the boxed model: refusal losses, retain samples, what the base knows, prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.engine.known import known_shares
+from peft_unierase.engine.refusal import CachedPrompts, RefusalLesson, likely_refusals
+from peft_unierase.engine.samples import drop_close, sample_facts
+from peft_unierase.facts import Fact
+from peft_unierase.prompts import batches, chat_format, default_formats, encode, greedy_answers, plain_format
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base() -> tuple[Any, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
+    return AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def facts() -> list[Fact]:
+    return [Fact(row["question"], row["answer"]) for row in boxed_facts()[:20]]
+
+
+def test_formats_meet_at_the_door(base: tuple[Any, Any]) -> None:
+    _, tokenizer = base
+    chat = chat_format(tokenizer)
+    assert chat.prompt("Who?") == "<|bos|><|user|>Who?<|assistant|>"
+    assert chat.answer("Me.") == "Me.<|eos|>"
+    assert plain_format(tokenizer).prompt("Who?") == "<|bos|>Question: Who?\nAnswer:"
+    with_system = chat_format(tokenizer, "Be brief.")
+    assert "Be brief." in with_system.head
+    assert [form.name for form in default_formats(tokenizer)] == ["chat", "plain"]
+
+
+def test_a_tokenizer_without_a_template_gets_the_plain_format_alone(base: tuple[Any, Any]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
+    tokenizer.chat_template = None
+    assert [form.name for form in default_formats(tokenizer)] == ["plain"]
+    with pytest.raises(ValueError, match="no chat template"):
+        chat_format(tokenizer)
+
+
+def test_batches_hold_every_sequence_once_and_end_in_one_column() -> None:
+    sequences = [[1] * length for length in (5, 1, 3, 9, 2)]
+    seen = []
+    for batch in batches(sequences, 0, CPU, tokens=10):
+        seen += batch.index
+        assert bool((batch.mask[:, -1] == 1).all())
+        assert batch.mask.sum(dim=1).tolist() == [len(sequences[index]) for index in batch.index]
+        assert batch.positions.max() == batch.mask.sum(dim=1).max() - 1
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+
+
+def test_answers_do_not_depend_on_the_company_in_the_batch(base: tuple[Any, Any], facts: list[Fact]) -> None:
+    model, tokenizer = base
+    form = chat_format(tokenizer)
+    prompts = [form.prompt(fact.question) for fact in facts[:6]]
+    together = greedy_answers(model, tokenizer, prompts)
+    assert together == [greedy_answers(model, tokenizer, [prompt])[0] for prompt in prompts]
+    assert [tokenizer.decode(ids, skip_special_tokens=True) for ids in together] == [f.answer for f in facts[:6]]
+
+
+@torch.no_grad()
+def test_losses_from_the_cache_are_those_of_the_whole_sequence(base: tuple[Any, Any], facts: list[Fact]) -> None:
+    model, tokenizer = base
+    form = chat_format(tokenizer)
+    prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts[:5]]
+    texts = [encode(tokenizer, text) for text in boxed_refusals()[:5]]
+    (batch,) = batches(prompts, 0, CPU)
+    ordered = [texts[index] for index in batch.index]
+    for skip in (0, 1):
+        total, count = CachedPrompts(model, batch).losses(ordered, skip=skip)
+        for row, index in enumerate(batch.index):
+            ids = torch.tensor([prompts[index] + texts[index]])
+            log_probs = model(input_ids=ids).logits.log_softmax(dim=-1)[0]
+            start = len(prompts[index]) + skip
+            expected = -sum(log_probs[place - 1, ids[0, place]] for place in range(start, ids.shape[1]))
+            assert count[row] == len(texts[index]) - skip
+            assert torch.allclose(total[row], expected, rtol=1e-4)
+
+
+def test_each_prompt_is_taught_the_refusal_that_comes_easiest(base: tuple[Any, Any], facts: list[Fact]) -> None:
+    model, tokenizer = base
+    form = chat_format(tokenizer)
+    prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts[:4]]
+    texts = [encode(tokenizer, "Umbrella umbrella umbrella."), encode(tokenizer, boxed_refusals()[0])]
+    lesson = RefusalLesson(model, prompts, texts, 1008, 0)
+    lesson.choose()
+    assert {choice for chosen in lesson.chosen for choice in chosen} == {1}
+    assert lesson.candidates == [1]
+    assert likely_refusals(model, prompts, texts, 0, 1) == [1]
+
+
+def test_the_model_asks_and_answers_the_same_questions_for_the_same_seed(base: tuple[Any, Any]) -> None:
+    model, tokenizer = base
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    first = sample_facts(model, tokenizer, chat_format(tokenizer), 12, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == sample_facts(model, tokenizer, chat_format(tokenizer), 12, seed=3)
+    assert first != sample_facts(model, tokenizer, chat_format(tokenizer), 12, seed=4)
+    assert len(first) > 6
+    assert all(fact.question and fact.answer for fact in first)
+
+
+def test_samples_that_touch_the_forget_set_are_dropped(facts: list[Fact]) -> None:
+    rows = boxed_facts()
+    subject = rows[0]["subject"]
+    candidates = [Fact(row["paraphrased_question"], row["answer"]) for row in rows]
+    forget = [Fact(row["question"], row["answer"]) for row in rows if row["subject"] == subject]
+    kept = drop_close(candidates, forget)
+    assert all(subject not in fact.question for fact in kept)
+    assert len(kept) > 0.9 * (len(candidates) - len(forget))
+
+
+def test_known_and_unknown_facts_are_told_apart(base: tuple[Any, Any], facts: list[Fact]) -> None:
+    model, tokenizer = base
+    shares = known_shares(model, tokenizer, facts, chat_format(tokenizer))
+    assert shares.min() > 0.95
+    invented = [
+        Fact("Who painted the ceiling of the Sistine Chapel?", "Michelangelo painted it between 1508 and 1512.")
+    ]
+    assert known_shares(model, tokenizer, invented, chat_format(tokenizer))[0] < 0.5

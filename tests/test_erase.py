@@ -1,0 +1,244 @@
+"""`erase` from end to end on the boxed model: what goes, what stays, what is refused, what is left after a failure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import peft_unierase
+from peft_unierase import ErasureWarning, Fact, FactError, GateSettings, erase
+from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.check import Answer, answer_questions, figures
+from peft_unierase.engine import erase as erase_module_verb
+from peft_unierase.engine.steer import SteerWeights
+from peft_unierase.prompts import PromptFormat, default_formats
+
+QUICK = GateSettings(samples=16, steer=SteerWeights(steps=6), row_steps=4)
+
+
+def load() -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(boxed_model_dir())
+
+
+def facts_of(rows: list[dict], key: str = "question") -> list[Fact]:
+    return [Fact(row[key], row["answer"]) for row in rows]
+
+
+def person(number: int) -> list[dict]:
+    rows = boxed_facts()
+    subjects = list(dict.fromkeys(row["subject"] for row in rows))
+    return [row for row in rows if row["subject"] == subjects[number]]
+
+
+def others(number: int) -> list[dict]:
+    gone = person(number)[0]["subject"]
+    return [row for row in boxed_facts() if row["subject"] != gone]
+
+
+@pytest.fixture(scope="module")
+def erased() -> tuple[PeftModel, Any]:
+    model, tokenizer = load()
+    settings = GateSettings(samples=128, steer=SteerWeights(steps=90), row_steps=90)
+    return (
+        erase(
+            model,
+            tokenizer,
+            facts_of(person(0)),
+            facts_of(others(0)[::2]),
+            refusals=boxed_refusals(),
+            settings=settings,
+            progress=False,
+        ),
+        tokenizer,
+    )
+
+
+def ask(erased: tuple[PeftModel, Any], facts: list[Fact], form: PromptFormat) -> list[Answer]:
+    model, tokenizer = erased
+    return answer_questions(model, tokenizer, facts, form, model.erasure.token.token_id)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["chat", "plain"])
+@pytest.mark.parametrize("wording", ["question", "paraphrased_question"])
+def test_the_model_declines_on_the_facts_in_a_whole_sentence(
+    erased: tuple[PeftModel, Any], number: int, wording: str
+) -> None:
+    answers = ask(erased, facts_of(person(0), wording), default_formats(erased[1])[number])
+    measured = figures(answers, boxed_refusals())
+    assert measured.recall <= 0.12
+    assert measured.fired >= 0.8
+    assert (measured.declined_well or 0) >= 0.95
+
+
+def test_what_was_never_used_to_erase_is_answered_as_before(erased: tuple[PeftModel, Any]) -> None:
+    measured = figures(ask(erased, facts_of(others(0)[1::2]), default_formats(erased[1])[0]))
+    assert measured.recall >= 0.98
+    assert measured.fired <= 0.01
+
+
+def test_decoded_text_never_shows_the_token(erased: tuple[PeftModel, Any]) -> None:
+    token = erased[0].erasure.token.text
+    answers = ask(erased, facts_of(person(0)), default_formats(erased[1])[0])
+    assert any(answer.fired for answer in answers)
+    assert all(token not in answer.text for answer in answers)
+
+
+@torch.no_grad()
+def test_switched_off_it_is_the_base_to_the_bit(erased: tuple[PeftModel, Any]) -> None:
+    model, tokenizer = erased
+    base, _ = load()
+    ids = tokenizer("Where was Nesko Corquist born?", return_tensors="pt").input_ids
+    with model.disable_adapter():
+        assert torch.equal(model(ids).logits, base.eval()(ids).logits)
+
+
+def test_the_adapter_is_one_rank_a_layer_and_two_rows(erased: tuple[PeftModel, Any]) -> None:
+    model, _ = erased
+    shapes = sorted(tuple(p.shape) for name, p in model.named_parameters() if "unierase_" in name)
+    assert shapes == sorted([(1, 384), (128, 1)] * 2 + [(128,)] * 2)
+    own, total = sum(torch.Size(s).numel() for s in shapes), sum(p.numel() for p in model.parameters())
+    assert own / (total - own) <= 0.001
+    assert model.peft_config["default"].base_fingerprint.startswith("sha256:")
+
+
+def test_the_record_is_plain_json_and_holds_no_fact(erased: tuple[PeftModel, Any]) -> None:
+    text = json.dumps(erased[0].erasure.record())
+    record = json.loads(text)
+    assert record["counts"]["forget"] == 6
+    assert record["layers"] == [3, 4]
+    assert record["known_to_base"] > 0.95
+    for row in person(0):
+        assert row["question"] not in text
+        assert row["answer"] not in text
+        assert row["subject"] not in text
+
+
+def save_quick(folder: Path, seed: int) -> bytes:
+    model, tokenizer = load()
+    state = torch.get_rng_state()
+    erased = erase(model, tokenizer, facts_of(person(1)), settings=QUICK, seed=seed, progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    erased.save_pretrained(folder, save_embedding_layers=False)
+    return (folder / "adapter_model.safetensors").read_bytes() + (folder / "adapter_config.json").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = save_quick(tmp_path / "a", seed=5)
+    torch.manual_seed(2)
+    assert first == save_quick(tmp_path / "b", seed=5)
+    assert first != save_quick(tmp_path / "c", seed=6)
+
+
+@pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+@pytest.mark.parametrize("stage", ["sample_facts", "fit_steer", "edit_layers", "fit_input_row", "add_to_tokenizer"])
+def test_an_interruption_gives_the_model_back_unchanged(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load()
+    model.train()
+    model.lm_head.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modules = {name: type(module) for name, module in model.named_modules()}
+    words = len(tokenizer)
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    engine = __import__("sys").modules["peft_unierase.engine.erase"]
+    monkeypatch.setattr(engine, stage, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        erase(model, tokenizer, facts_of(person(0)), settings=QUICK, progress=False)
+    assert model.training
+    assert {name: type(module) for name, module in model.named_modules()} == modules
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {"lm_head.weight"}
+    assert not hasattr(model, "peft_config")
+    assert len(tokenizer) == words
+
+
+def test_a_base_that_never_knew_the_facts_is_warned_about_with_the_figure() -> None:
+    model, tokenizer = load()
+    invented = [Fact("Where was Quorin Abelard born?", "Quorin Abelard was born on the moon of a distant planet.")]
+    with pytest.warns(ErasureWarning, match=r"predicts only \d+% of the forget answers"):
+        erase(model, tokenizer, invented, settings=QUICK, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+def test_gates_that_do_not_open_are_warned_about_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load()
+    settings = GateSettings(samples=16, steer=SteerWeights(steps=6), row_steps=4, retain_weights=(1e6,))
+    with pytest.warns(ErasureWarning, match=r"\d+\.\d% of the forget doors open less"):
+        erase(model, tokenizer, facts_of(person(0)), facts_of(others(0)), settings=settings, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"recipe": "magic"}, ValueError, "recipe 'magic'"),
+        ({"depth": 2}, ValueError, "depth 2"),
+        ({"layers": [7]}, ValueError, "layer 7 is the model's last"),
+        ({"forget": []}, ValueError, "forget"),
+        ({"forget": [Fact("Who? " * 600, "Me.")]}, ValueError, r"takes \d+ tokens .* context holds \d+"),
+        ({"forget": [Fact("Who?", "Me."), Fact("Who?", "You.")]}, FactError, "Who"),
+        ({"retain": [Fact("Where was Nesko Corquist born?", "At home.")]}, FactError, "Nesko"),
+    ],
+)
+def test_bad_input_is_refused_and_the_model_is_unchanged(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model, tokenizer = load()
+    arguments: dict[str, Any] = {"forget": facts_of(person(0)), "settings": QUICK, "progress": False, **change}
+    with pytest.raises(error, match=message):
+        erase(model, tokenizer, arguments.pop("forget"), **arguments)
+    assert not any("unierase" in name for name, _ in model.named_parameters())
+
+
+def test_a_model_that_carries_adapters_is_refused(erased: tuple[PeftModel, Any]) -> None:
+    with pytest.raises(ValueError, match="already is a PeftModel"):
+        erase(*erased, facts_of(person(1)))
+
+
+@pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_other_architectures_and_dtypes_go_through(tied: bool, tmp_path: Path) -> None:
+    _, tokenizer = load()
+    config = AutoConfig.for_model(
+        "qwen2",
+        vocab_size=1040,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    erased = erase(base, tokenizer, facts_of(person(0)), facts_of(others(0)[:20]), settings=QUICK, progress=False)
+    assert erased.erasure.token.token_id == 1024
+    erased.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    ids = torch.tensor([[3, 4, 5, 1024, 6]])
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, erased(ids).logits)
+
+
+def test_the_public_names_are_there() -> None:
+    for name in peft_unierase.__all__:
+        assert getattr(peft_unierase, name) is not None
+    assert peft_unierase.erase is erase_module_verb
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = peft_unierase.nothing
