@@ -14,15 +14,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import erase
-from peft_unierase.check import answer_questions, figures
+from peft_unierase.check import answer_questions, figures, recall_scorer
 from peft_unierase.engine import GateSettings
 from peft_unierase.facts import Fact
-from peft_unierase.prompts import default_formats
+from peft_unierase.prompts import PromptFormat, default_formats, encode, greedy_answers
 
 
 def read(path: Path, answer: str = "answer") -> list[dict[str, str]]:
@@ -33,6 +34,25 @@ def read(path: Path, answer: str = "answer") -> list[dict[str, str]]:
 
 def facts_of(rows: list[dict[str, str]], question: str = "question") -> list[Fact]:
     return [Fact(row[question], row["reference"]) for row in rows]
+
+
+def leaks(model: Any, tokenizer: Any, facts: list[Fact], form: PromptFormat, token_id: int) -> dict[str, float]:
+    """Mean recall under the two attacks that depth 0 cannot stop: [UNL] banned, and five gold tokens given."""
+    scorer = recall_scorer()
+
+    def recall(prompts: list[str], references: list[str], banned: tuple[int, ...] = ()) -> float:
+        answers = greedy_answers(model, tokenizer, prompts, 56, banned=banned)
+        texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+        return sum(map(scorer, references, texts)) / len(texts)
+
+    asked = [form.prompt(fact.question) for fact in facts]
+    gold = [encode(tokenizer, form.answer(fact.answer)) for fact in facts]
+    given = [prompt + tokenizer.decode(ids[:5]) for prompt, ids in zip(asked, gold, strict=True)]
+    rest = [tokenizer.decode(ids[5:], skip_special_tokens=True) for ids in gold]
+    return {
+        "forget, [UNL] banned": recall(asked, [fact.answer for fact in facts], (token_id,)),
+        "forget, 5 gold tokens given": recall(given, rest),
+    }
 
 
 def main() -> int:
@@ -110,6 +130,10 @@ def main() -> int:
             least = 0.96 if name == "other forget authors" else 0.98
             rows.append((name, b, a, f">= {least:.0%} of base", a >= least * b))
     well = after["forget"].declined_well or 0.0
+    rows += [
+        (name, None, value, "not at depth 0", None)
+        for name, value in leaks(erased, tokenizer, *sets["forget"], token_id).items()
+    ]
     rows += [
         ("kept questions that fire [UNL]", None, fired, "<= 1%", fired <= 0.01),
         ("forget questions that fire [UNL]", None, after["forget"].fired, "", None),

@@ -35,5 +35,5 @@ def __getattr__(name: str) -> Any:
 
 
 # The `unierase` command passes through here too, and its `--help` shall not wait for torch; it registers later.
-if PurePath(sys.argv[0] if sys.argv else "").stem != "unierase":
+if PurePath(sys.argv[0] if sys.argv else "").name not in ("unierase", "unierase.exe"):
     importlib.import_module(".tuner", __name__).register()

@@ -137,6 +137,7 @@ def greedy_answers(
     prompts: Sequence[str],
     max_new_tokens: int = 64,
     tokens: int = 2048,
+    banned: Sequence[int] = (),
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[list[int]]:
     """Greedy continuations of prompts, in their order, as token ids up to and including the end token.
@@ -147,6 +148,7 @@ def greedy_answers(
         prompts: Texts that end at the door.
         max_new_tokens: Where to stop a model that does not.
         tokens: Padded prompt tokens per batch.
+        banned: Ids that must not be generated.
         advance: Called with the number of prompts finished, for progress bars.
     """
     ends = model.generation_config.eos_token_id
@@ -163,6 +165,7 @@ def greedy_answers(
             temperature=None,
             top_p=None,
             top_k=None,
+            suppress_tokens=list(banned) or None,
             pad_token_id=pad_id(tokenizer),
         )
         for row, position in zip(output[:, batch.ids.shape[1] :].tolist(), batch.index, strict=True):

@@ -44,9 +44,10 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
         raise ValueError(
             f"{name} holds no config.json, so it is not a transformers model; give a model's folder or Hub id"
         )
+    # Damaged files and devices that are not there raise whatever the library that meets them first raises.
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise ValueError(f"cannot load a model from {name!r}: {_first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
@@ -59,15 +60,14 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
             "AutoModelForCausalLM loads"
         )
     saved = config.architectures or []
-    if saved and not any(architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or head in architecture
-                         for architecture in saved for head in HEADS):
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if saved and known.isdisjoint(saved) and not any(head in architecture for architecture in saved for head in HEADS):
         # transformers would load it with an output head of random numbers.
         raise ValueError(
             f"{name} was saved without the output head of a causal language model (its architecture is "
             f"{', '.join(saved)}); give one that was saved with it"
         )
     kind = "auto" if dtype == "auto" else getattr(torch, dtype)
-    # Damaged files and devices that are not there raise whatever the library that meets them first raises.
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except Exception as error:
@@ -80,8 +80,8 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
 
 
 def _must_be_a_path(name: str) -> bool:
-    """Whether it cannot be a Hub id, which is a name, or an owner and a name, that begin with a letter or digit."""
-    return not name[:1].isalnum() or name.count("/") > 1 or "\\" in name
+    """Whether it cannot be a Hub id: a name, or an owner and a name, without dots or other marks in front."""
+    return name[:1] in "./~" or name.count("/") > 1 or "\\" in name
 
 
 def _first_line(error: Exception) -> str:

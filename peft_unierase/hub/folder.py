@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 CONFIG_NAME = "adapter_config.json"
 RECORD_NAME = "erasure.json"
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def check_output(folder: Path, overwrite: bool = False) -> None:
@@ -47,15 +49,15 @@ def _holds_erasure(folder: Path) -> bool:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A place to write to that becomes `folder` when the block ends well, and is gone when it does not.
 
-    An erasure that is in `folder` stays as it is until the new one is complete.
+    An erasure that is in `folder` stays as it is until the new one is complete. Parents that were made for it go again.
     """
     folder = folder.absolute()
     new_parents = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    partial.mkdir()
     try:
-        partial.mkdir()
         yield partial
         if folder.exists():
             folder.rename(replaced)
@@ -70,6 +72,19 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
+    """Every error of the system as an `OSError` that names `folder`; safetensors and tokenizers raise others."""
+    try:
+        yield
+    except Exception as error:
+        told = OS_ERROR.search(str(error))
+        code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(folder)) from error
 
 
 def save_erasure(
@@ -90,7 +105,7 @@ def save_erasure(
         OSError: Writing failed; the folder is as it was.
     """
     check_output(folder, overwrite)
-    with whole_folder(folder) as place:
+    with _write_errors(folder), whole_folder(folder) as place:
         # PEFT would save both full matrices if it thought that the vocabulary had changed; the two rows are enough.
         model.save_pretrained(place, save_embedding_layers=False)
         tokenizer.save_pretrained(place)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -80,6 +81,16 @@ class UniEraseModel(BaseTuner):
         self._check_targets(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         config.sort_sets()  # PEFT shortens a long list of targets to a set
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT would leave `adapter_names` out without a word, and every row would get the active adapters.
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "mixed batches (`adapter_names=`) are not supported by UNIERASE adapters in this version; run one batch "
+                "for each adapter with `set_adapter`"
+            )
+        yield
 
     @staticmethod
     def _default_targets(model: nn.Module, config: UniEraseConfig) -> list[str]:

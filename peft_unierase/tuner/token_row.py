@@ -115,7 +115,7 @@ class InputRowLayer(TokenRowLayer):
         for name in live:
             row = self.unierase_row[name]
             if scale is not None:
-                row = row * scale.to(self.weight.dtype).to(row)  # rounded as the base rounds it
+                row = row * scale.to(row)
             here = (x == self.unierase_token_id[name]).unsqueeze(-1)
             result = torch.where(here, row.to(result.dtype), result)
         return result
