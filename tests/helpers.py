@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sysconfig
 from collections.abc import Iterable, Mapping
@@ -35,6 +36,11 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def without_colours(text: str) -> str:
+    """What a terminal would show: in some places help and usage errors are coloured even in a pipe."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """A JSON lines file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -56,7 +62,9 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     texts = [text for fact in boxed_facts() for text in (fact["question"], fact["answer"])]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -70,9 +78,9 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 def save_tiny_model(
     folder: Path, model_class: type[PreTrainedModel], config_class: type[PreTrainedConfig], **changes: Any
 ) -> Path:
-    """Save a model of random weights that has learnt nothing, with `SPARE_ROWS` more rows than its tokenizer has tokens.
+    """Save a model of random weights that has learnt nothing; `changes` are settings of its configuration.
 
-    Its context holds 96 tokens. `changes` are settings of its configuration.
+    It has `SPARE_ROWS` more vocabulary rows than its tokenizer has tokens, and its context holds 96 of them.
     """
     tokenizer = train_tokenizer()
     settings = {

@@ -79,7 +79,7 @@ def erase(
         str | None,
         typer.Option(help="Full names of the down-projections to edit, separated by commas."),
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Questions that the base asks itself as retain data.")] = 384,
+    samples: Annotated[int, typer.Option(min=0, help="Questions that the base asks itself as retain data.")] = 256,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same bytes.")] = 0,
     dtype: Annotated[
         str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto (as it was saved).")

@@ -21,8 +21,9 @@ from ..prompts import PromptFormat, batches, default_formats, encode, pad_id
 from ..tuner import UniEraseConfig
 from ..tuner.structure import check_supported, find_token_modules
 from ..tuner.swap import SwappingLayer
+from .detector import ShutKeys
 from .fingerprint import base_fingerprint
-from .gates import Openings, ShutKeys, edit_layers
+from .gates import Openings, edit_layers
 from .known import ENOUGH, known_shares
 from .layers import choose_gates
 from .progress import Stages
@@ -45,6 +46,7 @@ class GateSettings:
 
     Attributes:
         samples: Questions to sample from the model itself as retain data, beside any that are given.
+        fit_samples: Retained answers that the steer fit sees, at the most; the gates see all.
         held_out: One in this many retained questions is kept out of every fit, to measure the leak on.
         retain_weights: Weights of the retain keys to try, from the strictest; the first at which every forget door
             opens wide enough is kept.
@@ -57,15 +59,16 @@ class GateSettings:
         row_learning_rate: Its learning rate, relative to the row's components.
     """
 
-    samples: int = 384
+    samples: int = 256
+    fit_samples: int = 320
     held_out: int = 5
     retain_weights: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0)
     open_share: float = 1.1
     goal: SteerGoal = field(default_factory=lambda: SteerGoal(shut_to=0.25, open_from=0.5))
     steer: SteerWeights = field(default_factory=SteerWeights)
     refusal_count: int = 8
-    row_steps: int = 120
-    row_learning_rate: float = 0.3
+    row_steps: int = 200
+    row_learning_rate: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -320,7 +323,7 @@ def _run(
     starts = sorted(
         {ids[0] for ids in texts} | {encode(bench.tokenizer, " " + t)[0] for t in refusals or DEFAULT_REFUSALS}
     )
-    easy = likely_refusals(model, prompts[:: max(1, len(prompts) // 16)], texts, bench.pad, settings.refusal_count)
+    easy = likely_refusals(model, prompts[:: max(1, len(prompts) // 8)], texts, bench.pad, settings.refusal_count)
     texts = [texts[index] for index in easy]
 
     projections = [model.get_submodule(name) for name in names]
@@ -332,7 +335,8 @@ def _run(
     layer = stack[indices[-1]]
     with stages.stage("fitting the steer vector", settings.steer.steps) as bar:
         recordings = _record(bench, stack, indices[-1], prompts)
-        retained = _record(bench, stack, indices[-1], _retained_sequences(bench, kept))
+        retained = _record(bench, stack, indices[-1], _spread(_retained_sequences(bench, kept), settings.fit_samples))
+        lesson = RefusalLesson(model, prompts, texts, spare.token_id, bench.pad)
         steer = fit_steer(
             model,
             layer,
@@ -341,7 +345,7 @@ def _run(
             spare.token_id,
             recordings,
             retained,
-            RefusalLesson(model, prompts, texts, spare.token_id, bench.pad),
+            lesson,
             torch.tensor(starts, device=output_row.device),
             goal,
             settings.steer,
@@ -350,22 +354,20 @@ def _run(
         )
 
     refused = _refusal_keys(bench, projections, prompts, texts, spare.token_id)
-    shut = [
-        ShutKeys(d[~held].flatten(0, 1), o, r, d[held].flatten(0, 1))
-        for d, o, r in zip(doors, others, refused, strict=True)
-    ]
+    shut = [ShutKeys([d[~held].flatten(0, 1), o, r]) for d, o, r in zip(doors, others, refused, strict=True)]
+    held_out = [keys[held].flatten(0, 1) for keys in doors]
     gates = [(gate, gate.unierase_A[adapter], gate.unierase_B[adapter]) for gate in projections]
     behind = stack[indices[-1] + 1]
     with stages.stage("editing layers", len(gates) * len(settings.retain_weights)) as bar:
         for weight in settings.retain_weights:
-            openings = edit_layers(model, gates, behind, steer, prompts, shut, weight, bench.pad, bar.update)
+            openings = edit_layers(model, gates, behind, steer, prompts, shut, held_out, weight, bench.pad, bar.update)
             if float(openings.forget.min()) >= settings.open_share * goal.open_from:
                 break
 
     _warn_if_it_does_not_hold(openings, goal)
 
     with stages.stage("fitting the input row", settings.row_steps) as bar:
-        lesson = RefusalLesson(model, prompts, texts, spare.token_id, bench.pad)
+        lesson = RefusalLesson(model, prompts, texts, spare.token_id, bench.pad, lesson.candidates)
         loss = fit_input_row(
             lesson, input_row, steps=settings.row_steps, learning_rate=settings.row_learning_rate, advance=bar.update
         )
@@ -443,9 +445,16 @@ def _retained_sequences(bench: _Bench, kept: Sequence[Fact]) -> list[list[int]]:
     ]
 
 
+def _spread(items: list[list[int]], count: int) -> list[list[int]]:
+    """At most `count` items, evenly spread."""
+    if len(items) <= count:
+        return items
+    return [items[number * len(items) // count] for number in range(count)]
+
+
 def _record(bench: _Bench, stack: nn.ModuleList, layer: int, sequences: Sequence[Sequence[int]]) -> list[Recording]:
     device = bench.model.get_input_embeddings().weight.device
-    return [Recording(bench.model, stack, layer, batch) for batch in batches(sequences, bench.pad, device, tokens=1024)]
+    return [Recording(bench.model, stack, layer, batch) for batch in batches(sequences, bench.pad, device, tokens=640)]
 
 
 def _refusal_keys(

@@ -13,25 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .detector import solve_detector
+from .detector import ShutKeys, solve_detector
 from .trace import inputs_at_door
-
-
-@dataclass(frozen=True)
-class ShutKeys:
-    """Keys of one layer on which its gate must stay shut, each `(n, d_ff)`.
-
-    Attributes:
-        doors: At the doors of retained questions: the near misses.
-        others: At all other retained positions.
-        refusals: Inside refusals, behind [UNL].
-        held_out: At the doors of retained questions that no fit sees.
-    """
-
-    doors: torch.Tensor
-    others: torch.Tensor
-    refusals: torch.Tensor
-    held_out: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -54,6 +37,7 @@ def edit_layers(
     steer: torch.Tensor,
     prompts: Sequence[Sequence[int]],
     shut: Sequence[ShutKeys],
+    held_out: Sequence[torch.Tensor],
     retain_weight: float,
     pad: int,
     advance: Callable[[int], object] = lambda count: None,
@@ -66,7 +50,8 @@ def edit_layers(
         behind: The module that the residual stream enters right behind the last edited layer.
         steer: The steer vector, `(d,)`.
         prompts: Token ids of the forget prompts.
-        shut: The keys to stay shut on, one for each layer.
+        shut: The keys to stay shut on, for each layer.
+        held_out: Keys at the doors of retained questions that no fit sees, for each layer `(n, d_ff)`.
         retain_weight: Weight of each group of shut keys beside the forget keys.
         pad: Id to pad batches with.
         advance: Called with 1 after each layer.
@@ -75,19 +60,14 @@ def edit_layers(
         column.data.zero_()
     start = inputs_at_door(model, behind, prompts, pad)
     length = steer.dot(steer)
-    leak = torch.zeros(len(shut[0].held_out), device=steer.device)
+    leak = torch.zeros(len(held_out[0]), device=steer.device)
     reached = torch.zeros(len(prompts), device=steer.device)
     for number, (projection, detector_row, column) in enumerate(gates):
         missing = (1.0 - reached) / (len(gates) - number)
-        keys = shut[number]
-        row = solve_detector(
-            inputs_at_door(model, projection, prompts, pad),
-            missing,
-            [(keys.doors, retain_weight), (keys.others, retain_weight), (keys.refusals, retain_weight)],
-        )
+        row = solve_detector(inputs_at_door(model, projection, prompts, pad), missing, shut[number], retain_weight)
         detector_row.data.copy_(row[None])
         column.data.copy_(steer[:, None])
-        leak += keys.held_out @ row
+        leak += held_out[number] @ row
         reached = (inputs_at_door(model, behind, prompts, pad) - start) @ steer / length
         advance(1)
     return Openings(reached, leak)

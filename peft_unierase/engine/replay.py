@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..prompts import Batch
+from .trace import traced_output
 
 
 class _Skipped(nn.Module):
@@ -52,13 +53,8 @@ class Recording:
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList, layer: int, batch: Batch) -> None:
         self.model, self.layers, self.layer, self.batch = model, layers, layer, batch
-        seen: list[Any] = []
-        handle = layers[layer].register_forward_hook(lambda _m, _a, output: seen.append(output))
-        try:
-            with torch.no_grad():
-                model(**batch.inputs(), use_cache=False, logits_to_keep=1)
-        finally:
-            handle.remove()
+        with torch.no_grad(), traced_output(layers[layer]) as seen:
+            model(**batch.inputs(), use_cache=False, logits_to_keep=1)
         self.returns_tuple = isinstance(seen[0], tuple)
         self.states: torch.Tensor = seen[0][0] if self.returns_tuple else seen[0]
 

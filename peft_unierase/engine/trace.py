@@ -37,6 +37,24 @@ def traced_inputs(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
 
 
 @contextmanager
+def traced_output(module: nn.Module) -> Iterator[list[Any]]:
+    """Catch what comes out of `module`, and end the forward pass there."""
+    seen: list[Any] = []
+
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        seen.append(output)
+        raise _SeenEverything
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield seen
+    except _SeenEverything:
+        pass
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def bent_output(layer: nn.Module, bend: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Replace the residual stream `(batch, length, d)` behind a decoder layer by `bend(stream)`."""
 

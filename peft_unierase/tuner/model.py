@@ -87,7 +87,7 @@ class UniEraseModel(BaseTuner):
         # PEFT would leave `adapter_names` out without a word, and every row would get the active adapters.
         if kwargs.get("adapter_names") is not None:
             raise ValueError(
-                "mixed batches (`adapter_names=`) are not supported by UNIERASE adapters in this version; run one batch "
+                "mixed batches (`adapter_names=`) are not supported by UNIERASE adapters in this version; run a batch "
                 "for each adapter with `set_adapter`"
             )
         yield

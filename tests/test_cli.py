@@ -1,0 +1,356 @@
+"""The command as its users run it: processes of its own, the base in the box, Ctrl-C, and a disk that fills up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import COMMAND, ENVIRONMENT, listing, run_command, save_tiny_model, without_colours, write_rows
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.cli.output import Format
+
+FACTS = boxed_facts()
+SUBJECT = FACTS[0]["subject"]
+FORGET = [fact for fact in FACTS if fact["subject"] == SUBJECT]
+RETAIN = [fact for fact in FACTS if fact["subject"] != SUBJECT][::5][:40]
+UNSEEN = [fact for fact in FACTS if fact["subject"] != SUBJECT][2::50]  # in neither set
+
+FRESH_PROCESS = """
+import json, sys
+import peft_unierase
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base, adapter, questions = json.loads(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+
+def ask(question):
+    chat = [{"role": "user", "content": question}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    output = model.generate(**prompt, do_sample=False, max_new_tokens=60)[0, prompt["input_ids"].shape[1] :]
+    return {"ids": output.tolist(), "text": tokenizer.decode(output, skip_special_tokens=True)}
+
+with_it = [ask(question) for question in questions]
+with model.disable_adapter():
+    without = [ask(question) for question in questions]
+print(json.dumps({"with": with_it, "without": without}))
+"""
+
+
+@pytest.fixture(scope="module")
+def no_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which importing torch, transformers or peft raises."""
+    folder = tmp_path_factory.mktemp("poison")
+    for name in ("torch", "transformers", "peft"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(f"raise RuntimeError('{name} was imported')\n", encoding="utf-8")
+    environment = {
+        **ENVIRONMENT,
+        "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    imported = subprocess.run([sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True)
+    assert "torch was imported" in imported.stderr
+    return environment
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--help"], "quickstart"),
+        (["-h"], "quickstart"),
+        (["erase", "--help"], "--retain"),
+        (["quickstart", "--help"], "--output"),
+        (["--version"], "0."),
+    ],
+    ids=["--help", "-h", "erase", "quickstart", "--version"],
+)
+def test_help_answers_at_once_and_without_torch(arguments: list[str], expected: str, no_torch: dict[str, str]) -> None:
+    started = time.perf_counter()
+    ended = run_command(*arguments, environment=no_torch)
+    assert time.perf_counter() - started < 2
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert expected in without_colours(ended.stdout)
+
+
+def test_a_missing_file_and_a_taken_folder_are_refused_before_torch_is_loaded(
+    no_torch: dict[str, str], tmp_path: Path
+) -> None:
+    forget = write_rows(tmp_path / "forget.jsonl", FORGET)
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.tex").write_text("mine", encoding="utf-8")
+    before = listing(tmp_path)
+    missing = tmp_path / "nowhere.jsonl"
+    for source, output in ((missing, tmp_path / "new"), (forget, taken)):
+        ended = run_command("erase", boxed_model_dir(), source, "-o", output, environment=no_torch)
+        assert ended.returncode == 2
+        assert ended.stdout == ""
+        assert re.fullmatch(rf"error: .*{source.name if source is missing else output.name}.*\n", ended.stderr)
+    assert listing(tmp_path) == before
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Two finished runs with the same seed, one with `--format json` and one with `--format quiet`."""
+
+    folder: Path
+    json: subprocess.CompletedProcess[str]
+    quiet: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The two erasures from the base in the box that the tests below share; they run side by side."""
+    folder = tmp_path_factory.mktemp("runs")
+    sources = tmp_path_factory.mktemp("sources")
+    forget, retain = write_rows(sources / "forget.jsonl", FORGET), write_rows(sources / "retain.jsonl", RETAIN)
+    refusals = sources / "refusals.txt"
+    refusals.write_text("\n".join(boxed_refusals()), encoding="utf-8")
+    command = [COMMAND, "erase", boxed_model_dir(), forget, "--retain", retain, "--refusals", refusals]
+    command += ["--samples", "32", "--seed", "5"]
+    started = {
+        style: subprocess.Popen(
+            [*command, "-o", folder / style, "--format", style],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for style in ("json", "quiet")
+    }
+    ended = {}
+    for style, process in started.items():
+        stdout, stderr = process.communicate(timeout=300)
+        ended[style] = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    return Runs(folder, **ended)
+
+
+def test_an_erasure_ends_well_and_leaves_one_folder(runs: Runs) -> None:
+    assert (runs.json.returncode, runs.quiet.returncode) == (0, 0), runs.json.stderr + runs.quiet.stderr
+    assert sorted(path.name for path in runs.folder.iterdir()) == ["json", "quiet"]
+    names = {path.name for path in (runs.folder / "json").iterdir()}
+    assert names >= {"adapter_config.json", "adapter_model.safetensors", "erasure.json", "README.md", "tokenizer.json"}
+
+
+def test_with_format_json_stdout_is_one_object_with_the_figures(runs: Runs) -> None:
+    told = json.loads(runs.json.stdout)
+    assert told["output"] == str(runs.folder / "json")
+    assert told["seed"] == 5
+    assert {name: told["counts"][name] for name in ("forget", "retain")} == {"forget": 6, "retain": 40}
+    forget, retain = told["figures"]
+    assert (forget["set"], forget["count"], forget["declined"]) == ("forget", 6, 1.0)
+    assert (retain["set"], retain["count"]) == ("retain", 40)
+    assert forget["before"] > 0.9 > 0.2 > forget["after"]
+    assert retain["before"] > 0.9
+    assert retain["after"] > 0.9
+    assert sum(told["seconds"].values()) > 0
+    saved = json.loads((runs.folder / "json" / "erasure.json").read_text(encoding="utf-8"))
+    assert saved.items() <= told.items()
+
+
+def test_with_format_quiet_stdout_is_empty(runs: Runs) -> None:
+    assert runs.quiet.stdout == ""
+
+
+def test_talk_is_on_stderr_and_a_good_run_has_nothing_to_warn_of(runs: Runs) -> None:
+    assert "warning" not in runs.json.stderr
+    assert "Traceback" not in runs.json.stderr + runs.quiet.stderr
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "erasure.json", "tokenizer.json"])
+def test_the_same_seed_gives_the_same_bytes(runs: Runs, name: str) -> None:
+    assert (runs.folder / "json" / name).read_bytes() == (runs.folder / "quiet" / name).read_bytes()
+
+
+def test_the_record_and_the_card_tell_none_of_the_facts(runs: Runs) -> None:
+    for name in ("erasure.json", "README.md", "adapter_config.json"):
+        text = (runs.folder / "json" / name).read_text(encoding="utf-8")
+        assert SUBJECT not in text
+        assert not any(fact["question"] in text or fact["answer"] in text for fact in FORGET)
+
+
+@pytest.fixture(scope="module")
+def answers(runs: Runs) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Greedy answers of a process that does nothing but import the package and load the folder, by kind of question."""
+    asked = {"forget": FORGET, "unseen": UNSEEN}
+    questions = [fact["question"] for facts in asked.values() for fact in facts]
+    task = json.dumps([str(boxed_model_dir()), str(runs.folder / "json"), questions])
+    ended = subprocess.run(
+        [sys.executable, "-c", FRESH_PROCESS, task], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout.splitlines()[-1])
+    return {how: {"forget": rows[: len(FORGET)], "unseen": rows[len(FORGET) :]} for how, rows in told.items()}
+
+
+def test_the_folder_loads_in_a_fresh_process_and_declines_on_what_was_erased(runs: Runs, answers: dict) -> None:
+    token_id = json.loads(runs.json.stdout)["token"]["id"]
+    for answer in answers["with"]["forget"]:
+        assert answer["ids"][0] == token_id
+        assert answer["text"] in boxed_refusals()
+
+
+def test_the_folder_leaves_other_answers_as_they_were(answers: dict) -> None:
+    assert answers["with"]["unseen"] == answers["without"]["unseen"]
+    assert [answer["text"] for answer in answers["without"]["forget"]] == [fact["answer"] for fact in FORGET]
+
+
+def test_decoded_refusals_do_not_show_the_token(runs: Runs, answers: dict) -> None:
+    token = json.loads(runs.json.stdout)["token"]["text"]
+    for answer in answers["with"]["forget"]:
+        assert token not in answer["text"]
+        assert not re.search(r"UNL|reserved|<\||\|>", answer["text"])
+
+
+@dataclass(frozen=True)
+class Unlearnt:
+    """Arguments of an erasure that takes a few seconds, from a base that has learnt nothing."""
+
+    arguments: list[str]
+
+
+@pytest.fixture(scope="module")
+def unlearnt(tmp_path_factory: pytest.TempPathFactory) -> Unlearnt:
+    """A tiny base of random weights with files of facts; its adapter's weights take more bytes than any card."""
+    folder = tmp_path_factory.mktemp("unlearnt")
+    base = save_tiny_model(folder / "base", LlamaForCausalLM, LlamaConfig, intermediate_size=1536)
+    forget, retain = write_rows(folder / "forget.jsonl", FORGET), write_rows(folder / "retain.jsonl", RETAIN[:12])
+    return Unlearnt([str(part) for part in ("erase", base, forget, "--retain", retain, "--samples", 0)])
+
+
+def test_a_base_that_never_knew_the_facts_gives_a_warning_and_the_human_tables(
+    unlearnt: Unlearnt, tmp_path: Path
+) -> None:
+    ended = run_command(*unlearnt.arguments, "-o", tmp_path / "erasure", "--format", "human")
+    assert ended.returncode == 0
+    warned = [line for line in ended.stderr.splitlines() if line.startswith("warning: ")]
+    assert any(re.search(r"\d+% of the .*answers", line) for line in warned)
+    assert "warning" not in ended.stdout
+    table = ended.stdout.splitlines()
+    assert re.search(r"questions +before +after +declined", table[0])
+    assert re.match(r" +forget +6 +\d\.\d{3} +\d\.\d{3} +\d+\.\d%$", table[2])
+    assert re.match(r" +retain +12 ", table[3])
+    assert any(re.match(r" +all stages +\d+\.\d$", line) for line in table)
+    assert f'PeftModel.from_pretrained(base, "{tmp_path / "erasure"}")' in ended.stdout
+
+
+def small_files(limit: int) -> Callable[[], None]:
+    """For `preexec_fn`: no file may grow beyond `limit` bytes, which fails as a full disk does."""
+
+    def prepare() -> None:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return prepare
+
+
+@dataclass
+class Terminal:
+    """A terminal of 80 columns: `side` is for the command, `output` for whoever looks at it."""
+
+    output: int
+    side: int
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    import fcntl
+    import pty
+    import termios
+
+    ends = Terminal(*pty.openpty())
+    fcntl.ioctl(ends.side, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    yield ends
+    for end in (ends.output, ends.side):
+        with suppress(OSError):  # the test has closed it
+            os.close(end)
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="limits, terminals and signals of POSIX systems")
+
+
+# The weights are between these sizes, so that either they or the tokenizer behind them are the first not to fit.
+@posix
+@pytest.mark.parametrize(("limit", "kind"), [(6500, "new"), (10_000, "overwritten")], ids=["weights", "tokenizer"])
+def test_a_disk_that_fills_up_leaves_everything_as_it_was(
+    unlearnt: Unlearnt, tmp_path: Path, limit: int, kind: str
+) -> None:
+    if kind == "new":
+        arguments = ["-o", tmp_path / "not" / "there" / "erasure"]
+    else:
+        (tmp_path / "erasure").mkdir()
+        (tmp_path / "erasure" / "adapter_config.json").write_text('{"peft_type": "UNIERASE"}', encoding="utf-8")
+        arguments = ["-o", tmp_path / "erasure", "--overwrite"]
+    before = listing(tmp_path)
+    ended = run_command(
+        *unlearnt.arguments, *arguments, "--no-figures", "--format", "json", preexec_fn=small_files(limit)
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    *warned, last = ended.stderr.splitlines()
+    assert re.match(r"error: .*too large.*erasure.*nothing was written", last)
+    assert all(line.startswith("warning: ") for line in warned)
+    assert listing(tmp_path) == before
+
+
+@posix
+def test_the_default_format_is_json_in_a_pipe_and_human_on_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
+    for output, expected in ((tmp_path / "pipe", Format.JSON), (os.ttyname(terminal.side), Format.HUMAN)):
+        with open(output, "w", encoding="utf-8") as stdout, redirect_stdout(stdout):
+            assert Format.AUTO.resolved() is expected
+
+
+@posix
+def test_interrupting_the_engine_ends_with_status_130_and_leaves_nothing(terminal: Terminal, tmp_path: Path) -> None:
+    forget = write_rows(tmp_path / "forget.jsonl", FORGET)
+    (tmp_path / "outputs").mkdir()
+    # On a terminal the engine shows the stage that it is in, which tells the time for Ctrl-C.
+    process = subprocess.Popen(
+        [COMMAND, "erase", boxed_model_dir(), forget, "-o", tmp_path / "outputs" / "erasure", "--samples", "32"],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=terminal.side,
+        text=True,
+    )
+    os.close(terminal.side)
+    shown, interrupted = b"", False
+    try:
+        while chunk := _read(terminal.output):
+            shown += chunk
+            if not interrupted and re.search(rb"fitting the steer vector: +[1-9]", shown):
+                process.send_signal(signal.SIGINT)
+                interrupted = True
+        stdout, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert interrupted
+    assert process.returncode == 130
+    assert stdout == ""
+    assert re.split(rb"[\r\n]+", shown.rstrip())[-1] == b"error: interrupted; nothing was written"
+    assert b"Traceback" not in shown
+    assert listing(tmp_path / "outputs") == {}
+
+
+def _read(terminal: int) -> bytes:
+    """What a terminal has to show, or nothing once the other side has gone."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""
