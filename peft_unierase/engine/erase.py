@@ -67,8 +67,8 @@ class GateSettings:
     goal: SteerGoal = field(default_factory=lambda: SteerGoal(shut_to=0.25, open_from=0.5))
     steer: SteerWeights = field(default_factory=SteerWeights)
     refusal_count: int = 8
-    row_steps: int = 200
-    row_learning_rate: float = 0.5
+    row_steps: int = 150
+    row_learning_rate: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ def _run(
     starts = sorted(
         {ids[0] for ids in texts} | {encode(bench.tokenizer, " " + t)[0] for t in refusals or DEFAULT_REFUSALS}
     )
-    easy = likely_refusals(model, prompts[:: max(1, len(prompts) // 8)], texts, bench.pad, settings.refusal_count)
+    easy = likely_refusals(model, prompts[:: max(1, len(prompts) // 16)], texts, bench.pad, settings.refusal_count)
     texts = [texts[index] for index in easy]
 
     projections = [model.get_submodule(name) for name in names]
@@ -367,7 +367,7 @@ def _run(
     _warn_if_it_does_not_hold(openings, goal)
 
     with stages.stage("fitting the input row", settings.row_steps) as bar:
-        lesson = RefusalLesson(model, prompts, texts, spare.token_id, bench.pad, lesson.candidates)
+        lesson = RefusalLesson(model, prompts, texts, spare.token_id, bench.pad)
         loss = fit_input_row(
             lesson, input_row, steps=settings.row_steps, learning_rate=settings.row_learning_rate, advance=bar.update
         )

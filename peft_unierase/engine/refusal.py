@@ -77,7 +77,6 @@ class RefusalLesson:
         refusals: Token ids of the refusals, end token included.
         token_id: [UNL]'s id.
         pad: Id to pad batches with.
-        candidates: Indices of the refusals to choose from; all of them by default.
         tokens: Padded prompt tokens per batch.
     """
 
@@ -88,13 +87,12 @@ class RefusalLesson:
         refusals: Sequence[Sequence[int]],
         token_id: int,
         pad: int,
-        candidates: Sequence[int] | None = None,
-        tokens: int = 384,
+        tokens: int = 512,
     ) -> None:
         device = model.get_input_embeddings().weight.device
         self.cached = [CachedPrompts(model, batch) for batch in batches(prompts, pad, device, tokens)]
         self.continuations = [[token_id, *refusal] for refusal in refusals]
-        self.candidates = list(range(len(refusals)) if candidates is None else candidates)
+        self.candidates = list(range(len(refusals)))
         self.chosen: list[list[int]] = []
 
     def choose(self) -> None:

@@ -41,7 +41,7 @@ class SteerGoal:
 class SteerWeights:
     """Weights of the terms, and how long and fast to step."""
 
-    steps: int = 100
+    steps: int = 120
     learning_rate: float = 0.05
     row_learning_rate: float = 1.0
     shut: float = 10.0
@@ -123,7 +123,7 @@ def fit_steer(
                 retained[turn], own_tokens[turn], direction * scale, leak, token_id, goal, weights
             )
             with bent_output(layer, bend_door):
-                if step in (0, weights.steps // 2):
+                if step in (0, weights.steps // 3, 2 * weights.steps // 3):
                     lesson.choose()
                 loss = loss + weights.refusal * lesson.loss(step)
             optimizer.zero_grad()
