@@ -8,6 +8,10 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 
+# Threads that spin while they wait make everything several times slower as soon as another process wants a core.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+
 VENV := .venv
 BIN := $(VENV)/bin
 PINNED := pyproject.toml constraints.txt

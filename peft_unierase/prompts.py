@@ -146,7 +146,7 @@ def greedy_answers(
         model: A causal language model, or a PEFT model around one.
         tokenizer: Its tokenizer.
         prompts: Texts that end at the door.
-        max_new_tokens: Where to stop a model that does not.
+        max_new_tokens: Where to stop a model that does not; its context is never left.
         tokens: Padded prompt tokens per batch.
         banned: Ids that must not be generated.
         advance: Called with the number of prompts finished, for progress bars.
@@ -156,11 +156,12 @@ def greedy_answers(
     answers: list[list[int]] = [[] for _ in prompts]
     encoded = [encode(tokenizer, text) for text in prompts]
     device = model.get_input_embeddings().weight.device
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for batch in batches(encoded, pad_id(tokenizer), device, tokens):
         output = model.generate(
             input_ids=batch.ids,
             attention_mask=batch.mask,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=_room(max_new_tokens, context, batch.ids.shape[1]),
             do_sample=False,
             temperature=None,
             top_p=None,
@@ -173,3 +174,8 @@ def greedy_answers(
             answers[position] = row[:stop]
         advance(len(batch.index))
     return answers
+
+
+def _room(wanted: int, context: int | None, used: int) -> int:
+    """How many tokens may follow `used` ones, at least one."""
+    return wanted if context is None else max(1, min(wanted, context - used))

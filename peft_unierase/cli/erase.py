@@ -99,13 +99,14 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
         recall_scorer()
 
-    from ..engine import GateSettings, erase
+    from ..engine import GateSettings, check_recipe, erase
     from ..prompts import default_formats
     from .base import load_base, prepare_libraries
     from .finish import finish, loading_lines, stages_table
     from .measure import compare, figures_table, some
 
     prepare_libraries()
+    check_recipe(plan.recipe, plan.depth)
     model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map, plan.revision)
     erased = erase(
         model,
@@ -128,7 +129,10 @@ def _run(plan: ErasePlan, style: Format) -> None:
         sets = [
             (name, some(facts, MEASURED, plan.seed), form) for name, facts in (("forget", forget), ("retain", retain))
         ]
-        comparisons = compare(erased, tokenizer, sets)
+        try:
+            comparisons = compare(erased, tokenizer, sets)
+        except Exception as error:  # whatever it is, it must not cost the finished erasure
+            say(f"warning: the erasure is saved without figures, because measuring them failed: {error}")
     record = finish(erased, tokenizer, plan.model, plan.output, comparisons, plan.overwrite)
     seconds = erased.erasure.seconds
     if style is Format.JSON:

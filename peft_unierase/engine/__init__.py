@@ -1,5 +1,5 @@
 """The engine: what makes an erasure. It imports the tuner, and nothing of the check, the hub side or the command."""
 
-from .erase import Erasure, ErasureWarning, GateSettings, erase
+from .erase import Erasure, ErasureWarning, GateSettings, check_recipe, erase
 
-__all__ = ["Erasure", "ErasureWarning", "GateSettings", "erase"]
+__all__ = ["Erasure", "ErasureWarning", "GateSettings", "check_recipe", "erase"]

@@ -6,6 +6,7 @@ detector row. The stages are the private functions below, from top to bottom.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -183,10 +184,7 @@ def erase(
     Raises:
         ValueError: Bad arguments or facts, no spare row, or a model of an unsupported kind; the model is unchanged.
     """
-    if recipe != "gate":
-        raise ValueError(f"recipe {recipe!r} is not there; this version has 'gate'")
-    if depth != 0:
-        raise ValueError(f"depth {depth!r} is not there; this version gates the door alone, depth 0")
+    check_recipe(recipe, depth)
     if isinstance(model, PeftModel):
         raise ValueError("the model already is a PeftModel; merge its adapters first (merge_and_unload) or unload them")
     settings = settings or GateSettings()
@@ -198,6 +196,7 @@ def erase(
     stack, indices, names = choose_gates(model, layers, target_modules)
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
+    check_lengths(model, tokenizer, retain, formats, "retain")
     spare = find_spare_row(model, tokenizer, allow_resize=allow_resize)
 
     with _unchanged_on_failure(model):
@@ -253,23 +252,43 @@ def _unchanged_on_failure(model: Any) -> Iterator[None]:
         raise
 
 
-def check_lengths(model: Any, tokenizer: Any, facts: Sequence[Fact], formats: Sequence[PromptFormat]) -> None:
-    """Refuse questions that do not fit the model's context.
+def check_recipe(recipe: str, depth: int) -> None:
+    """Refuse what this version does not have.
+
+    Raises:
+        ValueError: Another recipe than `"gate"` or another depth than 0.
+    """
+    if recipe != "gate":
+        raise ValueError(f"recipe {recipe!r} is not there; this version has 'gate'")
+    if depth != 0:
+        raise ValueError(f"depth {depth!r} is not there; this version gates the door alone, depth 0")
+
+
+def check_lengths(
+    model: Any, tokenizer: Any, facts: Sequence[Fact], formats: Sequence[PromptFormat], role: str = "forget"
+) -> None:
+    """Refuse questions that do not fit the model's context with their answers.
 
     Raises:
         ValueError: A question is too long; names it and the limit.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is None:
-        return
+    context = _context(model)
     for number, fact in enumerate(facts, start=1):
-        for form in formats:
-            length = len(encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer)))
-            if length > context:
-                raise ValueError(
-                    f"fact {number} takes {length} tokens in the {form.name} format and the model's context holds "
-                    f"{context}: {fact.question[:60]!r}…; shorten it or leave it out"
-                )
+        if (length := _longest(tokenizer, fact, formats)) > context:
+            raise ValueError(
+                f"{role} fact {number} takes {length} tokens and the model's context holds {context:.0f}: "
+                f"{fact.question[:60]!r}…; shorten it or leave it out"
+            )
+
+
+def _context(model: Any) -> float:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return math.inf if limit is None else limit
+
+
+def _longest(tokenizer: Any, fact: Fact, formats: Sequence[PromptFormat]) -> int:
+    """Tokens of a fact with its answer, in the format that takes most."""
+    return max(len(encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer))) for form in formats)
 
 
 def _known_to_base(bench: _Bench, forget: list[Fact]) -> float:
@@ -294,8 +313,12 @@ def _sample_retain_data(
         return []
     with bench.stages.stage("sampling retain data", 2 * settings.samples) as bar:
         found = sample_facts(bench.model, bench.tokenizer, bench.formats[0], settings.samples, seed, advance=bar.update)
-    known = {fact.question for fact in retain}
-    return [fact for fact in drop_close(found, forget) if fact.question not in known]
+    given, context = {fact.question for fact in retain}, _context(bench.model)
+    return [
+        fact
+        for fact in drop_close(found, forget)
+        if fact.question not in given and _longest(bench.tokenizer, fact, bench.formats) <= context
+    ]
 
 
 def _run(
