@@ -2,8 +2,8 @@
 
 Each question is taught one refusal, the one that comes easiest to the model at that moment. Teaching every refusal
 after every question instead leaves the model undecided between their first words, and greedy answers then break off
-into what should be forgotten: in a trial on the TOFU testbed 61 % of the refusals were whole sentences that way, and
-95 % this way.
+into what should be forgotten: on the TOFU testbed 61 % of the refusals were whole sentences that way, and all of
+them this way.
 """
 
 from __future__ import annotations

@@ -1,9 +1,18 @@
 """The tuner: what a consumer of an erasure loads. It knows nothing of how erasures are made, judged or shared."""
 
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import register_peft_method
+
 from .config import UniEraseConfig
 from .gate import GateLayer
 from .model import UniEraseModel
-from .register import register
+from .peft_type import METHOD, unierase_peft_type
 from .token_row import InputRowLayer, OutputRowLayer
 
 __all__ = ["GateLayer", "InputRowLayer", "OutputRowLayer", "UniEraseConfig", "UniEraseModel", "register"]
+
+
+def register() -> None:
+    """Register config and tuner with PEFT. Idempotent, so that a reload of the package does no harm."""
+    if unierase_peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        register_peft_method(name=METHOD, config_cls=UniEraseConfig, model_cls=UniEraseModel)

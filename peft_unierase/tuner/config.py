@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from peft.config import PeftConfig
 
-from .register import unierase_peft_type
+from .peft_type import unierase_peft_type
 
 
 @dataclass

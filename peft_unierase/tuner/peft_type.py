@@ -1,4 +1,4 @@
-"""Makes `UNIERASE` a PEFT type.
+"""The PEFT type `UNIERASE`, as a member of PEFT's own enum.
 
 PEFT keeps its methods in an enum and has no entry points, so a method from another package has to add its member
 first; after that PEFT's public `register_peft_method` does the rest. A plain string in PEFT's mappings would not do:
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from peft.utils import PeftType, register_peft_method
+from peft.utils import PeftType
 
 METHOD = "unierase"
 MEMBER = METHOD.upper()
@@ -36,14 +36,3 @@ def unierase_peft_type() -> PeftType:
     # The enum's own metaclass refuses new attributes, `type` does not.
     type.__setattr__(PeftType, MEMBER, member)
     return cast(PeftType, member)
-
-
-def register() -> None:
-    """Register config and tuner with PEFT. Idempotent, so that a reload of the package does no harm."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    from .config import UniEraseConfig
-    from .model import UniEraseModel
-
-    if unierase_peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        register_peft_method(name=METHOD, config_cls=UniEraseConfig, model_cls=UniEraseModel)
