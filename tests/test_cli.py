@@ -328,6 +328,8 @@ def test_interrupting_the_engine_ends_with_status_130_and_leaves_nothing(termina
         stdout=subprocess.PIPE,
         stderr=terminal.side,
         text=True,
+        # Whoever runs the tests in the background has Ctrl-C switched off, and processes inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(terminal.side)
     shown, interrupted = b"", False
