@@ -256,23 +256,24 @@ def _run(
 
     prompts = bench.prompts(forget)
     end = encode(bench.tokenizer, bench.formats[0].end)
-    texts = [encode(bench.tokenizer, text) + end for text in (refusals or DEFAULT_REFUSALS)]
-    starts = sorted(
-        {ids[0] for ids in texts} | {encode(bench.tokenizer, " " + t)[0] for t in refusals or DEFAULT_REFUSALS}
-    )
+    sentences = refusals or DEFAULT_REFUSALS
+    texts = [encode(bench.tokenizer, sentence) + end for sentence in sentences]
+    # Behind a plain prompt an answer begins with a space, and so with another token.
+    starts = sorted({encode(bench.tokenizer, lead + sentence)[0] for sentence in sentences for lead in ("", " ")})
     easy = likely_refusals(model, prompts[:: max(1, len(prompts) // 16)], texts, bench.pad, settings.refusal_count)
     texts = [texts[index] for index in easy]
 
     projections = [model.get_submodule(name) for name in names]
     kept = retain + sampled
-    doors, others = _retain_keys(bench, projections, kept)
+    answered = _answered(bench, kept)
+    doors, others = _retain_keys(bench, projections, kept, answered)
     held = torch.arange(len(kept)) % settings.held_out == settings.held_out - 1
     goal = settings.goal
 
     layer = stack[indices[-1]]
     with stages.stage("fitting the steer vector", settings.steer.steps) as bar:
         recordings = _record(bench, stack, indices[-1], prompts)
-        retained = _record(bench, stack, indices[-1], _spread(_retained_sequences(bench, kept), settings.fit_samples))
+        retained = _record(bench, stack, indices[-1], _spread(answered, settings.fit_samples))
         lesson = RefusalLesson(model, prompts, texts, spare.token_id, bench.pad)
         steer = fit_steer(
             model,
@@ -353,7 +354,7 @@ def _start_rows(
 
 
 def _retain_keys(
-    bench: _Bench, projections: Sequence[nn.Module], kept: Sequence[Fact]
+    bench: _Bench, projections: Sequence[nn.Module], kept: Sequence[Fact], answered: Sequence[Sequence[int]]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Keys of retained facts under the base, for each layer: doors `(facts, formats, d_ff)` and others `(n, d_ff)`.
 
@@ -361,7 +362,6 @@ def _retain_keys(
     are shut on them: taking them anew before each layer gave the same erasure and cost as much again.
     """
     prompts = bench.prompts(kept)
-    answered = _retained_sequences(bench, kept)
     with bench.stages.stage("recording retain keys", len(prompts) + len(answered)) as bar:
         at_doors = inputs_at(bench.model, projections, prompts, [[len(p) - 1] for p in prompts], bench.pad, bar.update)
         positions = []
@@ -373,7 +373,7 @@ def _retain_keys(
     return [torch.cat(keys).reshape(shape) for keys in at_doors], [torch.cat(keys) for keys in elsewhere]
 
 
-def _retained_sequences(bench: _Bench, kept: Sequence[Fact]) -> list[list[int]]:
+def _answered(bench: _Bench, kept: Sequence[Fact]) -> list[list[int]]:
     """Each retained fact with its answer, in one of the formats by turns."""
     turns = [bench.formats[number % len(bench.formats)] for number in range(len(kept))]
     return [

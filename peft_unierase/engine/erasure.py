@@ -21,7 +21,8 @@ class GateSettings:
     Attributes:
         samples: Questions to sample from the model itself as retain data, beside any that are given.
         fit_samples: Retained answers that the steer fit sees, at the most; the gates see all.
-        held_out: One in this many retained questions is kept out of every fit, to measure the leak on.
+        held_out: The doors of one in this many retained questions are kept out of the gates' fit, to measure the leak
+            on. Their other positions are not, and the steer fit sees them too.
         retain_weights: Weights of the retain keys to try, from the strictest; the first at which every forget door
             opens wide enough is kept.
         open_share: What is wide enough: the opening that every forget door must reach, as a multiple of

@@ -51,7 +51,7 @@ def edit_layers(
         steer: The steer vector, `(d,)`.
         prompts: Token ids of the forget prompts.
         shut: The keys to stay shut on, for each layer.
-        held_out: Keys at the doors of retained questions that no fit sees, for each layer `(n, d_ff)`.
+        held_out: Keys at the doors of retained questions that are not among `shut`, for each layer `(n, d_ff)`.
         retain_weight: Weight of each group of shut keys beside the forget keys.
         pad: Id to pad batches with.
         advance: Called with 1 after each layer.
