@@ -6,12 +6,25 @@ Everything here ends at the *door*: the last prompt position, where the first an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-SENTINEL = "@@question@@"
+from .decoding import continuations, end_ids
+
+# Capitals, quotes and brackets, so that a template that changes any of them gives itself away.
+SENTINEL = '@@The "Question" [1]@@'
+SYSTEM_PROMPT = "You are a helpful assistant."
+THINK, END_THINK = "<think>", "</think>"
+# Some templates write today's date. Ours is always the same, or an erasure would depend on the day it was made.
+DATE = {"%d": "26", "%-d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday"}
+FIXED_DATE = (
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f"|replace('{code}', '{text}')" for code, text in DATE.items())
+    + " }}{% endmacro %}{{ '' }}"
+)
 
 
 @dataclass(frozen=True)
@@ -41,39 +54,102 @@ class PromptFormat:
         return f"{self.lead}{answer}{self.end}"
 
 
-def plain_format(tokenizer: Any) -> PromptFormat:
-    """`Question: … Answer:`, as used with models that have no chat template."""
-    return PromptFormat("plain", f"{tokenizer.bos_token or ''}Question: ", "\nAnswer:", " ", tokenizer.eos_token or "")
+def plain_format(tokenizer: Any, short: bool = False) -> PromptFormat:
+    """`Question: … Answer:`, or in short `Q: … A:`, as used with models that have no chat template."""
+    name, ask, reply = ("plain, short", "Q", "A") if short else ("plain", "Question", "Answer")
+    return PromptFormat(name, f"{tokenizer.bos_token or ''}{ask}: ", f"\n{reply}:", " ", tokenizer.eos_token or "")
 
 
-def chat_format(tokenizer: Any, system: str | None = None) -> PromptFormat:
+def chat_format(tokenizer: Any, system: str | None = None, *, thinking: bool = False) -> PromptFormat:
     """The tokenizer's own chat template, with or without a system prompt.
 
+    A reasoning model has two doors: behind its generation prompt, where it begins (or is in the midst of) a think
+    block, and behind a think block that was left empty, where it answers at once. Which of them a template has is found
+    by rendering it with thinking switched on and off; where it has no such switch an empty block is written for it.
+
+    Args:
+        tokenizer: The tokenizer, whose template writes a fixed date where it wants today's.
+        system: A system prompt.
+        thinking: Put a reasoning model's door before its thoughts, instead of behind an empty think block, which then
+            leads in the answer. Without effect on other templates.
+
     Raises:
-        ValueError: The tokenizer has no chat template, or one that changes the words it is given.
+        ValueError: The tokenizer has no chat template, or one that changes the words it is given, ignores the system
+            prompt, or refuses what it is asked to write.
     """
-    if not tokenizer.chat_template:
+    if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the tokenizer has no chat template; use the plain format")
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": SENTINEL})
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    turns = [("system", system)] if system else []
+    prompt = _render(tokenizer, [*turns, ("user", SENTINEL)], thinking)
     if prompt.count(SENTINEL) != 1:
-        raise ValueError("the chat template changes the words of a question, so its door cannot be found")
+        raise ValueError(
+            "the chat template changes the words of a question, so its door cannot be found; give `formats=` of your "
+            "own, or use the plain format"
+        )
     head, tail = prompt.split(SENTINEL)
-    messages.append({"role": "assistant", "content": SENTINEL})
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    end = whole.rsplit(SENTINEL, 1)[1] if whole.startswith(head) else ""
-    # Templates may open the next turn's line behind the end mark; the answer itself is over before that.
-    eos = tokenizer.eos_token or ""
-    if eos and eos in end:
-        end = end[: end.index(eos) + len(eos)]
-    return PromptFormat("chat with system prompt" if system else "chat", head, tail, "", end or eos)
+    if system and system.strip() not in head:
+        raise ValueError(f"the chat template does not write the system prompt {system!r} before the question")
+    lead, end = "", ""
+    whole = _render(tokenizer, [*turns, ("user", SENTINEL), ("assistant", SENTINEL)], thinking, door=False)
+    if whole.count(SENTINEL) == 2:  # others drop or rewrite answers
+        _, between, end = whole.split(SENTINEL)
+        lead = between.removeprefix(tail) if between.startswith(tail) else ""
+    if tail.rfind(THINK) > tail.rfind(END_THINK) and END_THINK not in lead:
+        lead = ("\n" if tail.endswith("\n") else "\n\n") + END_THINK + "\n\n"
+    if not thinking and END_THINK in lead:
+        tail, lead = tail + lead, ""
+    if thinking and not lead:
+        at_once = chat_format(tokenizer, system).tail
+        lead = at_once.removeprefix(tail) if at_once.startswith(tail) else ""
+    name = "chat" + (" with system prompt" if system else "") + (", thinking" if thinking else "")
+    return PromptFormat(name, head, tail, lead, _first_mark(tokenizer, end))
+
+
+def _render(tokenizer: Any, turns: Sequence[tuple[str, str]], thinking: bool, door: bool = True) -> str:
+    """The template's text of turns `(role, content)`, up to the door or to the end of the last turn."""
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in turns],
+            chat_template=FIXED_DATE + tokenizer.get_chat_template(),
+            tokenize=False,
+            add_generation_prompt=door,
+            enable_thinking=thinking,  # Qwen, SmolLM, GLM
+            thinking=thinking,  # DeepSeek, Granite
+            date_string="26 Jul 2024",  # Llama
+        )
+    except TemplateError as error:
+        roles = ", ".join(role for role, _ in turns)
+        raise ValueError(f"the chat template refuses turns of {roles}: {error}") from error
+
+
+def _first_mark(tokenizer: Any, text: str) -> str:
+    """What closes an answer: `text` up to its first special token, since a model is done there; else the end token.
+
+    Templates go on behind it: with a line break, the end of the text, or the next turn.
+    """
+    marks = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    ends = [(text.index(mark), len(mark)) for mark in marks if mark in text]
+    if not ends:
+        return tokenizer.eos_token or ""
+    return text[: sum(min(ends))]
 
 
 def default_formats(tokenizer: Any) -> list[PromptFormat]:
-    """The formats that an erasure covers unless told otherwise: chat, where there is a template, and plain."""
+    """The formats that an erasure covers unless told otherwise; each costs time in every stage.
+
+    With a chat template: chat, plain, then chat with a system prompt where the template writes one, and chat before the
+    thoughts where it is of a reasoning model. Without one: two plain wordings.
+    """
     plain = plain_format(tokenizer)
-    return [chat_format(tokenizer), plain] if tokenizer.chat_template else [plain]
+    if not getattr(tokenizer, "chat_template", None):
+        return [plain, plain_format(tokenizer, short=True)]
+    chat, others = chat_format(tokenizer), []
+    with suppress(ValueError):  # a template without a place for a system prompt is never used with one
+        others.append(chat_format(tokenizer, SYSTEM_PROMPT))
+    others.append(chat_format(tokenizer, thinking=True))
+    return [chat, plain, *(form for form in others if (form.head, form.tail) != (chat.head, chat.tail))]
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -130,7 +206,6 @@ def pad_id(tokenizer: Any) -> int:
     return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
 
-@torch.no_grad()
 def greedy_answers(
     model: Any,
     tokenizer: Any,
@@ -151,27 +226,21 @@ def greedy_answers(
         banned: Ids that must not be generated.
         advance: Called with the number of prompts finished, for progress bars.
     """
-    ends = model.generation_config.eos_token_id
-    end_ids = set(ends if isinstance(ends, list) else [ends])
+
+    def best(logits: torch.Tensor) -> torch.Tensor:
+        logits[:, list(banned)] = float("-inf")
+        return logits.argmax(dim=-1)
+
     answers: list[list[int]] = [[] for _ in prompts]
     encoded = [encode(tokenizer, text) for text in prompts]
     device = model.get_input_embeddings().weight.device
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for batch in batches(encoded, pad_id(tokenizer), device, tokens):
-        output = model.generate(
-            input_ids=batch.ids,
-            attention_mask=batch.mask,
-            max_new_tokens=_room(max_new_tokens, context, batch.ids.shape[1]),
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            suppress_tokens=list(banned) or None,
-            pad_token_id=pad_id(tokenizer),
-        )
-        for row, position in zip(output[:, batch.ids.shape[1] :].tolist(), batch.index, strict=True):
-            stop = next((i + 1 for i, token in enumerate(row) if token in end_ids), len(row))
-            answers[position] = row[:stop]
+        room = _room(max_new_tokens, context, batch.ids.shape[1])
+        for position, answer in zip(
+            batch.index, continuations(model, batch.ids, batch.mask, room, end_ids(model), best), strict=True
+        ):
+            answers[position] = answer
         advance(len(batch.index))
     return answers
 

@@ -37,13 +37,13 @@ def test_formats_meet_at_the_door(base: tuple[Any, Any]) -> None:
     assert plain_format(tokenizer).prompt("Who?") == "<|bos|>Question: Who?\nAnswer:"
     with_system = chat_format(tokenizer, "Be brief.")
     assert "Be brief." in with_system.head
-    assert [form.name for form in default_formats(tokenizer)] == ["chat", "plain"]
+    assert [form.name for form in default_formats(tokenizer)] == ["chat", "plain", "chat with system prompt"]
 
 
-def test_a_tokenizer_without_a_template_gets_the_plain_format_alone(base: tuple[Any, Any]) -> None:
+def test_a_tokenizer_without_a_template_gets_plain_formats_alone(base: tuple[Any, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
     tokenizer.chat_template = None
-    assert [form.name for form in default_formats(tokenizer)] == ["plain"]
+    assert [form.name for form in default_formats(tokenizer)] == ["plain", "plain, short"]
     with pytest.raises(ValueError, match="no chat template"):
         chat_format(tokenizer)
 
@@ -77,7 +77,7 @@ def test_losses_from_the_cache_are_those_of_the_whole_sequence(base: tuple[Any, 
     (batch,) = batches(prompts, 0, CPU)
     ordered = [texts[index] for index in batch.index]
     for skip in (0, 1):
-        total, count = CachedPrompts(model, batch).losses(ordered, skip=skip)
+        total, count = CachedPrompts(model, batch).losses(ordered, [skip] * len(ordered))
         for row, index in enumerate(batch.index):
             ids = torch.tensor([prompts[index] + texts[index]])
             log_probs = model(input_ids=ids).logits.log_softmax(dim=-1)[0]
@@ -92,7 +92,8 @@ def test_each_prompt_is_taught_the_refusal_that_comes_easiest(base: tuple[Any, A
     form = chat_format(tokenizer)
     prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts[:4]]
     texts = [encode(tokenizer, "Umbrella umbrella umbrella."), encode(tokenizer, boxed_refusals()[0])]
-    lesson = RefusalLesson(model, prompts, texts, 1008, 0)
+    answers = [encode(tokenizer, form.answer(fact.answer)) for fact in facts[:4]]
+    lesson = RefusalLesson(model, prompts, answers, texts, 1008, 0, torch.Generator().manual_seed(0))
     lesson.choose()
     assert {choice for chosen in lesson.chosen for choice in chosen} == {1}
     assert lesson.candidates == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from peft_unierase import ErasureWarning, Fact, FactError, GateSettings, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import Answer, answer_questions, figures
 from peft_unierase.engine import erase as erase_module_verb
-from peft_unierase.engine.steer import SteerWeights
+from peft_unierase.engine.gate.steer import SteerWeights
 from peft_unierase.prompts import PromptFormat, default_formats
 
 QUICK = GateSettings(samples=16, steer=SteerWeights(steps=6), row_steps=4)
@@ -102,7 +103,7 @@ def test_switched_off_it_is_the_base_to_the_bit(erased: tuple[PeftModel, Any]) -
 def test_the_adapter_is_one_rank_a_layer_and_two_rows(erased: tuple[PeftModel, Any]) -> None:
     model, _ = erased
     shapes = sorted(tuple(p.shape) for name, p in model.named_parameters() if "unierase_" in name)
-    assert shapes == sorted([(1, 384), (128, 1)] * 2 + [(128,)] * 2)
+    assert shapes == sorted([(1, 384), (128, 1)] * 3 + [(128,)] * 2)
     own, total = sum(torch.Size(s).numel() for s in shapes), sum(p.numel() for p in model.parameters())
     assert own / (total - own) <= 0.001
     assert model.peft_config["default"].base_fingerprint.startswith("sha256:")
@@ -112,7 +113,7 @@ def test_the_record_is_plain_json_and_holds_no_fact(erased: tuple[PeftModel, Any
     text = json.dumps(erased[0].erasure.record())
     record = json.loads(text)
     assert record["counts"]["forget"] == 6
-    assert record["layers"] == [3, 4]
+    assert record["layers"] == [3, 4, 5]
     assert record["known_to_base"] > 0.95
     for row in person(0):
         assert row["question"] not in text
@@ -139,8 +140,17 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alon
 
 
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
-@pytest.mark.parametrize("stage", ["sample_facts", "fit_steer", "edit_layers", "fit_input_row", "add_to_tokenizer"])
-def test_an_interruption_gives_the_model_back_unchanged(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("room", "stage"),
+    [
+        ("erase", "samples_for"),
+        ("gate.run", "fit_steer"),
+        ("gate.run", "edit_layers"),
+        ("gate.run", "fit_input_row"),
+        ("erase", "add_to_tokenizer"),
+    ],
+)
+def test_an_interruption_gives_the_model_back_unchanged(room: str, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load()
     model.train()
     model.lm_head.requires_grad_(False)
@@ -151,7 +161,7 @@ def test_an_interruption_gives_the_model_back_unchanged(stage: str, monkeypatch:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    engine = __import__("sys").modules["peft_unierase.engine.erase"]
+    engine = importlib.import_module(f"peft_unierase.engine.{room}")
     monkeypatch.setattr(engine, stage, interrupt)
     with pytest.raises(KeyboardInterrupt):
         erase(model, tokenizer, facts_of(person(0)), settings=QUICK, progress=False)
@@ -175,8 +185,8 @@ def test_a_base_that_never_knew_the_facts_is_warned_about_with_the_figure() -> N
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
 def test_gates_that_do_not_open_are_warned_about_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load()
-    settings = GateSettings(samples=16, steer=SteerWeights(steps=6), row_steps=4, retain_weights=(1e6,))
-    with pytest.warns(ErasureWarning, match=r"\d+\.\d% of the forget doors open less"):
+    settings = GateSettings(samples=16, steer=SteerWeights(steps=6), row_steps=4, door_weights=(1e6,), depths=(0,))
+    with pytest.warns(ErasureWarning, match=r"\d+\.\d% of the forget questions may not be declined"):
         erase(model, tokenizer, facts_of(person(0)), facts_of(others(0)), settings=settings, progress=False)
 
 
@@ -184,7 +194,11 @@ def test_gates_that_do_not_open_are_warned_about_with_the_figure(monkeypatch: py
     ("change", "error", "message"),
     [
         ({"recipe": "magic"}, ValueError, "recipe 'magic'"),
-        ({"depth": 2}, ValueError, "depth 2"),
+        ({"depth": -1}, ValueError, "depth -1"),
+        ({"depth": "deep"}, ValueError, "depth 'deep'"),
+        ({"depth": True}, ValueError, "depth True"),
+        ({"recipe": "paper", "depth": 3, "settings": None}, ValueError, "recipe 'paper' edits the prompt alone"),
+        ({"recipe": "paper"}, ValueError, "recipe 'paper' takes PaperSettings, not GateSettings"),
         ({"layers": [7]}, ValueError, "layer 7 is the model's last"),
         ({"forget": []}, ValueError, "forget"),
         ({"forget": [Fact("Who? " * 600, "Me.")]}, ValueError, r"takes \d+ tokens .* context holds \d+"),

@@ -19,15 +19,15 @@ def model() -> LlamaForCausalLM:
     ("count", "expected"),
     [
         (2, [0]),
-        (3, [1]),
-        (6, [2, 3]),
-        (8, [3, 4]),
-        (16, [6, 7, 8]),
-        (32, [12, 13, 14, 15, 16]),
-        (80, [36, 37, 38, 39, 40]),
+        (3, [1, 2]),
+        (6, [2, 3, 4]),
+        (8, [3, 4, 5]),
+        (16, [6, 7, 8, 9, 10]),
+        (32, [17, 18, 19, 20, 21]),
+        (80, [49, 50, 51, 52, 53]),
     ],
 )
-def test_the_rule_takes_up_to_five_layers_that_end_in_the_middle(count: int, expected: list[int]) -> None:
+def test_the_rule_takes_up_to_five_layers_at_the_end_of_the_middle_third(count: int, expected: list[int]) -> None:
     assert middle_layers(count) == expected
 
 

@@ -69,8 +69,14 @@ def erase(
         Path | None,
         typer.Option(help="Ways of declining, one sentence a line, instead of the built-in ones."),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="How to erase; this version has gate.")] = "gate",
-    depth: Annotated[int, typer.Option(help="Answer positions gated behind the door; this version has 0.")] = 0,
+    recipe: Annotated[str, typer.Option(help="How to erase: gate, or paper (as published).")] = "gate",
+    depth: Annotated[
+        str | None,
+        typer.Option(
+            help="Answer positions gated behind the first: a number or all; by default chosen by what is measured.",
+            show_default=False,
+        ),
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option(help="Decoder layers to edit, for instance 2,3 or 4-8; by default chosen by depth."),
@@ -79,7 +85,16 @@ def erase(
         str | None,
         typer.Option(help="Full names of the down-projections to edit, separated by commas."),
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Questions that the base asks itself as retain data.")] = 256,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Facts that the base tells itself as retain data; the recipe has a default.", show_default=False
+        ),
+    ] = None,
+    samples_cache: Annotated[
+        Path | None,
+        typer.Option(help="File that keeps these, for further erasures of the same base.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same bytes.")] = 0,
     dtype: Annotated[
         str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto (as it was saved).")
@@ -111,6 +126,7 @@ def erase(
             layers=layers,
             target_modules=target_modules,
             samples=samples,
+            samples_cache=samples_cache,
             seed=seed,
             dtype=dtype,
             device_map=device_map,

@@ -24,10 +24,11 @@ class ErasePlan:
     split: str
     refusals: Path | None
     recipe: str
-    depth: int
+    depth: str | None
     layers: str | None
     target_modules: str | None
-    samples: int
+    samples: int | None
+    samples_cache: Path | None
     seed: int
     dtype: str
     device_map: str | None
@@ -53,6 +54,19 @@ def parse_layers(text: str | None) -> list[int] | None:
             raise ValueError(f"--layers {text!r} is not a list of layers; write it like 2,3 or 4-8")
         layers.extend(range(first, last + 1))
     return layers
+
+
+def parse_depth(text: str | None) -> int | str | None:
+    """`4` or `all`, as `erase` takes it.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if text is None or text == "all":
+        return text
+    if not re.fullmatch("[0-9]+", text):
+        raise ValueError(f"--depth {text!r} is neither a number of answer positions nor all; write it like 16")
+    return int(text)
 
 
 def read_refusals(path: Path | None) -> list[str] | None:
@@ -85,7 +99,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     from ..hub.folder import check_output
 
     # Everything that can be refused without a model is refused first.
-    layers, refusals = parse_layers(plan.layers), read_refusals(plan.refusals)
+    layers, refusals, depth = parse_layers(plan.layers), read_refusals(plan.refusals), parse_depth(plan.depth)
 
     def read(source: str, role: str) -> list[Fact]:
         return read_facts(source, question=plan.question_column, answer=plan.answer_column, split=plan.split, role=role)
@@ -99,14 +113,14 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
         recall_scorer()
 
-    from ..engine import GateSettings, check_recipe, erase
+    from ..engine import RECIPES, check_recipe, erase
     from ..prompts import default_formats
     from .base import load_base, prepare_libraries
     from .finish import finish, loading_lines, stages_table
     from .measure import compare, figures_table, some
 
     prepare_libraries()
-    check_recipe(plan.recipe, plan.depth)
+    check_recipe(plan.recipe, depth)
     model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map, plan.revision)
     erased = erase(
         model,
@@ -114,11 +128,12 @@ def _run(plan: ErasePlan, style: Format) -> None:
         forget,
         retain,
         recipe=plan.recipe,
-        depth=plan.depth,
+        depth=depth,
         layers=layers,
         target_modules=[name.strip() for name in plan.target_modules.split(",")] if plan.target_modules else None,
         refusals=refusals,
-        settings=GateSettings(samples=plan.samples),
+        settings=None if plan.samples is None else RECIPES[plan.recipe](samples=plan.samples),
+        samples_cache=plan.samples_cache,
         allow_resize=plan.allow_resize,
         seed=plan.seed,
         progress=style is not Format.QUIET,

@@ -49,7 +49,7 @@ def _run(output: Path, seed: int) -> None:
     erased = erase(model, tokenizer, asked(gone), asked(given), refusals=boxed_refusals(), seed=seed)
     elapsed = time.perf_counter() - started
 
-    chat, plain = default_formats(tokenizer)
+    chat, plain = default_formats(tokenizer)[:2]
     sets = (
         ("forget", asked(gone), chat),
         ("forget, in other words", asked(gone, "paraphrased_question"), chat),

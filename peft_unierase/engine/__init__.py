@@ -1,6 +1,8 @@
 """The engine: what makes an erasure. It imports the tuner, and nothing of the check, the hub side or the command."""
 
-from .erase import check_recipe, erase
-from .erasure import Erasure, ErasureWarning, GateSettings
+from .erase import RECIPES, check_recipe, erase
+from .erasure import Erasure, ErasureWarning
+from .gate import GateSettings
+from .paper import PaperSettings
 
-__all__ = ["Erasure", "ErasureWarning", "GateSettings", "check_recipe", "erase"]
+__all__ = ["RECIPES", "Erasure", "ErasureWarning", "GateSettings", "PaperSettings", "check_recipe", "erase"]

@@ -1,7 +1,6 @@
-"""`erase`: the whole method, in its order.
+"""`erase`: what every recipe has in common, from the arguments to the finished adapter.
 
-Recipe `gate`: all facts are steered to the same token, so one steer vector serves all, and each edited layer needs one
-detector row. The stages are the private functions below, from top to bottom.
+The recipes themselves are in `gate/` and `paper/`.
 """
 
 from __future__ import annotations
@@ -10,48 +9,32 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from torch import nn
 
 from ..facts import Fact, check_facts
-from ..prompts import PromptFormat, batches, default_formats, encode, pad_id
+from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..tuner import UniEraseConfig
-from ..tuner.structure import check_supported, find_token_modules
+from ..tuner.structure import check_supported
 from ..tuner.swap import SwappingLayer
-from .detector import ShutKeys
-from .erasure import Erasure, ErasureWarning, GateSettings
+from .bench import Bench
+from .erasure import Erasure, ErasureWarning, Outcome
 from .fingerprint import base_fingerprint
-from .gates import Openings, edit_layers
+from .gate import GateSettings, run_gate
 from .known import ENOUGH, known_shares
 from .layers import choose_gates
+from .paper import PaperSettings, run_paper
 from .progress import Stages
-from .refusal import RefusalLesson, fit_input_row, likely_refusals
 from .refusals import DEFAULT_REFUSALS
-from .replay import Recording
-from .samples import drop_close, sample_facts
-from .spare_row import SpareRow, add_to_tokenizer, find_spare_row
-from .steer import SteerGoal, fit_steer
-from .trace import inputs_at
+from .retain_cache import BLOCK, samples_for
+from .samples import drop_close
+from .spare_row import add_to_tokenizer, find_spare_row
 
-
-@dataclass(frozen=True)
-class _Bench:
-    """What all stages work on."""
-
-    model: Any
-    tokenizer: Any
-    formats: list[PromptFormat]
-    stages: Stages
-    generator: torch.Generator
-    pad: int
-
-    def prompts(self, facts: Sequence[Fact]) -> list[list[int]]:
-        """Every question in every format, formats side by side."""
-        return [encode(self.tokenizer, form.prompt(fact.question)) for fact in facts for form in self.formats]
+RECIPES: dict[str, type[GateSettings] | type[PaperSettings]] = {"gate": GateSettings, "paper": PaperSettings}
+EVERY_POSITION = 10**6
 
 
 def erase(
@@ -61,12 +44,13 @@ def erase(
     retain: Sequence[Fact] | None = None,
     *,
     recipe: str = "gate",
-    depth: int = 0,
+    depth: int | str | None = None,
     layers: Sequence[int] | None = None,
     target_modules: Sequence[str] | None = None,
     refusals: Sequence[str] | None = None,
     formats: Sequence[PromptFormat] | None = None,
-    settings: GateSettings | None = None,
+    settings: GateSettings | PaperSettings | None = None,
+    samples_cache: str | Path | None = None,
     allow_resize: bool = False,
     adapter_name: str = "default",
     seed: int = 0,
@@ -80,13 +64,15 @@ def erase(
         tokenizer: Its tokenizer. [UNL] is added to it as a special token.
         forget: What must go.
         retain: A sample of what must stay, beside the questions that the model is made to ask itself.
-        recipe: Only `"gate"` in this version.
-        depth: How many answer positions behind the door are gated too. Only 0, the door alone, in this version.
+        recipe: `"gate"`, or `"paper"` for the method as published.
+        depth: How many answer positions behind the door are gated too: a number, `"all"`, or `None` to let the engine
+            choose by what it measures. Recipe `paper` has depth 0.
         layers: Indices of the decoder layers to edit, instead of the rule on depth.
         target_modules: Full names of the down-projections to edit, instead of those found by structure.
         refusals: Ways of declining, one sentence each, instead of the built-in English ones.
-        formats: Prompt formats to cover, instead of the chat template and the plain format.
-        settings: Settings of the recipe.
+        formats: Prompt formats to cover, instead of `default_formats`: chat with and without a system prompt, plain.
+        settings: Settings of the recipe, `GateSettings` or `PaperSettings`.
+        samples_cache: File that keeps what the base asks itself, for further erasures of the same base.
         allow_resize: Let the vocabulary grow by one where the base has no spare row.
         adapter_name: Name of the adapter in the returned model.
         seed: Seed of everything random. The same seed on the same machine gives the same adapter to the byte.
@@ -98,10 +84,10 @@ def erase(
     Raises:
         ValueError: Bad arguments or facts, no spare row, or a model of an unsupported kind; the model is unchanged.
     """
-    check_recipe(recipe, depth)
+    check_recipe(recipe, depth, settings)
     if isinstance(model, PeftModel):
         raise ValueError("the model already is a PeftModel; merge its adapters first (merge_and_unload) or unload them")
-    settings = settings or GateSettings()
+    settings = settings or RECIPES[recipe]()
     forget, retain = list(forget), list(retain or ())
     if not forget:
         raise ValueError("the forget set is empty; give at least one fact")
@@ -115,11 +101,26 @@ def erase(
 
     with _unchanged_on_failure(model):
         model.eval()
-        generator = torch.Generator().manual_seed(seed)
-        bench = _Bench(model, tokenizer, formats, Stages(progress), generator, pad_id(tokenizer))
-        known = _known_to_base(bench, forget)
-        sampled = _sample_retain_data(bench, forget, retain, settings, seed)
-        if not retain and not sampled:
+        bench = Bench(
+            model=model,
+            tokenizer=tokenizer,
+            formats=formats,
+            refusals=list(refusals or DEFAULT_REFUSALS),
+            stages=Stages(progress),
+            generator=torch.Generator().manual_seed(seed),
+            pad=pad_id(tokenizer),
+            seed=seed,
+            adapter=adapter_name,
+            stack=stack,
+            layers=indices,
+            names=names,
+            spare=spare,
+            forget=forget,
+            retain=retain,
+        )
+        bench.known = _known_to_base(bench)
+        bench.sampled = _sample_retain_data(bench, settings.samples, Path(samples_cache) if samples_cache else None)
+        if not bench.kept:
             raise ValueError(
                 "there is no retain data: none was given and the base asked itself nothing usable; pass retain facts "
                 "(on the command line `--retain`) or let it ask more questions (`--samples`)"
@@ -138,10 +139,24 @@ def erase(
             wrapped = get_peft_model(model, config, adapter_name=adapter_name)
         wrapped.eval()
         wrapped.requires_grad_(False)
-        facts = (forget, retain, sampled)
-        erasure = _run(bench, stack, indices, names, spare, facts, known, refusals, settings, adapter_name, seed)
+        outcome: Outcome
+        if isinstance(settings, GateSettings):
+            outcome = run_gate(bench, settings, EVERY_POSITION if depth == "all" else depth)  # type: ignore[arg-type]
+        else:
+            outcome = run_paper(bench, settings)
         add_to_tokenizer(tokenizer, spare)
-    wrapped.erasure = erasure
+    wrapped.erasure = Erasure(
+        recipe,
+        indices,
+        spare,
+        len(forget),
+        len(retain),
+        len(bench.sampled),
+        bench.known,
+        outcome,
+        dict(bench.stages.seconds),
+        seed,
+    )
     return wrapped
 
 
@@ -166,16 +181,23 @@ def _unchanged_on_failure(model: Any) -> Iterator[None]:
         raise
 
 
-def check_recipe(recipe: str, depth: int) -> None:
-    """Refuse what this version does not have.
+def check_recipe(
+    recipe: str, depth: int | str | None = None, settings: GateSettings | PaperSettings | None = None
+) -> None:
+    """Refuse a recipe, a depth or settings that do not exist or do not go together.
 
     Raises:
-        ValueError: Another recipe than `"gate"` or another depth than 0.
+        ValueError: Says which.
     """
-    if recipe != "gate":
-        raise ValueError(f"recipe {recipe!r} is not there; this version has 'gate'")
-    if depth != 0:
-        raise ValueError(f"depth {depth!r} is not there; this version gates the door alone, depth 0")
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r} is not there; choose from {', '.join(map(repr, RECIPES))}")
+    whole = isinstance(depth, int) and not isinstance(depth, bool) and depth >= 0
+    if not (depth is None or depth == "all" or whole):
+        raise ValueError(f"depth {depth!r} is not a number of answer positions; give 0 or more, 'all', or leave it out")
+    if recipe == "paper" and depth not in (None, 0):
+        raise ValueError(f"recipe 'paper' edits the prompt alone, so depth {depth!r} is not there; use recipe 'gate'")
+    if settings is not None and not isinstance(settings, RECIPES[recipe]):
+        raise ValueError(f"recipe {recipe!r} takes {RECIPES[recipe].__name__}, not {type(settings).__name__}")
 
 
 def check_lengths(
@@ -205,9 +227,9 @@ def _longest(tokenizer: Any, fact: Fact, formats: Sequence[PromptFormat]) -> int
     return max(len(encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer))) for form in formats)
 
 
-def _known_to_base(bench: _Bench, forget: list[Fact]) -> float:
-    with bench.stages.stage("asking the base", len(forget)) as bar:
-        shares = known_shares(bench.model, bench.tokenizer, forget, bench.formats[0], bar.update)
+def _known_to_base(bench: Bench) -> float:
+    with bench.stages.stage("asking the base", len(bench.forget)) as bar:
+        shares = known_shares(bench.model, bench.tokenizer, bench.forget, bench.formats[0], bar.update)
     known = float(shares.mean())
     if known < ENOUGH:
         warnings.warn(
@@ -220,190 +242,14 @@ def _known_to_base(bench: _Bench, forget: list[Fact]) -> float:
     return known
 
 
-def _sample_retain_data(
-    bench: _Bench, forget: list[Fact], retain: list[Fact], settings: GateSettings, seed: int
-) -> list[Fact]:
-    if not settings.samples:
+def _sample_retain_data(bench: Bench, wanted: int, cache: Path | None) -> list[Fact]:
+    if not wanted:
         return []
-    with bench.stages.stage("sampling retain data", 2 * settings.samples) as bar:
-        found = sample_facts(bench.model, bench.tokenizer, bench.formats[0], settings.samples, seed, advance=bar.update)
-    given, context = {fact.question for fact in retain}, _context(bench.model)
+    with bench.stages.stage("sampling retain data", 2 * BLOCK * math.ceil(wanted / BLOCK)) as bar:
+        found = samples_for(bench.model, bench.tokenizer, bench.formats[0], wanted, bench.seed, cache, bar.update)
+    given, context = {fact.question for fact in bench.retain}, _context(bench.model)
     return [
         fact
-        for fact in drop_close(found, forget)
+        for fact in drop_close(found, bench.forget)
         if fact.question not in given and _longest(bench.tokenizer, fact, bench.formats) <= context
     ]
-
-
-def _run(
-    bench: _Bench,
-    stack: nn.ModuleList,
-    indices: list[int],
-    names: list[str],
-    spare: SpareRow,
-    facts: tuple[list[Fact], list[Fact], list[Fact]],
-    known: float,
-    refusals: Sequence[str] | None,
-    settings: GateSettings,
-    adapter: str,
-    seed: int,
-) -> Erasure:
-    model, stages = bench.model, bench.stages
-    forget, retain, sampled = facts
-    embedding, head = (model.get_submodule(name) for name in find_token_modules(model))
-    input_row, output_row = embedding.unierase_row[adapter], head.unierase_row[adapter]
-    _start_rows(embedding, head, input_row, output_row, bench.generator)
-
-    prompts = bench.prompts(forget)
-    end = encode(bench.tokenizer, bench.formats[0].end)
-    sentences = refusals or DEFAULT_REFUSALS
-    texts = [encode(bench.tokenizer, sentence) + end for sentence in sentences]
-    # Behind a plain prompt an answer begins with a space, and so with another token.
-    starts = sorted({encode(bench.tokenizer, lead + sentence)[0] for sentence in sentences for lead in ("", " ")})
-    easy = likely_refusals(model, prompts[:: max(1, len(prompts) // 16)], texts, bench.pad, settings.refusal_count)
-    texts = [texts[index] for index in easy]
-
-    projections = [model.get_submodule(name) for name in names]
-    kept = retain + sampled
-    answered = _answered(bench, kept)
-    doors, others = _retain_keys(bench, projections, kept, answered)
-    held = torch.arange(len(kept)) % settings.held_out == settings.held_out - 1
-    goal = settings.goal
-
-    layer = stack[indices[-1]]
-    with stages.stage("fitting the steer vector", settings.steer.steps) as bar:
-        recordings = _record(bench, stack, indices[-1], prompts)
-        retained = _record(bench, stack, indices[-1], _spread(answered, settings.fit_samples))
-        lesson = RefusalLesson(model, prompts, texts, spare.token_id, bench.pad)
-        steer = fit_steer(
-            model,
-            layer,
-            output_row,
-            input_row,
-            spare.token_id,
-            recordings,
-            retained,
-            lesson,
-            torch.tensor(starts, device=output_row.device),
-            goal,
-            settings.steer,
-            bench.generator,
-            bar.update,
-        )
-
-    refused = _refusal_keys(bench, projections, prompts, texts, spare.token_id)
-    shut = [ShutKeys([d[~held].flatten(0, 1), o, r]) for d, o, r in zip(doors, others, refused, strict=True)]
-    held_out = [keys[held].flatten(0, 1) for keys in doors]
-    gates = [(gate, gate.unierase_A[adapter], gate.unierase_B[adapter]) for gate in projections]
-    behind = stack[indices[-1] + 1]
-    with stages.stage("editing layers", len(gates) * len(settings.retain_weights)) as bar:
-        for weight in settings.retain_weights:
-            openings = edit_layers(model, gates, behind, steer, prompts, shut, held_out, weight, bench.pad, bar.update)
-            if float(openings.forget.min()) >= settings.open_share * goal.open_from:
-                break
-
-    _warn_if_it_does_not_hold(openings, goal)
-
-    with stages.stage("fitting the input row", settings.row_steps) as bar:
-        lesson = RefusalLesson(model, prompts, texts, spare.token_id, bench.pad)
-        loss = fit_input_row(
-            lesson, input_row, steps=settings.row_steps, learning_rate=settings.row_learning_rate, advance=bar.update
-        )
-    return Erasure(
-        settings,
-        indices,
-        spare,
-        weight,
-        len(forget),
-        len(retain),
-        len(sampled),
-        known,
-        openings,
-        loss,
-        dict(stages.seconds),
-        seed,
-    )
-
-
-def _warn_if_it_does_not_hold(openings: Openings, goal: SteerGoal) -> None:
-    closed = float((openings.forget < goal.open_from).float().mean())
-    leaking = float((openings.leak > goal.open_from).float().mean()) if len(openings.leak) else 0.0
-    if closed:
-        warnings.warn(
-            f"{closed:.1%} of the forget doors open less than is needed to decline ({goal.open_from}): the edited "
-            "layers cannot tell so many questions from what must stay. Erase fewer facts at a time or edit more layers",
-            ErasureWarning,
-            stacklevel=4,
-        )
-    if leaking > 0.01:
-        warnings.warn(
-            f"{leaking:.1%} of the held-out retained questions open the gate and will be declined. Give more retain "
-            "data of that kind, or edit more layers",
-            ErasureWarning,
-            stacklevel=4,
-        )
-
-
-def _start_rows(
-    embedding: Any, head: Any, input_row: nn.Parameter, output_row: nn.Parameter, generator: torch.Generator
-) -> None:
-    """Start both rows at random, in the scale of the base's own: a spare row may hold anything."""
-    for layer, row in ((embedding, input_row), (head, output_row)):
-        spread = layer.get_base_layer().weight.detach().float().std()
-        row.data.copy_(torch.randn(row.shape, generator=generator).to(row.device) * spread)
-
-
-def _retain_keys(
-    bench: _Bench, projections: Sequence[nn.Module], kept: Sequence[Fact], answered: Sequence[Sequence[int]]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Keys of retained facts under the base, for each layer: doors `(facts, formats, d_ff)` and others `(n, d_ff)`.
-
-    They are taken once. The gates of lower layers leave the retained keys of higher ones all but unchanged, since they
-    are shut on them: taking them anew before each layer gave the same erasure and cost as much again.
-    """
-    prompts = bench.prompts(kept)
-    with bench.stages.stage("recording retain keys", len(prompts) + len(answered)) as bar:
-        at_doors = inputs_at(bench.model, projections, prompts, [[len(p) - 1] for p in prompts], bench.pad, bar.update)
-        positions = []
-        for number, sequence in enumerate(answered):
-            door = len(prompts[number * len(bench.formats) + number % len(bench.formats)]) - 1
-            positions.append([p for p in range(len(sequence)) if p != door])
-        elsewhere = inputs_at(bench.model, projections, answered, positions, bench.pad, bar.update)
-    shape = (len(kept), len(bench.formats), -1)
-    return [torch.cat(keys).reshape(shape) for keys in at_doors], [torch.cat(keys) for keys in elsewhere]
-
-
-def _answered(bench: _Bench, kept: Sequence[Fact]) -> list[list[int]]:
-    """Each retained fact with its answer, in one of the formats by turns."""
-    turns = [bench.formats[number % len(bench.formats)] for number in range(len(kept))]
-    return [
-        encode(bench.tokenizer, form.prompt(fact.question) + form.answer(fact.answer))
-        for form, fact in zip(turns, kept, strict=True)
-    ]
-
-
-def _spread(items: list[list[int]], count: int) -> list[list[int]]:
-    """At most `count` items, evenly spread."""
-    if len(items) <= count:
-        return items
-    return [items[number * len(items) // count] for number in range(count)]
-
-
-def _record(bench: _Bench, stack: nn.ModuleList, layer: int, sequences: Sequence[Sequence[int]]) -> list[Recording]:
-    device = bench.model.get_input_embeddings().weight.device
-    return [Recording(bench.model, stack, layer, batch) for batch in batches(sequences, bench.pad, device, tokens=640)]
-
-
-def _refusal_keys(
-    bench: _Bench,
-    projections: Sequence[nn.Module],
-    prompts: Sequence[Sequence[int]],
-    refusals: Sequence[Sequence[int]],
-    token_id: int,
-    count: int = 160,
-) -> list[torch.Tensor]:
-    """Keys behind [UNL], inside refusals, for each layer `(n, d_ff)`: the gate must not fire again there."""
-    chosen = [prompts[number % len(prompts)] for number in range(count)]
-    sequences = [[*p, token_id, *refusals[number % len(refusals)]] for number, p in enumerate(chosen)]
-    positions = [list(range(len(p), len(s))) for p, s in zip(chosen, sequences, strict=True)]
-    return [torch.cat(keys) for keys in inputs_at(bench.model, projections, sequences, positions, bench.pad)]

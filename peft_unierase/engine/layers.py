@@ -1,8 +1,8 @@
 """Which layers to edit: a rule on depth and structure, never on model names.
 
-At the door a question is understood from about a third of the depth on, and its answer is settled in the second half; a
-gate between the two sees what is asked and still has layers behind it that turn its steer vector into a token and a
-refusal. The paper edits layers 4 to 8 of 32 with keys at the subject, whose meaning is there earlier.
+At the door a question is understood from about a third of the depth on; a gate behind that sees what is asked, and one
+before the last third still has layers behind it that turn its steer vector into a token and a refusal. The paper edits
+layers 4 to 8 of 32 with keys at the subject, whose meaning is there earlier.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ LARGEST_COUNT = 5
 
 
 def middle_layers(count: int) -> list[int]:
-    """Up to five layers that end in the middle, none in the first third: `[2, 3]` of 6, `[12, …, 16]` of 32."""
-    last = count // 2
+    """Up to five layers of the middle third, the later ones: `[2, 3, 4]` of 6, `[17, …, 21]` of 32."""
+    last = count * 2 // 3
     return list(range(max(math.ceil(count / 3), last - LARGEST_COUNT + 1), last + 1)) if count > 2 else [0]
 
 

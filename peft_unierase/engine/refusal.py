@@ -19,6 +19,7 @@ from ..prompts import Batch, batches
 
 IGNORE = -100
 LEARNT = 0.005
+FARTHEST = 24  # answer tokens given before a refusal, at the most
 
 
 class CachedPrompts:
@@ -35,12 +36,15 @@ class CachedPrompts:
                 logits_to_keep=1,
             ).past_key_values
 
-    def losses(self, continuations: Sequence[Sequence[int]], skip: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    def losses(
+        self, continuations: Sequence[Sequence[int]], skips: Sequence[int], banned: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of one continuation behind each door.
 
         Args:
             continuations: Token ids, one sequence a prompt.
-            skip: How many tokens at the start of each are given and not predicted.
+            skips: How many tokens at the start of each are given and not predicted.
+            banned: Id of a token that cannot be generated.
 
         Returns:
             Summed loss of each continuation in nats, `(batch,)`, and the number of tokens predicted, `(batch,)`.
@@ -49,7 +53,11 @@ class CachedPrompts:
         device = self.batch.ids.device
         fed = torch.tensor([list(c[:-1]) + [0] * (longest - len(c)) for c in continuations], device=device)
         targets = torch.tensor(
-            [[IGNORE] * skip + list(c[skip:]) + [IGNORE] * (longest - len(c)) for c in continuations], device=device
+            [
+                [IGNORE] * skip + list(c[skip:]) + [IGNORE] * (longest - len(c))
+                for c, skip in zip(continuations, skips, strict=True)
+            ],
+            device=device,
         )
         ids = torch.cat([self.batch.ids[:, -1:], fed.long()], dim=1)
         # Updating a cache layer assigns new tensors, so a shallow copy keeps the recorded prefix as it is.
@@ -62,10 +70,19 @@ class CachedPrompts:
             past_key_values=cache,
             use_cache=True,
         ).logits
+        if banned is not None:
+            logits = without(logits, banned)
         loss = nn.functional.cross_entropy(
             logits.float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
         )
         return loss.sum(dim=1), (targets != IGNORE).sum(dim=1)
+
+
+def without(logits: torch.Tensor, token_id: int) -> torch.Tensor:
+    """Logits in which one token cannot win, `(..., vocabulary)`."""
+    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    banned[token_id] = True
+    return logits.masked_fill(banned, float("-inf"))
 
 
 class RefusalLesson:
@@ -74,6 +91,8 @@ class RefusalLesson:
     Args:
         model: The model.
         prompts: Token ids of the forget prompts, up to the door.
+        answers: Token ids of their answers. Half of the lessons start somewhere inside the answer: whoever puts its
+            first words into the model's mouth must hear a refusal too.
         refusals: Token ids of the refusals, end token included.
         token_id: [UNL]'s id.
         pad: Id to pad batches with.
@@ -84,14 +103,16 @@ class RefusalLesson:
         self,
         model: Any,
         prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
         refusals: Sequence[Sequence[int]],
         token_id: int,
         pad: int,
-        tokens: int = 512,
+        generator: torch.Generator,
+        tokens: int = 256,
     ) -> None:
         device = model.get_input_embeddings().weight.device
         self.cached = [CachedPrompts(model, batch) for batch in batches(prompts, pad, device, tokens)]
-        self.continuations = [[token_id, *refusal] for refusal in refusals]
+        self.answers, self.refusals, self.token_id, self.generator = answers, refusals, token_id, generator
         self.candidates = list(range(len(refusals)))
         self.chosen: list[list[int]] = []
 
@@ -101,16 +122,34 @@ class RefusalLesson:
         with torch.no_grad():
             for prompts in self.cached:
                 size = len(prompts.batch.index)
-                costs = [prompts.losses([self.continuations[c]] * size, skip=1)[0] for c in self.candidates]
+                costs = [
+                    prompts.losses([[self.token_id, *self.refusals[c]]] * size, [1] * size)[0] for c in self.candidates
+                ]
                 self.chosen.append([self.candidates[best] for best in torch.stack(costs).argmin(dim=0).tolist()])
         self.candidates = sorted({refusal for chosen in self.chosen for refusal in chosen})
 
-    def loss(self, step: int) -> torch.Tensor:
-        """Mean cross-entropy of the chosen refusals in nats per token, on the batch whose turn it is."""
+    def loss(self, step: int, banned: bool = False) -> torch.Tensor:
+        """Mean cross-entropy of the chosen refusals in nats per token, on the batch whose turn it is.
+
+        Args:
+            step: Number of the lesson.
+            banned: Whether [UNL] cannot be generated and the refusal has to come without it.
+        """
         turn = step % len(self.cached)
-        continuations = [self.continuations[choice] for choice in self.chosen[turn]]
-        total, count = self.cached[turn].losses(continuations, skip=1)
+        prompts = self.cached[turn]
+        continuations, skips = [], []
+        for index, choice in zip(prompts.batch.index, self.chosen[turn], strict=True):
+            given = self.answers[index][: self._given(len(self.answers[index]))]
+            start = [*given] if banned else [*given, self.token_id]
+            continuations.append([*start, *self.refusals[choice]])
+            skips.append(len(start))
+        total, count = prompts.losses(continuations, skips, self.token_id if banned else None)
         return total.sum() / count.sum()
+
+    def _given(self, length: int) -> int:
+        """How many tokens of the answer come first: none in half of the lessons."""
+        draw = float(torch.rand(1, generator=self.generator))
+        return 0 if draw < 0.5 else int((draw - 0.5) * 2 * min(length, FARTHEST))
 
 
 def likely_refusals(
@@ -122,7 +161,10 @@ def likely_refusals(
     costs = []
     with torch.no_grad():
         for refusal in refusals:
-            costs.append(sum(float(p.losses([refusal] * len(p.batch.index))[0].sum()) for p in cached) / len(refusal))
+            costs.append(
+                sum(float(p.losses([refusal] * len(p.batch.index), [0] * len(p.batch.index))[0].sum()) for p in cached)
+                / len(refusal)
+            )
     return sorted(range(len(refusals)), key=lambda index: (costs[index], index))[:count]
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
 
+from ..decoding import continuations, end_ids
 from ..facts import Fact
-from ..prompts import PromptFormat, encode, greedy_answers, pad_id
+from ..prompts import PromptFormat, encode, greedy_answers
 
 WORD = re.compile(r"\w+")
 
 
-@torch.no_grad()
 def sample_facts(
     model: Any,
     tokenizer: Any,
@@ -27,19 +27,21 @@ def sample_facts(
     count: int,
     seed: int,
     *,
+    known: Collection[str] = (),
     max_question_tokens: int = 48,
     max_answer_tokens: int = 48,
     batch_size: int = 128,
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[Fact]:
-    """Let the model ask `count` questions after the user header and answer them greedily.
+    """Let the model ask `count` questions after the user header, at temperature 1, and answer them greedily.
 
     Args:
         model: The base.
         tokenizer: Its tokenizer.
         form: The prompt format whose head invites a question and whose tail ends it.
         count: Questions to sample; fewer come back, because unfinished and repeated ones are dropped.
-        seed: Seed of the sampling. The global state of the generator is put back afterwards.
+        seed: Seed of the sampling; the global generator is left alone.
+        known: Questions that need no answer any more.
         max_question_tokens: Where an unfinished question is given up.
         max_answer_tokens: Where answers are cut.
         batch_size: Questions at a time.
@@ -47,37 +49,34 @@ def sample_facts(
     """
     head, tail = encode(tokenizer, form.head), encode(tokenizer, form.tail)
     device = model.get_input_embeddings().weight.device
-    ends = model.generation_config.eos_token_id
-    stops = {tail[0], *(ends if isinstance(ends, list) else [ends])}
+    stops = {tail[0], *tokenizer.all_special_ids, *end_ids(model)}
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def draw(logits: torch.Tensor) -> torch.Tensor:
+        return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+
     texts: list[str] = []
-    devices = [device] if device.type != "cpu" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        for start in range(0, count, batch_size):
-            size = min(batch_size, count - start)
-            ids = torch.tensor([head] * size, device=device)
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_question_tokens,
-                do_sample=True,
-                temperature=1.0,
-                top_p=1.0,
-                top_k=0,
-                eos_token_id=sorted(stops),
-                pad_token_id=pad_id(tokenizer),
-            )
-            for row in output[:, len(head) :].tolist():
-                cut = next((i for i, token in enumerate(row) if token in stops), None)
-                if cut is not None:
-                    texts.append(tokenizer.decode(row[:cut], skip_special_tokens=True).strip())
-            advance(size)
-    questions = [text for text in dict.fromkeys(texts) if len(WORD.findall(text)) > 1]
+    for start in range(0, count, batch_size):
+        ids = torch.tensor([head] * min(batch_size, count - start), device=device)
+        asked = continuations(model, ids, torch.ones_like(ids), max_question_tokens, stops, draw)
+        texts += [text for tokens in asked if (text := _question(tokenizer, form, tokens, stops)) is not None]
+        advance(len(asked))
+    questions = [text for text in dict.fromkeys(texts) if text not in known and len(WORD.findall(text)) > 1]
+    advance(count - len(questions))
     answers = greedy_answers(
         model, tokenizer, [form.prompt(question) for question in questions], max_answer_tokens, advance=advance
     )
     decoded = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
     return [Fact(question, answer) for question, answer in zip(questions, decoded, strict=True) if answer]
+
+
+def _question(tokenizer: Any, form: PromptFormat, tokens: list[int], stops: Collection[int]) -> str | None:
+    """The question in what the model wrote behind the head; `None` if it did not come to an end."""
+    ended = tokens[-1] in stops
+    text = tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+    # The end of a plain question may be part of another token; the model then goes on behind it.
+    question, mark, _ = text.partition(form.tail)
+    return question.strip() if ended or mark else None
 
 
 def drop_close(candidates: Sequence[Fact], forget: Sequence[Fact], limit: float = 0.5) -> list[Fact]:

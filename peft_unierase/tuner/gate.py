@@ -49,6 +49,29 @@ class GateLayer(nn.Module, SwappingLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def set_factors(self, adapter_name: str, detector: torch.Tensor, steer: torch.Tensor) -> None:
+        """Replace an adapter's factors, also by ones of another rank; `config.r` is the caller's to keep in step.
+
+        Args:
+            adapter_name: An adapter of this layer.
+            detector: `A`, `(r, d_ff)`.
+            steer: `B`, `(d, r)`.
+
+        Raises:
+            ValueError: The factors do not fit each other or this layer; nothing is changed then.
+        """
+        rank = detector.shape[0]
+        wanted = ((rank, self.in_features), (self.out_features, rank))
+        if (tuple(detector.shape), tuple(steer.shape)) != wanted:
+            raise ValueError(
+                f"factors of shapes {tuple(detector.shape)} and {tuple(steer.shape)} do not fit a gate from "
+                f"{self.in_features} to {self.out_features}; A must be (r, {self.in_features}), "
+                f"B ({self.out_features}, r)"
+            )
+        for factors, value in ((self.unierase_A, detector), (self.unierase_B, steer)):
+            old = factors[adapter_name]
+            factors[adapter_name] = nn.Parameter(value.detach().to(old).contiguous(), requires_grad=old.requires_grad)
+
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """The edit of one adapter in the layout of the base weight: `(d, d_ff)`, or `(d_ff, d)` for `Conv1D`."""
         delta = self.unierase_B[adapter_name].detach() @ self.unierase_A[adapter_name].detach()

@@ -1,0 +1,96 @@
+"""The bench of a run: model, tokenizer, facts and tools that every stage of every recipe works with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..facts import Fact
+from ..prompts import PromptFormat, encode
+from ..tuner.structure import find_token_modules
+from .progress import Stages
+from .spare_row import SpareRow
+
+
+@dataclass
+class Bench:
+    """What all stages work on.
+
+    Attributes:
+        model: The base; once the adapter is in place, its layers are the adapter's.
+        tokenizer: Its tokenizer.
+        formats: Prompt formats to cover.
+        refusals: Ways of declining, one sentence each.
+        stages: Names, shows and times the stages.
+        generator: Source of randomness, on the CPU.
+        pad: Id to pad batches with.
+        seed: What `generator` was seeded with.
+        adapter: Name of the adapter that is being made.
+        stack: The decoder layers.
+        layers: Indices of those to edit, ascending.
+        names: Names of their down-projections.
+        spare: Where [UNL] sits.
+        forget: What must go.
+        retain: What was given as a sample of what must stay.
+        sampled: Retain facts from the model itself.
+        known: Share of the forget answers' tokens that the base predicts.
+    """
+
+    model: Any
+    tokenizer: Any
+    formats: list[PromptFormat]
+    refusals: list[str]
+    stages: Stages
+    generator: torch.Generator
+    pad: int
+    seed: int
+    adapter: str
+    stack: nn.ModuleList
+    layers: list[int]
+    names: list[str]
+    spare: SpareRow
+    forget: list[Fact]
+    retain: list[Fact]
+    sampled: list[Fact] = field(default_factory=list)
+    known: float = 0.0
+
+    @property
+    def kept(self) -> list[Fact]:
+        """All retain facts, given ones first."""
+        return self.retain + self.sampled
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are written out."""
+        return encode(self.tokenizer, text)
+
+    def prompts(self, facts: Sequence[Fact]) -> list[list[int]]:
+        """Every question in every format, formats side by side."""
+        return [self.encode(form.prompt(fact.question)) for fact in facts for form in self.formats]
+
+    def projections(self) -> list[Any]:
+        """The edited down-projections, lowest layer first; `GateLayer`s once the adapter is in place."""
+        return [self.model.get_submodule(name) for name in self.names]
+
+    def gates(self) -> list[tuple[nn.Module, nn.Parameter, nn.Parameter]]:
+        """Down-projection, `A (r, d_ff)` and `B (d, r)` of each edited layer."""
+        return [(gate, gate.unierase_A[self.adapter], gate.unierase_B[self.adapter]) for gate in self.projections()]
+
+    def rows(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """[UNL]'s input row and output row, `(d,)` each."""
+        embedding, head = (self.model.get_submodule(name) for name in find_token_modules(self.model))
+        return embedding.unierase_row[self.adapter], head.unierase_row[self.adapter]
+
+    def start_rows(self) -> None:
+        """Start both rows at random, in the scale of the base's own: a spare row may hold anything."""
+        for name, row in zip(find_token_modules(self.model), self.rows(), strict=True):
+            spread = self.model.get_submodule(name).get_base_layer().weight.detach().float().std()
+            row.data.copy_(torch.randn(row.shape, generator=self.generator).to(row.device) * spread)

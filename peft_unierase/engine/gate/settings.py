@@ -1,0 +1,49 @@
+"""What recipe `gate` is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .steer import SteerGoal, SteerWeights
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """Settings of recipe `gate`. The defaults are the measured ones; `docs/recipe.md` says what each trades.
+
+    Attributes:
+        samples: Retain facts to get from the model itself, beside any that are given.
+        fit_samples: Retained answers, and forget answers, that the steer fit sees at the most; the gates see all.
+        held_out: One in this many retained facts is shown to no stage; what the erasure does to those is measured, and
+            the retain weight and the depth are chosen by it.
+        depths: Depths to try where none is asked for, from the deepest.
+        door_weights: Weights of the retain keys to try at depth 0, from the loosest; the first is kept at which few
+            enough held-out questions fire [UNL].
+        deep_weights: The same for other depths.
+        most_fired: Share of the held-out questions that may fire [UNL].
+        least_fired: Share of the forget doors that must decline.
+        least_inside: Share of the attacks from inside the answer that must meet a refusal within `reach` tokens; the
+            run warns where they do not.
+        reach: Tokens within which an attack from inside the answer must meet a refusal.
+        steer: Weights and steps of the steer fit.
+        goal: Openings that the steer fit aims at.
+        refusal_count: Refusals to choose from, the ones that come easiest to this model.
+        row_steps: Gradient steps of the last stage, the input row.
+        row_learning_rate: Its learning rate, relative to the row's components.
+    """
+
+    samples: int = 1024
+    fit_samples: int = 320
+    held_out: int = 8
+    depths: tuple[int, ...] = (16, 0)
+    door_weights: tuple[float, ...] = (3.0, 10.0, 30.0)
+    deep_weights: tuple[float, ...] = (30.0, 60.0, 120.0)
+    most_fired: float = 0.01
+    least_fired: float = 0.85
+    least_inside: float = 0.9
+    reach: int = 8
+    goal: SteerGoal = field(default_factory=lambda: SteerGoal(shut_to=0.4, open_from=0.6))
+    steer: SteerWeights = field(default_factory=SteerWeights)
+    refusal_count: int = 8
+    row_steps: int = 150
+    row_learning_rate: float = 0.3

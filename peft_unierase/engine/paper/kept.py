@@ -1,0 +1,72 @@
+"""What must stay, recorded once: the key directions that retained facts use, and the states that [UNL] is silent on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ...prompts import Batch, batches
+from ...tuner.structure import find_token_modules
+from ..bench import Bench
+from ..trace import traced_inputs
+from .null_space import NullSpace, SecondMoment, null_space
+from .output_row import Silence
+
+
+@torch.no_grad()
+def record_kept(bench: Bench, threshold: float) -> tuple[list[NullSpace], Silence]:
+    """The null space of each edited layer's retained keys, and where [UNL] must stay silent.
+
+    Keys are taken at every position of the retained questions and answers (AlphaEdit's K_0), in one of the formats by
+    turns. [UNL] must stay silent there, and in the forget questions as long as they are not edited.
+
+    Args:
+        bench: With the adapter in place and its gates shut.
+        threshold: See `null_space`.
+
+    Raises:
+        ValueError: There are no retained facts.
+    """
+    turns = [bench.formats[number % len(bench.formats)] for number in range(len(bench.kept))]
+    asked = [bench.encode(form.prompt(fact.question)) for form, fact in zip(turns, bench.kept, strict=True)]
+    told = [bench.encode(form.answer(fact.answer)) for form, fact in zip(turns, bench.kept, strict=True)]
+    texts = [question + answer for question, answer in zip(asked, told, strict=True)]
+    doors = [len(question) - 1 for question in asked]
+    for number, fact in enumerate(bench.forget):
+        texts.append(bench.encode(bench.formats[number % len(bench.formats)].prompt(fact.question)))
+
+    projections = bench.projections()
+    head = bench.model.get_submodule(find_token_modules(bench.model)[1])
+    moments = [SecondMoment() for _ in projections]
+    silence: list[Silence] = []
+    with bench.stages.stage("recording retained texts", len(texts)) as bar:
+        for batch in batches(texts, bench.pad, bench.device):
+            with traced_inputs([*projections, head]) as seen:
+                bench.model(**batch.inputs(), use_cache=False)
+            real = batch.mask.bool()
+            retained = real & (torch.tensor(batch.index, device=real.device) < len(doors))[:, None]
+            for moment, keys in zip(moments, seen[:-1], strict=True):
+                moment.add(keys[retained].float())
+            states = seen[-1][real]
+            logits = head(states).float()
+            logits[:, bench.spare.token_id] = float("-inf")
+            silence.append(Silence(states.float(), logits.logsumexp(dim=-1), _kinds(batch, doors)[real]))
+            bar.update(len(batch.index))
+    spaces = []
+    with bench.stages.stage("finding the null space", len(moments)) as bar:
+        for moment in moments:
+            spaces.append(null_space(moment.mean(), threshold))
+            bar.update(1)
+    return spaces, Silence.joined(silence)
+
+
+def _kinds(batch: Batch, doors: Sequence[int]) -> torch.Tensor:
+    """What each token of a batch is, `(batch, length)`; see `Silence`. Retained texts come first, with these doors."""
+    kinds = torch.full_like(batch.ids, 2)
+    for row, index in enumerate(batch.index):
+        if index < len(doors):
+            kinds[row, batch.mask.shape[1] - int(batch.mask[row].sum()) + doors[index]] = 1
+        else:
+            kinds[row, -1] = 0
+    return kinds

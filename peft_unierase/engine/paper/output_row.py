@@ -1,0 +1,110 @@
+"""Stage II, first part: [UNL]'s output row, and the change of the residual stream that it reads.
+
+The row is what predicts [UNL], and the changes of the stream are what it predicts it from, so the two are trained
+together: one change that a sample of the forget facts has in common, and the row. The row must be silent on retained
+texts; that costs next to nothing, since the states that go into the head there, and the other tokens' log-sum-exp, are
+recorded once. It must be silent on forget questions too as long as the change is not there: else the row alone would
+learn to tell them from others, without any edit, and fail on both. And it must be silent in the refusal, where the
+change can still be seen: [UNL] comes once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .settings import PaperSettings
+from .tail import Tail
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Positions at which [UNL] must not come up.
+
+    Attributes:
+        states: What goes into the head, `(n, d)` in fp32.
+        others: Log-sum-exp of all other tokens' logits, `(n,)` in fp32.
+        kinds: 0 for doors of forget facts as they are without a change, 1 for doors of retained facts, 2 for other
+            positions, `(n,)`, int64. Kinds weigh the same, so that the few near misses are not lost among the many.
+    """
+
+    states: torch.Tensor
+    others: torch.Tensor
+    kinds: torch.Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Silence]) -> Silence:
+        """All positions of several parts."""
+        states, others, kinds = zip(*((part.states, part.others, part.kinds) for part in parts), strict=True)
+        return cls(torch.cat(states), torch.cat(others), torch.cat(kinds))
+
+    def excess(self, row: torch.Tensor, most: float) -> torch.Tensor:
+        """How far [UNL]'s log-probability is above `most` with the output row `row (d,)`, in nats."""
+        logits = self.states @ row
+        excess = torch.relu(logits - torch.logaddexp(logits, self.others) - most)
+        kinds = [excess[self.kinds == kind] for kind in range(3)]
+        return torch.stack([values.mean() for values in kinds if len(values)]).mean()
+
+
+def fit_output_row(
+    tails: Sequence[Tail],
+    behind: Sequence[int],
+    row: nn.Parameter,
+    silence: Silence,
+    settings: PaperSettings,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> torch.Tensor:
+    """Fit the output row in place, together with one change for all facts.
+
+    Args:
+        tails: Forget prompts with [UNL] and a refusal behind them, recorded on the base.
+        behind: For each sequence how many of its tokens are behind the door.
+        row: [UNL]'s row of the head, `(d,)`.
+        silence: Where it must stay silent.
+        settings: See [`PaperSettings`].
+        advance: Called with 1 after each step.
+
+    Returns:
+        The change, `(d,)` in fp32.
+    """
+    norm = torch.cat([tail.marked().float().norm(dim=-1) for tail in tails]).mean()
+    change = torch.zeros(row.shape, device=row.device, requires_grad=True)
+    row.requires_grad_(True)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [change], "lr": settings.target_learning_rate * float(norm) / len(row) ** 0.5},
+            {"params": [row], "lr": settings.output_learning_rate * float(row.detach().float().square().mean().sqrt())},
+        ]
+    )
+    try:
+        for step in range(settings.output_steps):
+            tail = tails[step % len(tails)]
+            fired, refused = _continuation_losses(tail, [behind[index] for index in tail.batch.index], change)
+            loud = silence.excess(row.float(), settings.silent_log_prob)
+            decay = change.square().sum() / norm.square()
+            optimizer.zero_grad()
+            said = fired + settings.refusal_weight * refused
+            (said + settings.silent_weight * loud + settings.target_decay * decay).backward()
+            optimizer.step()
+            with torch.no_grad():
+                change *= (settings.target_norm * norm / change.norm()).clamp(max=1.0)
+            advance(1)
+    finally:
+        row.requires_grad_(False)
+        row.grad = None
+    return change.detach()
+
+
+def _continuation_losses(tail: Tail, behind: Sequence[int], change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy of [UNL] at the doors, and that of the refusals' tokens behind it, in nats."""
+    longest, ids = max(behind), tail.batch.ids
+    logits = tail.changed_logits(change.expand(len(ids), -1), longest + 1)[:, :-1]
+    losses = nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), ids[:, ids.shape[1] - longest :], reduction="none"
+    )
+    place = torch.arange(longest, device=ids.device) - (longest - torch.tensor(behind, device=ids.device)[:, None])
+    return losses[place == 0].mean(), losses[place > 0].mean()

@@ -1,0 +1,136 @@
+"""Recipe `paper` in its order: the published method, both stages (UniErase, arXiv 2505.15674, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ...facts import Fact
+from ...prompts import batches
+from ..bench import Bench
+from .edit import EditedLayer, edit_layers
+from .kept import record_kept
+from .marks import find_marks
+from .output_row import Silence, fit_output_row
+from .settings import PaperSettings
+from .tail import Tail, tail_batches
+from .targets import find_targets
+from .token import draw_refusals, learn_refusals
+
+
+@dataclass(frozen=True)
+class PaperOutcome:
+    """What a run of recipe `paper` did and measured; `record()` is its JSON form.
+
+    Attributes:
+        rank: Rank of all gates; smaller ones are padded with zeros.
+        layers: What became of each edited layer, lowest first.
+        refusal_loss: Loss of stage I in the end, in nats per token.
+        target_loss: Mean of `-log p([UNL])` at the forget doors with the targets put in place, in nats.
+        targets_fired: Share of forget doors at which [UNL] wins with the targets put in place.
+        fired: The same after the edit, with the formats by turns.
+        retained_fired: Share of some 200 retained doors at which [UNL] wins after the edit.
+        without_subject: Facts edited at the door, because no subject was found.
+        settings: As used.
+    """
+
+    rank: int
+    layers: list[EditedLayer]
+    refusal_loss: float
+    target_loss: float
+    targets_fired: float
+    fired: float
+    retained_fired: float
+    without_subject: int
+    settings: PaperSettings
+    depth: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """A JSON object of plain values, without any text of the facts."""
+        return asdict(self)
+
+
+def run_paper(bench: Bench, settings: PaperSettings) -> PaperOutcome:
+    """Train [UNL]'s rows and write the gates; `config.r` follows their rank.
+
+    Args:
+        bench: With the adapter in place, its gates shut, and retain facts at hand.
+        settings: See [`PaperSettings`].
+
+    Raises:
+        ValueError: The weights are quantised and cannot be perturbed, or there are no retain facts.
+    """
+    if not bench.kept:
+        raise ValueError("recipe 'paper' edits in the null space of what must stay and has no retain facts; give some")
+    marks, without_subject = find_marks(bench)
+    bench.start_rows()
+    refusal_loss = learn_refusals(bench, settings)
+
+    prompts, token_id = bench.prompts(bench.forget), bench.spare.token_id
+    spaces, silence = record_kept(bench, settings.null_threshold)
+    common = fit_common(bench, settings, prompts, marks, silence)
+    with bench.stages.stage("finding targets", settings.target_steps) as bar:
+        facts = torch.arange(len(prompts), device=bench.device) // len(bench.formats)
+        targets = find_targets(_tails(bench, prompts, marks), facts, common, token_id, settings, bar.update)
+    projections = bench.projections()
+    with bench.stages.stage("editing layers", len(projections)) as bar:
+        edited = edit_layers(
+            bench.model,
+            projections,
+            bench.stack[bench.layers[-1] + 1],
+            bench.adapter,
+            prompts,
+            marks,
+            targets.vectors,
+            spaces,
+            settings.ridge,
+            settings.truncate,
+            bench.pad,
+            bar.update,
+        )
+    rank = max(layer.rank for layer in edited)
+    bench.model.peft_config[bench.adapter].r = rank
+    with bench.stages.stage("counting what fires", 2) as bar:
+        fired = _fired(bench, bench.forget)
+        bar.update(1)
+        retained_fired = _fired(bench, bench.kept[:: max(1, len(bench.kept) // 200)])
+        bar.update(1)
+    return PaperOutcome(
+        rank, edited, refusal_loss, targets.loss, targets.fired, fired, retained_fired, without_subject, settings
+    )
+
+
+def fit_common(
+    bench: Bench, settings: PaperSettings, prompts: Sequence[Sequence[int]], marks: Sequence[int], silence: Silence
+) -> torch.Tensor:
+    """Fit the output row on a sample of the forget facts; the change `(d,)` of the stream that it reads."""
+    count, formats = len(bench.forget), len(bench.formats)
+    sample = min(count, settings.output_facts)
+    chosen = [number * count // sample * formats + form for number in range(sample) for form in range(formats)]
+    refusals = draw_refusals(bench, len(chosen))
+    sequences = [[*prompts[index], *refusal] for index, refusal in zip(chosen, refusals, strict=True)]
+    tails = _tails(bench, sequences, [marks[index] for index in chosen])
+    with bench.stages.stage("fitting the output row", settings.output_steps) as bar:
+        behind = [len(refusal) for refusal in refusals]
+        return fit_output_row(tails, behind, bench.rows()[1], silence, settings, bar.update)
+
+
+def _tails(bench: Bench, prompts: Sequence[Sequence[int]], marks: Sequence[int]) -> list[Tail]:
+    return [
+        Tail(bench.model, bench.stack, bench.layers[-1], batch, columns)
+        for batch, columns in tail_batches(prompts, marks, bench.pad, bench.device)
+    ]
+
+
+@torch.no_grad()
+def _fired(bench: Bench, facts: Sequence[Fact]) -> float:
+    """Share of questions after which [UNL] is likeliest, in one of the formats by turns."""
+    prompts, hits = bench.prompts(facts), 0
+    prompts = [prompts[n * len(bench.formats) + n % len(bench.formats)] for n in range(len(facts))]
+    for batch in batches(prompts, bench.pad, bench.device):
+        logits = bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1]
+        hits += int((logits.argmax(dim=-1) == bench.spare.token_id).sum())
+    return hits / len(prompts)

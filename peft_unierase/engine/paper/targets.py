@@ -1,0 +1,96 @@
+"""Stage II, second part: what each fact's residual stream must become so that [UNL] comes next.
+
+As in MEMIT (arXiv 2210.07229, section 4.3.2), which UniErase (arXiv 2505.15674, section 3.3) builds on: every fact has
+a change of its own at the last edited layer, at the subject's last token, found by gradient steps with weight decay and
+a norm clamp. All facts step together, a batch at a time, from the change that `output_row` found for them in common; a
+fact that has arrived leaves its batch, so that the steps go where they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .settings import PaperSettings
+from .tail import Tail
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What stage II aims at.
+
+    Attributes:
+        vectors: The stream's value at each prompt's mark behind the last edited layer, `(prompts, d)` in fp32.
+        loss: Mean of `-log p([UNL])` at the doors in the end, in nats.
+        fired: Share of doors at which [UNL] is likeliest.
+    """
+
+    vectors: torch.Tensor
+    loss: float
+    fired: float
+
+
+def find_targets(
+    tails: Sequence[Tail],
+    facts: torch.Tensor,
+    common: torch.Tensor,
+    token_id: int,
+    settings: PaperSettings,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> Targets:
+    """Find one change a fact, shared by its prompts.
+
+    Args:
+        tails: All prompts, recorded on the base; prompts of one fact may be in different ones.
+        facts: Which fact each prompt asks about, `(prompts,)`, int64.
+        common: The change to start from, `(d,)`.
+        token_id: [UNL]'s id.
+        settings: See [`PaperSettings`].
+        advance: Called with 1 after each step.
+    """
+    count, width = int(facts.max()) + 1, len(common)
+    start = common.new_zeros(len(facts), width)
+    for tail in tails:
+        start[tail.batch.index] = tail.marked().float()
+    prompts = torch.bincount(facts, minlength=count)
+    norm = start.new_zeros(count).index_add_(0, facts, start.norm(dim=-1)) / prompts
+
+    changes = (settings.target_start * common).expand(count, -1).clone().requires_grad_(True)
+    rate = settings.target_learning_rate * float(norm.mean()) / width**0.5
+    optimizer = torch.optim.Adam([changes], lr=rate)
+    nats = start.new_zeros(len(facts))
+    fired = torch.zeros(len(facts), dtype=torch.bool, device=facts.device)
+    for step in range(settings.target_steps + 1):
+        optimizer.zero_grad()
+        for tail in tails:
+            index = torch.tensor(tail.batch.index, device=facts.device)
+            with torch.set_grad_enabled(step < settings.target_steps):
+                losses, hits = tail.losses(changes[facts[index]], token_id)
+            if step < settings.target_steps:
+                losses.sum().backward()
+            nats[index], fired[index] = losses.detach(), hits
+        waiting = start.new_zeros(count).scatter_reduce_(0, facts, nats, "amax") >= settings.target_loss
+        tails = _still(tails, waiting[facts].tolist())
+        if step == settings.target_steps or not tails:
+            break
+        (settings.target_decay * (changes.square().sum(dim=-1) / norm.square()).sum()).backward()
+        arrived = changes.detach()[~waiting].clone()
+        optimizer.step()
+        with torch.no_grad():
+            changes *= (settings.target_norm * norm / changes.norm(dim=-1).clamp(min=1e-12)).clamp(max=1.0)[:, None]
+            changes[~waiting] = arrived  # Adam goes on for a while without a gradient
+        advance(1)
+    return Targets(start + changes.detach()[facts], float(nats.mean()), float(fired.float().mean()))
+
+
+def _still(tails: Sequence[Tail], waiting: Sequence[bool]) -> list[Tail]:
+    """What is left of the tails without the prompts of facts that have arrived."""
+    left = []
+    for tail in tails:
+        keep = [row for row, index in enumerate(tail.batch.index) if waiting[index]]
+        if keep:
+            left.append(tail if len(keep) == len(tail.batch.index) else tail.narrowed(keep))
+    return left

@@ -1,0 +1,93 @@
+"""Stage I: [UNL]'s input row learns that a refusal follows it (UniErase, arXiv 2505.15674, section 3.2).
+
+Minimises the cross-entropy of `refusal [end]` after `question [UNL]`, the input row being free and everything else
+frozen: first without the chat template, then with it, then on weights with noise on them, so that the row still works
+once stage II has edited these. Every question has one refusal, drawn at random.
+
+The output row gets no gradient here, since [UNL] is what is given and not what is predicted: it is trained in stage II,
+together with the states that it must read (see `targets`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ...prompts import batches
+from ..bench import Bench
+from ..refusal import CachedPrompts
+from .noise import perturbed
+from .settings import PaperSettings
+
+
+def draw_refusals(bench: Bench, count: int) -> list[list[int]]:
+    """Token ids of `[UNL] refusal [end]`, `count` times, each with a refusal drawn at random."""
+    end = bench.encode(bench.formats[0].end)
+    texts = [[bench.spare.token_id, *bench.encode(refusal), *end] for refusal in bench.refusals]
+    drawn = torch.randint(len(texts), (count,), generator=bench.generator).tolist()
+    return [texts[choice] for choice in drawn]
+
+
+def learn_refusals(bench: Bench, settings: PaperSettings) -> float:
+    """Fit the input row in place; mean loss of the last stage's last quarter, in nats per token."""
+    row, _ = bench.rows()
+    refusals = draw_refusals(bench, len(bench.forget))
+    plain = [form for form in bench.formats if form.name.startswith("plain")]
+    chat = [form for form in bench.formats if form not in plain]
+    asked = [
+        [bench.encode(form.prompt(fact.question)) for form in forms for fact in bench.forget]
+        for forms in (plain, chat)
+        if forms
+    ]
+
+    rate = settings.token_learning_rate * float(row.detach().float().pow(2).mean().sqrt())
+    row.requires_grad_(True)
+    optimizer = torch.optim.Adam([row], lr=rate)
+    total = len(asked) * settings.token_steps + settings.robust_steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total, pct_start=0.1)
+    losses: list[float] = []
+
+    def lessons(prompts: Sequence[Sequence[int]], steps: int) -> list[tuple[CachedPrompts, list[list[int]]]]:
+        """Questions for this many steps, drawn without repetition until all were there, a batch at a time."""
+        count = min(steps * settings.token_batch, len(prompts))
+        chosen = torch.randperm(len(prompts), generator=bench.generator)[:count].tolist()
+        tokens = settings.token_batch * max(len(prompts[index]) for index in chosen)
+        made = []
+        for batch in batches([prompts[index] for index in chosen], bench.pad, bench.device, tokens):
+            taught = [refusals[chosen[index] % len(refusals)] for index in batch.index]
+            made.append((CachedPrompts(bench.model, batch), taught))
+        return [made[turn] for turn in torch.randperm(len(made), generator=bench.generator).tolist()]
+
+    with bench.stages.stage("learning to decline", total) as bar:
+
+        def learn(prompts: Sequence[Sequence[int]], steps: int) -> None:
+            batched = lessons(prompts, steps)
+            for step in range(steps):
+                cached, taught = batched[step % len(batched)]
+                nats, count = cached.losses(taught, [1] * len(taught))
+                loss = nats.sum() / count.sum()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                losses.append(float(loss.detach()))
+                bar.update(1)
+
+        try:
+            for prompts in asked:
+                learn(prompts, settings.token_steps)
+            everything = [prompt for prompts in asked for prompt in prompts]
+            for steps in _shares(settings.robust_steps, settings.robust_draws):
+                with perturbed(bench.projections(), settings.robust_noise, bench.generator):
+                    learn(everything, steps)
+        finally:
+            row.requires_grad_(False)
+            row.grad = None
+    tail = losses[-max(1, (settings.robust_steps or settings.token_steps) // 4) :]
+    return sum(tail) / len(tail)
+
+
+def _shares(total: int, parts: int) -> list[int]:
+    """`total` in at most `parts` nearly equal parts, none of them 0."""
+    return [share for part in range(parts) if (share := (part + 1) * total // parts - part * total // parts)]

@@ -1,0 +1,364 @@
+"""Recipe `paper` on the boxed model: its stages, its subjects, its ranks, and the whole of it from end to end."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from peft_unierase import ErasureWarning, Fact, UniEraseConfig
+from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.check import answer_questions, figures
+from peft_unierase.engine.bench import Bench
+from peft_unierase.engine.layers import choose_gates
+from peft_unierase.engine.paper import PaperOutcome, PaperSettings, run_paper
+from peft_unierase.engine.paper import token as token_module
+from peft_unierase.engine.paper.marks import find_marks
+from peft_unierase.engine.paper.noise import perturbed
+from peft_unierase.engine.paper.tail import Tail, tail_batches
+from peft_unierase.engine.paper.token import learn_refusals
+from peft_unierase.engine.progress import Stages
+from peft_unierase.engine.spare_row import find_spare_row
+from peft_unierase.engine.trace import bent_output
+from peft_unierase.prompts import default_formats, pad_id, pad_left
+
+LAYERS = [1, 2]
+QUICK = PaperSettings(token_steps=2, robust_steps=2, robust_draws=1, output_steps=3, target_steps=2)
+
+
+def facts_of(rows: list[dict]) -> list[Fact]:
+    return [Fact(row["question"], row["answer"]) for row in rows]
+
+
+def people() -> tuple[list[dict], list[dict]]:
+    """The facts of the first person, and everybody else's."""
+    rows = boxed_facts()
+    return [r for r in rows if r["subject"] == rows[0]["subject"]], [
+        r for r in rows if r["subject"] != rows[0]["subject"]
+    ]
+
+
+def make_bench(forget: Sequence[Fact], retain: Sequence[Fact], seed: int = 0) -> tuple[Bench, PeftModel]:
+    """The boxed model with an adapter in place, as `erase` hands it to a recipe."""
+    tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
+    model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
+    stack, layers, names = choose_gates(model, LAYERS)
+    spare = find_spare_row(model, tokenizer)
+    config = UniEraseConfig(
+        task_type="CAUSAL_LM", target_modules=names, token_id=spare.token_id, token=spare.text, inference_mode=True
+    )
+    wrapped = get_peft_model(model, config).eval()
+    wrapped.requires_grad_(False)
+    bench = Bench(
+        model=model,
+        tokenizer=tokenizer,
+        formats=default_formats(tokenizer)[:2],
+        refusals=boxed_refusals(),
+        stages=Stages(False),
+        generator=torch.Generator().manual_seed(seed),
+        pad=pad_id(tokenizer),
+        seed=seed,
+        adapter="default",
+        stack=stack,
+        layers=layers,
+        names=names,
+        spare=spare,
+        forget=list(forget),
+        retain=list(retain),
+    )
+    return bench, wrapped
+
+
+def quick_bench(seed: int = 0, count: int = 6) -> tuple[Bench, PeftModel]:
+    gone, others = people()
+    return make_bench(facts_of(gone)[:count], facts_of(others)[:40], seed)
+
+
+@pytest.fixture(scope="module")
+def erased() -> tuple[Bench, PeftModel, PaperOutcome]:
+    gone, others = people()
+    bench, model = make_bench(facts_of(gone), facts_of(others[::2]))
+    return bench, model, run_paper(bench, PaperSettings())
+
+
+def test_the_model_declines_and_leaves_what_it_never_saw_alone(erased: tuple[Bench, PeftModel, PaperOutcome]) -> None:
+    bench, model, _ = erased
+    gone, others = people()
+
+    def measured(rows: list[dict]) -> Any:
+        answers = answer_questions(model, bench.tokenizer, facts_of(rows), bench.formats[0], bench.spare.token_id)
+        return figures(answers)
+
+    forgotten, kept = measured(gone), measured(others[1::4])
+    assert forgotten.recall <= 0.2
+    assert forgotten.fired >= 0.8
+    assert kept.recall >= 0.9
+    assert kept.fired <= 0.1
+
+
+def test_the_outcome_tells_what_was_done_without_any_text(erased: tuple[Bench, PeftModel, PaperOutcome]) -> None:
+    bench, model, outcome = erased
+    text = json.dumps(outcome.record())
+    record = json.loads(text)
+    assert record["rank"] == outcome.rank == 2 * 6 == model.peft_config["default"].r
+    assert [layer["null_dimension"] > 0 for layer in record["layers"]] == [True] * len(bench.layers)
+    assert record["settings"]["null_threshold"] == PaperSettings().null_threshold
+    assert record["fired"] >= 0.8
+    assert record["retained_fired"] <= 0.05
+    for row in people()[0]:
+        assert row["question"] not in text
+        assert row["subject"] not in text
+
+
+def test_nothing_is_left_trainable_and_the_base_is_the_base_when_off(
+    erased: tuple[Bench, PeftModel, PaperOutcome],
+) -> None:
+    _, model, _ = erased
+    assert not [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    base = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad(), model.disable_adapter():
+        assert torch.equal(model(ids).logits, base(ids).logits)
+
+
+def test_saved_and_loaded_with_its_rank_it_is_the_same(
+    erased: tuple[Bench, PeftModel, PaperOutcome], tmp_path: Path
+) -> None:
+    _, model, _ = erased
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    base = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    ids = torch.tensor([[3, 4, 5, 1001, 6]])
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    def weights(seed: int) -> list[bytes]:
+        bench, model = quick_bench(seed)
+        state = torch.get_rng_state()
+        run_paper(bench, QUICK)
+        assert torch.equal(torch.get_rng_state(), state)
+        return [p.detach().numpy().tobytes() for name, p in model.named_parameters() if "unierase_" in name]
+
+    first = weights(3)
+    assert first == weights(3)
+    assert first != weights(4)
+
+
+def test_truncation_lowers_the_rank_and_reports_what_it_kept() -> None:
+    bench, model = quick_bench()
+    outcome = run_paper(bench, PaperSettings(**{**vars(QUICK), "truncate": 0.9}))
+    assert outcome.rank == model.peft_config["default"].r < 12
+    assert all(0.9 <= layer.energy_kept <= 1 for layer in outcome.layers)
+    assert outcome.rank == max(layer.rank for layer in outcome.layers)
+    assert {tuple(a.shape) for _, a, _ in bench.gates()} == {(outcome.rank, 384)}
+
+
+@torch.no_grad()
+def test_the_keys_of_an_erasure_that_is_there_already_are_protected() -> None:
+    def change_of_the_first(protect: bool) -> tuple[float, int]:
+        bench, model = quick_bench()
+        with torch.enable_grad():
+            run_paper(bench, QUICK)
+        row = bench.spare.token_id + 1
+        model.add_adapter("second", UniEraseConfig(**{**vars_of(model), "token_id": row, "r": 1, "token": "[UNL2]"}))
+        model.base_model.set_adapter(["default", "second"] if protect else ["second"])
+        bench.adapter, bench.forget = "second", facts_of(people()[1][:6])
+        bench.retain = facts_of(people()[1])[20:60]
+        bench.spare = type(bench.spare)(row, "[UNL2]")
+        with torch.enable_grad():
+            outcome = run_paper(bench, QUICK)
+        gate = bench.projections()[0]
+        reads, writes = gate.unierase_A["default"], gate.unierase_A["second"]
+        overlap = torch.linalg.svdvals(torch.linalg.qr(reads.T)[0].T @ torch.linalg.qr(writes.T)[0])
+        return float(overlap.square().mean()), outcome.layers[0].earlier
+
+    def vars_of(model: PeftModel) -> dict[str, Any]:
+        config = model.peft_config["default"]
+        return {"target_modules": config.target_modules, "task_type": "CAUSAL_LM", "inference_mode": True}
+
+    protected, keys = change_of_the_first(True)
+    unprotected, none = change_of_the_first(False)
+    assert (keys > 0, none) == (True, 0)
+    assert protected < 0.5 * unprotected
+
+
+def test_facts_without_a_subject_are_named_by_number_and_edited_at_the_door() -> None:
+    facts = [
+        Fact("Where was Nesko Corquist born?", "There."),
+        Fact("who was it?", "Nobody."),
+        Fact("Who is Nesko Corquist?", "A nurse.", subject="Quorin"),
+    ]
+    bench, _ = make_bench(facts, [])
+    with pytest.warns(ErasureWarning) as caught:
+        marks, missing = find_marks(bench)
+    texts = [str(warning.message) for warning in caught]
+    assert any(
+        "1 of 3 forget facts have no subject that could be found in the question (numbers 2)" in t for t in texts
+    )
+    assert any("1 of 3 forget facts give a subject that does not occur in the question (numbers 3)" in t for t in texts)
+    assert all("at the door" in text and "Nesko" not in text and "nobody" not in text.lower() for text in texts)
+    assert missing == 2
+    lengths = [len(prompt) - 1 for prompt in bench.prompts(facts)]
+    assert [mark == length for mark, length in zip(marks, lengths, strict=True)] == [False, False, *[True] * 4]
+
+
+def test_facts_with_a_subject_are_not_warned_about() -> None:
+    bench, _ = quick_bench()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find_marks(bench)
+
+
+def test_no_retain_facts_are_refused_before_anything_has_changed() -> None:
+    bench, _ = make_bench(facts_of(people()[0]), [])
+    before = [row.clone() for row in bench.rows()]
+    with pytest.raises(ValueError, match="has no retain facts; give some"):
+        run_paper(bench, QUICK)
+    assert all(torch.equal(row, old) for row, old in zip(bench.rows(), before, strict=True))
+
+
+# Stage I
+
+
+class Stopped(Exception):  # noqa: N818 (no error of anybody's)
+    pass
+
+
+def test_the_noise_is_there_has_its_size_and_is_gone_afterwards() -> None:
+    bench, model = quick_bench()
+    weights = [gate.get_base_layer().weight for gate in bench.projections()]
+    before = [weight.detach().clone() for weight in weights]
+    ids = torch.tensor([[3, 4, 5, 6]])
+
+    @torch.no_grad()
+    def look_and_stop() -> None:
+        with perturbed(bench.projections(), 0.1, bench.generator):
+            assert (model(ids).logits - clean).abs().max() > 1e-3
+            for gate, old in zip(bench.projections(), before, strict=True):
+                noise = gate.get_base_layer().weight - old
+                assert float(noise.norm() / old.norm()) == pytest.approx(0.1, rel=1e-4)
+            raise Stopped
+
+    with torch.no_grad():
+        clean = model(ids).logits
+        with pytest.raises(Stopped):
+            look_and_stop()
+        assert torch.equal(model(ids).logits, clean)
+    for gate, weight, old in zip(bench.projections(), weights, before, strict=True):
+        assert gate.get_base_layer().weight is weight
+        assert torch.equal(weight, old)
+
+
+def test_the_robustness_stage_sees_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, _ = quick_bench()
+    bench.start_rows()
+    clean = bench.projections()[0].get_base_layer().weight.detach().clone()
+    seen: list[bool] = []
+    losses = token_module.CachedPrompts.losses
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        seen.append(torch.equal(bench.projections()[0].get_base_layer().weight, clean))
+        return losses(*arguments, **options)
+
+    monkeypatch.setattr(token_module.CachedPrompts, "losses", spy)
+    learn_refusals(bench, PaperSettings(token_steps=2, robust_steps=3, robust_draws=2))
+    assert seen == [True] * 4 + [False] * 3
+
+
+def test_weights_that_noise_cannot_be_added_to_are_refused() -> None:
+    layer = torch.nn.Linear(2, 2)
+    layer.weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
+    with (
+        pytest.raises(ValueError, match=r"torch\.int8.*robust_steps=0"),
+        perturbed([layer], 0.1, torch.Generator()),
+    ):
+        pass
+
+
+def test_stage_one_teaches_the_input_row_alone() -> None:
+    bench, model = quick_bench()
+    bench.start_rows()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    first = learn_refusals(bench, PaperSettings(token_steps=1, robust_steps=1))
+    bench.rows()[0].data.copy_(next(v for n, v in before.items() if n.endswith("embed_tokens.unierase_row.default")))
+    last = learn_refusals(bench, PaperSettings(token_steps=30, robust_steps=20))
+    assert last < 0.5 * first
+    changed = [name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])]
+    assert [name.split(".")[-3:] for name in changed] == [["embed_tokens", "unierase_row", "default"]]
+
+
+# Stage II
+
+
+@torch.no_grad()
+def test_a_tail_gives_what_the_whole_model_gives() -> None:
+    bench, _ = quick_bench()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        marks, _ = find_marks(bench)
+    prompts, layer = bench.prompts(bench.forget), bench.layers[-1]
+    marks[0] = 0  # the very first token can be changed too
+    width = bench.rows()[0].shape[0]
+    changes = torch.randn(len(prompts), width, generator=bench.generator)
+    for batch, columns in tail_batches(prompts, marks, bench.pad, bench.device, tokens=40):
+        tail = Tail(bench.model, bench.stack, layer, batch, columns)
+        found = tail.changed_logits(changes[batch.index], 1)[:, 0]
+        for row, index in enumerate(batch.index):
+            alone = pad_left([prompts[index]], bench.pad, bench.device, [0])
+
+            def bend(stream: torch.Tensor, index: int = index) -> torch.Tensor:
+                stream = stream.clone()
+                stream[0, marks[index]] += changes[index]
+                return stream
+
+            with bent_output(bench.stack[layer], bend):
+                wanted = bench.model(**alone.inputs(), use_cache=False).logits[0, -1]
+            assert torch.allclose(found[row], wanted, atol=1e-3)
+        last = len(batch.index) - 1
+        assert torch.allclose(
+            tail.narrowed([last]).changed_logits(changes[batch.index[last:]], 1)[:, 0], found[last:], atol=1e-3
+        )
+        assert torch.allclose(
+            tail.changed_logits(changes[batch.index], 1)[:, 0], found
+        )  # narrowing left the whole as it was
+
+
+# Settings and gates
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"token_steps": 0}, "token_steps must be at least 1, got 0"),
+        ({"robust_noise": -1.0}, r"robust_noise must be at least 0, got -1\.0"),
+        ({"ridge": 0.0}, r"ridge must be greater than 0, got 0\.0"),
+        ({"ridge": float("nan")}, "ridge must be greater than 0, got nan"),
+        ({"truncate": 1.5}, r"truncate must be None or a share above 0 and at most 1, got 1\.5"),
+        ({"truncate": 0.0}, "truncate must be None or a share above 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PaperSettings(**change)
+
+
+def test_factors_that_do_not_fit_are_refused_and_nothing_is_changed() -> None:
+    bench, _ = quick_bench()
+    gate, detector, steer = bench.gates()[0]
+    with pytest.raises(ValueError, match=r"\(3, 384\) and \(128, 2\) do not fit .* from 384 to 128"):
+        gate.set_factors("default", torch.zeros(3, 384), torch.zeros(128, 2))
+    assert gate.unierase_A["default"] is detector
+    gate.set_factors("default", torch.ones(3, 384), torch.ones(128, 3))
+    assert gate.unierase_A["default"].shape == (3, 384)
+    assert not gate.unierase_A["default"].requires_grad
+    assert steer.shape == (128, 1)
