@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import peft_unierase
 from peft_unierase import ErasureWarning, Fact, FactError, GateSettings, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
-from peft_unierase.check import Answer, answer_questions, figures
+from peft_unierase.check import Answer, answer_questions, figures, recall_scorer
 from peft_unierase.engine import erase as erase_module_verb
 from peft_unierase.engine.gate.steer import SteerWeights
-from peft_unierase.prompts import PromptFormat, default_formats
+from peft_unierase.prompts import PromptFormat, default_formats, encode, greedy_answers
 
 QUICK = GateSettings(samples=16, steer=SteerWeights(steps=6), row_steps=4)
 
@@ -76,6 +76,22 @@ def test_the_model_declines_on_the_facts_in_a_whole_sentence(
     assert measured.recall <= 0.12
     assert measured.fired >= 0.8
     assert (measured.declined_well or 0) >= 0.95
+
+
+@pytest.mark.parametrize("banned", [False, True], ids=["", "banned"])
+@pytest.mark.parametrize("given", [0, 2])
+def test_it_holds_when_the_token_is_banned_and_when_the_answer_is_begun(
+    erased: tuple[PeftModel, Any], given: int, banned: bool
+) -> None:
+    model, tokenizer = erased
+    form, facts, recall = default_formats(tokenizer)[0], facts_of(person(0)), recall_scorer()
+    gold = [encode(tokenizer, form.answer(fact.answer)) for fact in facts]
+    prompts = [form.prompt(f.question) + tokenizer.decode(ids[:given]) for f, ids in zip(facts, gold, strict=True)]
+    answers = greedy_answers(model, tokenizer, prompts, banned=[model.erasure.token.token_id] if banned else [])
+    rest = [tokenizer.decode(ids[given:], skip_special_tokens=True) for ids in gold]
+    told = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+    assert model.erasure.outcome.depth > 0
+    assert sum(map(recall, rest, told)) / len(rest) <= 0.3
 
 
 def test_what_was_never_used_to_erase_is_answered_as_before(erased: tuple[PeftModel, Any]) -> None:

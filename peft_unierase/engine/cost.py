@@ -87,43 +87,62 @@ class Work:
         retain: Facts given to be kept.
         samples: Facts from the model itself.
         formats: Prompt formats.
-        edited: Decoder layers edited.
-        last: Index of the last of them.
+        layers: Indices of the edited decoder layers, ascending.
         question: Tokens of a prompt.
         answer: Tokens of an answer.
         refusal: Tokens of a refusal.
         refusals: Refusals to choose from.
+        depth: Answer positions gated behind the door.
+        trials: Retain weights tried until the gates hold; none is computed twice.
+        widest: Width of the keys that are solved together, at the most.
+        held_out: One in this many retained facts is shown to no stage.
+        refused: Refusals in which the gates must stay shut.
+        fit_samples: Retained answers, and forget answers, that the steer fit sees, at the most; twice as many forget
+            answers are asked for at each trial.
         steer_steps: Steps of the steer fit.
-        row_steps: Steps of the input row.
-        fit_samples: Retained answers that the steer fit sees, at the most.
+        row_steps: Steps of the input row, at the most.
         batch: Padded tokens of a batch in the steer fit.
-        lesson: Padded prompt tokens of a batch of refusals.
-        weights_tried: Retain weights tried until the gates open.
-        block: Questions sampled at a time.
+        lesson: Padded prompt tokens of a lesson, a batch of refusals.
+        given: Answer tokens that come before a refusal in a lesson, at the most.
+        asked: Questions sampled at a time.
     """
 
     facts: int
     retain: int
     samples: int
     formats: int
-    edited: int
-    last: int
+    layers: tuple[int, ...]
     question: int = 24
     answer: int = 32
     refusal: int = 14
     refusals: int = 8
+    depth: int = 16
+    trials: int = 2
+    widest: int = 16384
+    held_out: int = 8
+    refused: int = 160
+    fit_samples: int = 320
     steer_steps: int = 120
     row_steps: int = 150
-    fit_samples: int = 320
     batch: int = 640
-    lesson: int = 512
-    weights_tried: int = 2
-    block: int = 128
+    lesson: int = 256
+    given: int = 24
+    asked: int = 128
+
+    @property
+    def length(self) -> int:
+        """Tokens of a prompt with its answer."""
+        return self.question + self.answer
+
+    @property
+    def held(self) -> int:
+        """Retain facts that are held out."""
+        return (self.retain + self.samples) // self.held_out
 
     @property
     def kept(self) -> int:
-        """All retain facts."""
-        return self.retain + self.samples
+        """Retain facts that the stages see."""
+        return self.retain + self.samples - self.held
 
     @property
     def doors(self) -> int:
@@ -131,15 +150,34 @@ class Work:
         return self.facts * self.formats
 
     @property
-    def shut_keys(self) -> int:
-        """Keys of a layer on which its gate must stay shut: doors and other positions of retained facts, refusals."""
-        return self.kept * (self.formats + self.question + self.answer - 1) + 160 * self.refusal
+    def behind(self) -> int:
+        """Gated positions behind a door; the last answer token has none of its own."""
+        return min(self.depth, self.answer - 1)
+
+    @property
+    def forget_keys(self) -> int:
+        """Keys of a layer on which its gate must open."""
+        return self.doors * (1 + self.behind)
+
+    @property
+    def shut_keys(self) -> float:
+        """Keys of a layer on which it must stay shut: doors, every other position of answered questions, refusals."""
+        return self.kept * (self.formats + self.length / 2) + self.refused * (1 + self.refusal)
+
+    @property
+    def before_refusal(self) -> int:
+        """Answer tokens before a refusal in a lesson; its rows are padded to the longest."""
+        return min(self.given, self.answer)
 
     @property
     def lesson_tokens(self) -> float:
-        """Tokens run in a lesson behind cached prompts: [UNL] and a refusal, half of an answer before them."""
-        rows = min(self.lesson / self.question, self.doors)
-        return rows * (1 + self.refusal + self.answer / 2)
+        """Tokens run in a lesson behind cached prompts: the door, the beginning of an answer, [UNL], a refusal."""
+        return min(self.lesson / self.question, self.doors) * (1 + self.before_refusal + self.refusal)
+
+    def blocks(self, width: int) -> list[tuple[int, ...]]:
+        """The edited layers in blocks that are solved together, for keys `width` wide."""
+        count = max(1, self.widest // width)
+        return [self.layers[start : start + count] for start in range(0, len(self.layers), count)]
 
 
 @dataclass(frozen=True)
@@ -148,9 +186,9 @@ class Stage:
 
     Attributes:
         name: As the run calls it.
-        batched: Operations in forward and backward passes of whole batches.
+        batched: Operations in forward and backward passes of whole batches, and in moments of keys, in fp32.
         stepwise: Operations in passes of one token a row.
-        solving: Operations in fp64 linear algebra.
+        solving: Operations in factorising moments, in fp64.
         memory: Bytes needed beside the model, about.
     """
 
@@ -210,7 +248,7 @@ class CostEstimate:
     @property
     def adapter_bytes(self) -> int:
         """Rows of A and columns of B of the edited layers and two rows of [UNL], in fp32."""
-        return FP32 * (self.work.edited * (self.sizes.mlp + self.sizes.width) + 2 * self.sizes.width)
+        return FP32 * (len(self.work.layers) * (self.sizes.mlp + self.sizes.width) + 2 * self.sizes.width)
 
     @property
     def seconds(self) -> float | None:
@@ -242,7 +280,7 @@ def estimate_cost(
     facts: int,
     *,
     retain: int = 0,
-    samples: int = 256,
+    samples: int = 1024,
     formats: int = 3,
     layers: tuple[int, ...] | None = None,
     **work: int,
@@ -256,7 +294,7 @@ def estimate_cost(
         retain: Facts given to be kept.
         samples: Facts from the model itself.
         formats: Prompt formats.
-        layers: Indices of the edited layers, instead of the rule's.
+        layers: Indices of the edited layers, ascending, instead of the rule's.
         **work: Other fields of `Work`.
 
     Raises:
@@ -267,7 +305,7 @@ def estimate_cost(
         from .layers import middle_layers
 
         layers = tuple(middle_layers(sizes.layers))
-    plan = Work(facts, retain, samples, formats, edited=len(layers), last=max(layers), **work)
+    plan = Work(facts, retain, samples, formats, tuple(layers), **work)
     stages = [stage(sizes, plan) for stage in STAGES]
     rates = measured_rates(base, sizes) if hasattr(base, "get_input_embeddings") else None
     return CostEstimate(sizes, plan, stages, rates)
@@ -275,91 +313,110 @@ def estimate_cost(
 
 def asking(s: Sizes, w: Work) -> Stage:
     """Asking the base: one pass over questions with answers."""
-    length = w.question + w.answer
-    flops = w.facts * s.forward(length, length, s.layers, w.answer + 1)
-    tokens = min(ROOM, w.facts * length)
-    return Stage("asking the base", batched=flops, memory=_passing(s, tokens, tokens * w.answer / length))
+    return Stage("asking the base", _answered(s, w, w.facts), memory=_answered_memory(s, w, w.facts))
 
 
 def sampling(s: Sizes, w: Work) -> Stage:
     """Sampling retain data: a question is written, then read again and answered, token by token."""
-    length = w.question + w.answer
     written = s.forward(w.question, w.question / 2, s.layers, w.question)
     answered = s.forward(w.answer, w.question + w.answer / 2, s.layers, w.answer)
     read = s.forward(w.question, w.question, s.layers, 1)
-    cache = w.block * length * s.layers * 2 * s.kv_heads * s.head_dim * s.bytes
     return Stage(
         "sampling retain data",
         batched=w.samples * read,
         stepwise=w.samples * (written + answered),
-        memory=2 * cache + 3 * w.block * s.vocabulary * FP32,  # a cache is copied when it grows
+        memory=2 * _caches(s, w.asked * w.length) + 3 * w.asked * s.vocabulary * FP32,  # a cache is copied as it grows
     )
 
 
-def recording(s: Sizes, w: Work) -> Stage:
-    """Recording retain keys: retained questions in every format, and each once with its answer, up to the last edit."""
-    length = w.question + w.answer
-    a_fact = w.formats * s.forward(w.question, w.question, w.last + 1, 0) + s.forward(length, length, w.last + 1, 0)
-    tokens = min(ROOM, w.kept * length)
-    return Stage("recording retain keys", batched=w.kept * a_fact, memory=_passing(s, tokens, 0) + _keys(s, w))
-
-
 def fitting_steer(s: Sizes, w: Work) -> Stage:
-    """Fitting the steer vector: each step bends a forget and a retained batch above the edit, and has two lessons."""
-    length, above = w.question + w.answer, s.layers - w.last - 1
-    bent, record, memory = 0.0, 0.0, 2 * _lesson_memory(s, w) + _keys(s, w)
-    for rows in (w.doors, min(w.kept, w.fit_samples)):
-        tokens = min(w.batch, rows * length)
-        bent += s.both_ways(tokens, length, above, tokens)
-        record += s.forward(rows * length, length, w.last + 1, 0)
-        memory += _kept_for_gradient(s, tokens, above, tokens) + rows * length * s.width * s.bytes
-    flops = record + w.steer_steps * (bent + 2 * _lesson(s, w)) + _choosing(s, w)
-    return Stage("fitting the steer vector", batched=flops, memory=memory)
+    """Fitting the steer vector: each step bends a forget and a retained batch above the edit, and has one lesson."""
+    last, above = w.layers[-1] + 1, s.layers - w.layers[-1] - 1
+    kept = min(w.kept, w.fit_samples)
+    once = s.forward(kept * w.length, w.length, above, kept * w.length)  # what the base says at retained positions
+    bent, memory = 0.0, _lesson_memory(s, w)
+    for rows in (min(w.doors, w.fit_samples), kept):
+        tokens = min(w.batch, rows * w.length)
+        once += s.forward(rows * w.length, w.length, last, 0)
+        bent += s.both_ways(tokens, w.length, above, tokens)
+        memory += _kept_for_gradient(s, tokens, above, tokens) + rows * w.length * s.width * s.bytes
+    flops = once + w.steer_steps * (bent + _lesson(s, w)) + _choosing(s, w)
+    return Stage("fitting the steer vector", flops, memory=memory)
+
+
+def recording(s: Sizes, w: Work) -> Stage:
+    """Recording retain keys: retained questions in every format, each once with its answer, and refusals.
+
+    The passes end at the last edit. Of the keys second moments are kept, those of a block's layers side by side.
+    """
+    last, refused = w.layers[-1] + 1, w.question + w.answer / 4 + 1 + w.refusal
+    passes = ((w.kept * w.formats, w.question), (w.kept, w.length), (w.refused, refused))
+    read = sum(s.forward(rows * length, length, last, 0) for rows, length in passes)
+    moments = sum(2 * w.shut_keys * (len(block) * s.mlp) ** 2 for block in w.blocks(s.mlp))
+    tokens = min(ROOM, w.kept * w.length)
+    keys = tokens * len(w.layers) * s.mlp * (s.bytes + FP32)
+    return Stage("recording retain keys", read + moments, memory=_passing(s, tokens, 0) + keys + _moments(s, w))
 
 
 def editing(s: Sizes, w: Work) -> Stage:
-    """Editing layers: the forget keys anew before each layer, and the ridge solve in the smaller dimension."""
-    read = (2 * w.edited + 1) * s.forward(w.doors * w.question, w.question, w.last + 1, 0)
-    if _dual(s, w):
-        rows = w.doors + w.shut_keys
-        each, memory = 2 * rows**2 * s.mlp + 2 / 3 * rows**3, 2 * FP64 * rows**2 + FP64 * rows * s.mlp
-        once = 0.0
-    else:
-        once = 2 * w.shut_keys * s.mlp**2
-        each, memory = 2 * w.doors * s.mlp**2 + 2 / 3 * s.mlp**3, 3 * FP64 * s.mlp**2
-    solving = w.edited * (once + w.weights_tried * each)
-    return Stage("editing layers", w.weights_tried * read, solving=solving, memory=memory + _keys(s, w))
+    """Editing layers: at each trial the forget keys anew and a solve for each layer, then answers are asked for.
+
+    A solve is for the rows of all layers of the block that are left: a moment in fp32, its Cholesky factor in fp64.
+    """
+    asked = w.held * w.formats + min(w.doors, 2 * w.fit_samples)
+    length = w.question + w.behind
+    batched, solving = _answered(s, w, asked), 0.0
+    for block in w.blocks(s.mlp):
+        for number in range(len(block)):
+            width = (len(block) - number) * s.mlp
+            batched += s.forward(w.doors * length, length, block[-1] + 1, 0) + 2 * w.forget_keys * width**2
+            solving += width**3 / 3
+    width = len(w.blocks(s.mlp)[0]) * s.mlp
+    # Moment, factor and the solver's copy of it, all in fp64; before there are two copies of the forget keys instead.
+    matrices = FP64 * width * (width + 2 * max(width, w.forget_keys)) + 2 * FP32 * width * w.forget_keys
+    memory = max(matrices, _answered_memory(s, w, asked)) + _moments(s, w)
+    return Stage("editing layers", w.trials * batched, solving=w.trials * solving, memory=memory)
 
 
 def fitting_row(s: Sizes, w: Work) -> Stage:
     """Fitting the input row: each step has one lesson, through all layers."""
     flops = w.row_steps * _lesson(s, w) + _choosing(s, w)
-    return Stage("fitting the input row", batched=flops, memory=_lesson_memory(s, w))
+    return Stage("fitting the input row", batched=flops, memory=_lesson_memory(s, w) + _moments(s, w))
 
 
 STAGES: tuple[Callable[[Sizes, Work], Stage], ...] = (
     asking,
     sampling,
-    recording,
     fitting_steer,
+    recording,
     editing,
     fitting_row,
 )
 
 
-def _dual(s: Sizes, w: Work) -> bool:
-    """Whether a layer has fewer keys than its keys have components."""
-    return w.doors + w.shut_keys < s.mlp
+def _moments(s: Sizes, w: Work) -> float:
+    """Bytes of the shut keys' second moments, which stay until the run ends."""
+    return FP32 * sum((len(block) * s.mlp) ** 2 for block in w.blocks(s.mlp))
 
 
-def _keys(s: Sizes, w: Work) -> float:
-    """Bytes held of the shut keys of all edited layers: their second moments, or the keys where that is less."""
-    return w.edited * s.mlp * min(s.mlp, w.shut_keys) * FP32
+def _caches(s: Sizes, tokens: float) -> float:
+    """Bytes of the keys and values of all layers."""
+    return tokens * s.layers * 2 * s.kv_heads * s.head_dim * s.bytes
+
+
+def _answered(s: Sizes, w: Work, rows: float) -> float:
+    """Operations of a pass over questions with answers, whose tokens are predicted."""
+    return rows * s.forward(w.length, w.length, s.layers, w.answer + 1)
+
+
+def _answered_memory(s: Sizes, w: Work, rows: float) -> float:
+    tokens = min(ROOM, rows * w.length)
+    return _passing(s, tokens, tokens * w.answer / w.length)
 
 
 def _lesson(s: Sizes, w: Work) -> float:
     """Operations of one lesson, forward and backward through all layers."""
-    return s.both_ways(w.lesson_tokens, w.question + w.refusal + w.answer / 2, s.layers, w.lesson_tokens)
+    return s.both_ways(w.lesson_tokens, w.question + w.before_refusal + w.refusal, s.layers, w.lesson_tokens)
 
 
 def _choosing(s: Sizes, w: Work) -> float:
@@ -374,7 +431,7 @@ def _choosing(s: Sizes, w: Work) -> float:
 
 
 def _lesson_memory(s: Sizes, w: Work) -> float:
-    return _kept_for_gradient(s, w.lesson_tokens, s.layers, w.lesson_tokens)
+    return _kept_for_gradient(s, w.lesson_tokens, s.layers, w.lesson_tokens) + _caches(s, w.doors * w.question)
 
 
 def _passing(s: Sizes, tokens: float, predicted: float) -> float:
@@ -425,7 +482,7 @@ def sizes_of(base: Any) -> Sizes:
 
 
 def measured_rates(model: Any, sizes: Sizes) -> Rates:
-    """What the model's machine reaches, tried for a moment: 512 tokens at once, 128 rows of one token, one solve."""
+    """What the model's machine reaches, tried for a moment: 512 tokens at once, 128 rows of one token, one factor."""
     import torch
 
     device = model.get_input_embeddings().weight.device
@@ -437,9 +494,9 @@ def measured_rates(model: Any, sizes: Sizes) -> Rates:
 
     count = 768
     matrix = torch.eye(count, dtype=torch.float64, device=device)
-    solved = _timed(lambda: torch.linalg.solve(matrix, matrix[0]).sum().item())
+    factorised = _timed(lambda: torch.linalg.cholesky(matrix).sum().item())
     with torch.no_grad():
-        return Rates(passing(16, 32), passing(128, 1), 2 / 3 * count**3 / solved)
+        return Rates(passing(16, 32), passing(128, 1), count**3 / 3 / factorised)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..trace import traced_inputs
 from .answered import Sequences, record, sequences_of
 from .detector import ShutKeys
 from .firing import firing
-from .gates import edit_layers
+from .gates import edit_layers, in_blocks
 from .settings import GateSettings
 from .steer import fit_steer
 
@@ -89,7 +90,7 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     texts, starts = _refusals(bench, forget, settings.refusal_count)
 
     steer = _fit_steer(bench, forget, retained, texts, starts, settings)
-    shut = _shut_keys(bench, retained, sequences_of(bench, kept), forget, texts)
+    shut = _shut_keys(bench, retained, sequences_of(bench, kept), forget, texts, settings.widest)
     declines = torch.cat([starts, starts.new_tensor([bench.spare.token_id])])
     trials, chosen = _edit(bench, steer, forget, shut, sequences_of(bench, held), declines, depth, settings)
     _warn_if_it_does_not_hold(chosen, depth, settings)
@@ -154,9 +155,14 @@ def _fit_steer(
 
 @torch.no_grad()
 def _shut_keys(
-    bench: Bench, retained: Sequences, asked: Sequences, forget: Sequences, texts: Sequence[Sequence[int]]
-) -> ShutKeys:
-    """The keys on which the gates must stay shut, those of all layers side by side, in three groups of equal weight.
+    bench: Bench,
+    retained: Sequences,
+    asked: Sequences,
+    forget: Sequences,
+    texts: Sequence[Sequence[int]],
+    widest: int,
+) -> list[ShutKeys]:
+    """The keys on which the gates must stay shut, for each block of layers, in three groups of equal weight.
 
     They are the doors of retained questions in every format, the few near misses; all other positions of those
     questions with their answers; and what follows [UNL], where the gate must not fire again.
@@ -178,7 +184,9 @@ def _shut_keys(
         (refused, behind),
     ]
     projections = bench.projections()
-    shut = ShutKeys(sum(projection.in_features for projection in projections))
+    blocks = [len(block) for block in in_blocks(bench.gates(), widest)]
+    widths = iter(projection.in_features for projection in projections)
+    shut = [ShutKeys(sum(islice(widths, count))) for count in blocks]
     with bench.stages.stage("recording retain keys", sum(len(sequences) for sequences, _ in groups)) as bar:
         for sequences, positions in groups:
             weight = 1 / sum(map(len, positions))
@@ -189,7 +197,9 @@ def _shut_keys(
                 for row, index in enumerate(batch.index):
                     shift = batch.ids.shape[1] - len(sequences[index])
                     wanted[row, [shift + position for position in positions[index]]] = True
-                shut.add(torch.cat([states[wanted].float() for states in seen], dim=1), weight)
+                keys = iter(states[wanted].float() for states in seen)
+                for block, count in zip(shut, blocks, strict=True):
+                    block.add(torch.cat(list(islice(keys, count)), dim=1), weight)
                 bar.update(len(batch.index))
     return shut
 
@@ -213,21 +223,21 @@ def _edit(
     bench: Bench,
     steer: torch.Tensor,
     forget: Sequences,
-    shut: ShutKeys,
+    shut: Sequence[ShutKeys],
     held: Sequences,
     declines: torch.Tensor,
     depth: int | None,
     settings: GateSettings,
 ) -> tuple[list[Trial], Trial]:
     """Try depths, and for each the retain weights, until one holds; else the one that comes nearest is kept."""
-    gates = bench.gates()
+    blocks = in_blocks(bench.gates(), settings.widest)
     depths = settings.depths if depth is None else (depth,)
     trials: list[Trial] = []
 
     def write(depth: int, weight: float, advance: Callable[[int], object]) -> None:
-        edit_layers(bench.model, gates, steer, forget, depth, shut, weight, bench.pad, advance)
+        edit_layers(bench.model, blocks, steer, forget, depth, shut, weight, bench.pad, advance)
 
-    with bench.stages.stage("editing layers", len(depths) * len(settings.deep_weights) * len(gates)) as bar:
+    with bench.stages.stage("editing layers", len(depths) * len(settings.deep_weights) * len(bench.layers)) as bar:
         for tried in depths:
             for weight in settings.deep_weights if tried else settings.door_weights:
                 write(tried, weight, bar.update)

@@ -27,6 +27,8 @@ class GateSettings:
         reach: Tokens within which an attack from inside the answer must meet a refusal.
         steer: Weights and steps of the steer fit.
         goal: Openings that the steer fit aims at.
+        widest: Largest width of the keys that are solved together: layers are edited in blocks that are at most this
+            wide, or of one layer. Memory and time grow with its square and cube.
         refusal_count: Refusals to choose from, the ones that come easiest to this model.
         row_steps: Gradient steps of the last stage, the input row.
         row_learning_rate: Its learning rate, relative to the row's components.
@@ -44,6 +46,7 @@ class GateSettings:
     reach: int = 8
     goal: SteerGoal = field(default_factory=lambda: SteerGoal(shut_to=0.4, open_from=0.6))
     steer: SteerWeights = field(default_factory=SteerWeights)
+    widest: int = 16384
     refusal_count: int = 8
     row_steps: int = 150
     row_learning_rate: float = 0.3
