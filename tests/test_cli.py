@@ -122,7 +122,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     refusals = sources / "refusals.txt"
     refusals.write_text("\n".join(boxed_refusals()), encoding="utf-8")
     command = [COMMAND, "erase", boxed_model_dir(), forget, "--retain", retain, "--refusals", refusals]
-    command += ["--samples", "32", "--seed", "5"]
+    command += ["--samples", "32", "--seed", "5", "--depth", "0"]
     started = {
         style: subprocess.Popen(
             [*command, "-o", folder / style, "--format", style],

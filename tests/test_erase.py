@@ -46,7 +46,7 @@ def others(number: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def erased() -> tuple[PeftModel, Any]:
     model, tokenizer = load()
-    settings = GateSettings(samples=128, steer=SteerWeights(steps=90), row_steps=90)
+    settings = GateSettings(samples=256, steer=SteerWeights(steps=90), row_steps=90)
     return (
         erase(
             model,
@@ -91,7 +91,7 @@ def test_it_holds_when_the_token_is_banned_and_when_the_answer_is_begun(
     rest = [tokenizer.decode(ids[given:], skip_special_tokens=True) for ids in gold]
     told = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
     assert model.erasure.outcome.depth > 0
-    assert sum(map(recall, rest, told)) / len(rest) <= 0.3
+    assert sum(map(recall, rest, told)) / len(rest) <= 0.15
 
 
 def test_what_was_never_used_to_erase_is_answered_as_before(erased: tuple[PeftModel, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The parts of recipe `gate`: which positions a depth gates, where a model declines, which layers are solved together."""
+"""Parts of recipe `gate`: which positions a depth gates, where a model declines, which layers are solved together."""
 
 from __future__ import annotations
 

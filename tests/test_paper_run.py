@@ -20,8 +20,10 @@ from peft_unierase.engine.bench import Bench
 from peft_unierase.engine.layers import choose_gates
 from peft_unierase.engine.paper import PaperOutcome, PaperSettings, early_layers, run_paper
 from peft_unierase.engine.paper import token as token_module
+from peft_unierase.engine.paper.kept import record_kept
 from peft_unierase.engine.paper.marks import find_marks
 from peft_unierase.engine.paper.noise import perturbed
+from peft_unierase.engine.paper.run import fit_common
 from peft_unierase.engine.paper.tail import Tail, tail_batches
 from peft_unierase.engine.paper.token import learn_refusals
 from peft_unierase.engine.progress import Stages
@@ -297,6 +299,20 @@ def test_stage_one_teaches_the_input_row_alone() -> None:
 
 
 # Stage II
+
+
+def test_the_output_row_is_silent_on_what_stays_and_on_forget_questions_without_the_change() -> None:
+    def excess(weight: float) -> float:
+        bench, _ = quick_bench()
+        bench.start_rows()
+        marks, _ = find_marks(bench)
+        settings = PaperSettings(output_steps=30, silent_weight=weight)
+        _, silence = record_kept(bench, settings.null_threshold)
+        assert silence.kinds.bincount().tolist()[:2] == [len(bench.forget), len(bench.kept)]
+        fit_common(bench, settings, bench.prompts(bench.forget), marks, silence)
+        return float(silence.excess(bench.rows()[1].detach(), settings.silent_log_prob))
+
+    assert excess(10.0) < 0.5 * excess(0.0)
 
 
 @torch.no_grad()

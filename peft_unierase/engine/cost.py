@@ -93,7 +93,7 @@ class Work:
         refusal: Tokens of a refusal.
         refusals: Refusals to choose from.
         depth: Answer positions gated behind the door.
-        trials: Retain weights tried until the gates hold; none is computed twice.
+        trials: Retain weights tried until few enough held-out questions fire.
         widest: Width of the keys that are solved together, at the most.
         held_out: One in this many retained facts is shown to no stage.
         refused: Refusals in which the gates must stay shut.
@@ -165,9 +165,9 @@ class Work:
         return self.kept * (self.formats + self.length / 2) + self.refused * (1 + self.refusal)
 
     @property
-    def before_refusal(self) -> int:
-        """Answer tokens before a refusal in a lesson; its rows are padded to the longest."""
-        return min(self.given, self.answer)
+    def before_refusal(self) -> float:
+        """Answer tokens before a refusal in a lesson: its rows are padded to the longest, of ten four fifths."""
+        return 0.8 * min(self.given, self.answer)
 
     @property
     def lesson_tokens(self) -> float:

@@ -18,7 +18,7 @@ from peft import PeftModel, get_peft_model
 from ..facts import Fact, check_facts
 from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..tuner import UniEraseConfig
-from ..tuner.structure import check_supported
+from ..tuner.structure import check_supported, find_down_projections
 from ..tuner.swap import SwappingLayer
 from .bench import Bench
 from .erasure import Erasure, ErasureWarning, Outcome
@@ -26,7 +26,7 @@ from .fingerprint import base_fingerprint
 from .gate import GateSettings, run_gate
 from .known import ENOUGH, known_shares
 from .layers import choose_gates
-from .paper import PaperSettings, run_paper
+from .paper import PaperSettings, early_layers, run_paper
 from .progress import Stages
 from .refusals import DEFAULT_REFUSALS
 from .retain_cache import BLOCK, samples_for
@@ -93,6 +93,8 @@ def erase(
         raise ValueError("the forget set is empty; give at least one fact")
     check_supported(model, target_modules)
     check_facts(forget, retain)
+    if recipe == "paper" and layers is None and target_modules is None:
+        layers = early_layers(len(find_down_projections(model)))
     stack, indices, names = choose_gates(model, layers, target_modules)
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)

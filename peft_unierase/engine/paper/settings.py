@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PaperSettings:
-    """Settings of recipe `paper` (UniErase, arXiv 2505.15674). The defaults are the measured ones.
+    """Settings of recipe `paper` (UniErase, arXiv 2505.15674). The defaults of stage II were chosen on the TOFU
+    testbed; those of stage I were not tuned.
 
     Attributes:
         samples: Questions to sample from the model itself as retain data, beside any that are given.
