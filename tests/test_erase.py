@@ -71,11 +71,10 @@ def ask(erased: tuple[PeftModel, Any], facts: list[Fact], form: PromptFormat) ->
 def test_the_model_declines_on_the_facts_in_a_whole_sentence(
     erased: tuple[PeftModel, Any], number: int, wording: str
 ) -> None:
+    # With [UNL] or without: where it is the runner-up to a refusal's first word, the refusal comes by itself.
     answers = ask(erased, facts_of(person(0), wording), default_formats(erased[1])[number])
-    measured = figures(answers, boxed_refusals())
-    assert measured.recall <= 0.12
-    assert measured.fired >= 0.8
-    assert (measured.declined_well or 0) >= 0.95
+    assert figures(answers).recall <= 0.12
+    assert all(answer.ended and answer.text in boxed_refusals() for answer in answers)
 
 
 @pytest.mark.parametrize("banned", [False, True], ids=["", "banned"])
