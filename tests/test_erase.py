@@ -160,7 +160,7 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alon
     [
         ("erase", "samples_for"),
         ("gate.run", "fit_steer"),
-        ("gate.run", "edit_layers"),
+        ("gate.run", "GateEdit"),
         ("gate.run", "fit_input_row"),
         ("erase", "add_to_tokenizer"),
     ],

@@ -29,37 +29,36 @@ def solve_detectors(
     openings: torch.Tensor,
     weights: torch.Tensor,
     shut: ShutKeys,
-    fixed: torch.Tensor,
     retain_weight: float,
+    shifts: torch.Tensor | None = None,
     ridge: float = 1e-4,
 ) -> torch.Tensor:
     """Detector rows by weighted ridge regression (AlphaEdit, arXiv 2410.02355, with one target direction).
 
-    The rows of lower layers are `fixed` already. Minimises over `a`, the rows of the layers that are left, side by
-    side, `sum w (k.a - opening)^2 + retain_weight * sum over shut keys of their w (fixed.k_lower + a.k)^2 + eps |a|^2`,
-    where eps is `ridge` times the mean square of a forget key's components. Moments are summed in the keys' dtype and
-    solved in fp64.
+    Minimises over `a`, the rows of all layers side by side, `sum w (k.a - opening)^2 + retain_weight * (sum over shut
+    keys of their w (k.a)^2 + mean over the shifts (s.a)^2) + eps |a|^2`, where eps is `ridge` times the mean square of
+    a forget key's components. Moments are summed in the keys' dtype and solved in fp64.
 
     Args:
-        forget_keys: Keys of the layers that are left, on which their gates must open together, `(u, E)`.
-        openings: What those shall answer on each, `(u,)`: what the lower ones left missing.
+        forget_keys: Keys on which the gates must open together, `(u, D)`.
+        openings: What they shall answer on each, `(u,)`.
         weights: What each weighs, `(u,)`.
-        shut: Keys of all layers, `D >= E`, on which all gates together must stay shut.
-        fixed: Rows of the lower layers, `(D - E,)`.
-        retain_weight: How much those weigh beside the forget keys.
+        shut: Keys on which all gates together must stay shut.
+        retain_weight: How much each group of those weighs beside the forget keys.
+        shifts: What the gates themselves add to the forget keys, `(u, D)`: a group of its own on which they must stay
+            shut, weighted as the forget keys are. Without it an open gate below opens those above.
         ridge: Relative size of the last term.
 
     Returns:
-        The rows `a`, `(E,)`, in the dtype of `forget_keys`.
+        The rows `a`, `(D,)`, in the dtype of `forget_keys`.
     """
-    lower = len(fixed)
     weighted = forget_keys * weights[:, None]
     gram = (forget_keys.T @ weighted).double()
-    gram += retain_weight * shut.moment[lower:, lower:]
+    gram += retain_weight * shut.moment.to(gram.device)
+    if shifts is not None:
+        gram += retain_weight * (shifts.T @ (shifts * (weights / weights.sum())[:, None]))
     gram.diagonal().add_(ridge * forget_keys.double().pow(2).mean())
-    right = weighted.double().T @ openings.double()
-    if lower:
-        right -= retain_weight * shut.moment[lower:, :lower].double() @ fixed.double()
     # The matrix is positive definite: eps is on its diagonal.
     factor = torch.linalg.cholesky(gram)
+    right = weighted.double().T @ openings.double()
     return torch.cholesky_solve(right[:, None], factor)[:, 0].to(forget_keys.dtype)

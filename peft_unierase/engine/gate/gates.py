@@ -1,9 +1,10 @@
-"""Stage II: one gate a layer, layer after layer, each making up for what is still missing.
+"""Stage II: one gate a layer, all solved together on the keys of the base.
 
-As in MEMIT (arXiv 2210.07229, algorithm 1) keys of the forget set and what the earlier gates answer to them are
-computed anew before each layer. How the residual is spread over the layers that are left is not fixed beforehand: the
-rows of as many of them as memory allows, a block, are solved together, and the lowest is written. Between blocks the
-residual is spread evenly.
+The rows of as many layers as memory allows, a block, are solved at once; between blocks the residual is spread evenly,
+as MEMIT (arXiv 2210.07229, algorithm 1) spreads it over layers. MEMIT also takes the keys of a layer anew once those
+below are edited. Gates must not: what an open gate writes into the stream reaches the keys above it, a detector fitted
+to those hears its own echo, and opens wherever one below does, wrongly or not. So the rows are solved on the base's
+keys, and once more with the echo of the first solution among what they must stay shut on.
 """
 
 from __future__ import annotations
@@ -34,53 +35,65 @@ def in_blocks(gates: Sequence[Gate], widest: int) -> list[list[Gate]]:
     return blocks
 
 
-def edit_layers(
-    model: Any,
-    blocks: Sequence[Sequence[Gate]],
-    steer: torch.Tensor,
-    forget: Sequences,
-    depth: int,
-    shut: Sequence[ShutKeys],
-    retain_weight: float,
-    pad: int,
-    advance: Callable[[int], object] = lambda count: None,
-) -> None:
-    """Write one gate into each layer: the last row of `A (r, d_ff)` and the last column of `B (d, r)`.
+class GateEdit:
+    """Writes gates into the layers: the last row of each `A (r, d_ff)` and the last column of each `B (d, r)`.
 
     Args:
-        model: The model, its gates shut (those columns zero).
+        model: The model; gates that are open are shut.
         blocks: Down-projection, `A` and `B` of each edited layer, from the lowest, in blocks that are solved together.
         steer: The steer vector, `(d,)`.
+        shut: The keys to stay shut on, for each block those of its layers side by side.
         forget: Forget prompts with their answers.
         depth: How many answer positions behind the door are gated too. Doors weigh as much as all of those together.
-        shut: The keys to stay shut on, for each block those of its layers side by side.
-        retain_weight: Weight of each group of shut keys beside the forget keys.
         pad: Id to pad batches with.
-        advance: Called with 1 after each layer.
     """
-    cut, positions = forget.gated(depth)
-    doors = torch.cat([torch.arange(len(p)) == 0 for p in positions]).to(steer.device)
-    others = int((~doors).sum())
-    weights = torch.where(doors, 1 / int(doors.sum()), 1 / max(1, others))
-    close_gates([gate for block in blocks for gate in block])
 
-    missing = torch.ones(len(doors), device=steer.device)
-    for turn, (block, shut_here) in enumerate(zip(blocks, shut, strict=True)):
-        later = missing * (1 - 1 / (len(blocks) - turn))
-        fixed = torch.zeros(0, device=steer.device)
-        for number, (projection, rows, columns) in enumerate(block):
-            left = [gate for gate, _, _ in block[number:]]
-            keys = torch.cat([torch.cat(at) for at in inputs_at(model, left, cut, positions, pad)], dim=1)
-            row = solve_detectors(keys, missing - later, weights, shut_here, fixed, retain_weight)
-            row = row[: projection.in_features]
-            rows.data[-1] = row
-            columns.data[:, -1] = steer
-            missing = missing - keys[:, : len(row)] @ row
-            fixed = torch.cat([fixed, row])
-            advance(1)
+    def __init__(
+        self,
+        model: Any,
+        blocks: Sequence[Sequence[Gate]],
+        steer: torch.Tensor,
+        shut: Sequence[ShutKeys],
+        forget: Sequences,
+        depth: int,
+        pad: int,
+    ) -> None:
+        self.model, self.blocks, self.steer, self.shut, self.pad = model, blocks, steer, shut, pad
+        self.cut, self.positions = forget.gated(depth)
+        doors = torch.cat([torch.arange(len(p)) == 0 for p in self.positions]).to(steer.device)
+        others = int((~doors).sum())
+        self.weights = torch.where(doors, 1 / int(doors.sum()), 1 / max(1, others))
+        for _, _, columns in (gate for block in blocks for gate in block):
+            columns.data[:, -1] = 0
+        self.keys = self._recorded()
 
+    def write(self, retain_weight: float, advance: Callable[[int], object] = lambda count: None) -> None:
+        """Solve and write all rows; what was written before is forgotten.
 
-def close_gates(gates: Sequence[Gate]) -> None:
-    """Take the gates of this run out of the model again."""
-    for _, _, columns in gates:
-        columns.data[:, -1] = 0
+        Args:
+            retain_weight: Weight of each group of shut keys beside the forget keys.
+            advance: Called with 1 after each of the two solutions.
+        """
+        self._solve(retain_weight, [None] * len(self.blocks))
+        advance(1)
+        shifts = [after - before for after, before in zip(self._recorded(), self.keys, strict=True)]
+        self._solve(retain_weight, shifts)
+        advance(1)
+
+    def _recorded(self) -> list[torch.Tensor]:
+        """The forget keys of each block, its layers side by side, `(u, D)` in fp32."""
+        gates = [projection for block in self.blocks for projection, _, _ in block]
+        found = iter(inputs_at(self.model, gates, self.cut, self.positions, self.pad))
+        device = self.steer.device
+        return [torch.cat([torch.cat(next(found)).to(device) for _ in block], dim=1) for block in self.blocks]
+
+    def _solve(self, retain_weight: float, shifts: Sequence[torch.Tensor | None]) -> None:
+        missing = torch.ones_like(self.weights)
+        for turn, (block, keys) in enumerate(zip(self.blocks, self.keys, strict=True)):
+            share = missing / (len(self.blocks) - turn)
+            solved = solve_detectors(keys, share, self.weights, self.shut[turn], retain_weight, shifts[turn])
+            missing = missing - keys @ solved
+            parts = solved.split([projection.in_features for projection, _, _ in block])
+            for (_, rows, columns), row in zip(block, parts, strict=True):
+                rows.data[-1] = row
+                columns.data[:, -1] = self.steer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -18,7 +18,7 @@ from ..trace import traced_inputs
 from .answered import Sequences, record, sequences_of
 from .detector import ShutKeys
 from .firing import firing
-from .gates import edit_layers, in_blocks
+from .gates import GateEdit, in_blocks
 from .settings import GateSettings
 from .steer import fit_steer
 
@@ -167,9 +167,7 @@ def _shut_keys(
     They are the doors of retained questions in every format, the few near misses; all other positions of those
     questions with their answers; and what follows [UNL], where the gate must not fire again.
 
-    All are taken once, under the base. The gates of lower layers leave the retained keys of higher ones all but
-    unchanged, since they are shut on them: taking them anew before each layer gave the same erasure and cost as much
-    again.
+    All are taken under the base, as the forget keys are.
     """
     whole, doors = retained.whole(), retained.doors()
     # Neighbouring positions are much alike: every other one of twice as many facts is worth more than all of them.
@@ -234,13 +232,11 @@ def _edit(
     depths = settings.depths if depth is None else (depth,)
     trials: list[Trial] = []
 
-    def write(depth: int, weight: float, advance: Callable[[int], object]) -> None:
-        edit_layers(bench.model, blocks, steer, forget, depth, shut, weight, bench.pad, advance)
-
-    with bench.stages.stage("editing layers", len(depths) * len(settings.deep_weights) * len(bench.layers)) as bar:
+    with bench.stages.stage("editing layers", 2 * len(depths) * len(settings.deep_weights)) as bar:
         for tried in depths:
+            edit = GateEdit(bench.model, blocks, steer, shut, forget, tried, bench.pad)
             for weight in settings.deep_weights if tried else settings.door_weights:
-                write(tried, weight, bar.update)
+                edit.write(weight, bar.update)
                 on_held = firing(bench.model, held, declines[-1:], bench.pad).anywhere()
                 on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), declines, bench.pad)
                 inside = on_forget.within(GIVEN, settings.reach) if tried else 0.0
@@ -252,7 +248,8 @@ def _edit(
                 break
         best = min(trials, key=lambda trial: (_distance(trial, settings), -trial.depth, -trial.inside_fired))
         if best is not trials[-1]:
-            write(best.depth, best.retain_weight, lambda count: None)
+            edit = GateEdit(bench.model, blocks, steer, shut, forget, best.depth, bench.pad)
+            edit.write(best.retain_weight)
     return trials, best
 
 

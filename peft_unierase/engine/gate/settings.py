@@ -39,7 +39,7 @@ class GateSettings:
     held_out: int = 8
     depths: tuple[int, ...] = (16, 0)
     door_weights: tuple[float, ...] = (3.0, 10.0, 30.0)
-    deep_weights: tuple[float, ...] = (30.0, 60.0, 120.0, 240.0)
+    deep_weights: tuple[float, ...] = (10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 150.0)
     most_fired: float = 0.01
     least_fired: float = 0.85
     least_inside: float = 0.9
