@@ -35,13 +35,13 @@ def greedy(model: nn.Module, token_ids: torch.Tensor, **options: torch.Tensor) -
     return model.generate(input_ids=token_ids, max_new_tokens=12, do_sample=False, **options)
 
 
-def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    """Within 1e-5 in fp32. In bf16, which keeps eight bits, within four steps of the size of the largest logit.
+def assert_close(got: torch.Tensor, expected: torch.Tensor, merged: int = 1) -> None:
+    """Within 1e-5 in fp32 for each adapter merged. In bf16, which keeps eight bits, within four steps of the size of the largest logit.
 
     Merging rounds each edited weight to bf16, where the live adapter adds in fp32 and rounds the sum; both errors are
     half a step for each weight or output, average out in the sums and pass two more layers.
     """
-    bound = 1e-5 if expected.dtype == torch.float32 else 4 * 2**-8 * expected.abs().max().item()
+    bound = merged * 1e-5 if expected.dtype == torch.float32 else 4 * 2**-8 * expected.abs().max().item()
     assert (got - expected).abs().max().item() <= bound
 
 
@@ -412,7 +412,7 @@ def test_adapters_on_different_rows_stack(base, token_ids):
     both = logits_of(model, token_ids)
     model.merge_adapter()
     assert model.get_model_status().merged_adapters == ["default", "second"]
-    assert_close(logits_of(model, token_ids), both)
+    assert_close(logits_of(model, token_ids), both, merged=2)
 
 
 def test_a_second_adapter_finds_the_same_gates_by_itself(family_base):
