@@ -17,10 +17,10 @@ from peft_unierase import ErasureWarning, Fact, FactError, GateSettings, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import Answer, answer_questions, figures, recall_scorer
 from peft_unierase.engine import erase as erase_module_verb
-from peft_unierase.engine.gate.steer import SteerWeights
+from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.prompts import PromptFormat, default_formats, encode, greedy_answers
 
-QUICK = GateSettings(samples=16, steer=SteerWeights(steps=6), row_steps=4)
+QUICK = GateSettings(samples=16, steer=SteerSettings(steps=6), row_steps=4)
 
 
 def load() -> tuple[Any, Any]:
@@ -46,7 +46,7 @@ def others(number: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def erased() -> tuple[PeftModel, Any]:
     model, tokenizer = load()
-    settings = GateSettings(samples=256, steer=SteerWeights(steps=90), row_steps=90)
+    settings = GateSettings(samples=256, steer=SteerSettings(steps=90), row_steps=90)
     return (
         erase(
             model,
@@ -200,7 +200,7 @@ def test_a_base_that_never_knew_the_facts_is_warned_about_with_the_figure() -> N
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
 def test_gates_that_do_not_open_are_warned_about_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load()
-    settings = GateSettings(samples=16, steer=SteerWeights(steps=6), row_steps=4, door_weights=(1e6,), depths=(0,))
+    settings = GateSettings(samples=16, steer=SteerSettings(steps=6), row_steps=4, door_weights=(1e6,), depths=(0,))
     with pytest.warns(ErasureWarning, match=r"\d+\.\d% of the forget questions may not be declined"):
         erase(model, tokenizer, facts_of(person(0)), facts_of(others(0)), settings=settings, progress=False)
 

@@ -36,10 +36,10 @@ def greedy(model: nn.Module, token_ids: torch.Tensor, **options: torch.Tensor) -
 
 
 def assert_close(got: torch.Tensor, expected: torch.Tensor, merged: int = 1) -> None:
-    """Within 1e-5 in fp32 for each adapter merged. In bf16, which keeps eight bits, within four steps of the size of the largest logit.
+    """Within 1e-5 in fp32 for each adapter merged; in bf16 within four of its steps at the size of the largest logit.
 
-    Merging rounds each edited weight to bf16, where the live adapter adds in fp32 and rounds the sum; both errors are
-    half a step for each weight or output, average out in the sums and pass two more layers.
+    bf16 keeps eight bits. Merging rounds each edited weight to it, where the live adapter adds in fp32 and rounds the
+    sum; both errors are half a step for each weight or output, average out in the sums and pass two more layers.
     """
     bound = merged * 1e-5 if expected.dtype == torch.float32 else 4 * 2**-8 * expected.abs().max().item()
     assert (got - expected).abs().max().item() <= bound

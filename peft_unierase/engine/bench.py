@@ -89,6 +89,10 @@ class Bench:
         embedding, head = (self.model.get_submodule(name) for name in find_token_modules(self.model))
         return embedding.unierase_row[self.adapter], head.unierase_row[self.adapter]
 
+    def trained(self) -> list[nn.Parameter]:
+        """Every parameter of the adapter."""
+        return [*(part for _, *parts in self.gates() for part in parts), *self.rows()]
+
     def start_rows(self) -> None:
         """Start both rows at random, in the scale of the base's own: a spare row may hold anything."""
         for name, row in zip(find_token_modules(self.model), self.rows(), strict=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -85,6 +86,9 @@ def without(logits: torch.Tensor, token_id: int) -> torch.Tensor:
     return logits.masked_fill(banned, float("-inf"))
 
 
+Within = Callable[[Sequence[int], Sequence[int]], AbstractContextManager[None]]
+
+
 class RefusalLesson:
     """Forget prompts, and for each the refusal to teach it.
 
@@ -97,6 +101,10 @@ class RefusalLesson:
         token_id: [UNL]'s id.
         pad: Id to pad batches with.
         tokens: Padded prompt tokens per batch.
+
+    Attributes:
+        within: Called with the indices of prompts and how many tokens of each answer follow them; gives the context in
+            which the model reads these and the refusal.
     """
 
     def __init__(
@@ -115,6 +123,7 @@ class RefusalLesson:
         self.answers, self.refusals, self.token_id, self.generator = answers, refusals, token_id, generator
         self.candidates = list(range(len(refusals)))
         self.chosen: list[list[int]] = []
+        self.within: Within = lambda _, __: nullcontext()
 
     def choose(self) -> None:
         """Choose for each prompt the refusal that is likeliest now; those nobody chose are out from then on."""
@@ -122,9 +131,11 @@ class RefusalLesson:
         with torch.no_grad():
             for prompts in self.cached:
                 size = len(prompts.batch.index)
-                costs = [
-                    prompts.losses([[self.token_id, *self.refusals[c]]] * size, [1] * size)[0] for c in self.candidates
-                ]
+                with self.within(prompts.batch.index, [0] * size):
+                    costs = [
+                        prompts.losses([[self.token_id, *self.refusals[c]]] * size, [1] * size)[0]
+                        for c in self.candidates
+                    ]
                 self.chosen.append([self.candidates[best] for best in torch.stack(costs).argmin(dim=0).tolist()])
         self.candidates = sorted({refusal for chosen in self.chosen for refusal in chosen})
 
@@ -137,13 +148,14 @@ class RefusalLesson:
         """
         turn = step % len(self.cached)
         prompts = self.cached[turn]
+        given = [self._given(len(self.answers[index])) for index in prompts.batch.index]
         continuations, skips = [], []
-        for index, choice in zip(prompts.batch.index, self.chosen[turn], strict=True):
-            given = self.answers[index][: self._given(len(self.answers[index]))]
-            start = [*given] if banned else [*given, self.token_id]
+        for index, length, choice in zip(prompts.batch.index, given, self.chosen[turn], strict=True):
+            start = [*self.answers[index][:length], *([] if banned else [self.token_id])]
             continuations.append([*start, *self.refusals[choice]])
             skips.append(len(start))
-        total, count = prompts.losses(continuations, skips, self.token_id if banned else None)
+        with self.within(prompts.batch.index, given):
+            total, count = prompts.losses(continuations, skips, self.token_id if banned else None)
         return total.sum() / count.sum()
 
     def _given(self, length: int) -> int:

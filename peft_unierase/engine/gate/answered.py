@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ...facts import Fact
 from ...prompts import PromptFormat, batches
@@ -68,10 +69,12 @@ class Answered:
     Attributes:
         recording: The sequences; all end in the last column.
         door: Column of each sequence's door, `(batch,)`, int64.
+        openings: How far the gate of each edited layer opens, `(layers, batch, length)`; 0 on padding.
     """
 
     recording: Recording
     door: torch.Tensor
+    openings: torch.Tensor
 
     def at_door(self) -> torch.Tensor:
         """Where the doors are, `(batch, length)`, bool."""
@@ -86,11 +89,23 @@ class Answered:
         return torch.arange(self.recording.batch.ids.shape[1], device=self.door.device)[None]
 
 
-def record(bench: Bench, sequences: Sequences, layer: int, tokens: int = 640) -> list[Answered]:
-    """The residual stream behind decoder layer `layer`, in batches of about `tokens` padded tokens."""
+def record(
+    bench: Bench, sequences: Sequences, openings: Sequence[torch.Tensor], layer: int, tokens: int = 640
+) -> list[Answered]:
+    """The residual stream behind decoder layer `layer`, in batches of about `tokens` padded tokens.
+
+    Args:
+        bench: Model and device.
+        sequences: What to record.
+        openings: For each of them how far the gates open, `(layers, length)`.
+        layer: Index of the lowest edited layer.
+        tokens: Padded tokens of a batch.
+    """
     found = []
     for batch in batches(sequences.whole(), bench.pad, bench.device, tokens):
-        last = batch.ids.shape[1] - 1
-        door = torch.tensor([last - len(sequences.answers[n]) for n in batch.index], device=bench.device)
-        found.append(Answered(Recording(bench.model, bench.stack, layer, batch), door))
+        length = batch.ids.shape[1]
+        door = torch.tensor([length - 1 - len(sequences.answers[n]) for n in batch.index], device=bench.device)
+        padded = [nn.functional.pad(openings[n], (length - openings[n].shape[1], 0)) for n in batch.index]
+        recording = Recording(bench.model, bench.stack, layer, batch)
+        found.append(Answered(recording, door, torch.stack(padded, dim=1)))
     return found

@@ -23,6 +23,11 @@ class ShutKeys:
         """Take in keys `(n, D)`. A group of `n` weighs as one mean when each of its keys weighs `1 / n`."""
         self.moment = self.moment.to(keys.device).addmm_(keys.T, keys, alpha=weight)
 
+    def __add__(self, other: ShutKeys) -> ShutKeys:
+        both = ShutKeys(0)
+        both.moment = self.moment + other.moment.to(self.moment.device)
+        return both
+
 
 def solve_detectors(
     forget_keys: torch.Tensor,

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..trace import inputs_at
+from ...prompts import batches
+from ..trace import inputs_at, traced_inputs
 from .answered import Sequences
 from .detector import ShutKeys, solve_detectors
 
@@ -41,8 +42,6 @@ class GateEdit:
     Args:
         model: The model; gates that are open are shut.
         blocks: Down-projection, `A` and `B` of each edited layer, from the lowest, in blocks that are solved together.
-        steer: The steer vector, `(d,)`.
-        shut: The keys to stay shut on, for each block those of its layers side by side.
         forget: Forget prompts with their answers.
         depth: How many answer positions behind the door are gated too. Doors weigh as much as all of those together.
         pad: Id to pad batches with.
@@ -52,48 +51,84 @@ class GateEdit:
         self,
         model: Any,
         blocks: Sequence[Sequence[Gate]],
-        steer: torch.Tensor,
-        shut: Sequence[ShutKeys],
         forget: Sequences,
         depth: int,
         pad: int,
     ) -> None:
-        self.model, self.blocks, self.steer, self.shut, self.pad = model, blocks, steer, shut, pad
+        self.model, self.blocks, self.pad = model, blocks, pad
+        self.device = model.get_input_embeddings().weight.device
         self.cut, self.positions = forget.gated(depth)
-        doors = torch.cat([torch.arange(len(p)) == 0 for p in self.positions]).to(steer.device)
+        doors = torch.cat([torch.arange(len(p)) == 0 for p in self.positions]).to(self.device)
         others = int((~doors).sum())
         self.weights = torch.where(doors, 1 / int(doors.sum()), 1 / max(1, others))
-        for _, _, columns in (gate for block in blocks for gate in block):
-            columns.data[:, -1] = 0
+        self._open(torch.zeros(()))
         self.keys = self._recorded()
 
-    def write(self, retain_weight: float, advance: Callable[[int], object] = lambda count: None) -> None:
-        """Solve and write all rows; what was written before is forgotten.
+    def detect(self, shut: Sequence[ShutKeys], retain_weight: float) -> None:
+        """Solve and write the rows of all `A`; the gates stay shut.
 
         Args:
+            shut: The keys to stay shut on, for each block those of its layers side by side.
+            retain_weight: Weight of each group of shut keys beside the forget keys.
+        """
+        self._solve(shut, retain_weight, [None] * len(self.blocks))
+        self._open(torch.zeros(()))
+
+    @torch.no_grad()
+    def openings(self, sequences: Sequences) -> list[torch.Tensor]:
+        """How far the gates would open: for each prompt with its answer a tensor `(layers, length)`."""
+        whole = sequences.whole()
+        found: list[torch.Tensor] = [torch.zeros(0)] * len(whole)
+        gates = [gate for block in self.blocks for gate in block]
+        for batch in batches(whole, self.pad, self.device):
+            with traced_inputs([projection for projection, _, _ in gates]) as seen:
+                self.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
+            answers = [
+                (keys.float() @ rows[-1]).to(self.device) for keys, (_, rows, _) in zip(seen, gates, strict=True)
+            ]
+            opened = torch.stack(answers)
+            for row, index in enumerate(batch.index):
+                found[index] = opened[:, row, -len(whole[index]) :].clone()
+        return found
+
+    def write(
+        self,
+        steer: torch.Tensor,
+        shut: Sequence[ShutKeys],
+        retain_weight: float,
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        """Solve and write all rows, with the echo of the first solution in a second one; then open the gates.
+
+        Args:
+            steer: The steer vector, `(d,)`.
+            shut: The keys to stay shut on, for each block those of its layers side by side.
             retain_weight: Weight of each group of shut keys beside the forget keys.
             advance: Called with 1 after each of the two solutions.
         """
-        self._solve(retain_weight, [None] * len(self.blocks))
+        self._solve(shut, retain_weight, [None] * len(self.blocks))
+        self._open(steer)
         advance(1)
-        shifts = [after - before for after, before in zip(self._recorded(), self.keys, strict=True)]
-        self._solve(retain_weight, shifts)
+        echo = [after - before for after, before in zip(self._recorded(), self.keys, strict=True)]
+        self._solve(shut, retain_weight, echo)
         advance(1)
+
+    def _open(self, steer: torch.Tensor) -> None:
+        for _, _, columns in (gate for block in self.blocks for gate in block):
+            columns.data[:, -1] = steer
 
     def _recorded(self) -> list[torch.Tensor]:
         """The forget keys of each block, its layers side by side, `(u, D)` in fp32."""
         gates = [projection for block in self.blocks for projection, _, _ in block]
         found = iter(inputs_at(self.model, gates, self.cut, self.positions, self.pad))
-        device = self.steer.device
-        return [torch.cat([torch.cat(next(found)).to(device) for _ in block], dim=1) for block in self.blocks]
+        return [torch.cat([torch.cat(next(found)).to(self.device) for _ in block], dim=1) for block in self.blocks]
 
-    def _solve(self, retain_weight: float, shifts: Sequence[torch.Tensor | None]) -> None:
+    def _solve(self, shut: Sequence[ShutKeys], retain_weight: float, echoes: Sequence[torch.Tensor | None]) -> None:
         missing = torch.ones_like(self.weights)
         for turn, (block, keys) in enumerate(zip(self.blocks, self.keys, strict=True)):
             share = missing / (len(self.blocks) - turn)
-            solved = solve_detectors(keys, share, self.weights, self.shut[turn], retain_weight, shifts[turn])
+            solved = solve_detectors(keys, share, self.weights, shut[turn], retain_weight, echoes[turn])
             missing = missing - keys @ solved
             parts = solved.split([projection.in_features for projection, _, _ in block])
-            for (_, rows, columns), row in zip(block, parts, strict=True):
+            for (_, rows, _), row in zip(block, parts, strict=True):
                 rows.data[-1] = row
-                columns.data[:, -1] = self.steer

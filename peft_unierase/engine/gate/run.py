@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 
-from ...prompts import batches
 from ..bench import Bench
 from ..erasure import ErasureWarning
 from ..refusal import RefusalLesson, fit_input_row, likely_refusals
-from ..trace import traced_inputs
 from .answered import Sequences, record, sequences_of
 from .detector import ShutKeys
 from .firing import firing
 from .gates import GateEdit, in_blocks
 from .settings import GateSettings
+from .shut import refused_group, retained_groups, shut_keys
 from .steer import fit_steer
 
 
@@ -82,175 +80,116 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
         settings: See [`GateSettings`].
         depth: How many answer positions behind the door to gate; `None` chooses.
     """
-    bench.start_rows()
     forget = sequences_of(bench, bench.forget)
     held = [fact for number, fact in enumerate(bench.kept) if _is_held(number, settings)]
     kept = [fact for number, fact in enumerate(bench.kept) if not _is_held(number, settings)]
     retained = sequences_of(bench, kept, in_turns=True)
-    texts, starts = _refusals(bench, forget, settings.refusal_count)
+    refusals = _refusals(bench, forget, settings.refusal_count)
+    shut = shut_keys(bench, retained_groups(sequences_of(bench, kept), retained), settings.widest)
 
-    steer = _fit_steer(bench, forget, retained, texts, starts, settings)
-    shut = _shut_keys(bench, retained, sequences_of(bench, kept), forget, texts, settings.widest)
-    declines = torch.cat([starts, starts.new_tensor([bench.spare.token_id])])
-    trials, chosen = _edit(bench, steer, forget, shut, sequences_of(bench, held), declines, depth, settings)
-    _warn_if_it_does_not_hold(chosen, depth, settings)
+    trials: list[Trial] = []
+    for tried in settings.depths if depth is None else (depth,):
+        for trial in _at_depth(bench, tried, forget, retained, sequences_of(bench, held), shut, refusals, settings):
+            trials.append(trial)
+            if min(trials, key=lambda t: _rank(t, settings)) is trial:
+                written = [parameter.data.clone() for parameter in bench.trained()]
+        if _distance(trials[-1], settings) == 0.0:
+            break  # gates behind the door are worth having as long as nothing else suffers
+    best = min(trials, key=lambda t: _rank(t, settings))
+    for parameter, value in zip(bench.trained(), written, strict=True):
+        parameter.data.copy_(value)
+    _warn_if_it_does_not_hold(best, depth, settings)
 
     with bench.stages.stage("fitting the input row", settings.row_steps) as bar:
         loss = fit_input_row(
-            _lesson(bench, forget, texts),
+            _lesson(bench, forget, refusals),
             bench.rows()[0],
             steps=settings.row_steps,
             learning_rate=settings.row_learning_rate,
             advance=bar.update,
         )
-    return GateOutcome(trials, chosen, len(held), loss, settings)
+    return GateOutcome(trials, best, len(held), loss, settings)
 
 
 def _is_held(number: int, settings: GateSettings) -> bool:
     return number % settings.held_out == settings.held_out - 1
 
 
-def _refusals(bench: Bench, forget: Sequences, count: int) -> tuple[list[list[int]], torch.Tensor]:
-    """Token ids of the refusals that come easiest, and the first tokens of all."""
+def _refusals(bench: Bench, forget: Sequences, count: int) -> list[list[int]]:
+    """Token ids of the refusals that come easiest."""
     end = bench.encode(bench.formats[0].end)
     texts = [bench.encode(sentence) + end for sentence in bench.refusals]
-    # Behind a plain prompt an answer begins with a space, and so with another token.
-    starts = sorted({bench.encode(lead + sentence)[0] for sentence in bench.refusals for lead in ("", " ")})
-    easy = likely_refusals(bench.model, forget.some(16).prompts, texts, bench.pad, count)
-    return [texts[index] for index in easy], torch.tensor(starts, device=bench.device)
+    return [texts[index] for index in likely_refusals(bench.model, forget.some(16).prompts, texts, bench.pad, count)]
 
 
-def _lesson(bench: Bench, forget: Sequences, texts: Sequence[Sequence[int]]) -> RefusalLesson:
+def _lesson(bench: Bench, forget: Sequences, refusals: Sequence[Sequence[int]]) -> RefusalLesson:
     token_id = bench.spare.token_id
-    return RefusalLesson(bench.model, forget.prompts, forget.answers, texts, token_id, bench.pad, bench.generator)
+    return RefusalLesson(bench.model, forget.prompts, forget.answers, refusals, token_id, bench.pad, bench.generator)
+
+
+def _at_depth(
+    bench: Bench,
+    depth: int,
+    forget: Sequences,
+    retained: Sequences,
+    held: Sequences,
+    shut: Sequence[ShutKeys],
+    refusals: list[list[int]],
+    settings: GateSettings,
+) -> Iterator[Trial]:
+    """Fit the steer vector for one depth, then try retain weights until few enough held-out questions fire."""
+    starts = torch.tensor(sorted({refusal[0] for refusal in refusals}), device=bench.device)
+    declines = torch.cat([starts, starts.new_tensor([bench.spare.token_id])])
+    weights = settings.deep_weights if depth else settings.door_weights
+    edit = GateEdit(bench.model, in_blocks(bench.gates(), settings.widest), forget, depth, bench.pad)
+    edit.detect(shut, settings.fit_weight)
+    steer = _fit_steer(bench, edit, forget, retained.some(settings.fit_samples), refusals, starts, settings)
+    refused = shut_keys(bench, [refused_group(bench, forget, refusals)], settings.widest)
+    shut = [block + more for block, more in zip(shut, refused, strict=True)]
+    with bench.stages.stage("editing layers", 2 * len(weights)) as bar:
+        for weight in weights:
+            edit.write(steer, shut, weight, bar.update)
+            on_held = firing(bench.model, held, declines[-1:], bench.pad).anywhere()
+            on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), declines, bench.pad)
+            inside = on_forget.within(GIVEN, settings.reach) if depth else 0.0
+            yield Trial(depth, weight, on_held, on_forget.at_doors(), inside)
+            if on_held <= settings.most_fired:
+                return  # a larger weight would only shut the gates further
 
 
 def _fit_steer(
     bench: Bench,
+    edit: GateEdit,
     forget: Sequences,
     retained: Sequences,
-    texts: list[list[int]],
+    refusals: list[list[int]],
     starts: torch.Tensor,
     settings: GateSettings,
 ) -> torch.Tensor:
+    bench.start_rows()
     input_row, output_row = bench.rows()
-    last = bench.layers[-1]
+    seen, lowest = forget.some(settings.fit_samples), bench.layers[0]
     with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
+        from_doors = [opened[:, door:] for opened, door in zip(edit.openings(forget), forget.doors(), strict=True)]
         return fit_steer(
-            bench.model,
-            bench.stack[last],
+            [bench.stack[layer] for layer in bench.layers],
             output_row,
             input_row,
             bench.spare.token_id,
-            record(bench, forget.some(settings.fit_samples), last),
-            record(bench, retained.some(settings.fit_samples), last),
-            _lesson(bench, forget, texts),
+            record(bench, seen, edit.openings(seen), lowest),
+            record(bench, retained, edit.openings(retained), lowest),
+            _lesson(bench, forget, refusals),
+            from_doors,
             starts,
-            settings.goal,
             settings.steer,
             bench.generator,
             bar.update,
         )
 
 
-@torch.no_grad()
-def _shut_keys(
-    bench: Bench,
-    retained: Sequences,
-    asked: Sequences,
-    forget: Sequences,
-    texts: Sequence[Sequence[int]],
-    widest: int,
-) -> list[ShutKeys]:
-    """The keys on which the gates must stay shut, for each block of layers, in three groups of equal weight.
-
-    They are the doors of retained questions in every format, the few near misses; all other positions of those
-    questions with their answers; and what follows [UNL], where the gate must not fire again.
-
-    All are taken under the base, as the forget keys are.
-    """
-    whole, doors = retained.whole(), retained.doors()
-    # Neighbouring positions are much alike: every other one of twice as many facts is worth more than all of them.
-    elsewhere = [
-        [p for p in range(number % 2, len(tokens), 2) if p != door]
-        for number, (tokens, door) in enumerate(zip(whole, doors, strict=True))
-    ]
-    refused, behind = _refused(bench, forget, texts)
-    groups: list[tuple[list[list[int]], list[list[int]]]] = [
-        (asked.prompts, [[door] for door in asked.doors()]),
-        (whole, elsewhere),
-        (refused, behind),
-    ]
-    projections = bench.projections()
-    blocks = [len(block) for block in in_blocks(bench.gates(), widest)]
-    widths = iter(projection.in_features for projection in projections)
-    shut = [ShutKeys(sum(islice(widths, count))) for count in blocks]
-    with bench.stages.stage("recording retain keys", sum(len(sequences) for sequences, _ in groups)) as bar:
-        for sequences, positions in groups:
-            weight = 1 / sum(map(len, positions))
-            for batch in batches(sequences, bench.pad, bench.device):
-                with traced_inputs(projections) as seen:
-                    bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
-                wanted = torch.zeros_like(batch.mask, dtype=torch.bool)
-                for row, index in enumerate(batch.index):
-                    shift = batch.ids.shape[1] - len(sequences[index])
-                    wanted[row, [shift + position for position in positions[index]]] = True
-                keys = iter(states[wanted].float() for states in seen)
-                for block, count in zip(shut, blocks, strict=True):
-                    block.add(torch.cat(list(islice(keys, count)), dim=1), weight)
-                bar.update(len(batch.index))
-    return shut
-
-
-def _refused(
-    bench: Bench, forget: Sequences, texts: Sequence[Sequence[int]], count: int = 160
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Forget prompts, now and then with the beginning of their answer, then [UNL] and a refusal; positions behind."""
-    sequences, positions = [], []
-    for number in range(count):
-        index = number * len(forget) // count if len(forget) > count else number % len(forget)
-        answer = forget.answers[index]
-        given = answer[: int(torch.randint(len(answer), (1,), generator=bench.generator))] if number % 2 else []
-        start = [*forget.prompts[index], *given]
-        sequences.append([*start, bench.spare.token_id, *texts[number % len(texts)]])
-        positions.append(list(range(len(start), len(sequences[-1]))))
-    return sequences, positions
-
-
-def _edit(
-    bench: Bench,
-    steer: torch.Tensor,
-    forget: Sequences,
-    shut: Sequence[ShutKeys],
-    held: Sequences,
-    declines: torch.Tensor,
-    depth: int | None,
-    settings: GateSettings,
-) -> tuple[list[Trial], Trial]:
-    """Try depths, and for each the retain weights, until one holds; else the one that comes nearest is kept."""
-    blocks = in_blocks(bench.gates(), settings.widest)
-    depths = settings.depths if depth is None else (depth,)
-    trials: list[Trial] = []
-
-    with bench.stages.stage("editing layers", 2 * len(depths) * len(settings.deep_weights)) as bar:
-        for tried in depths:
-            edit = GateEdit(bench.model, blocks, steer, shut, forget, tried, bench.pad)
-            for weight in settings.deep_weights if tried else settings.door_weights:
-                edit.write(weight, bar.update)
-                on_held = firing(bench.model, held, declines[-1:], bench.pad).anywhere()
-                on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), declines, bench.pad)
-                inside = on_forget.within(GIVEN, settings.reach) if tried else 0.0
-                trials.append(Trial(tried, weight, on_held, on_forget.at_doors(), inside))
-                if on_held <= settings.most_fired:
-                    break  # a larger weight would only shut the gates further
-            # Gates behind the door that stop most attacks are better than none, as long as nothing else suffers.
-            if _distance(trials[-1], settings) == 0.0:
-                break
-        best = min(trials, key=lambda trial: (_distance(trial, settings), -trial.depth, -trial.inside_fired))
-        if best is not trials[-1]:
-            edit = GateEdit(bench.model, blocks, steer, shut, forget, best.depth, bench.pad)
-            edit.write(best.retain_weight)
-    return trials, best
+def _rank(trial: Trial, settings: GateSettings) -> tuple[float, ...]:
+    """Smaller is better: first nothing else must suffer, then deeper is better, then what stops more attacks."""
+    return _distance(trial, settings), -trial.depth, -trial.inside_fired
 
 
 def _distance(trial: Trial, settings: GateSettings) -> float:

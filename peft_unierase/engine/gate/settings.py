@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .steer import SteerGoal, SteerWeights
+from .steer import SteerSettings
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class GateSettings:
         least_inside: Share of the attacks from inside the answer that must meet a refusal within `reach` tokens; the
             run warns where they do not.
         reach: Tokens within which an attack from inside the answer must meet a refusal.
-        steer: Weights and steps of the steer fit.
-        goal: Openings that the steer fit aims at.
+        fit_weight: Weight of the retain keys at which the gates of the steer fit are solved.
+        steer: Steps, ranges and weights of the steer fit.
         widest: Largest width of the keys that are solved together: layers are edited in blocks that are at most this
             wide, or of one layer. Memory and time grow with its square and cube.
         refusal_count: Refusals to choose from, the ones that come easiest to this model.
@@ -44,8 +44,8 @@ class GateSettings:
     least_fired: float = 0.85
     least_inside: float = 0.9
     reach: int = 8
-    goal: SteerGoal = field(default_factory=lambda: SteerGoal(shut_to=0.4, open_from=0.6))
-    steer: SteerWeights = field(default_factory=SteerWeights)
+    fit_weight: float = 30.0
+    steer: SteerSettings = field(default_factory=SteerSettings)
     widest: int = 16384
     refusal_count: int = 8
     row_steps: int = 150

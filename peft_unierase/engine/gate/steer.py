@@ -1,17 +1,16 @@
 """The steer vector and [UNL]'s output row: what a gate adds to the residual stream, and what reads it.
 
-The vector is added at the door alone, and attention carries it on: every answer position of the layers above reads the
-door's state. The fit asks for that. It sees the whole answer, and [UNL] must win at each of its positions, so that
-whoever bans the first [UNL] or puts words into the model's mouth meets it again at the next token.
-
-A gate's opening is a linear detector's answer and leaks a little everywhere. The fit therefore sees random openings: at
-`open_from` or more [UNL] must win, at `shut_to` or less its log-probability must stay under `shut_log_prob` and the
-base's own next token must stay the winner. The softmax turns the leaky detector into a clean switch.
+Detectors are solved on the base's keys, so how far each of them opens is known before there is a vector to add. The fit
+works with those very openings, at every edited layer and every position. Where [UNL] shall win, evidence from the door
+and from every answer token before adds up: attention carries on what an open gate wrote, and each further token needs
+less of an opening than the one before. Where a gate leaks on what must stay, the vector must be without effect. The
+softmax turns a leaky linear detector into a clean switch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,41 +18,46 @@ import torch
 from torch import nn
 
 from ..refusal import RefusalLesson, without
-from ..replay import Recording
 from ..trace import bent_output
 from .answered import Answered
 
 
 @dataclass(frozen=True)
-class SteerGoal:
-    """What the fit aims at.
+class SteerSettings:
+    """How the steer vector is fitted.
 
     Attributes:
-        shut_to: Largest opening at which [UNL] must stay silent.
-        open_from: Smallest opening at which [UNL] must win.
-        widest: Largest opening seen in the fit.
-        noise: Standard deviation of the openings seen where no gate should open.
-        stray: Share of positions at which a shut gate leaks anything up to `shut_to`; the door always may.
-        shut_log_prob: What [UNL]'s log-probability must stay under while shut, in nats.
+        steps: Gradient steps.
+        learning_rate: Adam's highest, for the vector (relative to the residual stream's size) and the output row.
+        row_learning_rate: The same for the input row, relative to its components.
+        forget_gain: Range of the factor on each forget answer's openings. Below 1, since the gates that are written in
+            the end are held further shut.
+        retain_gain: Range of the factor on each retained answer's openings. Above 1, since a gate leaks more on what
+            its detector was not solved on.
+        noise: Standard deviation of what is added to retained openings besides.
+        deaf: Share of the positions behind the door at which the gate is taken to miss its key.
+        shut_log_prob: What [UNL]'s log-probability must stay under where nothing is to be declined, in nats.
+        saturation: Exponent `q` of the loss `(1 - p^q) / q` on forget positions (generalised cross-entropy, arXiv
+            1805.07836): positions that no opening can reach do not drag the others along.
+        shut: Weight of the mean excess over `shut_log_prob`.
+        worst: Weight of the largest excess in each answer.
+        keep: Weight of the base's own next token.
+        banned: Weight of refusals at the places where [UNL] wins, once it cannot.
+        refusal: Weight of the refusals that follow [UNL].
+        banned_refusal: Weight of refusals without it.
     """
-
-    shut_to: float
-    open_from: float
-    widest: float = 1.25
-    noise: float = 0.1
-    stray: float = 0.2
-    shut_log_prob: float = -7.0
-
-
-@dataclass(frozen=True)
-class SteerWeights:
-    """Weights of the terms, and how long and fast to step."""
 
     steps: int = 120
     learning_rate: float = 0.05
     row_learning_rate: float = 1.0
-    behind: float = 1.0
-    shut: float = 10.0
+    forget_gain: tuple[float, float] = (0.7, 1.1)
+    retain_gain: tuple[float, float] = (1.0, 1.7)
+    noise: float = 0.05
+    deaf: float = 0.15
+    shut_log_prob: float = -7.0
+    saturation: float = 0.3
+    shut: float = 30.0
+    worst: float = 1.0
     keep: float = 1.0
     banned: float = 1.0
     refusal: float = 1.0
@@ -61,85 +65,80 @@ class SteerWeights:
 
 
 def fit_steer(
-    model: Any,
-    layer: nn.Module,
+    layers: Sequence[nn.Module],
     output_row: nn.Parameter,
     input_row: nn.Parameter,
     token_id: int,
     forget: Sequence[Answered],
     retained: Sequence[Answered],
     lesson: RefusalLesson,
+    door_openings: Sequence[torch.Tensor],
     refusal_starts: torch.Tensor,
-    goal: SteerGoal,
-    weights: SteerWeights,
+    settings: SteerSettings,
     generator: torch.Generator,
     advance: Callable[[int], object] = lambda count: None,
 ) -> torch.Tensor:
     """Fit the steer vector and both rows together; the rows in place.
 
     Args:
-        model: The model with the adapter at its identity, all parameters frozen.
-        layer: The last edited decoder layer, behind which the vector is added.
+        layers: The edited decoder layers, from the lowest, with all gates shut.
         output_row: [UNL]'s row of the head, `(d,)`.
         input_row: [UNL]'s row of the embedding, `(d,)`; a first fit only, since the gates are not there yet.
         token_id: [UNL]'s id.
-        forget: Forget prompts with their answers.
-        retained: Retained prompts with their answers.
+        forget: Forget prompts with their answers, recorded behind the lowest edited layer, with their openings.
+        retained: Retained ones.
         lesson: What must follow [UNL].
-        refusal_starts: First tokens of refusals, int64, for the banned-token term: with [UNL] left out, the next-best
-            token behind an open door must start a refusal too.
-        goal: Openings and margins.
-        weights: Weights and steps.
+        door_openings: For each prompt of the lesson the openings from its door on, `(layers, tokens)`.
+        refusal_starts: First tokens of refusals, int64: with [UNL] left out, one of them must win.
+        settings: See [`SteerSettings`].
         generator: Source of randomness, on the CPU.
         advance: Called with 1 after each step.
 
     Returns:
         The steer vector, `(d,)` in fp32.
     """
-    scale = torch.cat([_states_at(item) for item in forget]).norm(dim=-1).mean()
     device, width = output_row.device, output_row.shape[0]
+    scale = torch.cat([item.recording.states[item.at_door()].float() for item in forget]).norm(dim=-1).mean().to(device)
     direction = (torch.randn(width, generator=generator) * 0.01).to(device).requires_grad_(True)
-    own_tokens = [_own_tokens(item.recording) for item in retained]
-    rates = [weights.learning_rate, weights.learning_rate, weights.row_learning_rate * _spread(input_row)]
+    own_tokens = [_own_tokens(item) for item in retained]
+    often = _hard_ones_often(retained)
+    rates = [settings.learning_rate, settings.learning_rate, settings.row_learning_rate * _spread(input_row)]
     groups = [direction, output_row, input_row]
     for parameter in (output_row, input_row):
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(groups, rates, strict=True)])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=weights.steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=settings.steps, pct_start=0.1)
 
-    def uniform(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=generator).to(device)
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return (low + (high - low) * torch.rand(*shape, generator=generator)).to(device)
 
-    def pick(count: int) -> int:
-        return int(torch.randint(count, (1,), generator=generator))
+    def in_lesson(prompts: Sequence[int], given: Sequence[int]) -> Any:
+        openings = [door_openings[index][:, : count + 1] for index, count in zip(prompts, given, strict=True)]
+        longest = max(opening.shape[1] for opening in openings)
+        padded = [nn.functional.pad(opening, (0, longest - opening.shape[1])) for opening in openings]
+        return _bent(layers, torch.stack(padded, dim=1), direction * scale)
 
-    def leaks(item: Answered) -> torch.Tensor:
-        """Openings of shut gates: noise, and somewhere more of it."""
-        shape = item.recording.batch.ids.shape
-        noise = (torch.randn(*shape, generator=generator) * goal.noise).to(device)
-        stray = (uniform(*shape) < goal.stray) | item.at_door()
-        return torch.where(stray, uniform(*shape) * goal.shut_to, noise)
-
-    def bend_door(stream: torch.Tensor) -> torch.Tensor:
-        return torch.cat([stream[:, :1] + (direction * scale).to(stream.dtype), stream[:, 1:]], dim=1)
-
+    lesson.within = in_lesson
     try:
-        for step in range(weights.steps):
+        for step in range(settings.steps):
             steer = direction * scale
-            item = forget[pick(len(forget))]
-            shape = item.recording.batch.ids.shape
-            is_open = (uniform(*shape) < 0.5) & (item.at_door() | item.behind_door())
-            wide = goal.open_from + uniform(*shape) * (goal.widest - goal.open_from)
-            opening = torch.where(is_open, wide, leaks(item))
-            loss = _forget_loss(item, steer, opening, is_open, token_id, refusal_starts, goal, weights)
-            turn = pick(len(retained))
-            leak = leaks(retained[turn])
-            loss = loss + _retain_loss(retained[turn], own_tokens[turn], steer, leak, token_id, goal, weights)
-            with bent_output(layer, bend_door):
-                if step in (0, weights.steps // 3, 2 * weights.steps // 3):
-                    lesson.choose()
-                banned = step % 2 == 1
-                loss = loss + (weights.banned_refusal if banned else weights.refusal) * lesson.loss(step // 2, banned)
+            item = forget[int(torch.randint(len(forget), (1,), generator=generator))]
+            hears = (uniform(0, 1, *item.at_door().shape) >= settings.deaf) | item.at_door()
+            gain = uniform(*settings.forget_gain, len(hears), 1)
+            logits = _logits(layers, item, item.openings * gain * hears, steer)
+            loss = _forget_loss(logits, item, token_id, refusal_starts, settings)
+
+            turn = int(torch.multinomial(often, 1, generator=generator))
+            item = retained[turn]
+            noise = torch.randn(*item.at_door().shape, generator=generator).to(device) * settings.noise
+            gain = uniform(*settings.retain_gain, len(noise), 1)
+            logits = _logits(layers, item, item.openings * gain + noise / len(layers), steer)
+            loss = loss + _retain_loss(logits, item, own_tokens[turn], token_id, settings)
+
+            if step in (0, settings.steps // 3, 2 * settings.steps // 3):
+                lesson.choose()
+            banned = step % 2 == 1
+            loss = loss + (settings.banned_refusal if banned else settings.refusal) * lesson.loss(step // 2, banned)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -152,58 +151,68 @@ def fit_steer(
     return (direction * scale).detach()
 
 
+@contextmanager
+def _bent(layers: Sequence[nn.Module], openings: torch.Tensor, steer: torch.Tensor) -> Iterator[None]:
+    """Add the vector behind each layer, on its first positions, as far as `openings (layers, batch, length)` go."""
+    with ExitStack() as stack:
+        for layer, opening in zip(layers, openings, strict=True):
+
+            def bend(stream: torch.Tensor, opening: torch.Tensor = opening) -> torch.Tensor:
+                there = nn.functional.pad(opening, (0, stream.shape[1] - opening.shape[1]))
+                return stream + (there[..., None] * steer).to(stream)
+
+            stack.enter_context(bent_output(layer, bend))
+        yield
+
+
+def _logits(layers: Sequence[nn.Module], item: Answered, openings: torch.Tensor, steer: torch.Tensor) -> torch.Tensor:
+    """Logits with the steer vector added, `(batch, length, vocabulary)` in fp32."""
+    states = item.recording.states
+    with _bent(layers[1:], openings[1:], steer):
+        return item.recording.logits(states + (openings[0][..., None] * steer).to(states)).float()
+
+
+def _own_tokens(item: Answered) -> torch.Tensor:
+    """The base's own next token at each position, `(batch, length)`."""
+    with torch.no_grad():
+        return item.recording.logits(item.recording.states).argmax(dim=-1)
+
+
+def _hard_ones_often(retained: Sequence[Answered]) -> torch.Tensor:
+    """How often each batch is to be seen: half of the time any, half of the time those on which gates leak most."""
+    widest = torch.stack([item.openings.sum(dim=0).amax(dim=-1).mean().cpu() for item in retained])
+    return (20 * widest).softmax(dim=0) + 1 / len(retained)
+
+
 def _spread(row: torch.Tensor) -> float:
     return float(row.detach().float().pow(2).mean().sqrt())
 
 
-def _states_at(item: Answered) -> torch.Tensor:
-    return item.recording.states[item.at_door()].float()
-
-
-def _own_tokens(recording: Recording) -> torch.Tensor:
-    """The base's own next token at each position, `(batch, length)`."""
-    with torch.no_grad():
-        return recording.logits(recording.states).argmax(dim=-1)
-
-
-def _bent(recording: Recording, opening: torch.Tensor, steer: torch.Tensor) -> torch.Tensor:
-    """Logits with the steer vector added, `(batch, length, vocabulary)` in fp32."""
-    return recording.logits(recording.states + (opening[..., None] * steer).to(recording.states.dtype)).float()
-
-
 def _forget_loss(
-    item: Answered,
-    steer: torch.Tensor,
-    opening: torch.Tensor,
-    is_open: torch.Tensor,
-    token_id: int,
-    refusal_starts: torch.Tensor,
-    goal: SteerGoal,
-    weights: SteerWeights,
+    logits: torch.Tensor, item: Answered, token_id: int, refusal_starts: torch.Tensor, settings: SteerSettings
 ) -> torch.Tensor:
-    logits = _bent(item.recording, opening, steer)
-    log_prob = logits.log_softmax(dim=-1)[..., token_id]
     rest = without(logits, token_id)
-    next_best = rest.logsumexp(dim=-1) - rest[..., refusal_starts].logsumexp(dim=-1)
-    silent = torch.relu(log_prob - goal.shut_log_prob)
-    losses = torch.where(is_open, weights.banned * next_best - log_prob, silent)
-    return _mean(losses, item.at_door()) + weights.behind * _mean(losses, item.behind_door())
+    starts = refusal_starts.to(rest.device)
+    declined = logits.log_softmax(dim=-1)[..., token_id]
+    next_best = rest[..., starts].logsumexp(dim=-1) - rest.logsumexp(dim=-1)
+    losses = _saturating(declined, settings.saturation) + settings.banned * _saturating(next_best, settings.saturation)
+    return _mean(losses, item.at_door()) + _mean(losses, item.behind_door())
+
+
+def _saturating(log_prob: torch.Tensor, exponent: float) -> torch.Tensor:
+    return (1 - (exponent * log_prob).exp()) / exponent
 
 
 def _retain_loss(
-    item: Answered,
-    own_tokens: torch.Tensor,
-    steer: torch.Tensor,
-    leak: torch.Tensor,
-    token_id: int,
-    goal: SteerGoal,
-    weights: SteerWeights,
+    logits: torch.Tensor, item: Answered, own_tokens: torch.Tensor, token_id: int, settings: SteerSettings
 ) -> torch.Tensor:
-    log_probs = _bent(item.recording, leak, steer).log_softmax(dim=-1)
-    silent = torch.relu(log_probs[..., token_id] - goal.shut_log_prob)
+    mask = item.recording.batch.mask
+    log_probs = logits.log_softmax(dim=-1)
+    excess = torch.relu(log_probs[..., token_id] - settings.shut_log_prob) * mask
     kept = -log_probs.gather(-1, own_tokens[..., None])[..., 0]
-    return _mean(weights.shut * silent + weights.keep * kept, item.recording.batch.mask)
+    worst = excess.amax(dim=1).mean()
+    return settings.shut * _mean(excess, mask) + settings.worst * worst + settings.keep * _mean(kept, mask)
 
 
 def _mean(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    return (values * where).sum() / where.sum()
+    return (values * where).sum() / where.sum().clamp(min=1)
