@@ -22,7 +22,7 @@ from peft_unierase.engine.cost import Work, estimate_cost, sizes_of, with_unit
 from peft_unierase.engine.erase import erase
 from peft_unierase.engine.erasure import ErasureWarning
 from peft_unierase.engine.gate import GateSettings
-from peft_unierase.engine.gate.steer import SteerWeights
+from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.progress import Stages
 from peft_unierase.engine.refusal import FARTHEST
 from peft_unierase.engine.replay import Recording
@@ -120,7 +120,8 @@ def run(request: pytest.FixtureRequest) -> tuple[dict[str, int], cost.CostEstima
             yield type("Bar", (), {"update": lambda *_: None})()
         counts[name] = found.get_total_flops()
 
-    settings = GateSettings(samples=0, steer=SteerWeights(steps=24), row_steps=24, most_fired=1.0, widest=request.param)
+    steer = SteerSettings(steps=24)
+    settings = GateSettings(samples=0, steer=steer, row_steps=24, most_fired=1.0, widest=request.param)
     told: dict[str, Any] = {"depth": 4, "formats": forms, "refusals": ["No no no no no no."], "settings": settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "stage", stage)
@@ -135,7 +136,14 @@ def run(request: pytest.FixtureRequest) -> tuple[dict[str, int], cost.CostEstima
 
 @pytest.mark.parametrize(
     "name",
-    ["asking the base", "fitting the steer vector", "recording retain keys", "editing layers", "fitting the input row"],
+    [
+        "asking the base",
+        "recording retain keys",
+        "fitting the steer vector",
+        "recording refusals",
+        "editing layers",
+        "fitting the input row",
+    ],
 )
 def test_a_stage_of_a_run_costs_what_torch_counts(run: tuple[dict[str, int], cost.CostEstimate], name: str) -> None:
     counts, estimate = run

@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from peft_unierase import UniEraseConfig
 from peft_unierase.boxed import boxed_facts, boxed_model_dir
 from peft_unierase.engine.gate.answered import Sequences
+from peft_unierase.engine.gate.detector import ShutKeys
 from peft_unierase.engine.gate.firing import Firing, firing
-from peft_unierase.engine.gate.gates import in_blocks
+from peft_unierase.engine.gate.gates import GateEdit, in_blocks
+from peft_unierase.engine.trace import inputs_at
 from peft_unierase.prompts import chat_format, encode
 
 PAIR = Sequences([[1, 2, 3], [4, 5]], [[6, 7, 8, 9], [10]])
@@ -75,3 +79,53 @@ def test_layers_are_solved_together_as_far_as_the_width_allows() -> None:
     assert [len(block) for block in in_blocks(gates, 16)] == [2, 2, 1]
     assert [len(block) for block in in_blocks(gates, 100)] == [5]
     assert [len(block) for block in in_blocks(gates, 3)] == [1, 1, 1, 1, 1]
+
+
+def gated(base: tuple[Any, Any]) -> tuple[GateEdit, list[ShutKeys], Sequences]:
+    """Gates in two layers of a fresh model, to open at the first doors and stay shut at all others."""
+    tokenizer = base[1]
+    model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
+    model = get_peft_model(model, UniEraseConfig(layers_to_transform=[1, 2], token_id=7)).base_model.model
+    form, rows = chat_format(tokenizer), boxed_facts()
+    prompts = [encode(tokenizer, form.prompt(row["question"])) for row in rows]
+    answers = [encode(tokenizer, form.answer(row["answer"])) for row in rows]
+    downs = [model.model.layers[index].mlp.down_proj for index in (1, 2)]
+    gates = [(down, down.unierase_A["default"], down.unierase_B["default"]) for down in downs]
+    doors = [[len(prompt) - 1] for prompt in prompts[8:]]
+    keys = [torch.cat(found) for found in inputs_at(model, downs, prompts[8:], doors, 0)]
+    shut = ShutKeys(sum(down.in_features for down in downs))
+    shut.add(torch.cat(keys, dim=1), 1 / len(doors))
+    forget = Sequences(prompts[:8], answers[:8])
+    return GateEdit(model, [gates], forget, 0, 0), [shut], forget
+
+
+def test_detected_gates_open_at_the_forget_doors_together_and_stay_without_effect(base: tuple[Any, Any]) -> None:
+    edit, shut, forget = gated(base)
+    ids = torch.tensor([forget.prompts[0]])
+    with torch.no_grad():
+        before = edit.model(input_ids=ids).logits
+        edit.detect(shut, 1.0)
+        assert torch.equal(edit.model(input_ids=ids).logits, before)
+    openings = edit.openings(forget)
+    assert [tuple(o.shape) for o in openings] == [(2, len(whole)) for whole in forget.whole()]
+    doors = [opened[:, door].sum() for opened, door in zip(openings, forget.doors(), strict=True)]
+    assert 0.8 < torch.stack(doors).mean() < 1.1
+
+
+def test_gates_above_do_not_hear_the_echo_of_those_below(base: tuple[Any, Any]) -> None:
+    edit, shut, forget = gated(base)
+    steer = torch.randn(edit.model.config.hidden_size, generator=torch.Generator().manual_seed(0)) * 20
+
+    def echo() -> float:
+        """How much further the upper gate opens at the forget doors once the lower one is open."""
+        opened = edit.openings(forget)
+        edit._open(torch.zeros(()))
+        quiet = edit.openings(forget)
+        moved = [(o - q)[1, door] for o, q, door in zip(opened, quiet, forget.doors(), strict=True)]
+        return float(torch.stack(moved).abs().mean())
+
+    edit.detect(shut, 1.0)
+    edit._open(steer)
+    heard = echo()
+    edit.write(steer, shut, 1.0)
+    assert echo() < heard / 4

@@ -329,53 +329,58 @@ def sampling(s: Sizes, w: Work) -> Stage:
     )
 
 
-def fitting_steer(s: Sizes, w: Work) -> Stage:
-    """Fitting the steer vector: each step bends a forget and a retained batch above the edit, and has one lesson."""
-    last, above = w.layers[-1] + 1, s.layers - w.layers[-1] - 1
-    kept = min(w.kept, w.fit_samples)
-    once = s.forward(kept * w.length, w.length, above, kept * w.length)  # what the base says at retained positions
-    bent, memory = 0.0, _lesson_memory(s, w)
-    for rows in (min(w.doors, w.fit_samples), kept):
-        tokens = min(w.batch, rows * w.length)
-        once += s.forward(rows * w.length, w.length, last, 0)
-        bent += s.both_ways(tokens, w.length, above, tokens)
-        memory += _kept_for_gradient(s, tokens, above, tokens) + rows * w.length * s.width * s.bytes
-    flops = once + w.steer_steps * (bent + _lesson(s, w)) + _choosing(s, w)
-    return Stage("fitting the steer vector", flops, memory=memory)
-
-
 def recording(s: Sizes, w: Work) -> Stage:
-    """Recording retain keys: retained questions in every format, each once with its answer, and refusals.
+    """Recording retain keys: retained questions in every format, and each once with its answer.
 
     The passes end at the last edit. Of the keys second moments are kept, those of a block's layers side by side.
     """
-    last, refused = w.layers[-1] + 1, w.question + w.answer / 4 + 1 + w.refusal
-    passes = ((w.kept * w.formats, w.question), (w.kept, w.length), (w.refused, refused))
-    read = sum(s.forward(rows * length, length, last, 0) for rows, length in passes)
-    moments = sum(2 * w.shut_keys * (len(block) * s.mlp) ** 2 for block in w.blocks(s.mlp))
-    tokens = min(ROOM, w.kept * w.length)
-    keys = tokens * len(w.layers) * s.mlp * (s.bytes + FP32)
-    return Stage("recording retain keys", read + moments, memory=_passing(s, tokens, 0) + keys + _moments(s, w))
+    return _recording(
+        s,
+        w,
+        "recording retain keys",
+        w.kept * (w.formats + w.length / 2),
+        [
+            (w.kept * w.formats, w.question),
+            (w.kept, w.length),
+        ],
+    )
+
+
+def fitting_steer(s: Sizes, w: Work) -> Stage:
+    """Fitting the steer vector: the gates are solved once; then each step bends a forget and a retained batch above the
+    lowest edit, and has one lesson."""
+    first, last, above = w.layers[0] + 1, w.layers[-1] + 1, s.layers - w.layers[0] - 1
+    kept = min(w.kept, w.fit_samples)
+    once = s.forward(kept * w.length, w.length, above, kept * w.length)  # what the base says at retained positions
+    once += _forget_keys(s, w) + _grams(s, w)
+    once += s.forward((w.doors + kept) * w.length, w.length, last, 0)  # how far the gates open
+    bent, memory = 0.0, _lesson_memory(s, w)
+    for rows in (min(w.doors, w.fit_samples), kept):
+        tokens = min(w.batch, rows * w.length)
+        once += s.forward(rows * w.length, w.length, first, 0)
+        bent += s.both_ways(tokens, w.length, above, tokens)
+        memory += _kept_for_gradient(s, tokens, above, tokens) + rows * w.length * s.width * s.bytes
+    flops = once + w.steer_steps * (bent + _lesson(s, w)) + _choosing(s, w)
+    memory = max(memory + w.forget_keys * len(w.layers) * s.mlp * FP32, _solving_memory(s, w)) + _moments(s, w)
+    return Stage("fitting the steer vector", flops, solving=_solving(s, w), memory=memory)
+
+
+def recording_refusals(s: Sizes, w: Work) -> Stage:
+    """Recording refusals: forget questions and beginnings of answers, and refusals behind them."""
+    before = w.question + w.answer / 4
+    keys = w.refused * (w.refusal + 0.5)
+    return _recording(s, w, "recording refusals", keys, [(w.refused, before + 0.5 + w.refusal)])
 
 
 def editing(s: Sizes, w: Work) -> Stage:
-    """Editing layers: at each trial the forget keys anew and a solve for each layer, then answers are asked for.
+    """Editing layers: at each trial two solves, the forget keys anew between them, then answers are asked for.
 
-    A solve is for the rows of all layers of the block that are left: a moment in fp32, its Cholesky factor in fp64.
+    A solve is for the rows of all layers of a block: a moment in fp32, its Cholesky factor in fp64.
     """
     asked = w.held * w.formats + min(w.doors, 2 * w.fit_samples)
-    length = w.question + w.behind
-    batched, solving = _answered(s, w, asked), 0.0
-    for block in w.blocks(s.mlp):
-        for number in range(len(block)):
-            width = (len(block) - number) * s.mlp
-            batched += s.forward(w.doors * length, length, block[-1] + 1, 0) + 2 * w.forget_keys * width**2
-            solving += width**3 / 3
-    width = len(w.blocks(s.mlp)[0]) * s.mlp
-    # Moment, factor and the solver's copy of it, all in fp64; before there are two copies of the forget keys instead.
-    matrices = FP64 * width * (width + 2 * max(width, w.forget_keys)) + 2 * FP32 * width * w.forget_keys
-    memory = max(matrices, _answered_memory(s, w, asked)) + _moments(s, w)
-    return Stage("editing layers", w.trials * batched, solving=w.trials * solving, memory=memory)
+    batched = _answered(s, w, asked) + _forget_keys(s, w) + 3 * _grams(s, w)  # in the second, the echo has one too
+    memory = max(_solving_memory(s, w), _answered_memory(s, w, asked)) + 2 * _moments(s, w)
+    return Stage("editing layers", w.trials * batched, solving=w.trials * 2 * _solving(s, w), memory=memory)
 
 
 def fitting_row(s: Sizes, w: Work) -> Stage:
@@ -387,11 +392,43 @@ def fitting_row(s: Sizes, w: Work) -> Stage:
 STAGES: tuple[Callable[[Sizes, Work], Stage], ...] = (
     asking,
     sampling,
-    fitting_steer,
     recording,
+    fitting_steer,
+    recording_refusals,
     editing,
     fitting_row,
 )
+
+
+def _recording(s: Sizes, w: Work, name: str, keys: float, passes: list[tuple[float, float]]) -> Stage:
+    read = sum(s.forward(rows * length, length, w.layers[-1] + 1, 0) for rows, length in passes)
+    moments = sum(2 * keys * (len(block) * s.mlp) ** 2 for block in w.blocks(s.mlp))
+    tokens = min(ROOM, sum(rows * length for rows, length in passes))
+    held = tokens * len(w.layers) * s.mlp * (s.bytes + FP32)
+    return Stage(name, read + moments, memory=_passing(s, tokens, 0) + held + _moments(s, w))
+
+
+def _forget_keys(s: Sizes, w: Work) -> float:
+    """Operations of a pass that records the forget keys."""
+    length = w.question + w.behind
+    return s.forward(w.doors * length, length, w.layers[-1] + 1, 0)
+
+
+def _grams(s: Sizes, w: Work) -> float:
+    """Operations of the forget keys' second moments."""
+    return sum(2 * w.forget_keys * (len(block) * s.mlp) ** 2 for block in w.blocks(s.mlp))
+
+
+def _solving(s: Sizes, w: Work) -> float:
+    """Operations of the Cholesky factors of all blocks."""
+    return sum((len(block) * s.mlp) ** 3 / 3 for block in w.blocks(s.mlp))
+
+
+def _solving_memory(s: Sizes, w: Work) -> float:
+    """Bytes of moment, factor and the solver's copy of it in fp64, beside the forget keys and their echo."""
+    width = len(w.blocks(s.mlp)[0]) * s.mlp
+    keys = 3 * FP32 * w.forget_keys * len(w.layers) * s.mlp
+    return 3 * FP64 * width**2 + keys
 
 
 def _moments(s: Sizes, w: Work) -> float:

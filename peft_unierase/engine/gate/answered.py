@@ -34,8 +34,11 @@ class Sequences:
 
     def some(self, count: int) -> Sequences:
         """At most `count` of them, evenly spread."""
-        chosen = range(len(self)) if len(self) <= count else [n * len(self) // count for n in range(count)]
-        return self.only(chosen)
+        return self.only(self.spread(count))
+
+    def spread(self, count: int) -> Sequence[int]:
+        """Indices of at most `count` of them, evenly spread."""
+        return range(len(self)) if len(self) <= count else [n * len(self) // count for n in range(count)]
 
     def only(self, chosen: Sequence[int]) -> Sequences:
         """Those with the given indices."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +28,8 @@ class Trial:
     Attributes:
         depth: Answer positions gated behind the door.
         retain_weight: Weight of the retain keys.
-        held_out_fired: Share of the held-out retained questions that fire [UNL] somewhere in their answer.
+        held_out_fired: Share of the held-out retained questions in whose answer, somewhere, it or the beginning of a
+            refusal wins that is not the answer's own.
         doors_fired: Share of the forget doors at which it, or the beginning of a refusal, wins.
         inside_fired: Share of the forget answers that meet one of these in time when their first tokens are given.
     """
@@ -85,7 +86,8 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     kept = [fact for number, fact in enumerate(bench.kept) if not _is_held(number, settings)]
     retained = sequences_of(bench, kept, in_turns=True)
     refusals = _refusals(bench, forget, settings.refusal_count)
-    shut = shut_keys(bench, retained_groups(sequences_of(bench, kept), retained), settings.widest)
+    groups = retained_groups(sequences_of(bench, kept), retained)
+    shut = shut_keys(bench, "recording retain keys", groups, settings.widest)
 
     trials: list[Trial] = []
     for tried in settings.depths if depth is None else (depth,):
@@ -141,15 +143,18 @@ def _at_depth(
     starts = torch.tensor(sorted({refusal[0] for refusal in refusals}), device=bench.device)
     declines = torch.cat([starts, starts.new_tensor([bench.spare.token_id])])
     weights = settings.deep_weights if depth else settings.door_weights
-    edit = GateEdit(bench.model, in_blocks(bench.gates(), settings.widest), forget, depth, bench.pad)
-    edit.detect(shut, settings.fit_weight)
-    steer = _fit_steer(bench, edit, forget, retained.some(settings.fit_samples), refusals, starts, settings)
-    refused = shut_keys(bench, [refused_group(bench, forget, refusals)], settings.widest)
+    bench.start_rows()
+    with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
+        edit = GateEdit(bench.model, in_blocks(bench.gates(), settings.widest), forget, depth, bench.pad)
+        edit.detect(shut, settings.fit_weight)
+        some = retained.some(settings.fit_samples)
+        steer = _fit_steer(bench, edit, forget, some, refusals, starts, settings, bar.update)
+    refused = shut_keys(bench, "recording refusals", [refused_group(bench, forget, refusals)], settings.widest)
     shut = [block + more for block, more in zip(shut, refused, strict=True)]
     with bench.stages.stage("editing layers", 2 * len(weights)) as bar:
         for weight in weights:
             edit.write(steer, shut, weight, bar.update)
-            on_held = firing(bench.model, held, declines[-1:], bench.pad).anywhere()
+            on_held = firing(bench.model, held, declines, bench.pad).anywhere()
             on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), declines, bench.pad)
             inside = on_forget.within(GIVEN, settings.reach) if depth else 0.0
             yield Trial(depth, weight, on_held, on_forget.at_doors(), inside)
@@ -165,26 +170,24 @@ def _fit_steer(
     refusals: list[list[int]],
     starts: torch.Tensor,
     settings: GateSettings,
+    advance: Callable[[int], object],
 ) -> torch.Tensor:
-    bench.start_rows()
     input_row, output_row = bench.rows()
-    seen, lowest = forget.some(settings.fit_samples), bench.layers[0]
-    with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
-        from_doors = [opened[:, door:] for opened, door in zip(edit.openings(forget), forget.doors(), strict=True)]
-        return fit_steer(
-            [bench.stack[layer] for layer in bench.layers],
-            output_row,
-            input_row,
-            bench.spare.token_id,
-            record(bench, seen, edit.openings(seen), lowest),
-            record(bench, retained, edit.openings(retained), lowest),
-            _lesson(bench, forget, refusals),
-            from_doors,
-            starts,
-            settings.steer,
-            bench.generator,
-            bar.update,
-        )
+    openings, seen, lowest = edit.openings(forget), forget.spread(settings.fit_samples), bench.layers[0]
+    return fit_steer(
+        [bench.stack[layer] for layer in bench.layers],
+        output_row,
+        input_row,
+        bench.spare.token_id,
+        record(bench, forget.only(seen), [openings[index] for index in seen], lowest),
+        record(bench, retained, edit.openings(retained), lowest),
+        _lesson(bench, forget, refusals),
+        [opened[:, door:] for opened, door in zip(openings, forget.doors(), strict=True)],
+        starts,
+        settings.steer,
+        bench.generator,
+        advance,
+    )
 
 
 def _rank(trial: Trial, settings: GateSettings) -> tuple[float, ...]:

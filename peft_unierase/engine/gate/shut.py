@@ -50,8 +50,8 @@ def refused_group(bench: Bench, forget: Sequences, refusals: Sequence[Sequence[i
 
 
 @torch.no_grad()
-def shut_keys(bench: Bench, groups: Sequence[Group], widest: int) -> list[ShutKeys]:
-    """The keys of groups of positions, each group of the same weight, for each block of layers.
+def shut_keys(bench: Bench, name: str, groups: Sequence[Group], widest: int) -> list[ShutKeys]:
+    """The keys of groups of positions, each group of the same weight, for each block of layers: the stage `name`.
 
     Gates must not be open while they are taken: they are the base's, as the forget keys are.
     """
@@ -59,7 +59,7 @@ def shut_keys(bench: Bench, groups: Sequence[Group], widest: int) -> list[ShutKe
     blocks = [len(block) for block in in_blocks(bench.gates(), widest)]
     widths = iter(projection.in_features for projection in projections)
     shut = [ShutKeys(sum(islice(widths, count))) for count in blocks]
-    with bench.stages.stage("recording retain keys", sum(len(sequences) for sequences, _ in groups)) as bar:
+    with bench.stages.stage(name, sum(len(sequences) for sequences, _ in groups)) as bar:
         for sequences, positions in groups:
             weight = 1 / sum(map(len, positions))
             for batch in batches(sequences, bench.pad, bench.device):

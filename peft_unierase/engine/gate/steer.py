@@ -40,9 +40,9 @@ class SteerSettings:
         saturation: Exponent `q` of the loss `(1 - p^q) / q` on forget positions (generalised cross-entropy, arXiv
             1805.07836): positions that no opening can reach do not drag the others along.
         shut: Weight of the mean excess over `shut_log_prob`.
-        worst: Weight of the largest excess in each answer.
-        keep: Weight of the base's own next token.
-        banned: Weight of refusals at the places where [UNL] wins, once it cannot.
+        keep: Weight of the mean loss in log-probability of the base's own next token.
+        worst: Weight of the largest sum of both in each answer.
+        banned: Weight of the runner-up, which has to begin a refusal, where [UNL] wins.
         refusal: Weight of the refusals that follow [UNL].
         banned_refusal: Weight of refusals without it.
     """
@@ -51,14 +51,14 @@ class SteerSettings:
     learning_rate: float = 0.05
     row_learning_rate: float = 1.0
     forget_gain: tuple[float, float] = (0.7, 1.1)
-    retain_gain: tuple[float, float] = (1.0, 1.7)
+    retain_gain: tuple[float, float] = (1.0, 1.3)
     noise: float = 0.05
     deaf: float = 0.15
     shut_log_prob: float = -7.0
     saturation: float = 0.3
     shut: float = 30.0
-    worst: float = 1.0
     keep: float = 1.0
+    worst: float = 1.0
     banned: float = 1.0
     refusal: float = 1.0
     banned_refusal: float = 1.0
@@ -100,7 +100,7 @@ def fit_steer(
     device, width = output_row.device, output_row.shape[0]
     scale = torch.cat([item.recording.states[item.at_door()].float() for item in forget]).norm(dim=-1).mean().to(device)
     direction = (torch.randn(width, generator=generator) * 0.01).to(device).requires_grad_(True)
-    own_tokens = [_own_tokens(item) for item in retained]
+    own = [_own_tokens(item) for item in retained]
     often = _hard_ones_often(retained)
     rates = [settings.learning_rate, settings.learning_rate, settings.row_learning_rate * _spread(input_row)]
     groups = [direction, output_row, input_row]
@@ -133,7 +133,7 @@ def fit_steer(
             noise = torch.randn(*item.at_door().shape, generator=generator).to(device) * settings.noise
             gain = uniform(*settings.retain_gain, len(noise), 1)
             logits = _logits(layers, item, item.openings * gain + noise / len(layers), steer)
-            loss = loss + _retain_loss(logits, item, own_tokens[turn], token_id, settings)
+            loss = loss + _retain_loss(logits, item, *own[turn], token_id, settings)
 
             if step in (0, settings.steps // 3, 2 * settings.steps // 3):
                 lesson.choose()
@@ -172,10 +172,11 @@ def _logits(layers: Sequence[nn.Module], item: Answered, openings: torch.Tensor,
         return item.recording.logits(states + (openings[0][..., None] * steer).to(states)).float()
 
 
-def _own_tokens(item: Answered) -> torch.Tensor:
-    """The base's own next token at each position, `(batch, length)`."""
+def _own_tokens(item: Answered) -> tuple[torch.Tensor, torch.Tensor]:
+    """The base's own next token at each position, and its log-probability there, `(batch, length)`."""
     with torch.no_grad():
-        return item.recording.logits(item.recording.states).argmax(dim=-1)
+        best = item.recording.logits(item.recording.states).float().log_softmax(dim=-1).max(dim=-1)
+    return best.indices, best.values
 
 
 def _hard_ones_often(retained: Sequence[Answered]) -> torch.Tensor:
@@ -195,23 +196,25 @@ def _forget_loss(
     starts = refusal_starts.to(rest.device)
     declined = logits.log_softmax(dim=-1)[..., token_id]
     next_best = rest[..., starts].logsumexp(dim=-1) - rest.logsumexp(dim=-1)
-    losses = _saturating(declined, settings.saturation) + settings.banned * _saturating(next_best, settings.saturation)
+    exponent = settings.saturation
+    losses = (1 - (exponent * declined).exp()) / exponent - settings.banned * declined.detach().exp() * next_best
     return _mean(losses, item.at_door()) + _mean(losses, item.behind_door())
 
 
-def _saturating(log_prob: torch.Tensor, exponent: float) -> torch.Tensor:
-    return (1 - (exponent * log_prob).exp()) / exponent
-
-
 def _retain_loss(
-    logits: torch.Tensor, item: Answered, own_tokens: torch.Tensor, token_id: int, settings: SteerSettings
+    logits: torch.Tensor,
+    item: Answered,
+    own_tokens: torch.Tensor,
+    own_log_probs: torch.Tensor,
+    token_id: int,
+    settings: SteerSettings,
 ) -> torch.Tensor:
     mask = item.recording.batch.mask
     log_probs = logits.log_softmax(dim=-1)
     excess = torch.relu(log_probs[..., token_id] - settings.shut_log_prob) * mask
-    kept = -log_probs.gather(-1, own_tokens[..., None])[..., 0]
-    worst = excess.amax(dim=1).mean()
-    return settings.shut * _mean(excess, mask) + settings.worst * worst + settings.keep * _mean(kept, mask)
+    lost = torch.relu(own_log_probs - log_probs.gather(-1, own_tokens[..., None])[..., 0]) * mask
+    worst = (excess + lost).amax(dim=1).mean()
+    return settings.shut * _mean(excess, mask) + settings.keep * _mean(lost, mask) + settings.worst * worst
 
 
 def _mean(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
