@@ -33,6 +33,7 @@ class Bench:
         stack: The decoder layers.
         layers: Indices of those to edit, ascending.
         names: Names of their down-projections.
+        writers: Names of the projections into their hidden units, where units are edited too.
         spare: Where [UNL] sits.
         forget: What must go.
         retain: What was given as a sample of what must stay.
@@ -57,6 +58,7 @@ class Bench:
     retain: list[Fact]
     sampled: list[Fact] = field(default_factory=list)
     known: float = 0.0
+    writers: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> list[Fact]:
@@ -91,7 +93,9 @@ class Bench:
 
     def trained(self) -> list[nn.Parameter]:
         """Every parameter of the adapter."""
-        return [*(part for _, *parts in self.gates() for part in parts), *self.rows()]
+        layers = [*self.projections(), *(self.model.get_submodule(name) for name in self.writers)]
+        parts = [part for layer in layers for part in (layer.unierase_A[self.adapter], layer.unierase_B[self.adapter])]
+        return [*parts, *self.rows()]
 
     def start_rows(self) -> None:
         """Start both rows at random, in the scale of the base's own: a spare row may hold anything."""

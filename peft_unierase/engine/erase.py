@@ -18,12 +18,13 @@ from peft import PeftModel, get_peft_model
 from ..facts import Fact, check_facts
 from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..tuner import UniEraseConfig
-from ..tuner.structure import check_supported, find_down_projections
+from ..tuner.structure import check_supported, find_down_projections, projection_shape
 from ..tuner.swap import SwappingLayer
 from .bench import Bench
 from .erasure import Erasure, ErasureWarning, Outcome
 from .fingerprint import base_fingerprint
 from .gate import GateSettings, run_gate
+from .gate.units import find_writers, unit_rows
 from .known import ENOUGH, known_shares
 from .layers import choose_gates
 from .paper import PaperSettings, early_layers, run_paper
@@ -96,6 +97,11 @@ def erase(
     if recipe == "paper" and layers is None and target_modules is None:
         layers = early_layers(len(find_down_projections(model)))
     stack, indices, names = choose_gates(model, layers, target_modules)
+    writers: list[str] = []
+    if isinstance(settings, GateSettings) and settings.units is not None and (layers is None or len(names) == 1):
+        writers = find_writers(model, names[0])
+        if writers:  # one layer is enough
+            indices, names = indices[:1], names[:1]
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
     check_lengths(model, tokenizer, retain, formats, "retain")
@@ -119,6 +125,7 @@ def erase(
             spare=spare,
             forget=forget,
             retain=retain,
+            writers=writers,
         )
         bench.known = _known_to_base(bench)
         bench.sampled = _sample_retain_data(bench, settings.samples, Path(samples_cache) if samples_cache else None)
@@ -131,10 +138,11 @@ def erase(
             model.resize_token_embeddings(spare.token_id + 1)
         config = UniEraseConfig(
             task_type="CAUSAL_LM",
-            target_modules=names,
+            target_modules=names + writers,
+            **_ranks(model, names, writers, len(forget), settings),
             token_id=spare.token_id,
             token=spare.text,
-            base_fingerprint=base_fingerprint(model, names),
+            base_fingerprint=base_fingerprint(model, names + writers),
             inference_mode=True,
         )
         with torch.random.fork_rng(devices=[]):  # new gates start at random, which must not show outside
@@ -160,6 +168,19 @@ def erase(
         seed,
     )
     return wrapped
+
+
+def _ranks(
+    model: Any, names: Sequence[str], writers: Sequence[str], facts: int, settings: GateSettings | PaperSettings
+) -> dict[str, Any]:
+    """Ranks where hidden units are edited: one a unit, two where a projection writes gate and value side by side."""
+    if not writers or not isinstance(settings, GateSettings) or settings.units is None:
+        return {}
+    down = model.get_submodule(names[0])
+    width = projection_shape(down)[0]  # type: ignore[index]
+    count = settings.units.count(facts, width)
+    rows = {name: len(unit_rows(model.get_submodule(name), down, range(count))) for name in writers}
+    return {"r": count, "rank_pattern": {name: rank for name, rank in rows.items() if rank != count}}
 
 
 @contextmanager

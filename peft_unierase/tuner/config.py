@@ -19,6 +19,7 @@ class UniEraseConfig(PeftConfig):
 
     Args:
         r (`int`): Rank of each gate. `A` has shape `(r, d_ff)`, `B` has shape `(d, r)`.
+        rank_pattern (`dict[str, int]`): Rank of the gates of some modules, by name, where it is not `r`.
         target_modules (`list[str]` or `str`, *optional*): The down-projections to edit: a list of (suffixes of) module
             names or a regular expression. `None` takes every decoder layer's down-projection, found by structure.
         exclude_modules (`list[str]` or `str`, *optional*): Names or a regular expression to leave out.
@@ -40,6 +41,9 @@ class UniEraseConfig(PeftConfig):
     """
 
     r: int = field(default=1, metadata={"help": "Rank of each gate."})
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "Rank of the gates of some modules, by name."}
+    )
     target_modules: list[str] | str | None = field(
         default=None,
         metadata={"help": "Names or regular expression of the down-projections to edit. None finds them all."},
@@ -72,6 +76,9 @@ class UniEraseConfig(PeftConfig):
         self.peft_type = unierase_peft_type()
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
             raise ValueError(f"r must be a positive integer, got {self.r!r}")
+        for name, rank in self.rank_pattern.items():
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+                raise ValueError(f"rank_pattern[{name!r}] must be a positive integer, got {rank!r}")
         if self.token_id is not None and (
             isinstance(self.token_id, bool) or not isinstance(self.token_id, int) or self.token_id < 0
         ):

@@ -1,4 +1,4 @@
-"""The gate: a rank-r edit of one MLP down-projection.
+"""The gate: a rank-r edit of one projection of an MLP, most often the down-projection.
 
 Rows of `A` detect a key (the input of the down-projection at one position), columns of `B` steer the residual stream.
 """
@@ -23,25 +23,27 @@ class GateLayer(nn.Module, SwappingLayer):
         base_layer: The down-projection, `nn.Linear` (also a quantised kind of it) or `Conv1D`, `d_ff` to `d`.
         adapter_name: First adapter.
         config: Its configuration.
+        rank: Rank of this gate; `config.r` by default.
 
     The maths runs in the adapter's own dtype (PEFT keeps adapters in fp32) and is cast once, to the dtype of `y`.
     """
 
     adapter_layer_names = ("unierase_A", "unierase_B")
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: UniEraseConfig) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: UniEraseConfig, rank: int | None = None) -> None:
         super().__init__()
         SwappingLayer.__init__(self, base_layer)
         self.unierase_A = nn.ParameterDict({})
         self.unierase_B = nn.ParameterDict({})
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config)
+        self.update_layer(adapter_name, config, rank)
 
-    def update_layer(self, adapter_name: str, config: UniEraseConfig) -> None:
+    def update_layer(self, adapter_name: str, config: UniEraseConfig, rank: int | None = None) -> None:
         """Add an adapter: `A` of shape `(r, d_ff)`, `B` of shape `(d, r)`."""
-        detector = torch.randn(config.r, self.in_features) / self.in_features**0.5
-        steer = torch.zeros(self.out_features, config.r)
+        rank = rank or config.r
+        detector = torch.randn(rank, self.in_features) / self.in_features**0.5
+        steer = torch.zeros(self.out_features, rank)
         if not config.init_weights:
             nn.init.normal_(steer)
         self.unierase_A[adapter_name] = nn.Parameter(detector)

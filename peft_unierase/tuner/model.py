@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -159,11 +160,14 @@ class UniEraseModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if isinstance(target, SwappingLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        layer = self._layer_class(peft_config, base, current_key)(target, adapter_name, peft_config)
+        kind = self._layer_class(peft_config, base, current_key)
+        pattern = peft_config.rank_pattern
+        rank = {"rank": pattern.get(get_pattern_key(pattern, current_key))} if kind is GateLayer else {}
+        if isinstance(target, SwappingLayer):
+            target.update_layer(adapter_name, peft_config, **rank)
+            return
+        layer = kind(target, adapter_name, peft_config, **rank)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
         self._replace_module(parent, target_name, layer, target)

@@ -93,7 +93,7 @@ class Answered:
 
 
 def record(
-    bench: Bench, sequences: Sequences, openings: Sequence[torch.Tensor], layer: int, tokens: int = 640
+    bench: Bench, sequences: Sequences, openings: Sequence[torch.Tensor], layer: int, tokens: int = 384
 ) -> list[Answered]:
     """The residual stream behind decoder layer `layer`, in batches of about `tokens` padded tokens.
 

@@ -36,6 +36,10 @@ class Firing:
         """
         return self._share([bool(f[given : given + reach].any()) for f in self.per_sequence if len(f) > given])
 
+    def beyond(self, other: Firing) -> Firing:
+        """What fires here and not in `other`, the same sequences under another model."""
+        return Firing([own & ~before for own, before in zip(self.per_sequence, other.per_sequence, strict=True)])
+
     @staticmethod
     def _share(hits: list[bool]) -> float:
         return sum(hits) / len(hits) if hits else 0.0

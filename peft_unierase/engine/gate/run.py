@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +15,9 @@ from ..bench import Bench
 from ..erasure import ErasureWarning
 from ..refusal import RefusalLesson, fit_input_row, likely_refusals
 from .answered import Sequences, record, sequences_of
+from .by_units import UnitGate
 from .detector import ShutKeys
-from .firing import firing
+from .firing import Firing, firing
 from .gates import GateEdit, in_blocks
 from .settings import GateSettings
 from .shut import refused_group, retained_groups, shut_keys
@@ -27,11 +30,12 @@ class Trial:
 
     Attributes:
         depth: Answer positions gated behind the door.
-        retain_weight: Weight of the retain keys.
+        retain_weight: Weight of the retain keys; of linear detectors only.
         held_out_fired: Share of the held-out retained questions in whose answer, somewhere, it or the beginning of a
             refusal wins that is not the answer's own.
         doors_fired: Share of the forget doors at which it, or the beginning of a refusal, wins.
         inside_fired: Share of the forget answers that meet one of these in time when their first tokens are given.
+        gain: Factor on the gate's opening; of hidden units only.
     """
 
     depth: int
@@ -39,6 +43,7 @@ class Trial:
     held_out_fired: float
     doors_fired: float
     inside_fired: float
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class GateOutcome:
         held_out: Retained facts that no stage saw.
         refusal_loss: Loss of the input row at the end, in nats per token.
         settings: As used.
+        rank: Rank of the edits: the number of hidden units that were made into detectors, or 1 for linear ones.
     """
 
     trials: list[Trial]
@@ -87,11 +93,17 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     retained = sequences_of(bench, kept, in_turns=True)
     refusals = _refusals(bench, forget, settings.refusal_count)
     groups = retained_groups(sequences_of(bench, kept), retained)
-    shut = shut_keys(bench, "recording retain keys", groups, settings.widest)
+    facts = (forget, retained, sequences_of(bench, held))
+    gate = UnitGate(bench, forget, groups, settings.units) if bench.writers and settings.units else None
+    shut = [] if gate else shut_keys(bench, "recording retain keys", groups, settings.widest)
 
     trials: list[Trial] = []
     for tried in settings.depths if depth is None else (depth,):
-        for trial in _at_depth(bench, tried, forget, retained, sequences_of(bench, held), shut, refusals, settings):
+        for trial in (
+            _with_units(bench, tried, gate, *facts, refusals, settings)
+            if gate
+            else _with_rows(bench, tried, *facts, shut, refusals, settings)
+        ):
             trials.append(trial)
             if min(trials, key=lambda t: _rank(t, settings)) is trial:
                 written = [parameter.data.clone() for parameter in bench.trained()]
@@ -110,7 +122,7 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
             learning_rate=settings.row_learning_rate,
             advance=bar.update,
         )
-    return GateOutcome(trials, best, len(held), loss, settings)
+    return GateOutcome(trials, best, len(held), loss, settings, rank=len(gate.index) if gate else 1)
 
 
 def _is_held(number: int, settings: GateSettings) -> bool:
@@ -118,9 +130,11 @@ def _is_held(number: int, settings: GateSettings) -> bool:
 
 
 def _refusals(bench: Bench, forget: Sequences, count: int) -> list[list[int]]:
-    """Token ids of the refusals that come easiest."""
+    """Token ids of the refusals that come easiest, all with the same first token: one is easier to make a runner-up."""
     end = bench.encode(bench.formats[0].end)
     texts = [bench.encode(sentence) + end for sentence in bench.refusals]
+    firsts = Counter(text[0] for text in texts)
+    texts = [text for text in texts if text[0] == firsts.most_common(1)[0][0]]
     return [texts[index] for index in likely_refusals(bench.model, forget.some(16).prompts, texts, bench.pad, count)]
 
 
@@ -129,7 +143,66 @@ def _lesson(bench: Bench, forget: Sequences, refusals: Sequence[Sequence[int]]) 
     return RefusalLesson(bench.model, forget.prompts, forget.answers, refusals, token_id, bench.pad, bench.generator)
 
 
-def _at_depth(
+def _with_units(
+    bench: Bench,
+    depth: int,
+    gate: UnitGate,
+    forget: Sequences,
+    retained: Sequences,
+    held: Sequences,
+    refusals: list[list[int]],
+    settings: GateSettings,
+) -> Iterator[Trial]:
+    """Fit hidden units and the steer vector for one depth, then shut the gate until few enough held-out questions fire."""
+    starts = torch.tensor(sorted({refusal[0] for refusal in refusals}), device=bench.device)
+    bench.start_rows()
+    unit = gate.fit(depth)
+    with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
+        some = retained.some(settings.fit_samples)
+        steer = _fit_steer(bench, gate, forget, some, refusals, starts, settings, bar.update)
+    gate.hold_shut_in_refusals(refusals)
+    already = _already(bench, held, starts)
+    gains = settings.units.gains  # type: ignore[union-attr]
+    with bench.stages.stage("opening the gate", len(gains)) as bar:
+        for gain in gains:
+            unit.open(steer * gain)
+            yield (trial := Trial(depth, 0.0, *_fired(bench, depth, forget, held, starts, already, settings), gain))
+            bar.update(1)
+            if trial.held_out_fired <= settings.most_fired:
+                return  # a smaller gain would only shut the gate further
+
+
+def _already(bench: Bench, held: Sequences, starts: torch.Tensor) -> Firing:
+    """Where the base declines on held-out questions by itself, so that nothing is lost if the erasure does."""
+    with _shut(bench):
+        return firing(bench.model, held, starts, bench.pad)
+
+
+def _fired(
+    bench: Bench, depth: int, forget: Sequences, held: Sequences, starts: torch.Tensor, already: Firing, settings: GateSettings
+) -> tuple[float, float, float]:
+    """Shares of held-out questions, of forget doors, and of attacks from inside an answer that decline."""
+    declines = torch.cat([starts, starts.new_tensor([bench.spare.token_id])])
+    on_held = firing(bench.model, held, declines, bench.pad)
+    on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), declines, bench.pad)
+    return on_held.beyond(already).anywhere(), on_forget.at_doors(), on_forget.within(GIVEN, settings.reach) if depth else 0.0
+
+
+@contextmanager
+def _shut(bench: Bench) -> Iterator[None]:
+    """The model without its gates."""
+    columns = [columns for _, _, columns in bench.gates()]
+    values = [column.data.clone() for column in columns]
+    for column in columns:
+        column.data.zero_()
+    try:
+        yield
+    finally:
+        for column, value in zip(columns, values, strict=True):
+            column.data.copy_(value)
+
+
+def _with_rows(
     bench: Bench,
     depth: int,
     forget: Sequences,
@@ -141,7 +214,6 @@ def _at_depth(
 ) -> Iterator[Trial]:
     """Fit the steer vector for one depth, then try retain weights until few enough held-out questions fire."""
     starts = torch.tensor(sorted({refusal[0] for refusal in refusals}), device=bench.device)
-    declines = torch.cat([starts, starts.new_tensor([bench.spare.token_id])])
     weights = settings.deep_weights if depth else settings.door_weights
     bench.start_rows()
     with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
@@ -151,20 +223,18 @@ def _at_depth(
         steer = _fit_steer(bench, edit, forget, some, refusals, starts, settings, bar.update)
     refused = shut_keys(bench, "recording refusals", [refused_group(bench, forget, refusals)], settings.widest)
     shut = [block + more for block, more in zip(shut, refused, strict=True)]
+    already = _already(bench, held, starts)
     with bench.stages.stage("editing layers", 2 * len(weights)) as bar:
         for weight in weights:
             edit.write(steer, shut, weight, bar.update)
-            on_held = firing(bench.model, held, declines, bench.pad).anywhere()
-            on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), declines, bench.pad)
-            inside = on_forget.within(GIVEN, settings.reach) if depth else 0.0
-            yield Trial(depth, weight, on_held, on_forget.at_doors(), inside)
-            if on_held <= settings.most_fired:
+            yield (trial := Trial(depth, weight, *_fired(bench, depth, forget, held, starts, already, settings)))
+            if trial.held_out_fired <= settings.most_fired:
                 return  # a larger weight would only shut the gates further
 
 
 def _fit_steer(
     bench: Bench,
-    edit: GateEdit,
+    edit: GateEdit | UnitGate,
     forget: Sequences,
     retained: Sequences,
     refusals: list[list[int]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .steer import SteerSettings
+from .units import UnitSettings
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class GateSettings:
         reach: Tokens within which an attack from inside the answer must meet a refusal.
         fit_weight: Weight of the retain keys at which the gates of the steer fit are solved.
         steer: Steps, ranges and weights of the steer fit.
+        units: How hidden units are made into detectors; `None` keeps to linear detectors on the keys, as is done for
+            MLPs whose units cannot be given new weights.
         widest: Largest width of the keys that are solved together: layers are edited in blocks that are at most this
             wide, or of one layer. Memory and time grow with its square and cube.
         refusal_count: Refusals to choose from, the ones that come easiest to this model.
@@ -40,12 +43,13 @@ class GateSettings:
     depths: tuple[int, ...] = (16, 0)
     door_weights: tuple[float, ...] = (3.0, 10.0, 30.0)
     deep_weights: tuple[float, ...] = (10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 150.0)
-    most_fired: float = 0.01
+    most_fired: float = 0.005
     least_fired: float = 0.85
     least_inside: float = 0.9
     reach: int = 8
     fit_weight: float = 30.0
     steer: SteerSettings = field(default_factory=SteerSettings)
+    units: UnitSettings | None = field(default_factory=UnitSettings)
     widest: int = 16384
     refusal_count: int = 8
     row_steps: int = 150

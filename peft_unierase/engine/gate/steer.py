@@ -35,6 +35,8 @@ class SteerSettings:
         retain_gain: Range of the factor on each retained answer's openings. Above 1, since a gate leaks more on what
             its detector was not solved on.
         noise: Standard deviation of what is added to retained openings besides.
+        leak: Largest opening that is put, one position in four, on retained answers: a gate that opens no further
+            than that must be without effect.
         deaf: Share of the positions behind the door at which the gate is taken to miss its key.
         shut_log_prob: What [UNL]'s log-probability must stay under where nothing is to be declined, in nats.
         saturation: Exponent `q` of the loss `(1 - p^q) / q` on forget positions (generalised cross-entropy, arXiv
@@ -47,21 +49,22 @@ class SteerSettings:
         banned_refusal: Weight of refusals without it.
     """
 
-    steps: int = 120
+    steps: int = 140
     learning_rate: float = 0.05
     row_learning_rate: float = 1.0
     forget_gain: tuple[float, float] = (0.7, 1.1)
     retain_gain: tuple[float, float] = (1.0, 1.3)
     noise: float = 0.05
+    leak: float = 0.45
     deaf: float = 0.15
     shut_log_prob: float = -7.0
     saturation: float = 0.3
     shut: float = 30.0
-    keep: float = 1.0
-    worst: float = 1.0
-    banned: float = 1.0
-    refusal: float = 1.0
-    banned_refusal: float = 1.0
+    keep: float = 10.0
+    worst: float = 2.0
+    banned: float = 2.0
+    refusal: float = 2.0
+    banned_refusal: float = 2.0
 
 
 def fit_steer(
@@ -132,7 +135,9 @@ def fit_steer(
             item = retained[turn]
             noise = torch.randn(*item.at_door().shape, generator=generator).to(device) * settings.noise
             gain = uniform(*settings.retain_gain, len(noise), 1)
-            logits = _logits(layers, item, item.openings * gain + noise / len(layers), steer)
+            leaks = uniform(0, settings.leak, *noise.shape) * (uniform(0, 1, *noise.shape) < 0.25)
+            opened = item.openings * gain + (noise + leaks) / len(layers)
+            logits = _logits(layers, item, opened, steer)
             loss = loss + _retain_loss(logits, item, *own[turn], token_id, settings)
 
             if step in (0, settings.steps // 3, 2 * settings.steps // 3):

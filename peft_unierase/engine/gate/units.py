@@ -1,0 +1,289 @@
+"""Detectors with a threshold: hidden units of one MLP, among those the model uses least, given new input weights.
+
+A linear row on the keys leaks on everything a little, and a leak has to be outvoted at every position. A hidden unit
+passes through the MLP's own activation, so it is silent below its threshold; a few dozen of them tell apart what no row
+can (`docs/recipe.md` has the figures). The edit stays of low rank and mergeable: as many rows of the projections into
+the MLP as there are units, and as many columns of the down-projection.
+
+Only one layer is edited. What goes into its MLP does not depend on whether its gates are open, at this position or at
+any before it, so how far they open is known exactly from the base.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from torch.nn.functional import relu, softplus
+from transformers.pytorch_utils import Conv1D
+
+from ...tuner.structure import projection_shape
+from ..trace import traced_inputs
+
+
+@dataclass(frozen=True)
+class UnitSettings:
+    """How the units are fitted.
+
+    Attributes:
+        least: Smallest number of units.
+        per_root: Units beyond that grow with the square root of the number of facts, times this.
+        steps: Gradient steps.
+        steps_per_fact: More of them for every fact.
+        learning_rate: AdamW's highest, on whitened inputs.
+        noise: Standard deviation of what is added to the whitened inputs: the margin by which a position has to be
+            told from every other one. Without it units learn the retained positions by heart.
+        shut: Weight of each group of positions on which the units must stay shut.
+        gains: Factors on the opening to try in the end, from the widest.
+    """
+
+    least: int = 12
+    per_root: float = 1.9
+    steps: int = 500
+    steps_per_fact: int = 4
+    learning_rate: float = 0.01
+    noise: float = 0.7
+    shut: float = 6.0
+    gains: tuple[float, ...] = (1.0, 0.85, 0.7, 0.6)
+
+    def count(self, facts: int, width: int) -> int:
+        """Units for this many facts in an MLP of this width: at most one in eight."""
+        return max(1, min(width // 8, max(self.least, round(self.per_root * facts**0.5))))
+
+
+def find_writers(model: nn.Module, down: str) -> list[str]:
+    """Names of the projections that write the MLP's hidden units, whose units can be given new weights.
+
+    They are found by structure and then put to the test: the MLP cut down to a few units has to give what the whole one
+    gives. Empty where it does not, or where the MLP has a form of its own.
+    """
+    parent, _, reader = down.rpartition(".")
+    mlp = model.get_submodule(parent)
+    width, outputs = projection_shape(model.get_submodule(down)) or (0, 0)
+    shapes = {name: projection_shape(child) for name, child in mlp.named_children() if name != reader}
+    names = [name for name, shape in shapes.items() if shape in ((outputs, width), (outputs, 2 * width))]
+    weights = [getattr(mlp.get_submodule(name), "weight", None) for name in names]
+    if not names or any(weight is None or not weight.is_floating_point() for weight in weights):
+        return []
+    probe = torch.randn(4, outputs, generator=torch.Generator().manual_seed(0)).to(weights[0])
+    index = list(range(0, width, max(1, width // 7)))
+    seen: list[torch.Tensor] = []
+    handle = mlp.get_submodule(reader).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        with torch.no_grad():
+            mlp(probe)
+            small = cut_down(mlp, names, reader, index)(probe)
+    except (TypeError, RuntimeError, ValueError, AttributeError, IndexError):
+        return []  # not an MLP by itself
+    finally:
+        handle.remove()
+    same = len(seen) == 1 and small.shape == (4, len(index))
+    same = same and torch.allclose(small.float(), seen[0][:, index].float(), rtol=1e-2, atol=1e-3)
+    return [f"{parent}.{name}" for name in names] if same else []
+
+
+def cut_down(
+    mlp: nn.Module, writers: Sequence[str], reader: str, index: Sequence[int], inputs: int | None = None
+) -> nn.Module:
+    """The MLP with the hidden units `index` alone, giving their values: `(..., inputs)` to `(..., len(index))`.
+
+    Args:
+        mlp: An MLP; it is not changed.
+        writers: Names of its projections into the hidden units.
+        reader: Name of its down-projection.
+        index: The units.
+        inputs: Width of the inputs where it is not the MLP's own; the weights are zero then.
+    """
+    small = copy.copy(mlp)
+    parts = dict(mlp.named_children())
+    for name in writers:
+        whole = parts[name].get_base_layer() if isinstance(parts[name], BaseTunerLayer) else parts[name]
+        rows = unit_rows(whole, mlp.get_submodule(reader), index)
+        weight = (whole.weight.T if isinstance(whole, Conv1D) else whole.weight).detach()[rows]
+        linear = nn.Linear(weight.shape[1] if inputs is None else inputs, len(rows), bias=whole.bias is not None)
+        linear.weight = nn.Parameter(weight.clone() if inputs is None else weight.new_zeros(len(rows), inputs).float())
+        if whole.bias is not None:
+            linear.bias = nn.Parameter(whole.bias.detach()[rows].to(linear.weight), requires_grad=False)
+        parts[name] = linear
+    parts[reader] = nn.Identity()
+    small.__dict__["_modules"] = parts
+    return small
+
+
+def unit_rows(writer: nn.Module, reader: nn.Module, index: Sequence[int]) -> list[int]:
+    """Rows of a projection that write the units: one a unit, or two where it writes gate and value side by side."""
+    outputs, width = projection_shape(writer)[1], projection_shape(reader)[0]  # type: ignore[index]
+    return [part * width + unit for part in range(outputs // width) for unit in index]
+
+
+class UnitDetector:
+    """Fits units that open at some positions and stay shut at others, and writes them into the gates.
+
+    Args:
+        model: The model, its adapter in place.
+        down: Name of the edited down-projection.
+        writers: Names of the projections into its hidden units.
+        adapter: Name of the adapter.
+        index: The units.
+        settings: See [`UnitSettings`].
+        generator: Source of randomness, on the CPU.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        down: str,
+        writers: Sequence[str],
+        adapter: str,
+        index: Sequence[int],
+        settings: UnitSettings,
+        generator: torch.Generator,
+    ) -> None:
+        parent, _, reader = down.rpartition(".")
+        self.mlp, self.down = model.get_submodule(parent), model.get_submodule(down)
+        self.writers = [model.get_submodule(name) for name in writers]
+        self.names = [name.rpartition(".")[2] for name in writers]
+        self.reader, self.adapter, self.index = reader, adapter, list(index)
+        self.settings, self.generator = settings, generator
+        self.space = torch.zeros(0, 0)
+        self.small = nn.Module()
+        self.read = nn.Parameter(torch.zeros(len(self.index), device=self.down.unierase_B[adapter].device))
+
+    def start(self, inputs: torch.Tensor) -> None:
+        """Learn the whitening from MLP inputs `(n, d)` and start the units at random."""
+        inputs = inputs.float()
+        self.space = whitening(inputs)
+        wide = self.space.shape[1]
+        self.small = cut_down(self.mlp, self.names, self.reader, self.index, wide).to(inputs.device)
+        with torch.no_grad():
+            for number, name in enumerate(self.names):
+                weight = self.small.get_submodule(name).weight
+                weight.copy_(torch.randn(weight.shape, generator=self.generator) / wide**0.5)
+                weight[:, -1] = 1.0 if number else -0.5  # shut at first; what it is multiplied with is 1
+                weight[len(self.index) :, -1] = 1.0
+        self.read = nn.Parameter(torch.full((len(self.index),), 0.3, device=inputs.device))
+
+    def openings(self, inputs: torch.Tensor) -> torch.Tensor:
+        """How far the gate opens on MLP inputs `(..., d)`: `(...)`."""
+        with torch.no_grad():
+            return self.small(inputs.float() @ self.space) @ self.read
+
+    def fit(
+        self,
+        wanted: Sequence[torch.Tensor],
+        shut: Sequence[torch.Tensor],
+        steps: int,
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> float:
+        """Fit from where they stand.
+
+        Args:
+            wanted: MLP inputs at which to open, in groups of equal weight, `(n, d)` each.
+            shut: Those at which to stay shut, likewise.
+            steps: Gradient steps.
+            advance: Called with 1 after each.
+
+        Returns:
+            The loss at the end.
+        """
+        wanted, shut = ([group.float() @ self.space for group in groups] for groups in (wanted, shut))
+        weights = [parameter for parameter in self.small.parameters() if parameter.shape[-1:] == self.space.shape[1:]]
+        rate = self.settings.learning_rate
+        for parameter in (*self.small.parameters(), self.read):
+            parameter.requires_grad_(False)
+        for parameter in (*weights, self.read):
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW([*weights, self.read], lr=rate, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+        loss = torch.zeros(())
+        for _ in range(steps):
+            loss = torch.zeros((), device=self.read.device)
+            for group in wanted:
+                opened = self._drawn(group, 512)
+                loss = loss + softplus(-4 * (opened - 0.7)).mean() + 0.1 * relu(opened - 1.5).square().mean()
+            for group in shut:
+                opened = self._drawn(group, 2048)
+                far = 0.1 * relu(opened.abs() - 0.3).square().mean()
+                loss = loss + self.settings.shut * softplus(6 * (opened - 0.3)).mean() + far
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            advance(1)
+        for parameter in (*weights, self.read):
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        return float(loss.detach())
+
+    def _drawn(self, group: torch.Tensor, count: int) -> torch.Tensor:
+        chosen = torch.randint(len(group), (min(count, len(group)),), generator=self.generator).to(group.device)
+        drawn = group[chosen]
+        noise = torch.randn(drawn.shape, generator=self.generator).to(drawn) * self.settings.noise
+        return self.small(drawn + noise) @ self.read
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Write the units into the adapter; `open` says what they do."""
+        for name, gate in zip(self.names, self.writers, strict=True):
+            base = gate.get_base_layer()
+            rows = unit_rows(base, self.down.get_base_layer(), self.index)
+            old = (base.weight.T if isinstance(base, Conv1D) else base.weight)[rows].float()
+            new = self.small.get_submodule(name).weight @ self.space.T
+            detector, steer = gate.unierase_A[self.adapter], gate.unierase_B[self.adapter]
+            detector.data.copy_(new - old)
+            steer.data.zero_()
+            steer.data[rows, range(len(rows))] = 1.0
+        detector = self.down.unierase_A[self.adapter]
+        detector.data.zero_()
+        detector.data[range(len(self.index)), self.index] = 1.0
+
+    @torch.no_grad()
+    def open(self, steer: torch.Tensor) -> None:
+        """Add this vector `(d,)` wherever the gate opens. What the units wrote before they write no more."""
+        base = self.down.get_base_layer()
+        old = (base.weight.T if isinstance(base, Conv1D) else base.weight)[:, self.index].float()
+        columns = self.down.unierase_B[self.adapter]
+        columns.data.copy_(steer.to(old)[..., None] * self.read - old)
+
+
+def whitening(inputs: torch.Tensor, floor: float = 0.1) -> torch.Tensor:
+    """A matrix `(d, d + 1)` that maps inputs to whitened ones and, last, to a feature that is all but 1 everywhere.
+
+    Directions of small variance are amplified less than others, as if `floor` times the mean variance were added.
+
+    Args:
+        inputs: MLP inputs, `(n, d)` in fp32.
+        floor: See above.
+    """
+    inputs = inputs.double()
+    mean, moment = inputs.mean(dim=0), inputs.T @ inputs / len(inputs)
+    steady = moment + 1e-3 * moment.diagonal().mean() * torch.eye(len(mean), dtype=moment.dtype, device=moment.device)
+    one = torch.linalg.solve(steady, mean)
+    centred = inputs - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(inputs))
+    scaled = vectors * (values.clamp(min=0) + floor * values.mean()).rsqrt()
+    return torch.cat([scaled - one[:, None] * (mean @ scaled), one[:, None]], dim=1).float()
+
+
+@torch.no_grad()
+def least_used(model: Any, down: Any, batches: Sequence[dict[str, torch.Tensor]]) -> list[int]:
+    """Hidden units in the order of what they write on average, the least first.
+
+    Args:
+        model: The model.
+        down: Its down-projection, a gate layer.
+        batches: Model inputs.
+    """
+    base = down.get_base_layer()
+    total: torch.Tensor | float = 0.0
+    for inputs in batches:
+        with traced_inputs([down]) as seen:
+            model(**inputs, use_cache=False, logits_to_keep=1)
+        total = total + seen[0][inputs["attention_mask"].bool().to(seen[0].device)].float().abs().sum(dim=0)
+    columns = base.weight.float().norm(dim=1 if isinstance(base, Conv1D) else 0)
+    return (total * columns).argsort().tolist()
