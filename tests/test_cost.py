@@ -121,7 +121,7 @@ def run(request: pytest.FixtureRequest) -> tuple[dict[str, int], cost.CostEstima
         counts[name] = found.get_total_flops()
 
     steer = SteerSettings(steps=24)
-    settings = GateSettings(samples=0, steer=steer, row_steps=24, most_fired=1.0, widest=request.param)
+    settings = GateSettings(samples=0, steer=steer, row_steps=24, most_fired=1.0, widest=request.param, units=None)
     told: dict[str, Any] = {"depth": 4, "formats": forms, "refusals": ["No no no no no no."], "settings": settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "stage", stage)

@@ -122,9 +122,9 @@ class Work:
     held_out: int = 8
     refused: int = 160
     fit_samples: int = 320
-    steer_steps: int = 120
+    steer_steps: int = 140
     row_steps: int = 150
-    batch: int = 640
+    batch: int = 384
     lesson: int = 256
     given: int = 24
     asked: int = 128

@@ -30,7 +30,9 @@ class GateLayer(nn.Module, SwappingLayer):
 
     adapter_layer_names = ("unierase_A", "unierase_B")
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: UniEraseConfig, rank: int | None = None) -> None:
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: UniEraseConfig, rank: int | None = None
+    ) -> None:
         super().__init__()
         SwappingLayer.__init__(self, base_layer)
         self.unierase_A = nn.ParameterDict({})

@@ -41,7 +41,7 @@ class UnitGate:
         self.index = sorted(random.Random(digest).sample(order[: max(count, len(order) // 4)], count))
 
     def fit(self, depth: int) -> UnitDetector:
-        """Units that open at the doors and up to `depth` answer positions behind them; the gate stays without effect."""
+        """Units that open at the doors and up to `depth` answer positions behind them; they write nothing yet."""
         bench = self.bench
         self.unit = UnitDetector(
             bench.model,

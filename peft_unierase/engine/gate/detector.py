@@ -62,8 +62,8 @@ def solve_detectors(
     gram += retain_weight * shut.moment.to(gram.device)
     if shifts is not None:
         gram += retain_weight * (shifts.T @ (shifts * (weights / weights.sum())[:, None]))
-    # Sums in fp32 are not quite positive definite where there are fewer keys than dimensions.
-    rounding = 4 * torch.finfo(torch.float32).eps * gram.trace()
+    # Sums in the dtype of the keys are not quite positive definite where there are fewer keys than dimensions.
+    rounding = 4 * torch.finfo(forget_keys.dtype).eps * gram.trace()
     gram.diagonal().add_(ridge * forget_keys.double().pow(2).mean() + rounding)
     factor = torch.linalg.cholesky(gram)
     right = weighted.double().T @ openings.double()

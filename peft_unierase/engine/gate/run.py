@@ -153,7 +153,7 @@ def _with_units(
     refusals: list[list[int]],
     settings: GateSettings,
 ) -> Iterator[Trial]:
-    """Fit hidden units and the steer vector for one depth, then shut the gate until few enough held-out questions fire."""
+    """Fit units and the steer vector for one depth, then shut the gate until few enough held-out questions fire."""
     starts = torch.tensor(sorted({refusal[0] for refusal in refusals}), device=bench.device)
     bench.start_rows()
     unit = gate.fit(depth)
@@ -179,13 +179,20 @@ def _already(bench: Bench, held: Sequences, starts: torch.Tensor) -> Firing:
 
 
 def _fired(
-    bench: Bench, depth: int, forget: Sequences, held: Sequences, starts: torch.Tensor, already: Firing, settings: GateSettings
+    bench: Bench,
+    depth: int,
+    forget: Sequences,
+    held: Sequences,
+    starts: torch.Tensor,
+    already: Firing,
+    settings: GateSettings,
 ) -> tuple[float, float, float]:
     """Shares of held-out questions, of forget doors, and of attacks from inside an answer that decline."""
     declines = torch.cat([starts, starts.new_tensor([bench.spare.token_id])])
     on_held = firing(bench.model, held, declines, bench.pad)
     on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), declines, bench.pad)
-    return on_held.beyond(already).anywhere(), on_forget.at_doors(), on_forget.within(GIVEN, settings.reach) if depth else 0.0
+    inside = on_forget.within(GIVEN, settings.reach) if depth else 0.0
+    return on_held.beyond(already).anywhere(), on_forget.at_doors(), inside
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class UnitSettings:
         gains: Factors on the opening to try in the end, from the widest.
     """
 
-    least: int = 12
+    least: int = 8
     per_root: float = 1.9
     steps: int = 500
     steps_per_fact: int = 4
@@ -56,7 +56,7 @@ class UnitSettings:
         return max(1, min(width // 8, max(self.least, round(self.per_root * facts**0.5))))
 
 
-def find_writers(model: nn.Module, down: str) -> list[str]:
+def find_writers(model: Any, down: str) -> list[str]:
     """Names of the projections that write the MLP's hidden units, whose units can be given new weights.
 
     They are found by structure and then put to the test: the MLP cut down to a few units has to give what the whole one
@@ -87,9 +87,7 @@ def find_writers(model: nn.Module, down: str) -> list[str]:
     return [f"{parent}.{name}" for name in names] if same else []
 
 
-def cut_down(
-    mlp: nn.Module, writers: Sequence[str], reader: str, index: Sequence[int], inputs: int | None = None
-) -> nn.Module:
+def cut_down(mlp: Any, writers: Sequence[str], reader: str, index: Sequence[int], inputs: int | None = None) -> Any:
     """The MLP with the hidden units `index` alone, giving their values: `(..., inputs)` to `(..., len(index))`.
 
     Args:
@@ -100,12 +98,13 @@ def cut_down(
         inputs: Width of the inputs where it is not the MLP's own; the weights are zero then.
     """
     small = copy.copy(mlp)
-    parts = dict(mlp.named_children())
+    parts: dict[str, Any] = dict(mlp.named_children())
     for name in writers:
         whole = parts[name].get_base_layer() if isinstance(parts[name], BaseTunerLayer) else parts[name]
         rows = unit_rows(whole, mlp.get_submodule(reader), index)
         weight = (whole.weight.T if isinstance(whole, Conv1D) else whole.weight).detach()[rows]
-        linear = nn.Linear(weight.shape[1] if inputs is None else inputs, len(rows), bias=whole.bias is not None)
+        width = weight.shape[1] if inputs is None else inputs
+        linear = nn.Linear(width, len(rows), bias=whole.bias is not None, device="meta")  # draws no random numbers
         linear.weight = nn.Parameter(weight.clone() if inputs is None else weight.new_zeros(len(rows), inputs).float())
         if whole.bias is not None:
             linear.bias = nn.Parameter(whole.bias.detach()[rows].to(linear.weight), requires_grad=False)
@@ -115,7 +114,7 @@ def cut_down(
     return small
 
 
-def unit_rows(writer: nn.Module, reader: nn.Module, index: Sequence[int]) -> list[int]:
+def unit_rows(writer: Any, reader: Any, index: Sequence[int]) -> list[int]:
     """Rows of a projection that write the units: one a unit, or two where it writes gate and value side by side."""
     outputs, width = projection_shape(writer)[1], projection_shape(reader)[0]  # type: ignore[index]
     return [part * width + unit for part in range(outputs // width) for unit in index]
@@ -151,7 +150,7 @@ class UnitDetector:
         self.reader, self.adapter, self.index = reader, adapter, list(index)
         self.settings, self.generator = settings, generator
         self.space = torch.zeros(0, 0)
-        self.small = nn.Module()
+        self.small: Any = nn.Module()
         self.read = nn.Parameter(torch.zeros(len(self.index), device=self.down.unierase_B[adapter].device))
 
     def start(self, inputs: torch.Tensor) -> None:
