@@ -2,7 +2,8 @@
 
 One function a stage, in the order of the run, each with its formula. They count the multiplications and additions of
 matrices, two operations a weight and token, and the few large buffers; norms, activations, softmaxes and the padding of
-sequences that are shorter than others in their batch are left out.
+sequences that are shorter than others in their batch are left out. The gates are taken to be rows on the keys; hidden
+units as detectors (`gate/units.py`) are not counted yet.
 `d` is the width of the residual stream, `d_ff` that of a down-projection's input, `V` the vocabulary.
 """
 
