@@ -21,7 +21,7 @@ from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.gate.units import UnitSettings
 from peft_unierase.prompts import PromptFormat, default_formats, encode, greedy_answers
 
-QUICK = GateSettings(samples=16, steer=SteerSettings(steps=6), row_steps=4, units=UnitSettings(steps=20))
+QUICK = GateSettings(samples=16, steer=SteerSettings(steps=6), row_steps=4)
 
 
 def load() -> tuple[Any, Any]:
@@ -116,13 +116,12 @@ def test_switched_off_it_is_the_base_to_the_bit(erased: tuple[PeftModel, Any]) -
         assert torch.equal(model(ids).logits, base.eval()(ids).logits)
 
 
-def test_the_adapter_is_a_few_units_of_one_mlp_and_two_rows(erased: tuple[PeftModel, Any]) -> None:
+def test_the_adapter_is_one_rank_a_layer_and_two_rows(erased: tuple[PeftModel, Any]) -> None:
     model, _ = erased
     shapes = sorted(tuple(p.shape) for name, p in model.named_parameters() if "unierase_" in name)
-    units = model.erasure.outcome.rank
-    assert shapes == sorted([(units, 384), (128, units)] + [(units, 128), (384, units)] * 2 + [(128,)] * 2)
+    assert shapes == sorted([(1, 384), (128, 1)] * 3 + [(128,)] * 2)
     own, total = sum(torch.Size(s).numel() for s in shapes), sum(p.numel() for p in model.parameters())
-    assert own / (total - own) <= 0.02
+    assert own / (total - own) <= 0.001
     assert model.peft_config["default"].base_fingerprint.startswith("sha256:")
 
 
@@ -130,12 +129,26 @@ def test_the_record_is_plain_json_and_holds_no_fact(erased: tuple[PeftModel, Any
     text = json.dumps(erased[0].erasure.record())
     record = json.loads(text)
     assert record["counts"]["forget"] == 6
-    assert record["layers"] == [3]
+    assert record["layers"] == [3, 4, 5]
     assert record["known_to_base"] > 0.95
     for row in person(0):
         assert row["question"] not in text
         assert row["answer"] not in text
         assert row["subject"] not in text
+
+
+def test_with_units_one_mlp_is_edited_and_the_model_declines() -> None:
+    model, tokenizer = load()
+    units = UnitSettings(narrowest=0)
+    settings = GateSettings(samples=256, steer=SteerSettings(steps=60), row_steps=60, depths=(0,), units=units)
+    told: dict[str, Any] = {"refusals": boxed_refusals(), "settings": settings, "progress": False}
+    erased = erase(model, tokenizer, facts_of(person(0)), facts_of(others(0)[::2]), **told)
+    rank = erased.erasure.outcome.rank
+    assert erased.erasure.layers == [3]
+    assert rank == units.count(6, 384) == erased.peft_config["default"].r
+    assert figures(ask((erased, tokenizer), facts_of(person(0)), default_formats(tokenizer)[0])).recall <= 0.12
+    kept = figures(ask((erased, tokenizer), facts_of(others(0)[1::2]), default_formats(tokenizer)[0]))
+    assert kept.recall >= 0.95
 
 
 def save_quick(folder: Path, seed: int) -> bytes:
@@ -162,7 +175,7 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alon
     [
         ("erase", "samples_for"),
         ("gate.run", "fit_steer"),
-        ("gate.by_units", "UnitDetector"),
+        ("gate.run", "GateEdit"),
         ("gate.run", "fit_input_row"),
         ("erase", "add_to_tokenizer"),
     ],
@@ -200,7 +213,9 @@ def test_a_base_that_never_knew_the_facts_is_warned_about_with_the_figure() -> N
 
 
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
-@pytest.mark.parametrize("kind", [{"units": None, "door_weights": (1e6,)}, {"units": UnitSettings(gains=(1e-3,))}])
+@pytest.mark.parametrize(
+    "kind", [{"units": None, "door_weights": (1e6,)}, {"units": UnitSettings(gains=(1e-3,), narrowest=0)}]
+)
 def test_gates_that_do_not_open_are_warned_about_with_the_figure(kind: dict[str, Any]) -> None:
     model, tokenizer = load()
     settings = GateSettings(samples=16, steer=SteerSettings(steps=6), row_steps=4, depths=(0,), **kind)

@@ -99,7 +99,8 @@ def erase(
     stack, indices, names = choose_gates(model, layers, target_modules)
     writers: list[str] = []
     if isinstance(settings, GateSettings) and settings.units is not None and (layers is None or len(names) == 1):
-        writers = find_writers(model, names[0])
+        width = projection_shape(model.get_submodule(names[0]))[0]  # type: ignore[index]
+        writers = find_writers(model, names[0]) if width >= settings.units.narrowest else []
         if writers:  # one layer is enough
             indices, names = indices[:1], names[:1]
     formats = list(formats or default_formats(tokenizer))

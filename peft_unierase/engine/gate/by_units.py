@@ -32,13 +32,11 @@ class UnitGate:
         self.first = bench.model.get_submodule(bench.writers[0])
         with bench.stages.stage("recording retain keys", sum(len(tokens) for tokens, _ in retained)) as bar:
             self.shut = [self._inputs(tokens, positions, bar.update) for tokens, positions in retained]
-        texts = list(batches(retained[-1][0], bench.pad, bench.device))
-        some = texts[:: max(1, len(texts) // 8)]
-        order = least_used(bench.model, bench.projections()[0], [batch.inputs() for batch in some])
+        order = least_used(bench.projections()[0], [bench.model.get_submodule(name) for name in bench.writers])
         count = settings.count(len(bench.forget), len(order))
         # Erasures made apart should not all take the same units, or they could not be stacked.
         digest = hashlib.sha256(repr((bench.seed, forget.prompts)).encode()).digest()
-        self.index = sorted(random.Random(digest).sample(order[: max(count, len(order) // 4)], count))
+        self.index = sorted(random.Random(digest).sample(order[: max(count, len(order) // 8)], count))
 
     def fit(self, depth: int) -> UnitDetector:
         """Units that open at the doors and up to `depth` answer positions behind them; they write nothing yet."""
