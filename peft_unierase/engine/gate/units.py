@@ -1,4 +1,4 @@
-"""Detectors with a threshold: hidden units of one MLP, among those the model uses least, given new input weights.
+"""Detectors with a threshold: hidden units of one MLP, among those of the smallest weights, given new ones.
 
 A linear row on the keys leaks on everything a little, and a leak has to be outvoted at every position. A hidden unit
 passes through the MLP's own activation, so it is silent below its threshold; a few dozen of them tell apart what no row
