@@ -33,7 +33,7 @@ class Bench:
         stack: The decoder layers.
         layers: Indices of those to edit, ascending.
         names: Names of their down-projections.
-        writers: Names of the projections into their hidden units, where units are edited too.
+        writers: For each edited layer the names of the projections into its hidden units, where units are edited too.
         spare: Where [UNL] sits.
         forget: What must go.
         retain: What was given as a sample of what must stay.
@@ -58,7 +58,7 @@ class Bench:
     retain: list[Fact]
     sampled: list[Fact] = field(default_factory=list)
     known: float = 0.0
-    writers: list[str] = field(default_factory=list)
+    writers: list[list[str]] = field(default_factory=list)
 
     @property
     def kept(self) -> list[Fact]:
@@ -93,7 +93,7 @@ class Bench:
 
     def trained(self) -> list[nn.Parameter]:
         """Every parameter of the adapter."""
-        layers = [*self.projections(), *(self.model.get_submodule(name) for name in self.writers)]
+        layers = [*self.projections(), *(self.model.get_submodule(name) for names in self.writers for name in names)]
         parts = [part for layer in layers for part in (layer.unierase_A[self.adapter], layer.unierase_B[self.adapter])]
         return [*parts, *self.rows()]
 

@@ -24,6 +24,7 @@ from .bench import Bench
 from .erasure import Erasure, ErasureWarning, Outcome
 from .fingerprint import base_fingerprint
 from .gate import GateSettings, run_gate
+from .gate.comparator import UNITS
 from .gate.units import find_writers, unit_rows
 from .known import ENOUGH, known_shares
 from .layers import choose_gates
@@ -97,12 +98,11 @@ def erase(
     if recipe == "paper" and layers is None and target_modules is None:
         layers = early_layers(len(find_down_projections(model)))
     stack, indices, names = choose_gates(model, layers, target_modules)
-    writers: list[str] = []
-    if isinstance(settings, GateSettings) and settings.units is not None and (layers is None or len(names) == 1):
-        width = projection_shape(model.get_submodule(names[0]))[0]  # type: ignore[index]
-        writers = find_writers(model, names[0]) if width >= settings.units.narrowest else []
-        if writers:  # one layer is enough
-            indices, names = indices[:1], names[:1]
+    writers: list[list[str]] = []
+    if isinstance(settings, GateSettings) and settings.units is not None and (layers is None or len(names) == 2):
+        writers = _writers(model, names[:2], settings.units.narrowest)
+        if writers:  # one layer to detect and one to steer are enough
+            indices, names = indices[:2], names[:2]
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
     check_lengths(model, tokenizer, retain, formats, "retain")
@@ -139,11 +139,11 @@ def erase(
             model.resize_token_embeddings(spare.token_id + 1)
         config = UniEraseConfig(
             task_type="CAUSAL_LM",
-            target_modules=names + writers,
+            target_modules=names + sum(writers, []),
             **_ranks(model, names, writers, len(forget), settings),
             token_id=spare.token_id,
             token=spare.text,
-            base_fingerprint=base_fingerprint(model, names + writers),
+            base_fingerprint=base_fingerprint(model, names + sum(writers, [])),
             inference_mode=True,
         )
         with torch.random.fork_rng(devices=[]):  # new gates start at random, which must not show outside
@@ -171,17 +171,30 @@ def erase(
     return wrapped
 
 
+def _writers(model: Any, names: Sequence[str], narrowest: int) -> list[list[str]]:
+    """For each of two MLPs the projections into its hidden units; empty where units cannot be used in both."""
+    wide = [(projection_shape(model.get_submodule(name)) or (0, 0))[0] >= narrowest for name in names]
+    writers = [find_writers(model, name) for name in names] if all(wide) and len(names) == 2 else []
+    return writers if writers and all(writers) else []
+
+
 def _ranks(
-    model: Any, names: Sequence[str], writers: Sequence[str], facts: int, settings: GateSettings | PaperSettings
+    model: Any,
+    names: Sequence[str],
+    writers: Sequence[Sequence[str]],
+    facts: int,
+    settings: GateSettings | PaperSettings,
 ) -> dict[str, Any]:
     """Ranks where hidden units are edited: one a unit, two where a projection writes gate and value side by side."""
     if not writers or not isinstance(settings, GateSettings) or settings.units is None:
         return {}
-    down = model.get_submodule(names[0])
-    width = projection_shape(down)[0]  # type: ignore[index]
-    count = settings.units.count(facts, width)
-    rows = {name: len(unit_rows(model.get_submodule(name), down, range(count))) for name in writers}
-    return {"r": count, "rank_pattern": {name: rank for name, rank in rows.items() if rank != count}}
+    width = projection_shape(model.get_submodule(names[0]))[0]  # type: ignore[index]
+    counts = (settings.units.count(facts, width), UNITS)
+    ranks = dict(zip(names, counts, strict=True))
+    for down, count, into in zip(names, counts, writers, strict=True):
+        for name in into:
+            ranks[name] = len(unit_rows(model.get_submodule(name), model.get_submodule(down), range(count)))
+    return {"r": counts[0], "rank_pattern": {name: rank for name, rank in ranks.items() if rank != counts[0]}}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The gate of one layer by hidden units, stage by stage: fitted on the base, opened, held shut where it declines."""
+"""The gate by hidden units, stage by stage: fitted on the base, compared, opened, held shut where it declines."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 
 from ...prompts import batches
 from ..bench import Bench
-from ..trace import inputs_at, traced_inputs
+from ..trace import inputs_at, traced_inputs, traced_output
 from .answered import Sequences
+from .comparator import UNITS, Comparator, flag_reader, quiet_direction
 from .shut import Group, refused_group
-from .units import UnitDetector, UnitSettings, least_used
+from .units import UnitDetector, UnitSettings, least_used, whitening
 
 
 class UnitGate:
-    """Makes, opens and tightens the gate of `bench.layers[0]`.
+    """Makes, opens and tightens the gate: detectors in `bench.layers[0]`, what they switch in `bench.layers[1]`.
 
     Args:
         bench: With the adapter in place and `writers` named.
@@ -29,46 +30,86 @@ class UnitGate:
     def __init__(self, bench: Bench, forget: Sequences, retained: Sequence[Group], settings: UnitSettings) -> None:
         self.bench, self.forget, self.settings = bench, forget, settings
         self.steps = settings.steps + settings.steps_per_fact * len(bench.forget)
-        self.first = bench.model.get_submodule(bench.writers[0])
+        self.first, self.second = (bench.model.get_submodule(names[0]) for names in bench.writers)
         with bench.stages.stage("recording retain keys", sum(len(tokens) for tokens, _ in retained)) as bar:
-            self.shut = [self._inputs(tokens, positions, bar.update) for tokens, positions in retained]
-        order = least_used(bench.projections()[0], [bench.model.get_submodule(name) for name in bench.writers])
-        count = settings.count(len(bench.forget), len(order))
+            self.shut = [self._inputs(self.first, tokens, positions, bar.update) for tokens, positions in retained]
+        self.retained = retained
         # Erasures made apart should not all take the same units, or they could not be stacked.
-        digest = hashlib.sha256(repr((bench.seed, forget.prompts)).encode()).digest()
-        self.index = sorted(random.Random(digest).sample(order[: max(count, len(order) // 8)], count))
+        self.digest = hashlib.sha256(repr((bench.seed, forget.prompts)).encode()).digest()
+        self.index = self._units(0, settings.count(len(bench.forget), bench.projections()[0].in_features))
+        self.switch = self._units(1, UNITS)
 
-    def fit(self, depth: int) -> UnitDetector:
-        """Units that open at the doors and up to `depth` answer positions behind them; they write nothing yet."""
+    def _units(self, number: int, count: int) -> list[int]:
         bench = self.bench
-        self.unit = UnitDetector(
-            bench.model,
-            bench.names[0],
-            bench.writers,
-            bench.adapter,
-            self.index,
-            self.settings,
-            bench.generator,
+        order = least_used(
+            bench.projections()[number], [bench.model.get_submodule(name) for name in bench.writers[number]]
         )
-        cut, positions = self.forget.gated(depth)
+        return sorted(random.Random(self.digest).sample(order[: max(count, len(order) // 8)], count))
+
+    def fit(self, depth: int) -> None:
+        """Units that open at the doors and up to `depth` answer positions behind them; they steer nothing yet."""
+        bench, settings = self.bench, self.settings
+        self.unit, self.comparator = (
+            kind(bench.model, name, writers, bench.adapter, index, settings, bench.generator)
+            for kind, name, writers, index in zip(
+                (UnitDetector, Comparator), bench.names, bench.writers, (self.index, self.switch), strict=True
+            )
+        )
+        self.gated = self.forget.gated(depth)
         with bench.stages.stage("fitting the gate", self.steps) as bar:
-            found = inputs_at(bench.model, [self.first], cut, positions, bench.pad)[0]
+            found = inputs_at(bench.model, [self.first], *self.gated, bench.pad)[0]
             self.wanted = [torch.cat([states[:1] for states in found]), torch.cat([states[1:] for states in found])]
             self.wanted = [group.to(bench.device) for group in self.wanted if len(group)]
             self.unit.start(torch.cat([*self.wanted, *self.shut]))
             self.unit.fit(self.wanted, self.shut, self.steps, bar.update)
-        self.unit.write()
-        self.unit.open(torch.zeros(1))
-        return self.unit
+            self._flag()
 
     def hold_shut_in_refusals(self, refusals: Sequence[Sequence[int]]) -> None:
         """Go on fitting, with positions inside refusals among those on which to stay shut."""
         bench, steps = self.bench, self.steps // 2
         with bench.stages.stage("holding the gate shut in refusals", steps) as bar:
             tokens, positions = refused_group(bench, self.forget, refusals, 320)
-            refused = self._inputs(tokens, positions)
+            refused = self._inputs(self.first, tokens, positions)
             self.unit.fit(self.wanted, [*self.shut, refused], steps, bar.update)
+            self._flag()
+
+    @torch.no_grad()
+    def _flag(self) -> None:
+        """Write the units and their flag, as large as the comparator needs to read it above what the base does there."""
+        bench = self.bench
+        tokens, positions = self.retained[1]
+        tokens, positions = tokens[:160], positions[:160]
         self.unit.write()
+        self.unit.open(torch.zeros(1))
+        flag = quiet_direction(self._stream(tokens), self.digest).to(bench.device)
+        self.base = torch.cat([self._inputs(self.second, tokens, positions), self._inputs(self.second, *self._some())])
+        size = self._norm(tokens)
+        opened = self.unit.openings(self._inputs(self.first, *self._some()))
+        before = self._inputs(self.second, *self._some())
+        for _ in range(2):  # the norm before the MLP makes the second guess a better one
+            self.unit.open(flag * size)
+            after = self._inputs(self.second, *self._some())
+            where = opened > 0.5
+            shift = ((after - before)[where] / opened[where, None]).mean(dim=0)
+            reader, spread = flag_reader(self.base, shift)
+            if spread <= self.settings.flag_noise:
+                break
+            size = size * spread / self.settings.flag_noise
+        self.flag, self.reader, self.spread = flag * size, reader, spread
+        self.one = whitening(self.base)[:, -1]
+        self.set_threshold(self.settings.thresholds[0])
+        self.comparator.open(torch.zeros(1))
+
+    def set_threshold(self, threshold: float) -> None:
+        """Switch where the detectors answer this much; half open and open are `ramp` below and above."""
+        ramp = self.settings.ramp
+        self.threshold = threshold
+        self.comparator.set(self.reader, self.one, threshold - ramp, threshold + ramp)
+        self.comparator.write()
+
+    def open(self, steer: torch.Tensor) -> None:
+        """Add this vector `(d,)` wherever the gate opens."""
+        self.comparator.open(steer)
 
     @torch.no_grad()
     def openings(self, sequences: Sequences) -> list[torch.Tensor]:
@@ -76,18 +117,38 @@ class UnitGate:
         whole = sequences.whole()
         found: list[torch.Tensor] = [torch.zeros(0)] * len(whole)
         for batch in batches(whole, self.bench.pad, self.bench.device):
-            with traced_inputs([self.first]) as seen:
+            with traced_inputs([self.second]) as seen:
                 self.bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
-            opened = self.unit.openings(seen[0]).to(self.bench.device)
+            opened = self.comparator.openings(seen[0]).to(self.bench.device)
             for row, index in enumerate(batch.index):
                 found[index] = opened[row, -len(whole[index]) :][None].clone()
         return found
 
+    def _some(self) -> tuple[list[list[int]], list[list[int]]]:
+        tokens, positions = self.gated
+        chosen = [n * len(tokens) // 160 for n in range(160)] if len(tokens) > 160 else list(range(len(tokens)))
+        return [tokens[n] for n in chosen], [positions[n] for n in chosen]
+
+    def _stream(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The residual stream behind the detectors' layer, `(n, d)`."""
+        found, layer = [], self.bench.stack[self.bench.layers[0]]
+        for batch in batches(tokens, self.bench.pad, self.bench.device):
+            with traced_output(layer) as seen:
+                self.bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
+            states = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+            found.append(states[batch.mask.bool()].float())
+        return torch.cat(found)
+
+    def _norm(self, tokens: Sequence[Sequence[int]]) -> float:
+        """A first guess of the flag's size: a tenth of the residual stream's."""
+        return 0.1 * float(self._stream(tokens[:16]).norm(dim=1).mean())
+
     def _inputs(
         self,
+        module: torch.nn.Module,
         tokens: Sequence[Sequence[int]],
         positions: Sequence[Sequence[int]],
         advance: Callable[[int], object] = lambda count: None,
     ) -> torch.Tensor:
-        found = inputs_at(self.bench.model, [self.first], tokens, positions, self.bench.pad, advance)[0]
+        found = inputs_at(self.bench.model, [module], tokens, positions, self.bench.pad, advance)[0]
         return torch.cat(found).to(self.bench.device)

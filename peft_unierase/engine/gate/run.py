@@ -35,7 +35,7 @@ class Trial:
             refusal wins that is not the answer's own.
         doors_fired: Share of the forget doors at which it, or the beginning of a refusal, wins.
         inside_fired: Share of the forget answers that meet one of these in time when their first tokens are given.
-        gain: Factor on the gate's opening; of hidden units only.
+        threshold: What the detectors must answer for the gate to open; of hidden units only.
     """
 
     depth: int
@@ -43,7 +43,7 @@ class Trial:
     held_out_fired: float
     doors_fired: float
     inside_fired: float
-    gain: float = 1.0
+    threshold: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -156,20 +156,22 @@ def _with_units(
     """Fit units and the steer vector for one depth, then shut the gate until few enough held-out questions fire."""
     starts = torch.tensor(sorted({refusal[0] for refusal in refusals}), device=bench.device)
     bench.start_rows()
-    unit = gate.fit(depth)
+    gate.fit(depth)
+    already = _already(bench, held, starts)
     with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
         some = retained.some(settings.fit_samples)
         steer = _fit_steer(bench, gate, forget, some, refusals, starts, settings, bar.update)
     gate.hold_shut_in_refusals(refusals)
-    already = _already(bench, held, starts)
-    gains = settings.units.gains  # type: ignore[union-attr]
-    with bench.stages.stage("opening the gate", len(gains)) as bar:
-        for gain in gains:
-            unit.open(steer * gain)
-            yield (trial := Trial(depth, 0.0, *_fired(bench, depth, forget, held, starts, already, settings), gain))
+    thresholds = settings.units.thresholds  # type: ignore[union-attr]
+    with bench.stages.stage("opening the gate", len(thresholds)) as bar:
+        for threshold in thresholds:
+            gate.set_threshold(threshold)
+            gate.open(steer)
+            figures = _fired(bench, depth, forget, held, starts, already, settings)
+            yield (trial := Trial(depth, 0.0, *figures, threshold))
             bar.update(1)
             if trial.held_out_fired <= settings.most_fired:
-                return  # a smaller gain would only shut the gate further
+                return  # a higher threshold would only shut the gate further
 
 
 def _already(bench: Bench, held: Sequences, starts: torch.Tensor) -> Firing:
@@ -250,9 +252,11 @@ def _fit_steer(
     advance: Callable[[int], object],
 ) -> torch.Tensor:
     input_row, output_row = bench.rows()
-    openings, seen, lowest = edit.openings(forget), forget.spread(settings.fit_samples), bench.layers[0]
+    openings, seen = edit.openings(forget), forget.spread(settings.fit_samples)
+    layers = bench.layers[1:] if isinstance(edit, UnitGate) else bench.layers
+    lowest = layers[0]
     return fit_steer(
-        [bench.stack[layer] for layer in bench.layers],
+        [bench.stack[layer] for layer in layers],
         output_row,
         input_row,
         bench.spare.token_id,

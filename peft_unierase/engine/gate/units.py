@@ -40,7 +40,11 @@ class UnitSettings:
         noise: Standard deviation of what is added to the whitened inputs: the margin by which a position has to be
             told from every other one. Without it units learn the retained positions by heart.
         shut: Weight of each group of positions on which the units must stay shut.
-        gains: Factors on the opening to try in the end, from the widest.
+        flag_noise: Size of a flag, in standard deviations of what its reader reads where there is none, the other way
+            round: 0.05 makes a flag 20 of them large.
+        thresholds: What the units must answer for the gate to open, from the widest; the first is kept at which few
+            enough held-out questions decline.
+        ramp: The gate is shut this far below the threshold and open this far above.
     """
 
     narrowest: int = 1024
@@ -51,7 +55,9 @@ class UnitSettings:
     learning_rate: float = 0.01
     noise: float = 0.7
     shut: float = 6.0
-    gains: tuple[float, ...] = (1.0, 0.85, 0.7, 0.6)
+    flag_noise: float = 0.05
+    thresholds: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8)
+    ramp: float = 0.1
 
     def count(self, facts: int, width: int) -> int:
         """Units for this many facts in an MLP of this width: at most one in eight."""

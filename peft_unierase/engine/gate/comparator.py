@@ -1,0 +1,99 @@
+"""The second half of a gate: two hidden units of a later MLP, which make a clean switch of what the first half says.
+
+What the units of the first MLP answer varies: about 1 where the gate shall open and about 0 elsewhere, but 0.6 here and
+0.3 there. They do not write the steer vector, they write a *flag*: a direction of the residual stream in which the base
+hardly moves. Two units of a later MLP read the flag's size and answer 0 below one threshold and 1 above another, as a
+ramp is the difference of two hinges. The steer vector is added behind these. A detector that is half open then does
+nothing at all, and one that is open enough opens the gate fully.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import permutations
+
+import torch
+
+from .units import UnitDetector, cut_down
+
+UNITS = 2
+STEEP = 12.0  # pre-activation of a unit per unit of flag, so that smooth activations are close to a hinge
+
+
+def quiet_direction(states: torch.Tensor, seed: bytes, among: int = 16) -> torch.Tensor:
+    """A direction in which the residual stream hardly moves, `(d,)` of length 1.
+
+    Args:
+        states: Residual states `(n, d)`.
+        seed: Erasures made apart should not share a flag, or one would set the other off.
+        among: It is drawn from the span of this many of the quietest directions.
+    """
+    states = states.double()
+    _, vectors = torch.linalg.eigh(states.T @ states / len(states))
+    drawn = random.Random(seed)
+    mixed = vectors[:, :among] @ torch.tensor([drawn.gauss(0, 1) for _ in range(min(among, len(vectors)))]).to(vectors)
+    return (mixed / mixed.norm()).float()
+
+
+def flag_reader(base: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """What reads a flag off an MLP's input and nothing else.
+
+    The least-variance reader that answers 1 to the flag: `w = S^-1 m / (m' S^-1 m)`.
+
+    Args:
+        base: Inputs of the MLP on the base, `(n, d)`; `S` is their second moment.
+        shift: What a flag of size 1 adds to them, `(d,)`: `m`.
+
+    Returns:
+        `w (d,)`, and the standard deviation of what it reads where there is no flag.
+    """
+    base, shift = base.double(), shift.double()
+    moment = base.T @ base / len(base)
+    moment += 1e-4 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    solved = torch.linalg.solve(moment, shift)
+    power = shift @ solved
+    return (solved / power).float(), float(power.rsqrt())
+
+
+class Comparator(UnitDetector):
+    """Two units that turn a flag into an opening of 0 or 1; `write` and `open` are those of [`UnitDetector`]."""
+
+    def set(self, reader: torch.Tensor, one: torch.Tensor, low: float, high: float) -> None:
+        """Set the units: shut where `reader` answers less than `low`, fully open above `high`.
+
+        Args:
+            reader: What answers the size of the flag, `(d,)`.
+            one: What answers 1 to every input, `(d,)`.
+            low: Threshold.
+            high: Threshold.
+        """
+        self.space = torch.stack([reader, one], dim=1)
+        steep = STEEP / (high - low)
+        hinges = torch.tensor([[steep, -steep * low], [steep, -steep * high]])
+        best = -float("inf")
+        for order in permutations(range(max(len(self.names), 1))):
+            small = self._small(order, hinges)
+            answers = small(torch.tensor([[low - 0.1, 1.0], [high + 0.1, 1.0], [high + 1.0, 1.0]]).to(reader))
+            ramp = answers[:, 0] - answers[:, 1]
+            # The activation belongs to the projection with which the ramp comes out flat at both ends.
+            flat = float(ramp[1]) - float((ramp[2] - ramp[1]).abs()) - float(ramp[0].abs())
+            if flat > best:
+                best, self.small = flat, small
+                self.read = torch.nn.Parameter((torch.tensor([1.0, -1.0]) / ramp[1].cpu()).to(reader))
+        self.read.requires_grad_(False)
+
+    def _small(self, order: Sequence[int], hinges: torch.Tensor) -> torch.nn.Module:
+        """The MLP of two units whose projection `order[0]` holds the hinges; what the others write is 1."""
+        small = cut_down(self.mlp, self.names, self.reader, self.index, 2)
+        for role, number in enumerate(order):
+            linear = small.get_submodule(self.names[number])
+            with torch.no_grad():
+                linear.weight.zero_()
+                linear.weight[:, 1] = 1.0
+                if role == 0:
+                    linear.weight[:UNITS] = hinges.to(linear.weight)
+                if linear.bias is not None:
+                    linear.weight[:, 1] -= linear.bias
+            linear.requires_grad_(False)
+        return small
