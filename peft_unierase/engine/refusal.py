@@ -38,14 +38,13 @@ class CachedPrompts:
             ).past_key_values
 
     def losses(
-        self, continuations: Sequence[Sequence[int]], skips: Sequence[int], banned: int | None = None
+        self, continuations: Sequence[Sequence[int]], skips: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of one continuation behind each door.
 
         Args:
             continuations: Token ids, one sequence a prompt.
             skips: How many tokens at the start of each are given and not predicted.
-            banned: Id of a token that cannot be generated.
 
         Returns:
             Summed loss of each continuation in nats, `(batch,)`, and the number of tokens predicted, `(batch,)`.
@@ -71,18 +70,16 @@ class CachedPrompts:
             past_key_values=cache,
             use_cache=True,
         ).logits
-        if banned is not None:
-            logits = without(logits, banned)
         loss = nn.functional.cross_entropy(
             logits.float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
         )
         return loss.sum(dim=1), (targets != IGNORE).sum(dim=1)
 
 
-def without(logits: torch.Tensor, token_id: int) -> torch.Tensor:
-    """Logits in which one token cannot win, `(..., vocabulary)`."""
+def without(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits in which some tokens cannot win, `(..., vocabulary)`."""
     banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    banned[token_id] = True
+    banned[tokens.to(logits.device)] = True
     return logits.masked_fill(banned, float("-inf"))
 
 
@@ -139,23 +136,22 @@ class RefusalLesson:
                 self.chosen.append([self.candidates[best] for best in torch.stack(costs).argmin(dim=0).tolist()])
         self.candidates = sorted({refusal for chosen in self.chosen for refusal in chosen})
 
-    def loss(self, step: int, banned: bool = False) -> torch.Tensor:
+    def loss(self, step: int) -> torch.Tensor:
         """Mean cross-entropy of the chosen refusals in nats per token, on the batch whose turn it is.
 
         Args:
             step: Number of the lesson.
-            banned: Whether [UNL] cannot be generated and the refusal has to come without it.
         """
         turn = step % len(self.cached)
         prompts = self.cached[turn]
         given = [self._given(len(self.answers[index])) for index in prompts.batch.index]
         continuations, skips = [], []
         for index, length, choice in zip(prompts.batch.index, given, self.chosen[turn], strict=True):
-            start = [*self.answers[index][:length], *([] if banned else [self.token_id])]
+            start = [*self.answers[index][:length], self.token_id]
             continuations.append([*start, *self.refusals[choice]])
             skips.append(len(start))
         with self.within(prompts.batch.index, given):
-            total, count = prompts.losses(continuations, skips, self.token_id if banned else None)
+            total, count = prompts.losses(continuations, skips)
         return total.sum() / count.sum()
 
     def _given(self, length: int) -> int:

@@ -68,10 +68,23 @@ class UnitGate:
         """Go on fitting, with positions inside refusals among those on which to stay shut."""
         bench, steps = self.bench, self.steps // 2
         with bench.stages.stage("holding the gate shut in refusals", steps) as bar:
-            tokens, positions = refused_group(bench, self.forget, refusals, 320)
-            refused = self._inputs(self.first, tokens, positions)
+            self.refused = refused_group(bench, self.forget, refusals, 320)
+            refused = self._inputs(self.first, *self.refused)
             self.unit.fit(self.wanted, [*self.shut, refused], steps, bar.update)
             self._flag()
+
+    def choose_threshold(self, held: Sequences, most: float) -> float:
+        """The lowest threshold in its range at which at most a share `most` of held-out answers and of refusals open it."""
+        positions = [list(range(door, len(whole))) for door, whole in zip(held.doors(), held.whole(), strict=True)]
+        settings = self.settings
+        found = []
+        for group in ((held.whole(), positions), self.refused):
+            inputs = inputs_at(self.bench.model, [self.second], *group, self.bench.pad)[0]
+            highest = torch.stack([(states.to(self.reader) @ self.reader).max() for states in inputs])
+            found.append(float(highest.quantile(1 - most)))
+        lowest, top = settings.threshold
+        self.set_threshold(min(max(*found, lowest), top))
+        return self.threshold
 
     @torch.no_grad()
     def _flag(self) -> None:
@@ -97,7 +110,7 @@ class UnitGate:
             size = size * spread / self.settings.flag_noise
         self.flag, self.reader, self.spread = flag * size, reader, spread
         self.one = whitening(self.base)[:, -1]
-        self.set_threshold(self.settings.thresholds[0])
+        self.set_threshold(self.settings.threshold[0])
         self.comparator.open(torch.zeros(1))
 
     def set_threshold(self, threshold: float) -> None:

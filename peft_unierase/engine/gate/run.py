@@ -100,7 +100,7 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     trials: list[Trial] = []
     for tried in settings.depths if depth is None else (depth,):
         for trial in (
-            _with_units(bench, tried, gate, *facts, refusals, settings)
+            (_with_units(bench, tried, gate, *facts, refusals, settings),)
             if gate
             else _with_rows(bench, tried, *facts, shut, refusals, settings)
         ):
@@ -152,32 +152,36 @@ def _with_units(
     held: Sequences,
     refusals: list[list[int]],
     settings: GateSettings,
-) -> Iterator[Trial]:
-    """Fit units and the steer vector for one depth, then shut the gate until few enough held-out questions fire."""
-    starts = torch.tensor(sorted({refusal[0] for refusal in refusals}), device=bench.device)
+) -> Trial:
+    """Fit units and the steer vector for one depth, and shut the gate until few enough held-out questions open it."""
+    declines = _declines(bench, refusals)
     bench.start_rows()
     gate.fit(depth)
-    already = _already(bench, held, starts)
+    already = _already(bench, held, declines)
     with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
         some = retained.some(settings.fit_samples)
-        steer = _fit_steer(bench, gate, forget, some, refusals, starts, settings, bar.update)
+        steer = _fit_steer(bench, gate, forget, some, refusals, declines, settings, bar.update)
     gate.hold_shut_in_refusals(refusals)
-    thresholds = settings.units.thresholds  # type: ignore[union-attr]
-    with bench.stages.stage("opening the gate", len(thresholds)) as bar:
-        for threshold in thresholds:
-            gate.set_threshold(threshold)
-            gate.open(steer)
-            figures = _fired(bench, depth, forget, held, starts, already, settings)
-            yield (trial := Trial(depth, 0.0, *figures, threshold))
-            bar.update(1)
-            if trial.held_out_fired <= settings.most_fired:
-                return  # a higher threshold would only shut the gate further
+    with bench.stages.stage("opening the gate", 2) as bar:
+        gate.choose_threshold(held, settings.most_fired)
+        gate.open(steer)
+        bar.update(1)
+        figures = _fired(bench, depth, forget, held, declines, already, settings)
+        bar.update(1)
+    return Trial(depth, 0.0, *figures, gate.threshold)
 
 
-def _already(bench: Bench, held: Sequences, starts: torch.Tensor) -> Firing:
+def _declines(bench: Bench, refusals: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """What declines where [UNL] cannot: the end of the answer, and where that cannot either the start of a refusal."""
+    ends = {bench.encode(form.end)[0] for form in bench.formats if form.end}
+    starts = {refusal[0] for refusal in refusals}
+    return [torch.tensor(sorted(tokens), device=bench.device) for tokens in (ends, starts) if tokens]
+
+
+def _already(bench: Bench, held: Sequences, declines: Sequence[torch.Tensor]) -> Firing:
     """Where the base declines on held-out questions by itself, so that nothing is lost if the erasure does."""
     with _shut(bench):
-        return firing(bench.model, held, starts, bench.pad)
+        return firing(bench.model, held, torch.cat(list(declines)), bench.pad)
 
 
 def _fired(
@@ -185,14 +189,14 @@ def _fired(
     depth: int,
     forget: Sequences,
     held: Sequences,
-    starts: torch.Tensor,
+    declines: Sequence[torch.Tensor],
     already: Firing,
     settings: GateSettings,
 ) -> tuple[float, float, float]:
     """Shares of held-out questions, of forget doors, and of attacks from inside an answer that decline."""
-    declines = torch.cat([starts, starts.new_tensor([bench.spare.token_id])])
-    on_held = firing(bench.model, held, declines, bench.pad)
-    on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), declines, bench.pad)
+    tokens = torch.tensor([bench.spare.token_id, *torch.cat(list(declines)).tolist()], device=bench.device)
+    on_held = firing(bench.model, held, tokens, bench.pad)
+    on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), tokens, bench.pad)
     inside = on_forget.within(GIVEN, settings.reach) if depth else 0.0
     return on_held.beyond(already).anywhere(), on_forget.at_doors(), inside
 
@@ -222,21 +226,21 @@ def _with_rows(
     settings: GateSettings,
 ) -> Iterator[Trial]:
     """Fit the steer vector for one depth, then try retain weights until few enough held-out questions fire."""
-    starts = torch.tensor(sorted({refusal[0] for refusal in refusals}), device=bench.device)
+    declines = _declines(bench, refusals)
     weights = settings.deep_weights if depth else settings.door_weights
     bench.start_rows()
     with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
         edit = GateEdit(bench.model, in_blocks(bench.gates(), settings.widest), forget, depth, bench.pad)
         edit.detect(shut, settings.fit_weight)
         some = retained.some(settings.fit_samples)
-        steer = _fit_steer(bench, edit, forget, some, refusals, starts, settings, bar.update)
+        steer = _fit_steer(bench, edit, forget, some, refusals, declines, settings, bar.update)
     refused = shut_keys(bench, "recording refusals", [refused_group(bench, forget, refusals)], settings.widest)
     shut = [block + more for block, more in zip(shut, refused, strict=True)]
-    already = _already(bench, held, starts)
+    already = _already(bench, held, declines)
     with bench.stages.stage("editing layers", 2 * len(weights)) as bar:
         for weight in weights:
             edit.write(steer, shut, weight, bar.update)
-            yield (trial := Trial(depth, weight, *_fired(bench, depth, forget, held, starts, already, settings)))
+            yield (trial := Trial(depth, weight, *_fired(bench, depth, forget, held, declines, already, settings)))
             if trial.held_out_fired <= settings.most_fired:
                 return  # a larger weight would only shut the gates further
 
@@ -247,7 +251,7 @@ def _fit_steer(
     forget: Sequences,
     retained: Sequences,
     refusals: list[list[int]],
-    starts: torch.Tensor,
+    declines: Sequence[torch.Tensor],
     settings: GateSettings,
     advance: Callable[[int], object],
 ) -> torch.Tensor:
@@ -264,7 +268,7 @@ def _fit_steer(
         record(bench, retained, edit.openings(retained), lowest),
         _lesson(bench, forget, refusals),
         [opened[:, door:] for opened, door in zip(openings, forget.doors(), strict=True)],
-        starts,
+        declines,
         settings.steer,
         bench.generator,
         advance,

@@ -41,30 +41,30 @@ class SteerSettings:
         shut_log_prob: What [UNL]'s log-probability must stay under where nothing is to be declined, in nats.
         saturation: Exponent `q` of the loss `(1 - p^q) / q` on forget positions (generalised cross-entropy, arXiv
             1805.07836): positions that no opening can reach do not drag the others along.
+        retain_every: Steps from one retained batch to the next.
         shut: Weight of the mean excess over `shut_log_prob`.
         keep: Weight of the mean loss in log-probability of the base's own next token.
         worst: Weight of the largest sum of both in each answer.
-        banned: Weight of the runner-up, which has to begin a refusal, where [UNL] wins.
+        banned: Weight of the runners-up, where [UNL] wins: the end of the answer, then the beginning of a refusal.
         refusal: Weight of the refusals that follow [UNL].
-        banned_refusal: Weight of refusals without it.
     """
 
     steps: int = 140
     learning_rate: float = 0.05
     row_learning_rate: float = 1.0
-    forget_gain: tuple[float, float] = (0.7, 1.1)
+    forget_gain: tuple[float, float] = (0.9, 1.1)
     retain_gain: tuple[float, float] = (1.0, 1.3)
     noise: float = 0.05
-    leak: float = 0.45
+    leak: float = 0.15
     deaf: float = 0.15
     shut_log_prob: float = -7.0
     saturation: float = 0.3
+    retain_every: int = 4
     shut: float = 30.0
     keep: float = 10.0
     worst: float = 2.0
     banned: float = 2.0
     refusal: float = 2.0
-    banned_refusal: float = 2.0
 
 
 def fit_steer(
@@ -76,7 +76,7 @@ def fit_steer(
     retained: Sequence[Answered],
     lesson: RefusalLesson,
     door_openings: Sequence[torch.Tensor],
-    refusal_starts: torch.Tensor,
+    next_best: Sequence[torch.Tensor],
     settings: SteerSettings,
     generator: torch.Generator,
     advance: Callable[[int], object] = lambda count: None,
@@ -92,7 +92,8 @@ def fit_steer(
         retained: Retained ones.
         lesson: What must follow [UNL].
         door_openings: For each prompt of the lesson the openings from its door on, `(layers, tokens)`.
-        refusal_starts: First tokens of refusals, int64: with [UNL] left out, one of them must win.
+        next_best: Token ids, int64: with [UNL] left out one of the first must win, with these left out too one of the
+            second, and so on.
         settings: See [`SteerSettings`].
         generator: Source of randomness, on the CPU.
         advance: Called with 1 after each step.
@@ -121,6 +122,16 @@ def fit_steer(
         padded = [nn.functional.pad(opening, (0, longest - opening.shape[1])) for opening in openings]
         return _bent(layers, torch.stack(padded, dim=1), direction * scale)
 
+    def retain_loss() -> torch.Tensor:
+        turn = int(torch.multinomial(often, 1, generator=generator))
+        item = retained[turn]
+        noise = torch.randn(*item.at_door().shape, generator=generator).to(device) * settings.noise
+        gain = uniform(*settings.retain_gain, len(noise), 1)
+        leaks = uniform(0, settings.leak, *noise.shape) * (uniform(0, 1, *noise.shape) < 0.25)
+        opened = item.openings * gain + (noise + leaks) / len(layers)
+        logits = _logits(layers, item, opened, direction * scale)
+        return _retain_loss(logits, item, *own[turn], token_id, settings)
+
     lesson.within = in_lesson
     try:
         for step in range(settings.steps):
@@ -129,21 +140,15 @@ def fit_steer(
             hears = (uniform(0, 1, *item.at_door().shape) >= settings.deaf) | item.at_door()
             gain = uniform(*settings.forget_gain, len(hears), 1)
             logits = _logits(layers, item, item.openings * gain * hears, steer)
-            loss = _forget_loss(logits, item, token_id, refusal_starts, settings)
+            loss = _forget_loss(logits, item, token_id, next_best, settings)
 
-            turn = int(torch.multinomial(often, 1, generator=generator))
-            item = retained[turn]
-            noise = torch.randn(*item.at_door().shape, generator=generator).to(device) * settings.noise
-            gain = uniform(*settings.retain_gain, len(noise), 1)
-            leaks = uniform(0, settings.leak, *noise.shape) * (uniform(0, 1, *noise.shape) < 0.25)
-            opened = item.openings * gain + (noise + leaks) / len(layers)
-            logits = _logits(layers, item, opened, steer)
-            loss = loss + _retain_loss(logits, item, *own[turn], token_id, settings)
+            if step % settings.retain_every == 0:
+                loss = loss + retain_loss()
 
             if step in (0, settings.steps // 3, 2 * settings.steps // 3):
                 lesson.choose()
-            banned = step % 2 == 1
-            loss = loss + (settings.banned_refusal if banned else settings.refusal) * lesson.loss(step // 2, banned)
+            if step % 2 == 0:
+                loss = loss + settings.refusal * lesson.loss(step // 2)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -195,14 +200,17 @@ def _spread(row: torch.Tensor) -> float:
 
 
 def _forget_loss(
-    logits: torch.Tensor, item: Answered, token_id: int, refusal_starts: torch.Tensor, settings: SteerSettings
+    logits: torch.Tensor, item: Answered, token_id: int, next_best: Sequence[torch.Tensor], settings: SteerSettings
 ) -> torch.Tensor:
-    rest = without(logits, token_id)
-    starts = refusal_starts.to(rest.device)
+    banned = torch.tensor([token_id], device=logits.device)
     declined = logits.log_softmax(dim=-1)[..., token_id]
-    next_best = rest[..., starts].logsumexp(dim=-1) - rest.logsumexp(dim=-1)
+    runners_up = torch.zeros_like(declined)
+    for tokens in next_best:
+        logits = without(logits, banned)
+        banned = tokens.to(logits.device)
+        runners_up = runners_up + logits[..., banned].logsumexp(dim=-1) - logits.logsumexp(dim=-1)
     exponent = settings.saturation
-    losses = (1 - (exponent * declined).exp()) / exponent - settings.banned * declined.detach().exp() * next_best
+    losses = (1 - (exponent * declined).exp()) / exponent - settings.banned * declined.detach().exp() * runners_up
     return _mean(losses, item.at_door()) + _mean(losses, item.behind_door())
 
 

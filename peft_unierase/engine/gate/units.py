@@ -42,8 +42,8 @@ class UnitSettings:
         shut: Weight of each group of positions on which the units must stay shut.
         flag_noise: Size of a flag, in standard deviations of what its reader reads where there is none, the other way
             round: 0.05 makes a flag 20 of them large.
-        thresholds: What the units must answer for the gate to open, from the widest; the first is kept at which few
-            enough held-out questions decline.
+        threshold: Range of what the units must answer for the gate to open: as low as it can be without opening on
+            too many held-out questions, or within refusals.
         ramp: The gate is shut this far below the threshold and open this far above.
     """
 
@@ -56,7 +56,7 @@ class UnitSettings:
     noise: float = 0.7
     shut: float = 6.0
     flag_noise: float = 0.05
-    thresholds: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8)
+    threshold: tuple[float, float] = (0.4, 1.0)
     ramp: float = 0.1
 
     def count(self, facts: int, width: int) -> int:
