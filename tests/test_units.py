@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_unierase import UniEraseConfig
-from peft_unierase.engine.gate.units import UnitDetector, UnitSettings, cut_down, find_writers, whitening
+from peft_unierase.engine.gate.comparator import Comparator, flag_reader, quiet_direction
+from peft_unierase.engine.gate.units import UnitDetector, UnitSettings, cut_down, find_writers, unit_rows, whitening
 from peft_unierase.engine.trace import traced_inputs
 from peft_unierase.tuner.structure import find_down_projections
 
@@ -53,8 +54,8 @@ def fitted(kind: str, adapter: str = "default") -> tuple[Any, UnitDetector, torc
     down = find_down_projections(model)[1]
     writers = find_writers(model, down)
     index = [3, 5, 8, 13, 21, 34, 55, 89]
-    pattern = {name: 2 * len(index) for name in writers if kind == "phi3"}
-    config = UniEraseConfig(r=len(index), rank_pattern=pattern, target_modules=[down, *writers], token_id=7)
+    rows = {name: unit_rows(model.get_submodule(name), model.get_submodule(down), index) for name in writers}
+    config = UniEraseConfig(rows=rows, columns={down: index}, target_modules=[down, *writers], token_id=7)
     wrapped = get_peft_model(model, config, adapter_name=adapter)
     generator = torch.Generator().manual_seed(0)
     unit = UnitDetector(wrapped.base_model.model, down, writers, adapter, index, UnitSettings(), generator)
@@ -117,12 +118,70 @@ def test_whitened_inputs_have_a_feature_that_is_one() -> None:
     assert features[:, :-1].mean(dim=0).abs().max() < 0.1
 
 
-@pytest.mark.parametrize(("facts", "count"), [(1, 8), (40, 12), (400, 37), (40000, 128)])
+@pytest.mark.parametrize(("facts", "count"), [(1, 8), (40, 24), (400, 76), (40000, 128)])
 def test_more_facts_take_more_units_and_never_more_than_one_in_eight(facts: int, count: int) -> None:
     assert UnitSettings().count(facts, 1024) == count
 
 
-@pytest.mark.parametrize("rank", [0, -1, 1.5, True])
-def test_a_bad_rank_of_one_module_is_refused_by_its_name(rank: Any) -> None:
-    with pytest.raises(ValueError, match=r"rank_pattern\['up_proj'\] must be a positive integer"):
-        UniEraseConfig(rank_pattern={"up_proj": rank})
+@pytest.mark.parametrize("kind", ["llama", "phi3", "gpt2"])
+def test_a_comparator_is_shut_below_its_range_and_fully_open_above(kind: str) -> None:
+    model = tiny(kind)
+    down = find_down_projections(model)[1]
+    writers = find_writers(model, down)
+    rows = {name: unit_rows(model.get_submodule(name), model.get_submodule(down), [4, 9]) for name in writers}
+    config = UniEraseConfig(rows=rows, columns={down: [4, 9]}, target_modules=[down, *writers], token_id=7)
+    wrapped = get_peft_model(model, config).base_model.model
+    generator = torch.Generator().manual_seed(0)
+    switch = Comparator(wrapped, down, writers, "default", [4, 9], UnitSettings(), generator)
+    reads, one = torch.eye(32)[3], torch.eye(32)[0]
+    switch.set(reads, one, 0.5, 0.7)
+    switch.write()
+    inputs = one + reads * torch.tensor([-5.0, 0.0, 0.4, 0.8, 1.0, 5.0])[:, None]
+    assert torch.allclose(switch.openings(inputs), torch.tensor([0.0, 0, 0, 1, 1, 1]), atol=0.02)
+    steer = torch.randn(32, generator=generator)
+    with torch.no_grad():
+        switch.open(torch.zeros(1))
+        shut = switch.mlp(inputs[None])[0]
+        switch.open(steer)
+        opened = switch.mlp(inputs[None])[0]
+    assert torch.allclose(opened - shut, switch.openings(inputs)[:, None] * steer, atol=1e-3)
+
+
+def test_a_flag_is_put_where_the_stream_hardly_moves_and_read_off_without_what_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(500, 32, generator=generator) * torch.linspace(0.01, 3, 32)
+    flag = quiet_direction(states, b"one", among=4)
+    assert (states @ flag).std() < 0.2
+    assert not torch.allclose(flag, quiet_direction(states, b"another", among=4))
+    loud = torch.nn.functional.one_hot(torch.tensor(31), 32).float()
+    reader, spread = flag_reader(states, flag + loud)
+    assert float(reader @ (flag + loud)) == pytest.approx(1, abs=1e-3)
+    assert (states @ reader).std() == pytest.approx(spread, rel=0.1)
+    assert spread < 0.2
+
+
+def test_only_what_is_edited_is_stored() -> None:
+    model, unit, _, _ = fitted("llama")
+    stored = {name.split("mlp.")[1]: part.shape for name, part in get_peft_model_state_dict(model).items() if "mlp." in name}
+    assert stored == {
+        "gate_proj.unierase_A": (8, 32),
+        "up_proj.unierase_A": (8, 32),
+        "down_proj.unierase_B": (32, 8),
+    }
+
+
+@pytest.mark.parametrize("index", [[], [-1], [1.5], [True], [3, 3]])
+@pytest.mark.parametrize("role", ["rows", "columns"])
+def test_features_that_cannot_be_are_refused_by_the_name_of_their_module(role: str, index: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{role}\['up_proj'\] must list different whole numbers"):
+        UniEraseConfig(**{role: {"up_proj": index}})
+
+
+def test_a_module_is_edited_by_rows_or_by_columns() -> None:
+    with pytest.raises(ValueError, match=r"\['up_proj'\] are in rows and in columns"):
+        UniEraseConfig(rows={"up_proj": [1]}, columns={"up_proj": [1]})
+
+
+def test_features_beyond_the_projection_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rows \[96\] are beyond the projection's 96"):
+        get_peft_model(tiny("llama"), UniEraseConfig(rows={"up_proj": [5, 96]}, target_modules=["up_proj"]))

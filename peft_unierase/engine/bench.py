@@ -34,6 +34,7 @@ class Bench:
         layers: Indices of those to edit, ascending.
         names: Names of their down-projections.
         writers: For each edited layer the names of the projections into its hidden units, where units are edited too.
+        units: The hidden units, for each of these layers.
         spare: Where [UNL] sits.
         forget: What must go.
         retain: What was given as a sample of what must stay.
@@ -59,6 +60,7 @@ class Bench:
     sampled: list[Fact] = field(default_factory=list)
     known: float = 0.0
     writers: list[list[str]] = field(default_factory=list)
+    units: list[list[int]] = field(default_factory=list)
 
     @property
     def kept(self) -> list[Fact]:
@@ -94,7 +96,8 @@ class Bench:
     def trained(self) -> list[nn.Parameter]:
         """Every parameter of the adapter."""
         layers = [*self.projections(), *(self.model.get_submodule(name) for names in self.writers for name in names)]
-        parts = [part for layer in layers for part in (layer.unierase_A[self.adapter], layer.unierase_B[self.adapter])]
+        factors = [part for layer in layers for part in (layer.unierase_A, layer.unierase_B)]
+        parts = [part[self.adapter] for part in factors if self.adapter in part]
         return [*parts, *self.rows()]
 
     def start_rows(self) -> None:

@@ -24,7 +24,7 @@ from .bench import Bench
 from .erasure import Erasure, ErasureWarning, Outcome
 from .fingerprint import base_fingerprint
 from .gate import GateSettings, run_gate
-from .gate.comparator import UNITS
+from .gate.by_units import take_units
 from .gate.units import find_writers, unit_rows
 from .known import ENOUGH, known_shares
 from .layers import choose_gates
@@ -137,10 +137,12 @@ def erase(
             )
         if spare.resized:
             model.resize_token_embeddings(spare.token_id + 1)
+        if isinstance(settings, GateSettings) and settings.units is not None:
+            bench.units = take_units(bench, settings.units)
         config = UniEraseConfig(
             task_type="CAUSAL_LM",
             target_modules=names + sum(writers, []),
-            **_ranks(model, names, writers, len(forget), settings),
+            **_edited(bench),
             token_id=spare.token_id,
             token=spare.text,
             base_fingerprint=base_fingerprint(model, names + sum(writers, [])),
@@ -178,23 +180,12 @@ def _writers(model: Any, names: Sequence[str], narrowest: int) -> list[list[str]
     return writers if writers and all(writers) else []
 
 
-def _ranks(
-    model: Any,
-    names: Sequence[str],
-    writers: Sequence[Sequence[str]],
-    facts: int,
-    settings: GateSettings | PaperSettings,
-) -> dict[str, Any]:
-    """Ranks where hidden units are edited: one a unit, two where a projection writes gate and value side by side."""
-    if not writers or not isinstance(settings, GateSettings) or settings.units is None:
-        return {}
-    width = projection_shape(model.get_submodule(names[0]))[0]  # type: ignore[index]
-    counts = (settings.units.count(facts, width), UNITS)
-    ranks = dict(zip(names, counts, strict=True))
-    for down, count, into in zip(names, counts, writers, strict=True):
-        for name in into:
-            ranks[name] = len(unit_rows(model.get_submodule(name), model.get_submodule(down), range(count)))
-    return {"r": counts[0], "rank_pattern": {name: rank for name, rank in ranks.items() if rank != counts[0]}}
+def _edited(bench: Bench) -> dict[str, Any]:
+    """Rows and columns where hidden units are edited: one a unit, two where a row is written for gate and value."""
+    parts = list(zip(bench.names, bench.writers, bench.units, strict=False))
+    find = bench.model.get_submodule
+    rows = {name: unit_rows(find(name), find(down), units) for down, into, units in parts for name in into}
+    return {"rows": rows, "columns": {down: units for down, _, units in parts}}
 
 
 @contextmanager

@@ -19,7 +19,10 @@ class UniEraseConfig(PeftConfig):
 
     Args:
         r (`int`): Rank of each gate. `A` has shape `(r, d_ff)`, `B` has shape `(d, r)`.
-        rank_pattern (`dict[str, int]`): Rank of the gates of some modules, by name, where it is not `r`.
+        rows (`dict[str, list[int]]`): Modules, by name, of which only these output features are edited: `B` is the
+            identity on them and is not stored, and `A` has one row for each.
+        columns (`dict[str, list[int]]`): Modules, by name, of which only these input features are edited: `A` is the
+            identity on them and is not stored, and `B` has one column for each.
         target_modules (`list[str]` or `str`, *optional*): The down-projections to edit: a list of (suffixes of) module
             names or a regular expression. `None` takes every decoder layer's down-projection, found by structure.
         exclude_modules (`list[str]` or `str`, *optional*): Names or a regular expression to leave out.
@@ -37,12 +40,16 @@ class UniEraseConfig(PeftConfig):
         base_fingerprint (`str`, *optional*): Digest of the base tensors that the edit touches.
 
     Raises:
-        ValueError: `r` is not a positive integer, or `token_id` is not a whole number of at least 0.
+        ValueError: `r` is not a positive integer, `token_id` is not a whole number of at least 0, or `rows` and
+            `columns` do not list features.
     """
 
     r: int = field(default=1, metadata={"help": "Rank of each gate."})
-    rank_pattern: dict[str, int] = field(
-        default_factory=dict, metadata={"help": "Rank of the gates of some modules, by name."}
+    rows: dict[str, list[int]] = field(
+        default_factory=dict, metadata={"help": "Edited output features of some modules, by name; B is not stored."}
+    )
+    columns: dict[str, list[int]] = field(
+        default_factory=dict, metadata={"help": "Edited input features of some modules, by name; A is not stored."}
     )
     target_modules: list[str] | str | None = field(
         default=None,
@@ -76,9 +83,13 @@ class UniEraseConfig(PeftConfig):
         self.peft_type = unierase_peft_type()
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
             raise ValueError(f"r must be a positive integer, got {self.r!r}")
-        for name, rank in self.rank_pattern.items():
-            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-                raise ValueError(f"rank_pattern[{name!r}] must be a positive integer, got {rank!r}")
+        for role, pattern in (("rows", self.rows), ("columns", self.columns)):
+            for name, index in pattern.items():
+                whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in index)
+                if not index or not whole or len(set(index)) != len(index):
+                    raise ValueError(f"{role}[{name!r}] must list different whole numbers of at least 0, got {index!r}")
+        if both := sorted(self.rows.keys() & self.columns.keys()):
+            raise ValueError(f"{both} are in rows and in columns; a module can be in one of them")
         if self.token_id is not None and (
             isinstance(self.token_id, bool) or not isinstance(self.token_id, int) or self.token_id < 0
         ):

@@ -5,6 +5,7 @@ Rows of `A` detect a key (the input of the down-projection at one position), col
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,37 +20,70 @@ from .swap import SwappingLayer
 class GateLayer(nn.Module, SwappingLayer):
     """A down-projection with erasure gates: `y = W k + sum over active adapters of B (A k)`.
 
+    An adapter may edit a few rows of `W` alone, which leaves `A` to be stored, or a few columns, which leaves `B`.
+
     Args:
         base_layer: The down-projection, `nn.Linear` (also a quantised kind of it) or `Conv1D`, `d_ff` to `d`.
         adapter_name: First adapter.
         config: Its configuration.
-        rank: Rank of this gate; `config.r` by default.
+        rows: Output features that are edited, where it is not all.
+        columns: Input features that are edited, where it is not all.
 
     The maths runs in the adapter's own dtype (PEFT keeps adapters in fp32) and is cast once, to the dtype of `y`.
     """
 
     adapter_layer_names = ("unierase_A", "unierase_B")
+    other_param_names = ("rows", "columns")
 
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, config: UniEraseConfig, rank: int | None = None
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: UniEraseConfig,
+        rows: Sequence[int] | None = None,
+        columns: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         SwappingLayer.__init__(self, base_layer)
         self.unierase_A = nn.ParameterDict({})
         self.unierase_B = nn.ParameterDict({})
+        self.rows: dict[str, list[int]] = {}
+        self.columns: dict[str, list[int]] = {}
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, rank)
+        self.update_layer(adapter_name, config, rows, columns)
 
-    def update_layer(self, adapter_name: str, config: UniEraseConfig, rank: int | None = None) -> None:
-        """Add an adapter: `A` of shape `(r, d_ff)`, `B` of shape `(d, r)`."""
-        rank = rank or config.r
-        detector = torch.randn(rank, self.in_features) / self.in_features**0.5
-        steer = torch.zeros(self.out_features, rank)
-        if not config.init_weights:
-            nn.init.normal_(steer)
-        self.unierase_A[adapter_name] = nn.Parameter(detector)
-        self.unierase_B[adapter_name] = nn.Parameter(steer)
+    def update_layer(
+        self,
+        adapter_name: str,
+        config: UniEraseConfig,
+        rows: Sequence[int] | None = None,
+        columns: Sequence[int] | None = None,
+    ) -> None:
+        """Add an adapter: `A` of shape `(r, d_ff)` unless `columns` are given, `B` of shape `(d, r)` unless `rows` are.
+
+        Raises:
+            ValueError: There is no such row or column.
+        """
+        for role, index, width in (("rows", rows, self.out_features), ("columns", columns, self.in_features)):
+            if index and max(index) >= width:
+                raise ValueError(f"{role} {[n for n in index if n >= width]} are beyond the projection's {width}")
+        rank = len(rows or columns or ()) or config.r
+        if columns:
+            self.columns[adapter_name] = list(columns)
+        else:
+            detector = torch.randn(rank, self.in_features) / self.in_features**0.5
+            # Without `B`, zero is the identity.
+            self.unierase_A[adapter_name] = nn.Parameter(
+                torch.zeros_like(detector) if rows and config.init_weights else detector
+            )
+        if rows:
+            self.rows[adapter_name] = list(rows)
+        else:
+            steer = torch.zeros(self.out_features, rank)
+            if not config.init_weights:
+                nn.init.normal_(steer)
+            self.unierase_B[adapter_name] = nn.Parameter(steer)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -78,7 +112,16 @@ class GateLayer(nn.Module, SwappingLayer):
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """The edit of one adapter in the layout of the base weight: `(d, d_ff)`, or `(d_ff, d)` for `Conv1D`."""
-        delta = self.unierase_B[adapter_name].detach() @ self.unierase_A[adapter_name].detach()
+        if rows := self.rows.get(adapter_name):
+            detector = self.unierase_A[adapter_name].detach()
+            delta = detector.new_zeros(self.out_features, self.in_features)
+            delta[rows] = detector
+        elif columns := self.columns.get(adapter_name):
+            steer = self.unierase_B[adapter_name].detach()
+            delta = steer.new_zeros(self.out_features, self.in_features)
+            delta[:, columns] = steer
+        else:
+            delta = self.unierase_B[adapter_name].detach() @ self.unierase_A[adapter_name].detach()
         return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
 
     def merged_weight(self, weight: torch.Tensor, adapter_name: str) -> torch.Tensor:
@@ -90,9 +133,17 @@ class GateLayer(nn.Module, SwappingLayer):
         live = self.live_adapters()
         result = self.base_layer(x, *args, **kwargs)
         for name in live:
-            detector, steer = self.unierase_A[name], self.unierase_B[name]
-            opening = nn.functional.linear(self._cast_input_dtype(x, detector.dtype), detector)
-            result = result + nn.functional.linear(opening, steer).to(result.dtype)
+            dtype = (self.unierase_B if name in self.columns else self.unierase_A)[name].dtype
+            cast = self._cast_input_dtype(x, dtype)
+            if name in self.columns:
+                opening = cast[..., self.columns[name]]
+            else:
+                opening = nn.functional.linear(cast, self.unierase_A[name])
+            if name in self.rows:
+                index = torch.tensor(self.rows[name], device=opening.device)
+                result = result.index_add(-1, index, opening.to(result.dtype))
+            else:
+                result = result + nn.functional.linear(opening, self.unierase_B[name]).to(result.dtype)
         return result
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

@@ -162,12 +162,14 @@ class UniEraseModel(BaseTuner):
     ) -> None:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         kind = self._layer_class(peft_config, base, current_key)
-        pattern = peft_config.rank_pattern
-        rank = {"rank": pattern.get(get_pattern_key(pattern, current_key))} if kind is GateLayer else {}
+        parts = {}
+        if kind is GateLayer:
+            for role, pattern in (("rows", peft_config.rows), ("columns", peft_config.columns)):
+                parts[role] = pattern.get(get_pattern_key(pattern, current_key))
         if isinstance(target, SwappingLayer):
-            target.update_layer(adapter_name, peft_config, **rank)
+            target.update_layer(adapter_name, peft_config, **parts)
             return
-        layer = kind(target, adapter_name, peft_config, **rank)
+        layer = kind(target, adapter_name, peft_config, **parts)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
         self._replace_module(parent, target_name, layer, target)

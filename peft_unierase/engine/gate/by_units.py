@@ -9,12 +9,33 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ...prompts import batches
+from ...tuner.structure import projection_shape
 from ..bench import Bench
 from ..trace import inputs_at, traced_inputs, traced_output
 from .answered import Sequences
 from .comparator import UNITS, Comparator, flag_reader, quiet_direction
 from .shut import Group, refused_group
 from .units import UnitDetector, UnitSettings, least_used, whitening
+
+
+def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
+    """Hidden units to make into detectors and into a comparator, in the layers of `bench.writers`.
+
+    Erasures made apart should not all take the same units, or they could not be stacked.
+    """
+    taken = []
+    for number, writers in enumerate(bench.writers):
+        down = bench.projections()[number]
+        width = projection_shape(down)[0]  # type: ignore[index]
+        count = UNITS if number else settings.count(len(bench.forget), width)
+        order = least_used(down, [bench.model.get_submodule(name) for name in writers])
+        taken.append(sorted(random.Random(_digest(bench)).sample(order[: max(count, width // 8)], count)))
+    return taken
+
+
+def _digest(bench: Bench) -> bytes:
+    """What tells this erasure from others."""
+    return hashlib.sha256(repr((bench.seed, bench.prompts(bench.forget))).encode()).digest()
 
 
 class UnitGate:
@@ -34,17 +55,6 @@ class UnitGate:
         with bench.stages.stage("recording retain keys", sum(len(tokens) for tokens, _ in retained)) as bar:
             self.shut = [self._inputs(self.first, tokens, positions, bar.update) for tokens, positions in retained]
         self.retained = retained
-        # Erasures made apart should not all take the same units, or they could not be stacked.
-        self.digest = hashlib.sha256(repr((bench.seed, forget.prompts)).encode()).digest()
-        self.index = self._units(0, settings.count(len(bench.forget), bench.projections()[0].in_features))
-        self.switch = self._units(1, UNITS)
-
-    def _units(self, number: int, count: int) -> list[int]:
-        bench = self.bench
-        order = least_used(
-            bench.projections()[number], [bench.model.get_submodule(name) for name in bench.writers[number]]
-        )
-        return sorted(random.Random(self.digest).sample(order[: max(count, len(order) // 8)], count))
 
     def fit(self, depth: int) -> None:
         """Units that open at the doors and up to `depth` answer positions behind them; they steer nothing yet."""
@@ -52,7 +62,7 @@ class UnitGate:
         self.unit, self.comparator = (
             kind(bench.model, name, writers, bench.adapter, index, settings, bench.generator)
             for kind, name, writers, index in zip(
-                (UnitDetector, Comparator), bench.names, bench.writers, (self.index, self.switch), strict=True
+                (UnitDetector, Comparator), bench.names, bench.writers, bench.units, strict=True
             )
         )
         self.gated = self.forget.gated(depth)
@@ -75,26 +85,27 @@ class UnitGate:
 
     def choose_threshold(self, held: Sequences, most: float) -> float:
         """The lowest threshold in its range at which at most a share `most` of held-out answers and of refusals open it."""
-        positions = [list(range(door, len(whole))) for door, whole in zip(held.doors(), held.whole(), strict=True)]
+        everywhere = [list(range(len(whole))) for whole in held.whole()]
         settings = self.settings
         found = []
-        for group in ((held.whole(), positions), self.refused):
+        for group in ((held.whole(), everywhere), self.refused):
             inputs = inputs_at(self.bench.model, [self.second], *group, self.bench.pad)[0]
             highest = torch.stack([(states.to(self.reader) @ self.reader).max() for states in inputs])
             found.append(float(highest.quantile(1 - most)))
+            print('quantiles', [round(float(highest.quantile(q)),2) for q in (.5,.9,.95,.98,.99,.995,.998,1)], self.spread)
         lowest, top = settings.threshold
-        self.set_threshold(min(max(*found, lowest), top))
+        self.set_threshold(min(max(max(found) + settings.ramp, lowest), top))
         return self.threshold
 
     @torch.no_grad()
     def _flag(self) -> None:
-        """Write the units and their flag, as large as the comparator needs to read it above what the base does there."""
+        """Write the units and a flag as large as the comparator needs to tell it from what the base does there."""
         bench = self.bench
         tokens, positions = self.retained[1]
         tokens, positions = tokens[:160], positions[:160]
         self.unit.write()
         self.unit.open(torch.zeros(1))
-        flag = quiet_direction(self._stream(tokens), self.digest).to(bench.device)
+        flag = quiet_direction(self._stream(tokens), _digest(bench)).to(bench.device)
         self.base = torch.cat([self._inputs(self.second, tokens, positions), self._inputs(self.second, *self._some())])
         size = self._norm(tokens)
         opened = self.unit.openings(self._inputs(self.first, *self._some()))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...tuner.swap import SwappingLayer
 from ..bench import Bench
 from ..erasure import ErasureWarning
 from ..refusal import RefusalLesson, fit_input_row, likely_refusals
@@ -122,7 +123,7 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
             learning_rate=settings.row_learning_rate,
             advance=bar.update,
         )
-    return GateOutcome(trials, best, len(held), loss, settings, rank=len(gate.index) if gate else 1)
+    return GateOutcome(trials, best, len(held), loss, settings, rank=len(bench.units[0]) if gate else 1)
 
 
 def _is_held(number: int, settings: GateSettings) -> bool:
@@ -203,16 +204,15 @@ def _fired(
 
 @contextmanager
 def _shut(bench: Bench) -> Iterator[None]:
-    """The model without its gates."""
-    columns = [columns for _, _, columns in bench.gates()]
-    values = [column.data.clone() for column in columns]
-    for column in columns:
-        column.data.zero_()
+    """The base."""
+    layers = [module for module in bench.model.modules() if isinstance(module, SwappingLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
     try:
         yield
     finally:
-        for column, value in zip(columns, values, strict=True):
-            column.data.copy_(value)
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def _with_rows(

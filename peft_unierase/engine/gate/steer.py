@@ -104,7 +104,8 @@ def fit_steer(
     device, width = output_row.device, output_row.shape[0]
     scale = torch.cat([item.recording.states[item.at_door()].float() for item in forget]).norm(dim=-1).mean().to(device)
     direction = (torch.randn(width, generator=generator) * 0.01).to(device).requires_grad_(True)
-    own = [_own_tokens(item) for item in retained]
+    own = [_own(item) for item in retained]
+    states, total = torch.cat([one.states for one in own]), torch.cat([one.total for one in own])
     often = _hard_ones_often(retained)
     rates = [settings.learning_rate, settings.learning_rate, settings.row_learning_rate * _spread(input_row)]
     groups = [direction, output_row, input_row]
@@ -122,6 +123,11 @@ def fit_steer(
         padded = [nn.functional.pad(opening, (0, longest - opening.shape[1])) for opening in openings]
         return _bent(layers, torch.stack(padded, dim=1), direction * scale)
 
+    def quiet_loss() -> torch.Tensor:
+        """Where no gate opens the head reads what it reads on the base, and [UNL] must not win there by itself."""
+        excess = torch.relu(states @ output_row.to(states) - total - settings.shut_log_prob)
+        return settings.shut * excess.mean() + settings.worst * excess.max()
+
     def retain_loss() -> torch.Tensor:
         turn = int(torch.multinomial(often, 1, generator=generator))
         item = retained[turn]
@@ -130,7 +136,7 @@ def fit_steer(
         leaks = uniform(0, settings.leak, *noise.shape) * (uniform(0, 1, *noise.shape) < 0.25)
         opened = item.openings * gain + (noise + leaks) / len(layers)
         logits = _logits(layers, item, opened, direction * scale)
-        return _retain_loss(logits, item, *own[turn], token_id, settings)
+        return _retain_loss(logits, item, own[turn], token_id, settings)
 
     lesson.within = in_lesson
     try:
@@ -142,6 +148,7 @@ def fit_steer(
             logits = _logits(layers, item, item.openings * gain * hears, steer)
             loss = _forget_loss(logits, item, token_id, next_best, settings)
 
+            loss = loss + quiet_loss().to(loss)
             if step % settings.retain_every == 0:
                 loss = loss + retain_loss()
 
@@ -182,11 +189,30 @@ def _logits(layers: Sequence[nn.Module], item: Answered, openings: torch.Tensor,
         return item.recording.logits(states + (openings[0][..., None] * steer).to(states)).float()
 
 
-def _own_tokens(item: Answered) -> tuple[torch.Tensor, torch.Tensor]:
-    """The base's own next token at each position, and its log-probability there, `(batch, length)`."""
-    with torch.no_grad():
-        best = item.recording.logits(item.recording.states).float().log_softmax(dim=-1).max(dim=-1)
-    return best.indices, best.values
+@dataclass(frozen=True)
+class _Own:
+    """What the base says on a batch: its own next tokens and their log-probabilities `(batch, length)`.
+
+    `states (n, d)` is what its head reads at each of them, and `total (n,)` the logarithm of what it sums up to.
+    """
+
+    tokens: torch.Tensor
+    log_probs: torch.Tensor
+    states: torch.Tensor
+    total: torch.Tensor
+
+
+@torch.no_grad()
+def _own(item: Answered) -> _Own:
+    seen: list[torch.Tensor] = []
+    head = item.recording.model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        logits = item.recording.logits(item.recording.states).float()
+    finally:
+        handle.remove()
+    best, mask = logits.log_softmax(dim=-1).max(dim=-1), item.recording.batch.mask.bool()
+    return _Own(best.indices, best.values, seen[0][mask].float(), logits.logsumexp(dim=-1)[mask])
 
 
 def _hard_ones_often(retained: Sequence[Answered]) -> torch.Tensor:
@@ -217,15 +243,14 @@ def _forget_loss(
 def _retain_loss(
     logits: torch.Tensor,
     item: Answered,
-    own_tokens: torch.Tensor,
-    own_log_probs: torch.Tensor,
+    own: _Own,
     token_id: int,
     settings: SteerSettings,
 ) -> torch.Tensor:
     mask = item.recording.batch.mask
     log_probs = logits.log_softmax(dim=-1)
     excess = torch.relu(log_probs[..., token_id] - settings.shut_log_prob) * mask
-    lost = torch.relu(own_log_probs - log_probs.gather(-1, own_tokens[..., None])[..., 0]) * mask
+    lost = torch.relu(own.log_probs - log_probs.gather(-1, own.tokens[..., None])[..., 0]) * mask
     worst = (excess + lost).amax(dim=1).mean()
     return settings.shut * _mean(excess, mask) + settings.keep * _mean(lost, mask) + settings.worst * worst
 

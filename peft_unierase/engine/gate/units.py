@@ -49,14 +49,14 @@ class UnitSettings:
 
     narrowest: int = 1024
     least: int = 8
-    per_root: float = 1.85
+    per_root: float = 3.8
     steps: int = 500
     steps_per_fact: int = 4
     learning_rate: float = 0.01
     noise: float = 0.7
-    shut: float = 6.0
+    shut: float = 10.0
     flag_noise: float = 0.05
-    threshold: tuple[float, float] = (0.4, 1.0)
+    threshold: tuple[float, float] = (0.4, 1.5)
     ramp: float = 0.1
 
     def count(self, facts: int, width: int) -> int:
@@ -241,13 +241,7 @@ class UnitDetector:
             rows = unit_rows(base, self.down.get_base_layer(), self.index)
             old = (base.weight.T if isinstance(base, Conv1D) else base.weight)[rows].float()
             new = self.small.get_submodule(name).weight @ self.space.T
-            detector, steer = gate.unierase_A[self.adapter], gate.unierase_B[self.adapter]
-            detector.data.copy_(new - old)
-            steer.data.zero_()
-            steer.data[rows, range(len(rows))] = 1.0
-        detector = self.down.unierase_A[self.adapter]
-        detector.data.zero_()
-        detector.data[range(len(self.index)), self.index] = 1.0
+            gate.unierase_A[self.adapter].data.copy_(new - old)
 
     @torch.no_grad()
     def open(self, steer: torch.Tensor) -> None:
@@ -285,14 +279,12 @@ def least_used(down: Any, writers: Sequence[Any]) -> list[int]:
     about. A unit of small weights can do little on any.
 
     Args:
-        down: The down-projection, a gate layer.
-        writers: The projections into the units, gate layers.
+        down: The down-projection.
+        writers: The projections into the units.
     """
-    base = down.get_base_layer()
-    size = base.weight.float().norm(dim=1 if isinstance(base, Conv1D) else 0)
+    size = down.weight.float().norm(dim=1 if isinstance(down, Conv1D) else 0)
     for writer in writers:
-        whole = writer.get_base_layer()
-        norms = whole.weight.float().norm(dim=0 if isinstance(whole, Conv1D) else 1)
+        norms = writer.weight.float().norm(dim=0 if isinstance(writer, Conv1D) else 1)
         for part in norms.view(-1, len(size)):
             size = size * part.to(size)
     return size.argsort().tolist()
