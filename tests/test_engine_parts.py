@@ -77,7 +77,7 @@ def test_losses_from_the_cache_are_those_of_the_whole_sequence(base: tuple[Any, 
     (batch,) = batches(prompts, 0, CPU)
     ordered = [texts[index] for index in batch.index]
     for skip in (0, 1):
-        total, count = CachedPrompts(model, batch).losses(ordered, [skip] * len(ordered))
+        total, _, count = CachedPrompts(model, batch).losses(ordered, [skip] * len(ordered))
         for row, index in enumerate(batch.index):
             ids = torch.tensor([prompts[index] + texts[index]])
             log_probs = model(input_ids=ids).logits.log_softmax(dim=-1)[0]

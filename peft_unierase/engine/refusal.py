@@ -20,6 +20,7 @@ from ..prompts import Batch, batches
 
 IGNORE = -100
 LEARNT = 0.005
+HARDEST = 0.3  # weight of the hardest token of each refusal
 FARTHEST = 24  # answer tokens given before a refusal, at the most
 
 
@@ -39,7 +40,7 @@ class CachedPrompts:
 
     def losses(
         self, continuations: Sequence[Sequence[int]], skips: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Cross-entropy of one continuation behind each door.
 
         Args:
@@ -47,7 +48,8 @@ class CachedPrompts:
             skips: How many tokens at the start of each are given and not predicted.
 
         Returns:
-            Summed loss of each continuation in nats, `(batch,)`, and the number of tokens predicted, `(batch,)`.
+            Summed loss of each continuation in nats, that of its hardest token, and the number of tokens predicted,
+            `(batch,)` each.
         """
         longest = max(len(c) for c in continuations)
         device = self.batch.ids.device
@@ -73,7 +75,7 @@ class CachedPrompts:
         loss = nn.functional.cross_entropy(
             logits.float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
         )
-        return loss.sum(dim=1), (targets != IGNORE).sum(dim=1)
+        return loss.sum(dim=1), loss.amax(dim=1), (targets != IGNORE).sum(dim=1)
 
 
 def without(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -123,14 +125,14 @@ class RefusalLesson:
         self.within: Within = lambda _, __: nullcontext()
 
     def choose(self) -> None:
-        """Choose for each prompt the refusal that is likeliest now; those nobody chose are out from then on."""
+        """Choose for each prompt the refusal whose hardest token is easiest; those nobody chose are out from then on."""
         self.chosen = []
         with torch.no_grad():
             for prompts in self.cached:
                 size = len(prompts.batch.index)
                 with self.within(prompts.batch.index, [0] * size):
                     costs = [
-                        prompts.losses([[self.token_id, *self.refusals[c]]] * size, [1] * size)[0]
+                        prompts.losses([[self.token_id, *self.refusals[c]]] * size, [1] * size)[1]
                         for c in self.candidates
                     ]
                 self.chosen.append([self.candidates[best] for best in torch.stack(costs).argmin(dim=0).tolist()])
@@ -138,6 +140,8 @@ class RefusalLesson:
 
     def loss(self, step: int) -> torch.Tensor:
         """Mean cross-entropy of the chosen refusals in nats per token, on the batch whose turn it is.
+
+        A refusal breaks off at its hardest token, however easy the others are, so that one counts once more.
 
         Args:
             step: Number of the lesson.
@@ -151,8 +155,8 @@ class RefusalLesson:
             continuations.append([*start, *self.refusals[choice]])
             skips.append(len(start))
         with self.within(prompts.batch.index, given):
-            total, count = prompts.losses(continuations, skips)
-        return total.sum() / count.sum()
+            total, hardest, count = prompts.losses(continuations, skips)
+        return total.sum() / count.sum() + HARDEST * hardest.mean()
 
     def _given(self, length: int) -> int:
         """How many tokens of the answer come first: none in half of the lessons."""

@@ -84,7 +84,7 @@ class UnitGate:
             self._flag()
 
     def choose_threshold(self, held: Sequences, most: float) -> float:
-        """The lowest threshold in its range at which at most a share `most` of held-out answers and of refusals open it."""
+        """The lowest threshold in range at which at most a share `most` of held-out sequences and of refusals open it."""
         everywhere = [list(range(len(whole))) for whole in held.whole()]
         settings = self.settings
         found = []
@@ -92,9 +92,8 @@ class UnitGate:
             inputs = inputs_at(self.bench.model, [self.second], *group, self.bench.pad)[0]
             highest = torch.stack([(states.to(self.reader) @ self.reader).max() for states in inputs])
             found.append(float(highest.quantile(1 - most)))
-            print('quantiles', [round(float(highest.quantile(q)),2) for q in (.5,.9,.95,.98,.99,.995,.998,1)], self.spread)
         lowest, top = settings.threshold
-        self.set_threshold(min(max(max(found) + settings.ramp, lowest), top))
+        self.set_threshold(min(max(*found, lowest), top))
         return self.threshold
 
     @torch.no_grad()

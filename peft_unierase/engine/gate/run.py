@@ -160,7 +160,7 @@ def _with_units(
     gate.fit(depth)
     already = _already(bench, held, declines)
     with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
-        some = retained.some(settings.fit_samples)
+        some = retained.some(3 * settings.fit_samples)
         steer = _fit_steer(bench, gate, forget, some, refusals, declines, settings, bar.update)
     gate.hold_shut_in_refusals(refusals)
     with bench.stages.stage("opening the gate", 2) as bar:

@@ -52,5 +52,5 @@ class GateSettings:
     units: UnitSettings | None = field(default_factory=UnitSettings)
     widest: int = 16384
     refusal_count: int = 8
-    row_steps: int = 120
-    row_learning_rate: float = 0.3
+    row_steps: int = 150
+    row_learning_rate: float = 0.6

@@ -59,12 +59,12 @@ class SteerSettings:
     deaf: float = 0.15
     shut_log_prob: float = -7.0
     saturation: float = 0.3
-    retain_every: int = 4
+    retain_every: int = 6
     shut: float = 30.0
     keep: float = 10.0
     worst: float = 2.0
     banned: float = 2.0
-    refusal: float = 2.0
+    refusal: float = 4.0
 
 
 def fit_steer(
@@ -154,8 +154,7 @@ def fit_steer(
 
             if step in (0, settings.steps // 3, 2 * settings.steps // 3):
                 lesson.choose()
-            if step % 2 == 0:
-                loss = loss + settings.refusal * lesson.loss(step // 2)
+            loss = loss + settings.refusal * lesson.loss(step)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -56,7 +56,7 @@ class UnitSettings:
     noise: float = 0.7
     shut: float = 10.0
     flag_noise: float = 0.05
-    threshold: tuple[float, float] = (0.4, 1.5)
+    threshold: tuple[float, float] = (0.4, 1.2)
     ramp: float = 0.1
 
     def count(self, facts: int, width: int) -> int:
