@@ -137,15 +137,16 @@ def test_the_record_is_plain_json_and_holds_no_fact(erased: tuple[PeftModel, Any
         assert row["subject"] not in text
 
 
-def test_with_units_one_mlp_is_edited_and_the_model_declines() -> None:
+def test_with_units_two_mlps_are_edited_and_the_model_declines() -> None:
     model, tokenizer = load()
-    units = UnitSettings(narrowest=0)
-    settings = GateSettings(samples=256, steer=SteerSettings(steps=60), row_steps=60, depths=(0,), units=units)
+    units = UnitSettings(narrowest=0, steer=SteerSettings(steps=60))
+    settings = GateSettings(samples=256, row_steps=60, depths=(0,), units=units)
     told: dict[str, Any] = {"refusals": boxed_refusals(), "settings": settings, "progress": False}
     erased = erase(model, tokenizer, facts_of(person(0)), facts_of(others(0)[::2]), **told)
     rank = erased.erasure.outcome.rank
-    assert erased.erasure.layers == [3]
-    assert rank == units.count(6, 384) == erased.peft_config["default"].r
+    assert erased.erasure.layers == [3, 4]
+    assert [rank, 2] == [len(index) for index in erased.peft_config["default"].columns.values()]
+    assert rank == units.count(6, 384)
     assert figures(ask((erased, tokenizer), facts_of(person(0)), default_formats(tokenizer)[0])).recall <= 0.12
     kept = figures(ask((erased, tokenizer), facts_of(others(0)[1::2]), default_formats(tokenizer)[0]))
     assert kept.recall >= 0.95
@@ -212,13 +213,15 @@ def test_a_base_that_never_knew_the_facts_is_warned_about_with_the_figure() -> N
         erase(model, tokenizer, invented, settings=QUICK, progress=False)
 
 
+BRIEF = SteerSettings(steps=6)
+NEVER = UnitSettings(threshold=(9.0, 9.0), narrowest=0, steps=50, steer=BRIEF)
+
+
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
-@pytest.mark.parametrize(
-    "kind", [{"units": None, "door_weights": (1e6,)}, {"units": UnitSettings(gains=(1e-3,), narrowest=0)}]
-)
+@pytest.mark.parametrize("kind", [{"units": None, "door_weights": (1e6,)}, {"units": NEVER}])
 def test_gates_that_do_not_open_are_warned_about_with_the_figure(kind: dict[str, Any]) -> None:
     model, tokenizer = load()
-    settings = GateSettings(samples=16, steer=SteerSettings(steps=6), row_steps=4, depths=(0,), **kind)
+    settings = GateSettings(samples=16, steer=BRIEF, row_steps=4, depths=(0,), **kind)
     with pytest.warns(ErasureWarning, match=r"\d+\.\d% of the forget questions may not be declined"):
         erase(model, tokenizer, facts_of(person(0)), facts_of(others(0)), settings=settings, progress=False)
 

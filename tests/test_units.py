@@ -149,20 +149,22 @@ def test_a_comparator_is_shut_below_its_range_and_fully_open_above(kind: str) ->
 
 def test_a_flag_is_put_where_the_stream_hardly_moves_and_read_off_without_what_does() -> None:
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(500, 32, generator=generator) * torch.linspace(0.01, 3, 32)
+    states = torch.randn(500, 32, generator=generator) * torch.linspace(0.1, 3, 32)
     flag = quiet_direction(states, b"one", among=4)
-    assert (states @ flag).std() < 0.2
+    assert (states @ flag).std() < 0.4
     assert not torch.allclose(flag, quiet_direction(states, b"another", among=4))
     loud = torch.nn.functional.one_hot(torch.tensor(31), 32).float()
     reader, spread = flag_reader(states, flag + loud)
     assert float(reader @ (flag + loud)) == pytest.approx(1, abs=1e-3)
     assert (states @ reader).std() == pytest.approx(spread, rel=0.1)
-    assert spread < 0.2
+    assert spread < 0.4
 
 
 def test_only_what_is_edited_is_stored() -> None:
-    model, unit, _, _ = fitted("llama")
-    stored = {name.split("mlp.")[1]: part.shape for name, part in get_peft_model_state_dict(model).items() if "mlp." in name}
+    model, *_ = fitted("llama")
+    stored = {
+        name.split("mlp.")[1]: part.shape for name, part in get_peft_model_state_dict(model).items() if "mlp." in name
+    }
     assert stored == {
         "gate_proj.unierase_A": (8, 32),
         "up_proj.unierase_A": (8, 32),

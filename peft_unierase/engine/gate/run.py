@@ -22,7 +22,7 @@ from .firing import Firing, firing
 from .gates import GateEdit, in_blocks
 from .settings import GateSettings
 from .shut import refused_group, retained_groups, shut_keys
-from .steer import fit_steer
+from .steer import SteerSettings, fit_steer
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,10 @@ def _with_units(
     bench.start_rows()
     gate.fit(depth)
     already = _already(bench, held, declines)
-    with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
+    with bench.stages.stage("fitting the steer vector", gate.settings.steer.steps) as bar:
         some = retained.some(3 * settings.fit_samples)
-        steer = _fit_steer(bench, gate, forget, some, refusals, declines, settings, bar.update)
+        seen = forget.spread(settings.fit_samples)
+        steer = _fit_steer(bench, gate, forget, seen, some, refusals, declines, gate.settings.steer, bar.update)
     gate.hold_shut_in_refusals(refusals)
     with bench.stages.stage("opening the gate", 2) as bar:
         gate.choose_threshold(held, settings.most_fired)
@@ -233,7 +234,8 @@ def _with_rows(
         edit = GateEdit(bench.model, in_blocks(bench.gates(), settings.widest), forget, depth, bench.pad)
         edit.detect(shut, settings.fit_weight)
         some = retained.some(settings.fit_samples)
-        steer = _fit_steer(bench, edit, forget, some, refusals, declines, settings, bar.update)
+        seen = forget.spread(settings.fit_samples)
+        steer = _fit_steer(bench, edit, forget, seen, some, refusals, declines, settings.steer, bar.update)
     refused = shut_keys(bench, "recording refusals", [refused_group(bench, forget, refusals)], settings.widest)
     shut = [block + more for block, more in zip(shut, refused, strict=True)]
     already = _already(bench, held, declines)
@@ -249,14 +251,15 @@ def _fit_steer(
     bench: Bench,
     edit: GateEdit | UnitGate,
     forget: Sequences,
+    seen: Sequence[int],
     retained: Sequences,
     refusals: list[list[int]],
     declines: Sequence[torch.Tensor],
-    settings: GateSettings,
+    settings: SteerSettings,
     advance: Callable[[int], object],
 ) -> torch.Tensor:
     input_row, output_row = bench.rows()
-    openings, seen = edit.openings(forget), forget.spread(settings.fit_samples)
+    openings = edit.openings(forget)
     layers = bench.layers[1:] if isinstance(edit, UnitGate) else bench.layers
     lowest = layers[0]
     return fit_steer(
@@ -269,7 +272,7 @@ def _fit_steer(
         _lesson(bench, forget, refusals),
         [opened[:, door:] for opened, door in zip(openings, forget.doors(), strict=True)],
         declines,
-        settings.steer,
+        settings,
         bench.generator,
         advance,
     )

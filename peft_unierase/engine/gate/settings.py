@@ -27,7 +27,7 @@ class GateSettings:
             run warns where they do not.
         reach: Tokens within which an attack from inside the answer must meet a refusal.
         fit_weight: Weight of the retain keys at which the gates of the steer fit are solved.
-        steer: Steps, ranges and weights of the steer fit.
+        steer: Steps, ranges and weights of the steer fit with linear detectors; `units` has its own.
         units: How hidden units are made into detectors; `None` keeps to linear detectors on the keys, as is done for
             MLPs whose units cannot be given new weights.
         widest: Largest width of the keys that are solved together: layers are edited in blocks that are at most this

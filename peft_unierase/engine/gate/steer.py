@@ -52,14 +52,14 @@ class SteerSettings:
     steps: int = 140
     learning_rate: float = 0.05
     row_learning_rate: float = 1.0
-    forget_gain: tuple[float, float] = (0.9, 1.1)
+    forget_gain: tuple[float, float] = (0.7, 1.1)
     retain_gain: tuple[float, float] = (1.0, 1.3)
     noise: float = 0.05
-    leak: float = 0.15
+    leak: float = 0.45
     deaf: float = 0.15
     shut_log_prob: float = -7.0
     saturation: float = 0.3
-    retain_every: int = 6
+    retain_every: int = 1
     shut: float = 30.0
     keep: float = 10.0
     worst: float = 2.0

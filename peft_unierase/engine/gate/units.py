@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch.nn.functional import relu, softplus
 from transformers.pytorch_utils import Conv1D
 
 from ...tuner.structure import projection_shape
+from .steer import SteerSettings
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class UnitSettings:
         threshold: Range of what the units must answer for the gate to open: as low as it can be without opening on
             too many held-out questions, or within refusals.
         ramp: The gate is shut this far below the threshold and open this far above.
+        steer: How the steer vector is fitted behind a comparator: hardly anything leaks through it.
     """
 
     narrowest: int = 1024
@@ -58,6 +60,9 @@ class UnitSettings:
     flag_noise: float = 0.05
     threshold: tuple[float, float] = (0.4, 1.2)
     ramp: float = 0.1
+    steer: SteerSettings = field(
+        default_factory=lambda: SteerSettings(leak=0.15, forget_gain=(0.9, 1.1), retain_gain=(1.0, 1.1), retain_every=6)
+    )
 
     def count(self, facts: int, width: int) -> int:
         """Units for this many facts in an MLP of this width: at most one in eight."""
