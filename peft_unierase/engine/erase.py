@@ -139,13 +139,14 @@ def erase(
             model.resize_token_embeddings(spare.token_id + 1)
         if isinstance(settings, GateSettings) and settings.units is not None:
             bench.units = take_units(bench, settings.units)
+        edited = [*names, *(name for into in writers for name in into)]
         config = UniEraseConfig(
             task_type="CAUSAL_LM",
-            target_modules=names + sum(writers, []),
+            target_modules=edited,
             **_edited(bench),
             token_id=spare.token_id,
             token=spare.text,
-            base_fingerprint=base_fingerprint(model, names + sum(writers, [])),
+            base_fingerprint=base_fingerprint(model, edited),
             inference_mode=True,
         )
         with torch.random.fork_rng(devices=[]):  # new gates start at random, which must not show outside

@@ -125,7 +125,7 @@ class RefusalLesson:
         self.within: Within = lambda _, __: nullcontext()
 
     def choose(self) -> None:
-        """Choose for each prompt the refusal whose hardest token is easiest; those nobody chose are out from then on."""
+        """Choose for each prompt the refusal whose hardest token is easiest; those nobody chose are out then."""
         self.chosen = []
         with torch.no_grad():
             for prompts in self.cached:

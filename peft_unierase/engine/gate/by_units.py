@@ -59,12 +59,11 @@ class UnitGate:
     def fit(self, depth: int) -> None:
         """Units that open at the doors and up to `depth` answer positions behind them; they steer nothing yet."""
         bench, settings = self.bench, self.settings
-        self.unit, self.comparator = (
-            kind(bench.model, name, writers, bench.adapter, index, settings, bench.generator)
-            for kind, name, writers, index in zip(
-                (UnitDetector, Comparator), bench.names, bench.writers, bench.units, strict=True
-            )
-        )
+        told = [
+            (bench.model, name, writers, bench.adapter, units, settings, bench.generator)
+            for name, writers, units in zip(bench.names, bench.writers, bench.units, strict=True)
+        ]
+        self.unit, self.comparator = UnitDetector(*told[0]), Comparator(*told[1])
         self.gated = self.forget.gated(depth)
         with bench.stages.stage("fitting the gate", self.steps) as bar:
             found = inputs_at(bench.model, [self.first], *self.gated, bench.pad)[0]
@@ -84,7 +83,7 @@ class UnitGate:
             self._flag()
 
     def choose_threshold(self, held: Sequences, most: float) -> float:
-        """The lowest threshold in range at which at most a share `most` of held-out sequences and of refusals open it."""
+        """The lowest threshold in range at which at most a share `most` of held-out answers or refusals open it."""
         everywhere = [list(range(len(whole))) for whole in held.whole()]
         settings = self.settings
         found = []

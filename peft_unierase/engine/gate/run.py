@@ -99,7 +99,9 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     shut = [] if gate else shut_keys(bench, "recording retain keys", groups, settings.widest)
 
     trials: list[Trial] = []
-    for tried in settings.depths if depth is None else (depth,):
+    # Behind a comparator the positions behind the door cost nothing that a lower depth would save.
+    depths = settings.depths[:1] if gate else settings.depths
+    for tried in depths if depth is None else (depth,):
         for trial in (
             (_with_units(bench, tried, gate, *facts, refusals, settings),)
             if gate

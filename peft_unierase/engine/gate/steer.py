@@ -204,8 +204,8 @@ class _Own:
 @torch.no_grad()
 def _own(item: Answered) -> _Own:
     seen: list[torch.Tensor] = []
-    head = item.recording.model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model: Any = item.recording.model
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
         logits = item.recording.logits(item.recording.states).float()
     finally:
