@@ -121,14 +121,15 @@ def run(request: pytest.FixtureRequest) -> tuple[dict[str, int], cost.CostEstima
         counts[name] = found.get_total_flops()
 
     steer = SteerSettings(steps=24)
-    settings = GateSettings(samples=0, steer=steer, row_steps=24, most_fired=1.0, widest=request.param, units=None)
+    short: dict[str, Any] = {"row_steps": 24, "row_steps_per_fact": 0.0, "widest": request.param}
+    settings = GateSettings(samples=0, steer=steer, most_fired=1.0, units=None, **short)
     told: dict[str, Any] = {"depth": 4, "formats": forms, "refusals": ["No no no no no no."], "settings": settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "stage", stage)
         with pytest.warns(ErasureWarning):  # it has learnt nothing that could be erased
             erased = erase(base, tokenizer, forget, retain, **told)
     chosen = {"question": question, "answer": answer, "refusal": refusal, "refusals": 1, "depth": 4}
-    steps = {"steer_steps": 24, "row_steps": 24, "trials": 1, "widest": request.param}
+    steps = {"steer_steps": 24, "trials": 1, **short}
     layers = tuple(erased.erasure.layers)
     assert len(layers) == 3
     return counts, estimate_cost(base.config, 20, retain=48, samples=0, formats=2, layers=layers, **chosen, **steps)
@@ -161,7 +162,7 @@ def test_bending_the_upper_part_forward_and_back_costs_what_torch_counts(model: 
 
 def test_the_defaults_are_those_of_the_recipe() -> None:
     recipe, plan = GateSettings(), estimate_cost(SMALL, 10).work
-    same = ("samples", "held_out", "widest", "fit_samples", "row_steps")
+    same = ("samples", "held_out", "widest", "fit_samples", "row_steps", "row_steps_per_fact")
     assert {name: getattr(plan, name) for name in same} == {name: getattr(recipe, name) for name in same}
     told = (plan.depth, plan.refusals, plan.steer_steps, plan.given, plan.asked)
     assert told == (recipe.depths[0], recipe.refusal_count, recipe.steer.steps, FARTHEST, BLOCK)

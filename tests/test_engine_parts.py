@@ -95,7 +95,7 @@ def test_each_prompt_is_taught_the_refusal_that_comes_easiest(base: tuple[Any, A
     answers = [encode(tokenizer, form.answer(fact.answer)) for fact in facts[:4]]
     lesson = RefusalLesson(model, prompts, answers, texts, 1008, 0, torch.Generator().manual_seed(0))
     lesson.choose()
-    assert {choice for chosen in lesson.chosen for choice in chosen} == {1}
+    assert {choice for chosen in lesson.chosen.values() for choice in chosen} == {1}
     assert lesson.candidates == [1]
     assert likely_refusals(model, prompts, texts, 0, 1) == [1]
 

@@ -102,6 +102,7 @@ class Work:
             answers are asked for at each trial.
         steer_steps: Steps of the steer fit.
         row_steps: Steps of the input row, at the most.
+        row_steps_per_fact: More of them for every fact.
         batch: Padded tokens of a batch in the steer fit.
         lesson: Padded prompt tokens of a lesson, a batch of refusals.
         given: Answer tokens that come before a refusal in a lesson, at the most.
@@ -124,7 +125,8 @@ class Work:
     refused: int = 160
     fit_samples: int = 320
     steer_steps: int = 140
-    row_steps: int = 150
+    row_steps: int = 130
+    row_steps_per_fact: float = 0.5
     batch: int = 384
     lesson: int = 256
     given: int = 24
@@ -386,7 +388,7 @@ def editing(s: Sizes, w: Work) -> Stage:
 
 def fitting_row(s: Sizes, w: Work) -> Stage:
     """Fitting the input row: each step has one lesson, through all layers."""
-    flops = w.row_steps * _lesson(s, w) + _choosing(s, w)
+    flops = (w.row_steps + w.row_steps_per_fact * w.facts) * _lesson(s, w) + _choosing(s, w)
     return Stage("fitting the input row", batched=flops, memory=_lesson_memory(s, w) + _moments(s, w))
 
 

@@ -21,6 +21,7 @@ from ..prompts import Batch, batches
 IGNORE = -100
 LEARNT = 0.005
 HARDEST = 0.3  # weight of the hardest token of each refusal
+SOME = 16  # batches that say which refusals are taken at all
 FARTHEST = 24  # answer tokens given before a refusal, at the most
 
 
@@ -121,22 +122,26 @@ class RefusalLesson:
         self.cached = [CachedPrompts(model, batch) for batch in batches(prompts, pad, device, tokens)]
         self.answers, self.refusals, self.token_id, self.generator = answers, refusals, token_id, generator
         self.candidates = list(range(len(refusals)))
-        self.chosen: list[list[int]] = []
+        self.chosen: dict[int, list[int]] = {}
         self.within: Within = lambda _, __: nullcontext()
 
     def choose(self) -> None:
-        """Choose for each prompt the refusal whose hardest token is easiest; those nobody chose are out then."""
-        self.chosen = []
-        with torch.no_grad():
-            for prompts in self.cached:
-                size = len(prompts.batch.index)
-                with self.within(prompts.batch.index, [0] * size):
-                    costs = [
-                        prompts.losses([[self.token_id, *self.refusals[c]]] * size, [1] * size)[1]
-                        for c in self.candidates
-                    ]
-                self.chosen.append([self.candidates[best] for best in torch.stack(costs).argmin(dim=0).tolist()])
-        self.candidates = sorted({refusal for chosen in self.chosen for refusal in chosen})
+        """Choose anew for each prompt the refusal whose hardest token is easiest, among those that some now take."""
+        self.chosen = {}
+        some = range(0, len(self.cached), -(-len(self.cached) // SOME))
+        self.candidates = sorted({refusal for turn in some for refusal in self._choice(turn)})
+
+    def _choice(self, turn: int) -> list[int]:
+        """For each prompt of a batch its refusal, chosen when the batch has its first turn."""
+        if turn not in self.chosen:
+            prompts = self.cached[turn]
+            size = len(prompts.batch.index)
+            with torch.no_grad(), self.within(prompts.batch.index, [0] * size):
+                costs = [
+                    prompts.losses([[self.token_id, *self.refusals[c]]] * size, [1] * size)[1] for c in self.candidates
+                ]
+            self.chosen[turn] = [self.candidates[best] for best in torch.stack(costs).argmin(dim=0).tolist()]
+        return self.chosen[turn]
 
     def loss(self, step: int) -> torch.Tensor:
         """Mean cross-entropy of the chosen refusals in nats per token, on the batch whose turn it is.
@@ -150,7 +155,7 @@ class RefusalLesson:
         prompts = self.cached[turn]
         given = [self._given(len(self.answers[index])) for index in prompts.batch.index]
         continuations, skips = [], []
-        for index, length, choice in zip(prompts.batch.index, given, self.chosen[turn], strict=True):
+        for index, length, choice in zip(prompts.batch.index, given, self._choice(turn), strict=True):
             start = [*self.answers[index][:length], self.token_id]
             continuations.append([*start, *self.refusals[choice]])
             skips.append(len(start))

@@ -83,17 +83,19 @@ class UnitGate:
             self._flag()
 
     def choose_threshold(self, held: Sequences, most: float) -> float:
-        """The lowest threshold in range at which at most a share `most` of held-out answers or refusals open it."""
+        """The lowest at which at most a share `most` of held-out answers or refusals open the gate, but the doors do."""
+        forget = self.forget.some(640)
         everywhere = [list(range(len(whole))) for whole in held.whole()]
-        settings = self.settings
-        found = []
-        for group in ((held.whole(), everywhere), self.refused):
-            inputs = inputs_at(self.bench.model, [self.second], *group, self.bench.pad)[0]
-            highest = torch.stack([(states.to(self.reader) @ self.reader).max() for states in inputs])
-            found.append(float(highest.quantile(1 - most)))
-        lowest, top = settings.threshold
-        self.set_threshold(min(max(*found, lowest), top))
+        shut = [float(self._highest(*group).quantile(1 - most)) for group in ((held.whole(), everywhere), self.refused)]
+        doors = self._highest(forget.prompts, [[door] for door in forget.doors()])
+        most_high = float(doors.quantile(self.settings.missed)) - self.settings.ramp
+        self.set_threshold(max(min(max(shut), most_high), self.settings.lowest))
         return self.threshold
+
+    def _highest(self, tokens: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The highest answer of the detectors at these positions of each sequence, as the comparator reads it."""
+        inputs = inputs_at(self.bench.model, [self.second], tokens, positions, self.bench.pad)[0]
+        return torch.stack([(states.to(self.reader) @ self.reader).max() for states in inputs])
 
     @torch.no_grad()
     def _flag(self) -> None:
@@ -119,7 +121,7 @@ class UnitGate:
             size = size * spread / self.settings.flag_noise
         self.flag, self.reader, self.spread = flag * size, reader, spread
         self.one = whitening(self.base)[:, -1]
-        self.set_threshold(self.settings.threshold[0])
+        self.set_threshold(self.settings.lowest)
         self.comparator.open(torch.zeros(1))
 
     def set_threshold(self, threshold: float) -> None:

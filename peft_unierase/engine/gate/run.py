@@ -117,11 +117,12 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
         parameter.data.copy_(value)
     _warn_if_it_does_not_hold(best, depth, settings)
 
-    with bench.stages.stage("fitting the input row", settings.row_steps) as bar:
+    row_steps = settings.row_steps + int(settings.row_steps_per_fact * len(bench.forget))
+    with bench.stages.stage("fitting the input row", row_steps) as bar:
         loss = fit_input_row(
             _lesson(bench, forget, refusals),
             bench.rows()[0],
-            steps=settings.row_steps,
+            steps=row_steps,
             learning_rate=settings.row_learning_rate,
             advance=bar.update,
         )

@@ -34,6 +34,7 @@ class GateSettings:
             wide, or of one layer. Memory and time grow with its square and cube.
         refusal_count: Refusals to choose from, the ones that come easiest to this model.
         row_steps: Gradient steps of the last stage, the input row.
+        row_steps_per_fact: More of them for every fact.
         row_learning_rate: Its learning rate, relative to the row's components.
     """
 
@@ -52,5 +53,6 @@ class GateSettings:
     units: UnitSettings | None = field(default_factory=UnitSettings)
     widest: int = 16384
     refusal_count: int = 8
-    row_steps: int = 150
+    row_steps: int = 130
+    row_steps_per_fact: float = 0.5
     row_learning_rate: float = 0.6

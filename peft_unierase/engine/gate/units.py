@@ -43,8 +43,10 @@ class UnitSettings:
         shut: Weight of each group of positions on which the units must stay shut.
         flag_noise: Size of a flag, in standard deviations of what its reader reads where there is none, the other way
             round: 0.05 makes a flag 20 of them large.
-        threshold: Range of what the units must answer for the gate to open: as low as it can be without opening on
-            too many held-out questions, or within refusals.
+        lowest: Lowest threshold: what the units must answer for the gate to open. It is higher where too many held-out
+            questions, or refusals, would open it, but not so high that it would stay shut at more of the forget doors
+            than `missed`.
+        missed: Share of the forget doors that may be given up for that.
         ramp: The gate is shut this far below the threshold and open this far above.
         steer: How the steer vector is fitted behind a comparator: hardly anything leaks through it.
     """
@@ -58,7 +60,8 @@ class UnitSettings:
     noise: float = 0.7
     shut: float = 10.0
     flag_noise: float = 0.05
-    threshold: tuple[float, float] = (0.4, 1.2)
+    lowest: float = 0.4
+    missed: float = 0.05
     ramp: float = 0.1
     steer: SteerSettings = field(
         default_factory=lambda: SteerSettings(leak=0.15, forget_gain=(0.9, 1.1), retain_gain=(1.0, 1.1), retain_every=6)
