@@ -41,6 +41,7 @@ class SteerSettings:
         shut_log_prob: What [UNL]'s log-probability must stay under where nothing is to be declined, in nats.
         saturation: Exponent `q` of the loss `(1 - p^q) / q` on forget positions (generalised cross-entropy, arXiv
             1805.07836): positions that no opening can reach do not drag the others along.
+        declined: Weight of the loss on forget positions.
         retain_every: Steps from one retained batch to the next.
         shut: Weight of the mean excess over `shut_log_prob`.
         keep: Weight of the mean loss in log-probability of the base's own next token.
@@ -59,6 +60,7 @@ class SteerSettings:
     deaf: float = 0.15
     shut_log_prob: float = -7.0
     saturation: float = 0.3
+    declined: float = 1.0
     retain_every: int = 1
     shut: float = 30.0
     keep: float = 10.0
@@ -146,7 +148,7 @@ def fit_steer(
             hears = (uniform(0, 1, *item.at_door().shape) >= settings.deaf) | item.at_door()
             gain = uniform(*settings.forget_gain, len(hears), 1)
             logits = _logits(layers, item, item.openings * gain * hears, steer)
-            loss = _forget_loss(logits, item, token_id, next_best, settings)
+            loss = settings.declined * _forget_loss(logits, item, token_id, next_best, settings)
 
             loss = loss + quiet_loss().to(loss)
             if step % settings.retain_every == 0:

@@ -5,8 +5,8 @@ passes through the MLP's own activation, so it is silent below its threshold; a 
 can (`docs/recipe.md` has the figures). The edit stays of low rank and mergeable: as many rows of the projections into
 the MLP as there are units, and as many columns of the down-projection.
 
-Only one layer is edited. What goes into its MLP does not depend on whether its gates are open, at this position or at
-any before it, so how far they open is known exactly from the base.
+What goes into an MLP does not depend on whether its own gate is open, at this position or at any before it, so how far
+the detectors open is known exactly from the base. What they open is the comparator's affair.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class UnitSettings:
     missed: float = 0.05
     ramp: float = 0.1
     steer: SteerSettings = field(
-        default_factory=lambda: SteerSettings(leak=0.15, forget_gain=(0.9, 1.1), retain_gain=(1.0, 1.1), retain_every=6)
+        default_factory=lambda: SteerSettings(
+            declined=4.0, leak=0.15, forget_gain=(0.9, 1.1), retain_gain=(1.0, 1.1), retain_every=6
+        )
     )
 
     def count(self, facts: int, width: int) -> int:
