@@ -187,3 +187,8 @@ def test_a_module_is_edited_by_rows_or_by_columns() -> None:
 def test_features_beyond_the_projection_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rows \[96\] are beyond the projection's 96"):
         get_peft_model(tiny("llama"), UniEraseConfig(rows={"up_proj": [5, 96]}, target_modules=["up_proj"]))
+
+
+@pytest.mark.parametrize(("facts", "weight"), [(1, 1.0), (40, 1.0), (400, 4.0)])
+def test_forget_positions_weigh_more_where_there_are_more_facts(facts: int, weight: float) -> None:
+    assert UnitSettings().steering(facts).declined == weight

@@ -162,10 +162,11 @@ def _with_units(
     bench.start_rows()
     gate.fit(depth)
     already = _already(bench, held, declines)
-    with bench.stages.stage("fitting the steer vector", gate.settings.steer.steps) as bar:
-        some = retained.some(3 * settings.fit_samples)
+    told = gate.settings.steering(len(bench.forget))
+    with bench.stages.stage("fitting the steer vector", told.steps) as bar:
+        some = retained.some(2 * settings.fit_samples)
         seen = forget.spread(settings.fit_samples)
-        steer = _fit_steer(bench, gate, forget, seen, some, refusals, declines, gate.settings.steer, bar.update)
+        steer = _fit_steer(bench, gate, forget, seen, some, refusals, declines, told, bar.update)
     gate.hold_shut_in_refusals(refusals)
     with bench.stages.stage("opening the gate", 2) as bar:
         gate.choose_threshold(held, settings.most_fired)

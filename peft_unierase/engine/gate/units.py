@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,8 @@ class UnitSettings:
             than `missed`.
         missed: Share of the forget doors that may be given up for that.
         ramp: The gate is shut this far below the threshold and open this far above.
+        declined_per_fact: The weight `declined` of the steer fit is this for each fact, and at least its own: many
+            forget prompts would lose against the refusals that are taught behind them.
         steer: How the steer vector is fitted behind a comparator: hardly anything leaks through it.
     """
 
@@ -61,13 +63,16 @@ class UnitSettings:
     shut: float = 10.0
     flag_noise: float = 0.05
     lowest: float = 0.4
-    missed: float = 0.05
+    missed: float = 0.025
     ramp: float = 0.1
+    declined_per_fact: float = 0.01
     steer: SteerSettings = field(
-        default_factory=lambda: SteerSettings(
-            declined=4.0, leak=0.15, forget_gain=(0.9, 1.1), retain_gain=(1.0, 1.1), retain_every=6
-        )
+        default_factory=lambda: SteerSettings(leak=0.15, forget_gain=(0.9, 1.1), retain_gain=(1.0, 1.1), retain_every=6)
     )
+
+    def steering(self, facts: int) -> SteerSettings:
+        """Settings of the steer fit for this many facts."""
+        return replace(self.steer, declined=max(self.steer.declined, self.declined_per_fact * facts))
 
     def count(self, facts: int, width: int) -> int:
         """Units for this many facts in an MLP of this width: at most one in eight."""
