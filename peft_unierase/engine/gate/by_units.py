@@ -83,7 +83,7 @@ class UnitGate:
             self._flag()
 
     def choose_threshold(self, held: Sequences, most: float) -> float:
-        """The lowest at which at most a share `most` of held-out answers or refusals open the gate, but the doors do."""
+        """The lowest at which at most a share `most` of held-out answers or refusals open the gate, if the doors do."""
         forget = self.forget.some(640)
         everywhere = [list(range(len(whole))) for whole in held.whole()]
         shut = [float(self._highest(*group).quantile(1 - most)) for group in ((held.whole(), everywhere), self.refused)]
