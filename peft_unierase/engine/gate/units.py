@@ -67,7 +67,9 @@ class UnitSettings:
     ramp: float = 0.1
     declined_per_fact: float = 0.01
     steer: SteerSettings = field(
-        default_factory=lambda: SteerSettings(leak=0.15, forget_gain=(0.9, 1.1), retain_gain=(1.0, 1.1), retain_every=6)
+        default_factory=lambda: SteerSettings(
+            refusal=4.0, leak=0.15, forget_gain=(0.9, 1.1), retain_gain=(1.0, 1.1), retain_every=6
+        )
     )
 
     def steering(self, facts: int) -> SteerSettings:
