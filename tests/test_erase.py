@@ -47,7 +47,7 @@ def others(number: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def erased() -> tuple[PeftModel, Any]:
     model, tokenizer = load()
-    settings = GateSettings(samples=256)
+    settings = GateSettings(samples=256, steer=SteerSettings(steps=90), row_steps=90)
     return (
         erase(
             model,

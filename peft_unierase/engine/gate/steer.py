@@ -66,7 +66,7 @@ class SteerSettings:
     keep: float = 10.0
     worst: float = 2.0
     banned: float = 2.0
-    refusal: float = 1.0
+    refusal: float = 2.0
 
 
 def fit_steer(
