@@ -231,7 +231,8 @@ def _with_rows(
     settings: GateSettings,
 ) -> Iterator[Trial]:
     """Fit the steer vector for one depth, then try retain weights until few enough held-out questions fire."""
-    declines = _declines(bench, refusals)
+    # A row that opens half way would let the end of the answer win over [UNL]: the beginning of a refusal comes next.
+    declines = _declines(bench, refusals)[-1:]
     weights = settings.deep_weights if depth else settings.door_weights
     bench.start_rows()
     with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
