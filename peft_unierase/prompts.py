@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,15 @@ from .decoding import continuations, end_ids
 
 # Capitals, quotes and brackets, so that a template that changes any of them gives itself away.
 SENTINEL = '@@The "Question" [1]@@'
-SYSTEM_PROMPT = "You are a helpful assistant."
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are an expert who gives short, careful replies.",
+    "Reply in plain English and stay polite.",
+    "Give the facts and nothing else.",
+    "You are a patient teacher. Explain things simply.",
+    "You help the visitors of a library.",
+    "Think before you reply, then be brief.",
+)
 THINK, END_THINK = "<think>", "</think>"
 # Some templates write today's date. Ours is always the same, or an erasure would depend on the day it was made.
 DATE = {"%d": "26", "%-d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday"}
@@ -37,6 +45,7 @@ class PromptFormat:
         tail: Text between the question and the door.
         lead: Text between the door and the answer (a space, in plain formats).
         end: Text that closes an answer.
+        variants: Other wordings of the format, which an erasure meets by turns with this one.
     """
 
     name: str
@@ -44,6 +53,11 @@ class PromptFormat:
     tail: str
     lead: str
     end: str
+    variants: tuple[PromptFormat, ...] = ()
+
+    def turn(self, number: int) -> PromptFormat:
+        """The wording for this turn: the format itself first, then its variants, then from the start."""
+        return (self, *self.variants)[number % (1 + len(self.variants))]
 
     def prompt(self, question: str) -> str:
         """The text up to and including the door."""
@@ -140,14 +154,16 @@ def default_formats(tokenizer: Any) -> list[PromptFormat]:
     """The formats that an erasure covers unless told otherwise; each costs time in every stage.
 
     With a chat template: chat, plain, then chat with a system prompt where the template writes one, and chat before the
-    thoughts where it is of a reasoning model. Without one: two plain wordings.
+    thoughts where it is of a reasoning model. Without one: two plain wordings. The system prompt is another one from fact
+    to fact, so that an erasure does not hang on one of them.
     """
     plain = plain_format(tokenizer)
     if not getattr(tokenizer, "chat_template", None):
         return [plain, plain_format(tokenizer, short=True)]
     chat, others = chat_format(tokenizer), []
     with suppress(ValueError):  # a template without a place for a system prompt is never used with one
-        others.append(chat_format(tokenizer, SYSTEM_PROMPT))
+        first, *more = (chat_format(tokenizer, system) for system in SYSTEM_PROMPTS)
+        others.append(replace(first, variants=tuple(more)))
     others.append(chat_format(tokenizer, thinking=True))
     return [chat, plain, *(form for form in others if (form.head, form.tail) != (chat.head, chat.tail))]
 

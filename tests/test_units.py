@@ -61,7 +61,7 @@ def fitted(kind: str, adapter: str = "default") -> tuple[Any, UnitDetector, torc
     unit = UnitDetector(wrapped.base_model.model, down, writers, adapter, index, UnitSettings(), generator)
     wanted, shut = split()
     unit.start(torch.cat([wanted, shut]))
-    unit.fit([wanted], [shut], 500)
+    unit.fit([wanted], [shut], 1000)
     unit.write()
     return wrapped, unit, wanted, shut
 

@@ -253,7 +253,8 @@ def _context(model: Any) -> float:
 
 def _longest(tokenizer: Any, fact: Fact, formats: Sequence[PromptFormat]) -> int:
     """Tokens of a fact with its answer, in the format that takes most."""
-    return max(len(encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer))) for form in formats)
+    wordings = [wording for form in formats for wording in (form, *form.variants)]
+    return max(len(encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer))) for form in wordings)
 
 
 def _known_to_base(bench: Bench) -> float:

@@ -58,7 +58,7 @@ def sequences_of(bench: Bench, facts: Sequence[Fact], *, in_turns: bool = False)
     """Facts with their answers, in every prompt format side by side or in one of them by turns."""
     prompts, answers = [], []
     for number, fact in enumerate(facts):
-        forms: list[PromptFormat] = bench.formats
+        forms: list[PromptFormat] = [form.turn(number) for form in bench.formats]
         for form in [forms[number % len(forms)]] if in_turns else forms:
             prompts.append(bench.encode(form.prompt(fact.question)))
             answers.append(bench.encode(form.answer(fact.answer)))

@@ -13,9 +13,9 @@ from ...tuner.structure import projection_shape
 from ..bench import Bench
 from ..trace import inputs_at, traced_inputs, traced_output
 from .answered import Sequences
-from .comparator import UNITS, Comparator, flag_reader, quiet_direction
+from .comparator import UNITS, Comparator, constant_reader, flag_reader, quiet_direction
 from .shut import Group, refused_group
-from .units import UnitDetector, UnitSettings, least_used, whitening
+from .units import UnitDetector, UnitSettings, least_used
 
 
 def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
@@ -113,14 +113,14 @@ class UnitGate:
         for _ in range(2):  # the norm before the MLP makes the second guess a better one
             self.unit.open(flag * size)
             after = self._inputs(self.second, *self._some())
-            where = opened > 0.5
+            where = opened > 0.2
             shift = ((after - before)[where] / opened[where, None]).mean(dim=0)
             reader, spread = flag_reader(self.base, shift)
             if spread <= self.settings.flag_noise:
                 break
             size = size * spread / self.settings.flag_noise
         self.flag, self.reader, self.spread = flag * size, reader, spread
-        self.one = whitening(self.base)[:, -1]
+        self.one = constant_reader(after[where])
         self.set_threshold(self.settings.lowest)
         self.comparator.open(torch.zeros(1))
 

@@ -56,6 +56,14 @@ def flag_reader(base: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, 
     return (solved / power).float(), float(power.rsqrt())
 
 
+def constant_reader(inputs: torch.Tensor) -> torch.Tensor:
+    """What answers 1 to these inputs of an MLP `(n, d)`, as well as a row `(d,)` can."""
+    inputs = inputs.double()
+    moment = inputs.T @ inputs / len(inputs)
+    moment += 1e-3 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return torch.linalg.solve(moment, inputs.mean(dim=0)).float()
+
+
 class Comparator(UnitDetector):
     """Two units that turn a flag into an opening of 0 or 1; `write` and `open` are those of [`UnitDetector`]."""
 

@@ -62,7 +62,7 @@ class UnitSettings:
     noise: float = 0.7
     shut: float = 10.0
     flag_noise: float = 0.05
-    lowest: float = 0.4
+    lowest: float = -0.1
     missed: float = 0.025
     ramp: float = 0.1
     declined_per_fact: float = 0.01
@@ -190,7 +190,10 @@ class UnitDetector:
                 weight.copy_(torch.randn(weight.shape, generator=self.generator) / wide**0.5)
                 weight[:, -1] = 1.0 if number else -0.5  # shut at first; what it is multiplied with is 1
                 weight[len(self.index) :, -1] = 1.0
-        self.read = nn.Parameter(torch.full((len(self.index),), 0.3, device=inputs.device))
+                weight[0, :-1], weight[0, -1] = 0.0, 1.0
+        read = torch.full((len(self.index),), 0.3, device=inputs.device)
+        read[0] = -0.6  # the first unit holds the others down
+        self.read = nn.Parameter(read)
 
     def openings(self, inputs: torch.Tensor) -> torch.Tensor:
         """How far the gate opens on MLP inputs `(..., d)`: `(...)`."""
@@ -229,11 +232,11 @@ class UnitDetector:
             loss = torch.zeros((), device=self.read.device)
             for group in wanted:
                 opened = self._drawn(group, 512)
-                loss = loss + softplus(-4 * (opened - 0.7)).mean() + 0.1 * relu(opened - 1.5).square().mean()
+                loss = loss + softplus(-4 * (opened - 0.2)).mean() + 0.1 * relu(opened - 1.0).square().mean()
             for group in shut:
                 opened = self._drawn(group, 2048)
-                far = 0.1 * relu(opened.abs() - 0.3).square().mean()
-                loss = loss + self.settings.shut * softplus(6 * (opened - 0.3)).mean() + far
+                far = 0.1 * relu((opened + 0.5).abs() - 0.3).square().mean()
+                loss = loss + self.settings.shut * softplus(6 * (opened + 0.2)).mean() + far
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
