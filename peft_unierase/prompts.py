@@ -154,8 +154,8 @@ def default_formats(tokenizer: Any) -> list[PromptFormat]:
     """The formats that an erasure covers unless told otherwise; each costs time in every stage.
 
     With a chat template: chat, plain, then chat with a system prompt where the template writes one, and chat before the
-    thoughts where it is of a reasoning model. Without one: two plain wordings. The system prompt is another one from fact
-    to fact, so that an erasure does not hang on one of them.
+    thoughts where it is of a reasoning model. Without one: two plain wordings. The system prompt changes from fact to
+    fact, so that an erasure does not hang on one of them.
     """
     plain = plain_format(tokenizer)
     if not getattr(tokenizer, "chat_template", None):

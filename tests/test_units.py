@@ -12,7 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_unierase import UniEraseConfig
 from peft_unierase.engine.gate.comparator import Comparator, flag_reader, quiet_direction
+from peft_unierase.engine.gate.token_units import OPEN, divider
 from peft_unierase.engine.gate.units import UnitDetector, UnitSettings, cut_down, find_writers, unit_rows, whitening
+from peft_unierase.engine.refusal import FreeColumns
 from peft_unierase.engine.trace import traced_inputs
 from peft_unierase.tuner.structure import find_down_projections
 
@@ -145,6 +147,27 @@ def test_a_comparator_is_shut_below_its_range_and_fully_open_above(kind: str) ->
         switch.open(steer)
         opened = switch.mlp(inputs[None])[0]
     assert torch.allclose(opened - shut, switch.openings(inputs)[:, None] * steer, atol=1e-3)
+
+
+def test_a_divider_tells_one_token_from_all_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    elsewhere = torch.randn(500, 32, generator=generator) + 2
+    here = torch.randn(20, 32, generator=generator) * 0.2 + torch.randn(32, generator=generator) * 2
+    row = divider(here, elsewhere)
+    assert (here @ row).min() > OPEN[1]
+    assert (elsewhere @ row).max() < OPEN[0]
+
+
+def test_columns_that_are_fitted_as_one_vector_stay_in_proportion() -> None:
+    columns = torch.nn.Parameter(torch.zeros(3, 4))
+    free = FreeColumns(columns, torch.tensor([0.0, 0.0, 0.5, -0.5]), size=2.0)
+    columns.register_hook(free.gradient)
+    (columns * torch.arange(12.0).view(3, 4)).sum().backward()
+    assert columns.grad is not None
+    assert not columns.grad[:, :2].any()
+    assert torch.equal(columns.grad[:, 2], -columns.grad[:, 3])
+    assert columns.grad[:, 2].any()
+    assert free.rate(0.1) == pytest.approx(0.1)
 
 
 def test_a_flag_is_put_where_the_stream_hardly_moves_and_read_off_without_what_does() -> None:

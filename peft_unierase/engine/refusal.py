@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -185,12 +186,37 @@ def likely_refusals(
     return sorted(range(len(refusals)), key=lambda index: (costs[index], index))[:count]
 
 
+@dataclass(frozen=True)
+class FreeColumns:
+    """Columns of a gate's `B (d, r)` to be trained as one vector.
+
+    Attributes:
+        columns: `B`.
+        read: What each of its columns has of the vector, `(r,)`; zero for those of other units.
+        size: Root mean square of the residual stream behind the layer.
+    """
+
+    columns: nn.Parameter
+    read: torch.Tensor
+    size: float
+
+    def gradient(self, full: torch.Tensor) -> torch.Tensor:
+        """The part of a gradient of `B` that keeps the columns in proportion."""
+        read = self.read.to(full)
+        return torch.outer(full @ read, read) / (read @ read)
+
+    def rate(self, relative: float) -> float:
+        """A learning rate of the columns, from one relative to the stream's size."""
+        return relative * self.size * float(self.read.abs().max())
+
+
 def fit_input_row(
     lesson: RefusalLesson,
     row: nn.Parameter,
     *,
     steps: int,
     learning_rate: float,
+    more: Sequence[FreeColumns] = (),
     advance: Callable[[int], object] = lambda count: None,
 ) -> float:
     """The last stage: fit [UNL]'s input row in place, on the edited model (paper, section 3.2, stage I).
@@ -203,15 +229,20 @@ def fit_input_row(
         row: The input row `(d,)`; its present value is where the fit starts.
         steps: Gradient steps at the most; fewer where every batch has been learnt by heart before.
         learning_rate: Adam's highest, relative to the root mean square of the row's components at the start.
+        more: What else is to be fitted: vectors that [UNL] writes further up.
         advance: Called with 1 after each step.
 
     Returns:
         Mean loss of the last tenth of the steps, in nats per token.
     """
-    row.requires_grad_(True)
-    rate = learning_rate * float(row.detach().float().pow(2).mean().sqrt())
-    optimizer = torch.optim.Adam([row], lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    rates = [learning_rate * float(row.detach().float().pow(2).mean().sqrt())]
+    rates += [vector.rate(learning_rate / 3) for vector in more]
+    fitted = [row, *(vector.columns for vector in more)]
+    for parameter in fitted:
+        parameter.requires_grad_(True)
+    handles = [vector.columns.register_hook(vector.gradient) for vector in more]
+    optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(fitted, rates, strict=True)])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
     losses: list[float] = []
     try:
         for step in range(steps):
@@ -227,7 +258,10 @@ def fit_input_row(
             if step > steps // 3 and max(losses[-2 * len(lesson.cached) :]) < LEARNT:
                 break
     finally:
-        row.requires_grad_(False)
-        row.grad = None
+        for handle in handles:
+            handle.remove()
+        for parameter in fitted:
+            parameter.requires_grad_(False)
+            parameter.grad = None
     tail = losses[-max(1, steps // 10) :]
     return sum(tail) / len(tail)

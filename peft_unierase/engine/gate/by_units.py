@@ -19,7 +19,7 @@ from .units import UnitDetector, UnitSettings, least_used
 
 
 def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
-    """Hidden units to make into detectors and into a comparator, in the layers of `bench.writers`.
+    """For each layer its units: detectors or a comparator, and behind them those that [UNL] opens.
 
     Erasures made apart should not all take the same units, or they could not be stacked.
     """
@@ -29,7 +29,8 @@ def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
         width = projection_shape(down)[0]  # type: ignore[index]
         count = UNITS if number else settings.count(len(bench.forget), width)
         order = least_used(down, [bench.model.get_submodule(name) for name in writers])
-        taken.append(sorted(random.Random(_digest(bench)).sample(order[: max(count, width // 8)], count)))
+        drawn = random.Random(_digest(bench)).sample(order[: max(count, width // 8) + UNITS], count + UNITS)
+        taken.append(sorted(drawn[UNITS:]) + sorted(drawn[:UNITS]))
     return taken
 
 
@@ -60,7 +61,7 @@ class UnitGate:
         """Units that open at the doors and up to `depth` answer positions behind them; they steer nothing yet."""
         bench, settings = self.bench, self.settings
         told = [
-            (bench.model, name, writers, bench.adapter, units, settings, bench.generator)
+            (bench.model, name, writers, bench.adapter, units[:-UNITS], settings, bench.generator)
             for name, writers, units in zip(bench.names, bench.writers, bench.units, strict=True)
         ]
         self.unit, self.comparator = UnitDetector(*told[0]), Comparator(*told[1])

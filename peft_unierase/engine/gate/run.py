@@ -23,6 +23,7 @@ from .gates import GateEdit, in_blocks
 from .settings import GateSettings
 from .shut import refused_group, retained_groups, shut_keys
 from .steer import SteerSettings, fit_steer
+from .token_units import place_token_units
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,13 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
 
     row_steps = settings.row_steps + int(settings.row_steps_per_fact * len(bench.forget))
     with bench.stages.stage("fitting the input row", row_steps) as bar:
+        more = place_token_units(bench, forget, retained, refusals, gate.settings) if gate else []
         loss = fit_input_row(
             _lesson(bench, forget, refusals),
             bench.rows()[0],
             steps=row_steps,
             learning_rate=settings.row_learning_rate,
+            more=more,
             advance=bar.update,
         )
     return GateOutcome(trials, best, len(held), loss, settings, rank=len(bench.units[0]) if gate else 1)

@@ -261,15 +261,16 @@ class UnitDetector:
             rows = unit_rows(base, self.down.get_base_layer(), self.index)
             old = (base.weight.T if isinstance(base, Conv1D) else base.weight)[rows].float()
             new = self.small.get_submodule(name).weight @ self.space.T
-            gate.unierase_A[self.adapter].data.copy_(new - old)
+            place = [gate.rows[self.adapter].index(row) for row in rows]
+            gate.unierase_A[self.adapter].data[place] = new - old
 
     @torch.no_grad()
     def open(self, steer: torch.Tensor) -> None:
         """Add this vector `(d,)` wherever the gate opens. What the units wrote before they write no more."""
         base = self.down.get_base_layer()
         old = (base.weight.T if isinstance(base, Conv1D) else base.weight)[:, self.index].float()
-        columns = self.down.unierase_B[self.adapter]
-        columns.data.copy_(steer.to(old)[..., None] * self.read - old)
+        place = [self.down.columns[self.adapter].index(unit) for unit in self.index]
+        self.down.unierase_B[self.adapter].data[:, place] = steer.to(old)[..., None] * self.read - old
 
 
 def whitening(inputs: torch.Tensor, floor: float = 0.1) -> torch.Tensor:
