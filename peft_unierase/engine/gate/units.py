@@ -63,7 +63,7 @@ class UnitSettings:
     shut: float = 10.0
     flag_noise: float = 0.05
     lowest: float = -0.1
-    missed: float = 0.025
+    missed: float = 0.05
     ramp: float = 0.1
     declined_per_fact: float = 0.01
     steer: SteerSettings = field(
