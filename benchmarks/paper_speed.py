@@ -34,7 +34,7 @@ from peft_unierase.check import answer_questions, figures
 from peft_unierase.engine.bench import Bench
 from peft_unierase.engine.layers import choose_gates
 from peft_unierase.engine.paper import PaperSettings, early_layers, run_paper
-from peft_unierase.engine.paper.kept import record_kept
+from peft_unierase.engine.paper.kept import find_null_spaces, record_kept
 from peft_unierase.engine.paper.marks import find_marks
 from peft_unierase.engine.paper.run import fit_common
 from peft_unierase.engine.paper.token import learn_refusals
@@ -154,7 +154,8 @@ def run_one_by_one(bench: Bench, settings: PaperSettings) -> None:
     marks, _ = find_marks(bench)
     bench.start_rows()
     learn_refusals(bench, settings)
-    spaces, silence = record_kept(bench, settings.null_threshold)
+    moments, silence = record_kept(bench)
+    spaces = find_null_spaces(bench, moments, settings.null_threshold)
     prompts, width = bench.prompts(bench.forget), len(bench.formats)
     common = fit_common(bench, settings, prompts, marks, silence)
     editor = OneByOne(bench, settings)

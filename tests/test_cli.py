@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import COMMAND, ENVIRONMENT, listing, run_command, save_tiny_model, without_colours, write_rows
+from helpers import COMMAND, ENVIRONMENT, invoke, listing, run_command, save_tiny_model, without_colours, write_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
@@ -290,8 +290,9 @@ posix = pytest.mark.skipif(os.name != "posix", reason="limits, terminals and sig
 @posix
 @pytest.mark.parametrize(("limit", "kind"), [(6500, "new"), (10_000, "overwritten")], ids=["weights", "tokenizer"])
 def test_a_disk_that_fills_up_leaves_everything_as_it_was(
-    unlearnt: Unlearnt, tmp_path: Path, limit: int, kind: str
+    unlearnt: Unlearnt, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, limit: int, kind: str
 ) -> None:
+    work_dir = tmp_path_factory.mktemp("work")
     if kind == "new":
         arguments = ["-o", tmp_path / "not" / "there" / "erasure"]
     else:
@@ -300,7 +301,10 @@ def test_a_disk_that_fills_up_leaves_everything_as_it_was(
         arguments = ["-o", tmp_path / "erasure", "--overwrite"]
     before = listing(tmp_path)
     ended = run_command(
-        *unlearnt.arguments, *arguments, "--no-figures", "--format", "json", preexec_fn=small_files(limit)
+        *unlearnt.arguments,
+        *arguments,
+        *("--no-figures", "--format", "json", "--work-dir", work_dir / "unfinished"),
+        preexec_fn=small_files(limit),
     )
     assert ended.returncode == 2
     assert ended.stdout == ""
@@ -318,7 +322,9 @@ def test_the_default_format_is_json_in_a_pipe_and_human_on_a_terminal(terminal: 
 
 
 @posix
-def test_interrupting_the_engine_ends_with_status_130_and_leaves_nothing(terminal: Terminal, tmp_path: Path) -> None:
+def test_interrupting_the_engine_ends_with_status_130_and_keeps_the_finished_stages(
+    terminal: Terminal, tmp_path: Path
+) -> None:
     forget = write_rows(tmp_path / "forget.jsonl", FORGET)
     (tmp_path / "outputs").mkdir()
     # On a terminal the engine shows the stage that it is in, which tells the time for Ctrl-C.
@@ -345,9 +351,34 @@ def test_interrupting_the_engine_ends_with_status_130_and_leaves_nothing(termina
     assert interrupted
     assert process.returncode == 130
     assert stdout == ""
-    assert re.split(rb"[\r\n]+", shown.rstrip())[-1] == b"error: interrupted; nothing was written"
+    assert re.search(rb"error: interrupted; nothing was written but the finished stages in \S+", shown)
     assert b"Traceback" not in shown
-    assert listing(tmp_path / "outputs") == {}
+    left = [
+        ".erasure.unfinished/01-asking-the-base.safetensors",
+        ".erasure.unfinished/02-sampling-retain-data.safetensors",
+    ]
+    assert list(listing(tmp_path / "outputs")) == [".erasure.unfinished", *left]
+
+
+def test_an_interrupted_command_goes_on_when_it_is_given_again(
+    unlearnt: Unlearnt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = [*unlearnt.arguments, "-o", tmp_path / "erasure", "--format", "json", "--recipe", "paper"]
+    with monkeypatch.context() as patch:
+        patch.setattr("peft_unierase.engine.paper.run.edit_layers", interrupt)
+        ended = invoke(*command)
+        assert ended.exit_code == 130
+        assert ended.stderr.splitlines()[-1].startswith("error: interrupted; nothing was written but the finished")
+        # Afresh, nothing of it is used.
+        ended = invoke(*command, "--afresh")
+        assert (ended.exit_code, "resuming" in ended.stderr) == (130, False)
+    ended = invoke(*command)
+    assert ended.exit_code == 0
+    assert re.search(r"^resuming after stage \d+, '.*', from .*\.erasure\.unfinished$", ended.stderr, re.MULTILINE)
+    assert [path.name for path in tmp_path.iterdir()] == ["erasure"]
 
 
 def _read(terminal: int) -> bytes:

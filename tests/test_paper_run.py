@@ -307,7 +307,7 @@ def test_the_output_row_is_silent_on_what_stays_and_on_forget_questions_without_
         bench.start_rows()
         marks, _ = find_marks(bench)
         settings = PaperSettings(output_steps=30, silent_weight=weight)
-        _, silence = record_kept(bench, settings.null_threshold)
+        _, silence = record_kept(bench)
         assert silence.kinds.bincount().tolist()[:2] == [len(bench.forget), len(bench.kept)]
         fit_common(bench, settings, bench.prompts(bench.forget), marks, silence)
         return float(silence.excess(bench.rows()[1].detach(), settings.silent_log_prob))

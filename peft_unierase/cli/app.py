@@ -95,6 +95,15 @@ def erase(
         Path | None,
         typer.Option(help="File that keeps these, for further erasures of the same base.", show_default=False),
     ] = None,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps finished stages until the erasure is saved, so that the same command goes on where "
+            "it was interrupted; by default .OUTPUT.unfinished beside OUTPUT.",
+            show_default=False,
+        ),
+    ] = None,
+    afresh: Annotated[bool, typer.Option("--afresh", help="Do not go on with an interrupted run; start anew.")] = False,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same bytes.")] = 0,
     dtype: Annotated[
         str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto (as it was saved).")
@@ -109,7 +118,7 @@ def erase(
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Erase facts from a model and save the erasure as an adapter that PEFT loads."""
-    from .erase import ErasePlan, run_erase
+    from .erase import ErasePlan, run_erase, unfinished
 
     run_erase(
         ErasePlan(
@@ -127,6 +136,8 @@ def erase(
             target_modules=target_modules,
             samples=samples,
             samples_cache=samples_cache,
+            work_dir=work_dir or unfinished(output),
+            afresh=afresh,
             seed=seed,
             dtype=dtype,
             device_map=device_map,

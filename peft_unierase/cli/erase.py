@@ -29,6 +29,8 @@ class ErasePlan:
     target_modules: str | None
     samples: int | None
     samples_cache: Path | None
+    work_dir: Path
+    afresh: bool
     seed: int
     dtype: str
     device_map: str | None
@@ -88,9 +90,15 @@ def read_refusals(path: Path | None) -> list[str] | None:
     return lines
 
 
+def unfinished(output: Path) -> Path:
+    """Where finished stages lie until the erasure is saved, unless told otherwise."""
+    place = output if output.name else output.absolute()
+    return place.parent / f".{place.name}.unfinished"
+
+
 def run_erase(plan: ErasePlan, style: Format) -> None:
     """Run the command; ends the process with status 2 on bad input and 130 on Ctrl-C."""
-    with clear_endings():
+    with clear_endings(unfinished=plan.work_dir):
         _run(plan, style)
 
 
@@ -114,6 +122,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         recall_scorer()
 
     from ..engine import RECIPES, check_recipe, erase
+    from ..engine.checkpoint import discard
     from ..prompts import default_formats
     from .base import load_base, prepare_libraries
     from .finish import finish, loading_lines, stages_table
@@ -121,7 +130,12 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
     prepare_libraries()
     check_recipe(plan.recipe, depth)
+    if plan.afresh:
+        discard(plan.work_dir)
     model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map, plan.revision)
+    whole = not any(parameter.is_meta for parameter in model.parameters())
+    if not whole:
+        say("warning: part of the base is offloaded, so the run cannot be resumed if it is interrupted")
     erased = erase(
         model,
         tokenizer,
@@ -134,6 +148,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         refusals=refusals,
         settings=None if plan.samples is None else RECIPES[plan.recipe](samples=plan.samples),
         samples_cache=plan.samples_cache,
+        work_dir=plan.work_dir if whole else None,
         allow_resize=plan.allow_resize,
         seed=plan.seed,
         progress=style is not Format.QUIET,
@@ -149,6 +164,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         except Exception as error:  # whatever it is, it must not cost the finished erasure
             say(f"warning: the erasure is saved without figures, because measuring them failed: {error}")
     record = finish(erased, tokenizer, plan.model, plan.output, comparisons, plan.overwrite)
+    discard(plan.work_dir)
     seconds = erased.erasure.seconds
     if style is Format.JSON:
         show_json({"output": str(plan.output), **record, "seconds": seconds})

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import Any, NoReturn
 
 BAD_INPUT = 2
@@ -64,13 +65,23 @@ def fail(message: str, status: int = BAD_INPUT) -> NoReturn:
 
 
 @contextmanager
-def clear_endings(nothing_written: str = "nothing was written") -> Iterator[None]:
-    """Turn bad input, a full disk and Ctrl-C into one line each, and the exit status that belongs to it."""
+def clear_endings(unfinished: Path | None = None) -> Iterator[None]:
+    """Turn bad input, a full disk and Ctrl-C into one line each, and the exit status that belongs to it.
+
+    Args:
+        unfinished: A folder that holds finished stages if there are some.
+    """
+
+    def left() -> str:
+        if unfinished is None or not unfinished.is_dir():
+            return "nothing was written"
+        return f"nothing was written but the finished stages in {unfinished}, behind which the same command goes on"
+
     try:
         yield
     except (ValueError, ImportError) as error:
         fail(f"{error}")
     except OSError as error:
-        fail(f"{error}; {nothing_written}")
+        fail(f"{error}; {left()}")
     except KeyboardInterrupt:
-        fail(f"interrupted; {nothing_written}", INTERRUPTED)
+        fail(f"interrupted; {left()}", INTERRUPTED)

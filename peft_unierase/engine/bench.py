@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from ..facts import Fact
 from ..prompts import PromptFormat, encode
 from ..tuner.structure import find_token_modules
+from .checkpoint import Checkpoint
 from .progress import Stages
 from .spare_row import SpareRow
 
@@ -40,6 +41,7 @@ class Bench:
         retain: What was given as a sample of what must stay.
         sampled: Retain facts from the model itself.
         known: Share of the forget answers' tokens that the base predicts.
+        checkpoint: Keeps the finished stages, where that is wanted.
     """
 
     model: Any
@@ -61,11 +63,48 @@ class Bench:
     known: float = 0.0
     writers: list[list[str]] = field(default_factory=list)
     units: list[list[int]] = field(default_factory=list)
+    checkpoint: Checkpoint | None = None
 
     @property
     def kept(self) -> list[Fact]:
         """All retain facts, given ones first."""
         return self.retain + self.sampled
+
+    def once(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """What a stage gives: from `work`, or from a run that was interrupted behind it.
+
+        Either way the generator, the adapter and the times are afterwards as the stage left them; everything else that
+        later stages need of it must be in what it gives. All runs with the same arguments have to come by here in the
+        same order. What is merely read off the base is better not kept: it is large, and close to the text.
+
+        Args:
+            name: As the run calls the stage; the same name may come again.
+            work: Does it; gives tensors and JSON values by name.
+        """
+        done = self.checkpoint.load(name) if self.checkpoint else None
+        if done is None:
+            done = {"result." + key: value for key, value in work().items()}
+            if self.checkpoint:
+                self.checkpoint.save(name, {**done, **self._state()})
+        else:
+            self._set_state(done)
+        return {key.removeprefix("result."): value for key, value in done.items() if key.startswith("result.")}
+
+    def _state(self) -> dict[str, Any]:
+        """What every stage may change."""
+        trained = {f"trained.{number}": part for number, part in enumerate(self.trained())} if self.in_place else {}
+        return {"generator": self.generator.get_state(), "seconds": self.stages.seconds, **trained}
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.stages.seconds.update(state["seconds"])
+        for number, part in enumerate(self.trained() if self.in_place else ()):
+            part.data = state[f"trained.{number}"].to(part.data)  # of another rank, it may be
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the adapter is in the model."""
+        return any(self.adapter in getattr(layer, "unierase_B", ()) for layer in self.projections())
 
     @property
     def device(self) -> torch.device:

@@ -9,10 +9,12 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel, get_peft_model
 
 from ..facts import Fact, check_facts
@@ -20,7 +22,9 @@ from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..tuner import UniEraseConfig
 from ..tuner.structure import check_supported, find_down_projections, projection_shape
 from ..tuner.swap import SwappingLayer
+from ..version import __version__
 from .bench import Bench
+from .checkpoint import Checkpoint, digest_of
 from .erasure import Erasure, ErasureWarning, Outcome
 from .fingerprint import base_fingerprint
 from .gate import GateSettings, run_gate
@@ -31,7 +35,7 @@ from .layers import choose_gates
 from .paper import PaperSettings, early_layers, run_paper
 from .progress import Stages
 from .refusals import DEFAULT_REFUSALS
-from .retain_cache import BLOCK, samples_for
+from .retain_cache import BLOCK, base_digest, samples_for
 from .samples import drop_close
 from .spare_row import add_to_tokenizer, find_spare_row
 
@@ -53,6 +57,7 @@ def erase(
     formats: Sequence[PromptFormat] | None = None,
     settings: GateSettings | PaperSettings | None = None,
     samples_cache: str | Path | None = None,
+    work_dir: str | Path | None = None,
     allow_resize: bool = False,
     adapter_name: str = "default",
     seed: int = 0,
@@ -75,6 +80,9 @@ def erase(
         formats: Prompt formats to cover, instead of `default_formats`: chat with and without a system prompt, plain.
         settings: Settings of the recipe, `GateSettings` or `PaperSettings`.
         samples_cache: File that keeps what the base asks itself, for further erasures of the same base.
+        work_dir: Folder that keeps each finished stage. A run with the same arguments that finds an interrupted one
+            there goes on behind its last finished stage, and gives what it would have given. The folder stays until
+            you remove it; `SECURITY.md` says what lies there.
         allow_resize: Let the vocabulary grow by one where the base has no spare row.
         adapter_name: Name of the adapter in the returned model.
         seed: Seed of everything random. The same seed on the same machine gives the same adapter to the byte.
@@ -84,7 +92,8 @@ def erase(
         The `PeftModel`, in eval mode with the erasure on. Its `erasure` attribute, an [`Erasure`], tells what was done.
 
     Raises:
-        ValueError: Bad arguments or facts, no spare row, or a model of an unsupported kind; the model is unchanged.
+        ValueError: Bad arguments or facts, no spare row, a model of an unsupported kind, or one that is offloaded in
+            part where it has to be told from others (`samples_cache`, `work_dir`); the model is unchanged.
     """
     check_recipe(recipe, depth, settings)
     if isinstance(model, PeftModel):
@@ -128,6 +137,8 @@ def erase(
             retain=retain,
             writers=writers,
         )
+        if work_dir is not None:
+            bench.checkpoint = Checkpoint(Path(work_dir), _digest(bench, recipe, depth, settings), bench.stages.tell)
         bench.known = _known_to_base(bench)
         bench.sampled = _sample_retain_data(bench, settings.samples, Path(samples_cache) if samples_cache else None)
         if not bench.kept:
@@ -172,6 +183,29 @@ def erase(
         seed,
     )
     return wrapped
+
+
+def _digest(bench: Bench, recipe: str, depth: int | str | None, settings: GateSettings | PaperSettings) -> str:
+    """Of everything that decides the result, up to the machine's way of adding up."""
+    model, tokenizer = bench.model, bench.tokenizer
+    config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+    return digest_of(
+        {
+            "versions": [__version__, torch.__version__, transformers.__version__],
+            "device": bench.device.type,
+            "base": base_digest(model, tokenizer),
+            "config": [config, model.config._attn_implementation, model.generation_config.to_dict()],
+            "spare": asdict(bench.spare),
+            "forget": [asdict(fact) for fact in bench.forget],
+            "retain": [asdict(fact) for fact in bench.retain],
+            "tokens": [bench.prompts([*bench.forget, *bench.retain]), [bench.encode(text) for text in bench.refusals]],
+            "refusals": bench.refusals,
+            "formats": [asdict(form) for form in bench.formats],
+            "recipe": [recipe, depth, asdict(settings)],
+            "layers": [bench.names, bench.writers],
+            "seed": bench.seed,
+        }
+    )
 
 
 def _writers(model: Any, names: Sequence[str], narrowest: int) -> list[list[str]]:
@@ -258,9 +292,12 @@ def _longest(tokenizer: Any, fact: Fact, formats: Sequence[PromptFormat]) -> int
 
 
 def _known_to_base(bench: Bench) -> float:
-    with bench.stages.stage("asking the base", len(bench.forget)) as bar:
-        shares = known_shares(bench.model, bench.tokenizer, bench.forget, bench.formats[0], bar.update)
-    known = float(shares.mean())
+    def ask() -> dict[str, float]:
+        with bench.stages.stage("asking the base", len(bench.forget)) as bar:
+            shares = known_shares(bench.model, bench.tokenizer, bench.forget, bench.formats[0], bar.update)
+        return {"known": float(shares.mean())}
+
+    known = bench.once("asking the base", ask)["known"]
     if known < ENOUGH:
         warnings.warn(
             f"the base predicts only {known:.0%} of the forget answers' tokens, so it hardly knows these facts and "
@@ -273,13 +310,17 @@ def _known_to_base(bench: Bench) -> float:
 
 
 def _sample_retain_data(bench: Bench, wanted: int, cache: Path | None) -> list[Fact]:
-    if not wanted:
-        return []
-    with bench.stages.stage("sampling retain data", 2 * BLOCK * math.ceil(wanted / BLOCK)) as bar:
-        found = samples_for(bench.model, bench.tokenizer, bench.formats[0], wanted, bench.seed, cache, bar.update)
     given, context = {fact.question for fact in bench.retain}, _context(bench.model)
-    return [
-        fact
-        for fact in drop_close(found, bench.forget)
-        if fact.question not in given and _longest(bench.tokenizer, fact, bench.formats) <= context
-    ]
+
+    def sample() -> dict[str, list[tuple[str, str]]]:
+        with bench.stages.stage("sampling retain data", 2 * BLOCK * math.ceil(wanted / BLOCK)) as bar:
+            found = samples_for(bench.model, bench.tokenizer, bench.formats[0], wanted, bench.seed, cache, bar.update)
+        return {
+            "sampled": [
+                (fact.question, fact.answer)
+                for fact in drop_close(found, bench.forget)  # what touches the forget set is not written down either
+                if fact.question not in given and _longest(bench.tokenizer, fact, bench.formats) <= context
+            ]
+        }
+
+    return [Fact(*pair) for pair in bench.once("sampling retain data", sample)["sampled"]] if wanted else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ class Stages:
     """Times stages and shows them.
 
     Args:
-        show: Whether to draw bars, which go to stderr and only where that is a terminal.
+        show: Whether to say something at all: bars go to stderr where that is a terminal, and lines in any case.
 
     Attributes:
         seconds: Seconds of each finished stage, in order.
@@ -22,6 +23,11 @@ class Stages:
     def __init__(self, show: bool = True) -> None:
         self.show = show
         self.seconds: dict[str, float] = {}
+
+    def tell(self, text: str) -> None:
+        """A line on stderr."""
+        if self.show:
+            tqdm.write(text, file=sys.stderr)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[tqdm]:

@@ -79,17 +79,21 @@ def samples_header(model: nn.Module, tokenizer: Any, form: PromptFormat, seed: i
     Raises:
         ValueError: Part of the weights is offloaded.
     """
+    base = base_digest(model, tokenizer)
+    return {"kind": KIND, "version": VERSION, "base": base, "prompt": form.prompt("…"), "seed": seed}
+
+
+def base_digest(model: nn.Module, tokenizer: Any) -> str:
+    """SHA-256 over all weights of a base and its vocabulary, with `sha256:` before it.
+
+    Raises:
+        ValueError: Part of the weights is offloaded.
+    """
     base = hashlib.sha256(weights_digest(model).encode())
     # Without the added tokens, one of which may be the [UNL] of an erasure made before.
     vocabulary = set(tokenizer.get_vocab().items()) - set(tokenizer.get_added_vocab().items())
     base.update(json.dumps(sorted(vocabulary)).encode())
-    return {
-        "kind": KIND,
-        "version": VERSION,
-        "base": f"sha256:{base.hexdigest()}",
-        "prompt": form.prompt("…"),
-        "seed": seed,
-    }
+    return f"sha256:{base.hexdigest()}"
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -105,7 +109,7 @@ def weights_digest(model: nn.Module) -> str:
         if parameter.is_meta:
             raise ValueError(
                 f"the base cannot be told from others because {name} is offloaded; load it whole, or do without a "
-                "cache of retain samples"
+                "cache of retain samples and without keeping finished stages"
             )
         data = parameter.detach().contiguous().flatten().view(torch.uint8)
         if data.storage_offset() % WORD:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -53,9 +55,20 @@ class UnitGate:
         self.bench, self.forget, self.settings = bench, forget, settings
         self.steps = settings.steps + settings.steps_per_fact * len(bench.forget)
         self.first, self.second = (bench.model.get_submodule(names[0]) for names in bench.writers)
-        with bench.stages.stage("recording retain keys", sum(len(tokens) for tokens, _ in retained)) as bar:
-            self.shut = [self._inputs(self.first, tokens, positions, bar.update) for tokens, positions in retained]
         self.retained = retained
+
+    @cached_property
+    def shut(self) -> list[torch.Tensor]:
+        """Inputs of the MLP on which to stay shut, recorded when they are first needed."""
+        with self.bench.stages.stage("recording retain keys", sum(len(tokens) for tokens, _ in self.retained)) as bar:
+            return [self._inputs(self.first, tokens, positions, bar.update) for tokens, positions in self.retained]
+
+    @cached_property
+    def wanted(self) -> list[torch.Tensor]:
+        """Inputs on which to open, at the doors and behind them, recorded likewise."""
+        found = inputs_at(self.bench.model, [self.first], *self.gated, self.bench.pad)[0]
+        groups = torch.cat([states[:1] for states in found]), torch.cat([states[1:] for states in found])
+        return [group.to(self.bench.device) for group in groups if len(group)]
 
     def fit(self, depth: int) -> None:
         """Units that open at the doors and up to `depth` answer positions behind them; they steer nothing yet."""
@@ -66,22 +79,43 @@ class UnitGate:
         ]
         self.unit, self.comparator = UnitDetector(*told[0]), Comparator(*told[1])
         self.gated = self.forget.gated(depth)
-        with bench.stages.stage("fitting the gate", self.steps) as bar:
-            found = inputs_at(bench.model, [self.first], *self.gated, bench.pad)[0]
-            self.wanted = [torch.cat([states[:1] for states in found]), torch.cat([states[1:] for states in found])]
-            self.wanted = [group.to(bench.device) for group in self.wanted if len(group)]
-            self.unit.start(torch.cat([*self.wanted, *self.shut]))
-            self.unit.fit(self.wanted, self.shut, self.steps, bar.update)
-            self._flag()
+        vars(self).pop("wanted", None)
+
+        def work() -> dict[str, Any]:
+            shut = self.shut
+            with bench.stages.stage("fitting the gate", self.steps) as bar:
+                self.unit.start(torch.cat([*self.wanted, *shut]))
+                self.unit.fit(self.wanted, shut, self.steps, bar.update)
+                self._flag()
+            return self._state()
+
+        self._set_state(bench.once("fitting the gate", work))
 
     def hold_shut_in_refusals(self, refusals: Sequence[Sequence[int]]) -> None:
         """Go on fitting, with positions inside refusals among those on which to stay shut."""
         bench, steps = self.bench, self.steps // 2
-        with bench.stages.stage("holding the gate shut in refusals", steps) as bar:
-            self.refused = refused_group(bench, self.forget, refusals, 320)
-            refused = self._inputs(self.first, *self.refused)
-            self.unit.fit(self.wanted, [*self.shut, refused], steps, bar.update)
-            self._flag()
+        self.refused = refused_group(bench, self.forget, refusals, 320)
+
+        def work() -> dict[str, Any]:
+            shut = self.shut
+            with bench.stages.stage("holding the gate shut in refusals", steps) as bar:
+                refused = self._inputs(self.first, *self.refused)
+                self.unit.fit(self.wanted, [*shut, refused], steps, bar.update)
+                self._flag()
+            return self._state()
+
+        self._set_state(bench.once("holding the gate shut in refusals", work))
+
+    def _state(self) -> dict[str, Any]:
+        """What the stages behind a fit need of it, beside what is in the adapter."""
+        flag = {"reader": self.reader, "one": self.one, "threshold": self.threshold}
+        return {**{f"unit.{name}": value for name, value in self.unit.state().items()}, **flag}
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        names = [name for name in state if name.startswith("unit.")]
+        self.unit.set_state({name.removeprefix("unit."): state[name] for name in names})
+        self.reader, self.one = (state[name].to(self.bench.device) for name in ("reader", "one"))
+        self.set_threshold(state["threshold"])
 
     def choose_threshold(self, held: Sequences, most: float) -> float:
         """The lowest at which at most a share `most` of held-out answers or refusals open the gate, if the doors do."""

@@ -10,6 +10,7 @@ keys, and once more with the echo of the first solution among what they must sta
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -61,8 +62,17 @@ class GateEdit:
         doors = torch.cat([torch.arange(len(p)) == 0 for p in self.positions]).to(self.device)
         others = int((~doors).sum())
         self.weights = torch.where(doors, 1 / int(doors.sum()), 1 / max(1, others))
+        self.close()
+
+    def close(self) -> None:
+        """Shut the gates, which must be shut while the keys of the base are recorded."""
         self._open(torch.zeros(()))
-        self.keys = self._recorded()
+
+    @cached_property
+    def keys(self) -> list[torch.Tensor]:
+        """The forget keys of each block on the base, recorded when they are first needed; the gates are shut then."""
+        self.close()
+        return self._recorded()
 
     def detect(self, shut: Sequence[ShutKeys], retain_weight: float) -> None:
         """Solve and write the rows of all `A`; the gates stay shut.
@@ -72,7 +82,7 @@ class GateEdit:
             retain_weight: Weight of each group of shut keys beside the forget keys.
         """
         self._solve(shut, retain_weight, [None] * len(self.blocks))
-        self._open(torch.zeros(()))
+        self.close()
 
     @torch.no_grad()
     def openings(self, sequences: Sequences) -> list[torch.Tensor]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -97,7 +98,10 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     groups = retained_groups(sequences_of(bench, kept), retained)
     facts = (forget, retained, sequences_of(bench, held))
     gate = UnitGate(bench, forget, groups, settings.units) if bench.writers and settings.units else None
-    shut = [] if gate else shut_keys(bench, "recording retain keys", groups, settings.widest)
+
+    @cache
+    def shut() -> list[ShutKeys]:
+        return shut_keys(bench, "recording retain keys", groups, settings.widest)
 
     trials: list[Trial] = []
     # Behind a comparator the positions behind the door cost nothing that a lower depth would save.
@@ -118,17 +122,21 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
         parameter.data.copy_(value)
     _warn_if_it_does_not_hold(best, depth, settings)
 
-    row_steps = settings.row_steps + int(settings.row_steps_per_fact * len(bench.forget))
-    with bench.stages.stage("fitting the input row", row_steps) as bar:
-        more = place_token_units(bench, forget, retained, refusals, gate.settings) if gate else []
-        loss = fit_input_row(
-            _lesson(bench, forget, refusals),
-            bench.rows()[0],
-            steps=row_steps,
-            learning_rate=settings.row_learning_rate,
-            more=more,
-            advance=bar.update,
-        )
+    def fit_row() -> dict[str, float]:
+        row_steps = settings.row_steps + int(settings.row_steps_per_fact * len(bench.forget))
+        with bench.stages.stage("fitting the input row", row_steps) as bar:
+            more = place_token_units(bench, forget, retained, refusals, gate.settings) if gate else []
+            loss = fit_input_row(
+                _lesson(bench, forget, refusals),
+                bench.rows()[0],
+                steps=row_steps,
+                learning_rate=settings.row_learning_rate,
+                more=more,
+                advance=bar.update,
+            )
+        return {"loss": loss}
+
+    loss = bench.once("fitting the input row", fit_row)["loss"]
     return GateOutcome(trials, best, len(held), loss, settings, rank=len(bench.units[0]) if gate else 1)
 
 
@@ -164,20 +172,30 @@ def _with_units(
     declines = _declines(bench, refusals)
     bench.start_rows()
     gate.fit(depth)
-    already = _already(bench, held, declines)
-    told = gate.settings.steering(len(bench.forget))
-    with bench.stages.stage("fitting the steer vector", told.steps) as bar:
-        some = retained.some(2 * settings.fit_samples)
-        seen = forget.spread(settings.fit_samples)
-        steer = _fit_steer(bench, gate, forget, seen, some, refusals, declines, told, bar.update)
+
+    def fit() -> dict[str, torch.Tensor]:
+        told = gate.settings.steering(len(bench.forget))
+        with bench.stages.stage("fitting the steer vector", told.steps) as bar:
+            some = retained.some(2 * settings.fit_samples)
+            seen = forget.spread(settings.fit_samples)
+            return {"steer": _fit_steer(bench, gate, forget, seen, some, refusals, declines, told, bar.update)}
+
+    steer = bench.once("fitting the steer vector", fit)["steer"].to(bench.device)
     gate.hold_shut_in_refusals(refusals)
-    with bench.stages.stage("opening the gate", 2) as bar:
-        gate.choose_threshold(held, settings.most_fired)
-        gate.open(steer)
-        bar.update(1)
-        figures = _fired(bench, depth, forget, held, declines, already, settings)
-        bar.update(1)
-    return Trial(depth, 0.0, *figures, gate.threshold)
+
+    def open_gate() -> dict[str, Any]:
+        already = _already(bench, held, declines)
+        with bench.stages.stage("opening the gate", 2) as bar:
+            gate.choose_threshold(held, settings.most_fired)
+            gate.open(steer)
+            bar.update(1)
+            figures = _fired(bench, depth, forget, held, declines, already, settings)
+            bar.update(1)
+        return {"figures": figures, "threshold": gate.threshold}
+
+    opened = bench.once("opening the gate", open_gate)
+    on_held, at_doors, inside = opened["figures"]
+    return Trial(depth, 0.0, on_held, at_doors, inside, opened["threshold"])
 
 
 def _declines(bench: Bench, refusals: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -229,7 +247,7 @@ def _with_rows(
     forget: Sequences,
     retained: Sequences,
     held: Sequences,
-    shut: Sequence[ShutKeys],
+    shut: Callable[[], list[ShutKeys]],
     refusals: list[list[int]],
     settings: GateSettings,
 ) -> Iterator[Trial]:
@@ -238,21 +256,42 @@ def _with_rows(
     declines = _declines(bench, refusals)[-1:]
     weights = settings.deep_weights if depth else settings.door_weights
     bench.start_rows()
-    with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
-        edit = GateEdit(bench.model, in_blocks(bench.gates(), settings.widest), forget, depth, bench.pad)
-        edit.detect(shut, settings.fit_weight)
-        some = retained.some(settings.fit_samples)
-        seen = forget.spread(settings.fit_samples)
-        steer = _fit_steer(bench, edit, forget, seen, some, refusals, declines, settings.steer, bar.update)
-    refused = shut_keys(bench, "recording refusals", [refused_group(bench, forget, refusals)], settings.widest)
-    shut = [block + more for block, more in zip(shut, refused, strict=True)]
-    already = _already(bench, held, declines)
-    with bench.stages.stage("editing layers", 2 * len(weights)) as bar:
-        for weight in weights:
-            edit.write(steer, shut, weight, bar.update)
-            yield (trial := Trial(depth, weight, *_fired(bench, depth, forget, held, declines, already, settings)))
-            if trial.held_out_fired <= settings.most_fired:
-                return  # a larger weight would only shut the gates further
+    edit = GateEdit(bench.model, in_blocks(bench.gates(), settings.widest), forget, depth, bench.pad)
+
+    def fit() -> dict[str, torch.Tensor]:
+        keys = shut()
+        with bench.stages.stage("fitting the steer vector", settings.steer.steps) as bar:
+            edit.detect(keys, settings.fit_weight)
+            some = retained.some(settings.fit_samples)
+            seen = forget.spread(settings.fit_samples)
+            told = settings.steer
+            return {"steer": _fit_steer(bench, edit, forget, seen, some, refusals, declines, told, bar.update)}
+
+    steer = bench.once("fitting the steer vector", fit)["steer"].to(bench.device)
+    group = refused_group(bench, forget, refusals)
+
+    @cache
+    def all_shut() -> list[ShutKeys]:
+        edit.close()
+        refused = shut_keys(bench, "recording refusals", [group], settings.widest)
+        return [block + more for block, more in zip(shut(), refused, strict=True)]
+
+    @cache
+    def already() -> Firing:
+        return _already(bench, held, declines)
+
+    for weight in weights:
+
+        def write(weight: float = weight) -> dict[str, Any]:
+            keys, before = all_shut(), already()
+            with bench.stages.stage("editing layers", 2) as bar:
+                edit.write(steer, keys, weight, bar.update)
+                return {"figures": _fired(bench, depth, forget, held, declines, before, settings)}
+
+        figures = bench.once("editing layers", write)["figures"]
+        yield (trial := Trial(depth, weight, *figures))
+        if trial.held_out_fired <= settings.most_fired:
+            return  # a larger weight would only shut the gates further
 
 
 def _fit_steer(

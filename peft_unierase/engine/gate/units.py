@@ -12,7 +12,7 @@ the detectors open is known exactly from the base. What they open is the compara
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -194,6 +194,20 @@ class UnitDetector:
         read = torch.full((len(self.index),), 0.3, device=inputs.device)
         read[0] = -0.6  # the first unit holds the others down
         self.read = nn.Parameter(read)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that a fit changes."""
+        weights = {name: self.small.get_submodule(name).weight for name in self.names}
+        return {"space": self.space, "read": self.read, **weights}
+
+    def set_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Be as `state` says."""
+        self.space, read = (state[name].to(self.read.device) for name in ("space", "read"))
+        self.small = cut_down(self.mlp, self.names, self.reader, self.index, self.space.shape[1]).to(self.space.device)
+        for name in self.names:
+            linear = self.small.get_submodule(name).requires_grad_(False)
+            linear.weight.copy_(state[name])
+        self.read = nn.Parameter(read, requires_grad=False)
 
     def openings(self, inputs: torch.Tensor) -> torch.Tensor:
         """How far the gate opens on MLP inputs `(..., d)`: `(...)`."""

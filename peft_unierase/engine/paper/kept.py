@@ -15,18 +15,14 @@ from .output_row import Silence
 
 
 @torch.no_grad()
-def record_kept(bench: Bench, threshold: float) -> tuple[list[NullSpace], Silence]:
-    """The null space of each edited layer's retained keys, and where [UNL] must stay silent.
+def record_kept(bench: Bench) -> tuple[list[SecondMoment], Silence]:
+    """The second moment of each edited layer's retained keys, and where [UNL] must stay silent.
 
     Keys are taken at every position of the retained questions and answers (AlphaEdit's K_0), in one of the formats by
     turns. [UNL] must stay silent there, and in the forget questions as long as they are not edited.
 
     Args:
         bench: With the adapter in place and its gates shut.
-        threshold: See `null_space`.
-
-    Raises:
-        ValueError: There are no retained facts.
     """
     turns = [bench.formats[number % len(bench.formats)] for number in range(len(bench.kept))]
     asked = [bench.encode(form.prompt(fact.question)) for form, fact in zip(turns, bench.kept, strict=True)]
@@ -53,12 +49,21 @@ def record_kept(bench: Bench, threshold: float) -> tuple[list[NullSpace], Silenc
             logits[:, bench.spare.token_id] = float("-inf")
             silence.append(Silence(states.float(), logits.logsumexp(dim=-1), _kinds(batch, doors)[real]))
             bar.update(len(batch.index))
+    return moments, Silence.joined(silence)
+
+
+def find_null_spaces(bench: Bench, moments: Sequence[SecondMoment], threshold: float) -> list[NullSpace]:
+    """The null space of each layer's keys; see `null_space`.
+
+    Raises:
+        ValueError: There were no keys.
+    """
     spaces = []
     with bench.stages.stage("finding the null space", len(moments)) as bar:
         for moment in moments:
             spaces.append(null_space(moment.mean(), threshold))
             bar.update(1)
-    return spaces, Silence.joined(silence)
+    return spaces
 
 
 def _kinds(batch: Batch, doors: Sequence[int]) -> torch.Tensor:

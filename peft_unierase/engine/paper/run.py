@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,12 +12,13 @@ from ...facts import Fact
 from ...prompts import batches
 from ..bench import Bench
 from .edit import EditedLayer, edit_layers
-from .kept import record_kept
+from .kept import find_null_spaces, record_kept
 from .marks import find_marks
+from .null_space import NullSpace
 from .output_row import Silence, fit_output_row
 from .settings import PaperSettings
 from .tail import Tail, tail_batches
-from .targets import find_targets
+from .targets import Targets, find_targets
 from .token import draw_refusals, learn_refusals
 
 
@@ -67,14 +68,70 @@ def run_paper(bench: Bench, settings: PaperSettings) -> PaperOutcome:
         raise ValueError("recipe 'paper' edits in the null space of what must stay and has no retain facts; give some")
     marks, without_subject = find_marks(bench)
     bench.start_rows()
-    refusal_loss = learn_refusals(bench, settings)
+    learnt = bench.once("learning to decline", lambda: {"loss": learn_refusals(bench, settings)})
 
-    prompts, token_id = bench.prompts(bench.forget), bench.spare.token_id
-    spaces, silence = record_kept(bench, settings.null_threshold)
-    common = fit_common(bench, settings, prompts, marks, silence)
+    prompts = bench.prompts(bench.forget)
+    spaces, silence = _null_spaces(bench, settings.null_threshold)
+    common = bench.once(
+        "fitting the output row", lambda: {"change": fit_common(bench, settings, prompts, marks, silence())}
+    )["change"].to(bench.device)
+    targets = bench.once("finding targets", lambda: vars(_targets(bench, settings, prompts, marks, common)))
+    vectors = targets["vectors"].to(bench.device)
+    edited = bench.once("editing layers", lambda: _edit(bench, settings, prompts, marks, vectors, spaces))["layers"]
+    layers = [EditedLayer(**layer) for layer in edited]
+    rank = max(layer.rank for layer in layers)
+    bench.model.peft_config[bench.adapter].r = rank
+    fired = bench.once("counting what fires", lambda: _count(bench))
+    return PaperOutcome(
+        rank=rank,
+        layers=layers,
+        refusal_loss=learnt["loss"],
+        target_loss=targets["loss"],
+        targets_fired=targets["fired"],
+        fired=fired["forget"],
+        retained_fired=fired["retain"],
+        without_subject=without_subject,
+        settings=settings,
+    )
+
+
+def _null_spaces(bench: Bench, threshold: float) -> tuple[list[NullSpace], Callable[[], Silence]]:
+    """The null spaces of the retained keys, and what gives the states that are recorded on the way."""
+    found: list[Silence] = []
+
+    def work() -> dict[str, Any]:
+        moments, silence = record_kept(bench)
+        found.append(silence)
+        spaces = find_null_spaces(bench, moments, threshold)
+        bases = {f"basis.{number}": space.basis for number, space in enumerate(spaces)}
+        return {"spaces": [(space.spans_null, space.dimension) for space in spaces], **bases}
+
+    kept = bench.once("finding the null space", work)
+    spaces = [NullSpace(kept[f"basis.{number}"].to(bench.device), *told) for number, told in enumerate(kept["spaces"])]
+    return spaces, lambda: found[0] if found else record_kept(bench)[1]
+
+
+def _targets(
+    bench: Bench,
+    settings: PaperSettings,
+    prompts: Sequence[Sequence[int]],
+    marks: Sequence[int],
+    common: torch.Tensor,
+) -> Targets:
     with bench.stages.stage("finding targets", settings.target_steps) as bar:
         facts = torch.arange(len(prompts), device=bench.device) // len(bench.formats)
-        targets = find_targets(_tails(bench, prompts, marks), facts, common, token_id, settings, bar.update)
+        tails = _tails(bench, prompts, marks)
+        return find_targets(tails, facts, common, bench.spare.token_id, settings, bar.update)
+
+
+def _edit(
+    bench: Bench,
+    settings: PaperSettings,
+    prompts: Sequence[Sequence[int]],
+    marks: Sequence[int],
+    vectors: torch.Tensor,
+    spaces: Sequence[NullSpace],
+) -> dict[str, Any]:
     projections = bench.projections()
     with bench.stages.stage("editing layers", len(projections)) as bar:
         edited = edit_layers(
@@ -84,23 +141,24 @@ def run_paper(bench: Bench, settings: PaperSettings) -> PaperOutcome:
             bench.adapter,
             prompts,
             marks,
-            targets.vectors,
+            vectors,
             spaces,
             settings.ridge,
             settings.truncate,
             bench.pad,
             bar.update,
         )
-    rank = max(layer.rank for layer in edited)
-    bench.model.peft_config[bench.adapter].r = rank
+    return {"layers": [asdict(layer) for layer in edited]}
+
+
+def _count(bench: Bench) -> dict[str, float]:
+    """Shares of the forget doors, and of some 200 retained ones, at which [UNL] wins."""
     with bench.stages.stage("counting what fires", 2) as bar:
         fired = _fired(bench, bench.forget)
         bar.update(1)
         retained_fired = _fired(bench, bench.kept[:: max(1, len(bench.kept) // 200)])
         bar.update(1)
-    return PaperOutcome(
-        rank, edited, refusal_loss, targets.loss, targets.fired, fired, retained_fired, without_subject, settings
-    )
+    return {"forget": fired, "retain": retained_fired}
 
 
 def fit_common(
