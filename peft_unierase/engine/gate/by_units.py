@@ -118,13 +118,14 @@ class UnitGate:
         self.set_threshold(state["threshold"])
 
     def choose_threshold(self, held: Sequences, most: float) -> float:
-        """The lowest at which at most a share `most` of held-out answers or refusals open the gate, if the doors do."""
+        """Half way between where at most a share `most` of held-out answers or refusals open the gate and where the doors
+        still do; these count more if it cannot be both."""
         forget = self.forget.some(640)
         everywhere = [list(range(len(whole))) for whole in held.whole()]
         shut = [float(self._highest(*group).quantile(1 - most)) for group in ((held.whole(), everywhere), self.refused)]
         doors = self._highest(forget.prompts, [[door] for door in forget.doors()])
         most_high = float(doors.quantile(self.settings.missed)) - self.settings.ramp
-        self.set_threshold(max(min(max(shut), most_high), self.settings.lowest))
+        self.set_threshold(max(min((max(shut) + most_high) / 2, most_high), self.settings.lowest))
         return self.threshold
 
     def _highest(self, tokens: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -63,8 +63,8 @@ class UnitSettings:
     shut: float = 10.0
     flag_noise: float = 0.05
     lowest: float = -0.1
-    missed: float = 0.05
-    ramp: float = 0.1
+    missed: float = 0.035
+    ramp: float = 0.05
     declined_per_fact: float = 0.01
     steer: SteerSettings = field(
         default_factory=lambda: SteerSettings(
