@@ -58,7 +58,8 @@ def sequences_of(bench: Bench, facts: Sequence[Fact], *, in_turns: bool = False)
     """Facts with their answers, in every prompt format side by side or in one of them by turns."""
     prompts, answers = [], []
     for number, fact in enumerate(facts):
-        forms: list[PromptFormat] = [form.turn(number) for form in bench.formats]
+        # Rows on the keys have no room for more wordings: with seven system prompts they lost what lies behind the door.
+        forms: list[PromptFormat] = [form.turn(number if bench.units else 0) for form in bench.formats]
         for form in [forms[number % len(forms)]] if in_turns else forms:
             prompts.append(bench.encode(form.prompt(fact.question)))
             answers.append(bench.encode(form.answer(fact.answer)))
