@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_unierase.decoding import continuations
 from peft_unierase.engine import cost
-from peft_unierase.engine.cost import Work, estimate_cost, sizes_of, with_unit
+from peft_unierase.engine.cost import Work, estimate_cost, expected_work, sizes_of, with_unit
 from peft_unierase.engine.erase import erase
 from peft_unierase.engine.erasure import ErasureWarning
 from peft_unierase.engine.gate import GateSettings
@@ -114,11 +114,12 @@ OF_UNITS = [
 
 @dataclass(frozen=True)
 class Counted:
-    """The operations of each stage of a run, the bytes of its adapter, and the estimate for both."""
+    """The operations of each stage of a run, the bytes of its adapter, the estimate for both, and what was expected."""
 
     counts: dict[str, int]
     adapter_bytes: int
     estimate: cost.CostEstimate
+    expected: Work
 
 
 @pytest.fixture(scope="module", params=[*ROWS, "units"])
@@ -146,17 +147,21 @@ def run(request: pytest.FixtureRequest) -> Counted:
     short: dict[str, Any] = {"row_steps": 24, "row_steps_per_fact": 0.0, "widest": widest or 16384}
     settings = GateSettings(samples=0, steer=steer, most_fired=1.0, units=units, **short)
     told: dict[str, Any] = {"depth": 4, "formats": forms, "refusals": ["No no no no no no."], "settings": settings}
+    expected = expected_work(base, tokenizer, forget, retain, **{key: told[key] for key in told if key != "formats"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "stage", stage)
         with pytest.warns(ErasureWarning):  # it has learnt nothing that could be erased
             erased = erase(base, tokenizer, forget, retain, **told)
     chosen = {"question": question, "answer": answer, "refusal": refusal, "refusals": 1, "depth": 4}
-    steps = {"steer_steps": 24, "unit_steps": 80, "unit_steps_per_fact": 0, "retain_every": 1, "trials": 1, **short}
+    steps = {"steer_steps": 24, "retain_every": 1, "trials": 1, **short}
+    if units:
+        steps |= {"unit_steps": 80, "unit_steps_per_fact": 0}
     layers = tuple(erased.erasure.layers)
     assert len(layers) == (3 if widest else 2)
     told = {"layers": layers, "units": not widest, **chosen, **steps}
     saved = sum(4 * part.numel() for name, part in erased.named_parameters() if ".unierase_" in name)
-    return Counted(counts, saved, estimate_cost(base.config, 20, retain=48, samples=0, formats=2, **told))
+    estimate = estimate_cost(base.config, 20, retain=48, samples=0, formats=2, **told)
+    return Counted(counts, saved, estimate, expected)
 
 
 def test_every_stage_of_a_run_costs_what_torch_counts(run: Counted) -> None:
@@ -168,6 +173,13 @@ def test_every_stage_of_a_run_costs_what_torch_counts(run: Counted) -> None:
         stage = expected[name]
         # Torch counts no eigenvectors.
         assert count == pytest.approx(stage.batched if estimate.work.units else stage.flops, rel=0.15), name
+
+
+def test_what_a_run_will_have_to_do_is_told_from_its_arguments(run: Counted) -> None:
+    # Trials depend on what is measured on the way; the formats of the run are not quite the default ones.
+    same = {name: getattr(run.estimate.work, name) for name in ("trials", "question")}
+    assert replace(run.expected, **same) == run.estimate.work
+    assert run.expected.question == pytest.approx(run.estimate.work.question, abs=2)
 
 
 def test_bending_the_upper_part_forward_and_back_costs_what_torch_counts(model: Any) -> None:

@@ -1,6 +1,7 @@
 """What a run of recipe `gate` will cost, before it is started: arithmetic, memory, and seconds with a model."""
 
-from .estimate import CostEstimate, estimate_cost
+from .estimate import CostEstimate, cost_of, estimate_cost
+from .expected import expected_work
 from .shared import asking, sampling
 from .sizes import Sizes, sizes_of
 from .stage import Rates, Stage, with_unit
@@ -13,7 +14,9 @@ __all__ = [
     "Stage",
     "Work",
     "asking",
+    "cost_of",
     "estimate_cost",
+    "expected_work",
     "sampling",
     "sizes_of",
     "with_unit",

@@ -81,6 +81,17 @@ class CostEstimate:
         """Time of the whole run, if there was a model to try."""
         return None if self.rates is None else sum(map(self.rates.seconds, self.stages))
 
+    def record(self) -> dict[str, Any]:
+        """The whole as a JSON object of plain values."""
+        return {
+            "flops": self.flops,
+            "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
+            "model_bytes": self.model_bytes,
+            "adapter_bytes": self.adapter_bytes,
+            "dominant_stage": self.dominant.name,
+        }
+
     @property
     def dominant(self) -> Stage:
         """The stage that takes longest, or most operations where time is not known."""
@@ -94,7 +105,7 @@ class CostEstimate:
         whole = "" if self.seconds is None else f"{self.seconds:,.0f} s"
         rows.append(("in all", with_unit(self.flops, "FLOP"), with_unit(self.peak_bytes, "B"), whole))
         return "\n".join(
-            f"  {name:24s}{flops:>12s}{memory:>10s}{took:>10s}".rstrip() for name, flops, memory, took in rows
+            f"  {name:34s}{flops:>12s}{memory:>10s}{took:>10s}".rstrip() for name, flops, memory, took in rows
         )
 
     def _time(self, stage: Stage) -> str:
@@ -139,7 +150,12 @@ def estimate_cost(
     if two and (sizes.mlp >= settings.narrowest if units is None else units):
         layers = layers[:2]
         work = {"units": settings.count(facts, sizes.mlp), "retain_every": settings.steer.retain_every, **work}
-    plan = Work(facts, retain, samples, formats, tuple(layers), **work)  # type: ignore[arg-type]
+    return cost_of(base, Work(facts, retain, samples, formats, tuple(layers), **work))  # type: ignore[arg-type]
+
+
+def cost_of(base: Any, plan: Work) -> CostEstimate:
+    """What it will cost to do what `plan` says with a base as `estimate_cost` takes it."""
+    sizes = sizes_of(base)
     stages = [stage(sizes, plan) for stage in (BY_UNITS if plan.units else BY_ROWS)]
     rates = measured_rates(base, sizes) if hasattr(base, "get_input_embeddings") else None
     return CostEstimate(sizes, plan, stages, rates)
