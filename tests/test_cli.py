@@ -159,6 +159,8 @@ def test_with_format_json_stdout_is_one_object_with_the_figures(runs: Runs) -> N
     assert retain["before"] > 0.9
     assert retain["after"] > 0.9
     assert sum(told["seconds"].values()) > 0
+    assert told["estimate"]["seconds"] > 0
+    assert told["estimate"]["adapter_bytes"] == told["adapter"]["bytes"]
     saved = json.loads((runs.folder / "json" / "erasure.json").read_text(encoding="utf-8"))
     assert saved.items() <= told.items()
 
@@ -238,6 +240,9 @@ def test_a_base_that_never_knew_the_facts_gives_a_warning_and_the_human_tables(
 ) -> None:
     ended = run_command(*unlearnt.arguments, "-o", tmp_path / "erasure", "--format", "human")
     assert ended.returncode == 0
+    assert re.search(
+        r"^To be expected: \d+ \w+, which is a guess .* for fitting the \w+.*;\n.*\bB\b", ended.stderr, re.M
+    )
     warned = [line for line in ended.stderr.splitlines() if line.startswith("warning: ")]
     assert any(re.search(r"\d+% of the .*answers", line) for line in warned)
     assert "warning" not in ended.stdout

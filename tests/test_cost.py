@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_unierase.decoding import continuations
 from peft_unierase.engine import cost
-from peft_unierase.engine.cost import Work, estimate_cost, sizes_of, with_unit
+from peft_unierase.engine.cost import Work, estimate_cost, expected_work, sizes_of, with_unit
 from peft_unierase.engine.erase import erase
 from peft_unierase.engine.erasure import ErasureWarning
 from peft_unierase.engine.gate import GateSettings
 from peft_unierase.engine.gate.steer import SteerSettings
+from peft_unierase.engine.gate.units import UnitSettings
 from peft_unierase.engine.progress import Stages
 from peft_unierase.engine.refusal import FARTHEST
 from peft_unierase.engine.replay import Recording
@@ -31,7 +32,7 @@ from peft_unierase.facts import Fact
 from peft_unierase.prompts import encode, pad_left, plain_format
 
 CPU = torch.device("cpu")
-SMALL = {"width": 512, "mlp": 1024, "layers": 4, "vocabulary": 900}
+SMALL = {"width": 512, "mlp": 1024, "layers": 12, "vocabulary": 900}
 
 
 def model_of(kind: str = "llama", layers: int = 4, **changes: Any) -> Any:
@@ -100,9 +101,30 @@ def test_sampling_costs_what_torch_counts(model: Any) -> None:
     assert counted(run) == pytest.approx(expected, rel=0.15)
 
 
-@pytest.fixture(scope="module", params=[480, 320], ids=["one block", "two blocks"])
-def run(request: pytest.FixtureRequest) -> tuple[dict[str, int], cost.CostEstimate]:
-    """The operations of each stage of a whole run, counted, and the estimate for it."""
+ROWS = {"one block": 480, "two blocks": 320}
+OF_ROWS = ["recording retain keys", "fitting the steer vector", "recording refusals", "editing layers"]
+OF_UNITS = [
+    "recording retain keys",
+    "fitting the gate",
+    "fitting the steer vector",
+    "holding the gate shut in refusals",
+    "opening the gate",
+]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The operations of each stage of a run, the bytes of its adapter, the estimate for both, and what was expected."""
+
+    counts: dict[str, int]
+    adapter_bytes: int
+    estimate: cost.CostEstimate
+    expected: Work
+
+
+@pytest.fixture(scope="module", params=[*ROWS, "units"])
+def run(request: pytest.FixtureRequest) -> Counted:
+    """A whole run on a small model."""
     base, tokenizer = model_of(intermediate_size=160, num_key_value_heads=2, layers=6), train_tokenizer()
     forms = [plain_format(tokenizer), replace(plain_format(tokenizer), head="<s>Question? ")]
     forget, retain = (
@@ -120,36 +142,44 @@ def run(request: pytest.FixtureRequest) -> tuple[dict[str, int], cost.CostEstima
             yield type("Bar", (), {"update": lambda *_: None})()
         counts[name] = found.get_total_flops()
 
-    steer = SteerSettings(steps=24)
-    short: dict[str, Any] = {"row_steps": 24, "row_steps_per_fact": 0.0, "widest": request.param}
-    settings = GateSettings(samples=0, steer=steer, most_fired=1.0, units=None, **short)
+    steer, widest = SteerSettings(steps=24), ROWS.get(request.param)
+    units = None if widest else UnitSettings(narrowest=0, steps=80, steps_per_fact=0, steer=steer)
+    short: dict[str, Any] = {"row_steps": 24, "row_steps_per_fact": 0.0, "widest": widest or 16384}
+    settings = GateSettings(samples=0, steer=steer, most_fired=1.0, units=units, **short)
     told: dict[str, Any] = {"depth": 4, "formats": forms, "refusals": ["No no no no no no."], "settings": settings}
+    expected = expected_work(base, tokenizer, forget, retain, **{key: told[key] for key in told if key != "formats"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "stage", stage)
         with pytest.warns(ErasureWarning):  # it has learnt nothing that could be erased
             erased = erase(base, tokenizer, forget, retain, **told)
     chosen = {"question": question, "answer": answer, "refusal": refusal, "refusals": 1, "depth": 4}
-    steps = {"steer_steps": 24, "trials": 1, **short}
+    steps = {"steer_steps": 24, "retain_every": 1, "trials": 1, **short}
+    if units:
+        steps |= {"unit_steps": 80, "unit_steps_per_fact": 0}
     layers = tuple(erased.erasure.layers)
-    assert len(layers) == 3
-    return counts, estimate_cost(base.config, 20, retain=48, samples=0, formats=2, layers=layers, **chosen, **steps)
+    assert len(layers) == (3 if widest else 2)
+    told = {"layers": layers, "units": not widest, **chosen, **steps}
+    saved = sum(4 * part.numel() for name, part in erased.named_parameters() if ".unierase_" in name)
+    estimate = estimate_cost(base.config, 20, retain=48, samples=0, formats=2, **told)
+    return Counted(counts, saved, estimate, expected)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "asking the base",
-        "recording retain keys",
-        "fitting the steer vector",
-        "recording refusals",
-        "editing layers",
-        "fitting the input row",
-    ],
-)
-def test_a_stage_of_a_run_costs_what_torch_counts(run: tuple[dict[str, int], cost.CostEstimate], name: str) -> None:
-    counts, estimate = run
-    (stage,) = (stage for stage in estimate.stages if stage.name == name)
-    assert counts[name] == pytest.approx(stage.flops, rel=0.15)
+def test_every_stage_of_a_run_costs_what_torch_counts(run: Counted) -> None:
+    counts, estimate = run.counts, run.estimate
+    expected = {stage.name: stage for stage in estimate.stages if stage.name != "sampling retain data"}
+    of_gates = OF_UNITS if estimate.work.units else OF_ROWS
+    assert list(counts) == list(expected) == ["asking the base", *of_gates, "fitting the input row"]
+    for name, count in counts.items():
+        stage = expected[name]
+        # Torch counts no eigenvectors.
+        assert count == pytest.approx(stage.batched if estimate.work.units else stage.flops, rel=0.15), name
+
+
+def test_what_a_run_will_have_to_do_is_told_from_its_arguments(run: Counted) -> None:
+    # Trials depend on what is measured on the way; the formats of the run are not quite the default ones.
+    same = {name: getattr(run.estimate.work, name) for name in ("trials", "question")}
+    assert replace(run.expected, **same) == run.estimate.work
+    assert run.expected.question == pytest.approx(run.estimate.work.question, abs=2)
 
 
 def test_bending_the_upper_part_forward_and_back_costs_what_torch_counts(model: Any) -> None:
@@ -179,16 +209,20 @@ def test_neighbouring_layers_are_solved_together_as_far_as_they_fit() -> None:
 def test_every_stage_grows_with_what_it_works_on() -> None:
     few, many = (estimate_cost(SMALL, facts, retain=100, samples=256) for facts in (100, 400))
     grown = {a.name for a, b in zip(few.stages, many.stages, strict=True) if b.flops > 1.2 * a.flops}
-    assert {"asking the base", "editing layers"} <= grown
+    assert {"asking the base", "fitting the gate", "holding the gate shut in refusals"} <= grown
     more = estimate_cost(SMALL, 100, retain=100, samples=1024)
     grown = {a.name for a, b in zip(few.stages, more.stages, strict=True) if b.flops > 1.2 * a.flops}
     assert {"sampling retain data", "recording retain keys"} <= grown
-    assert not grown & {"asking the base", "fitting the steer vector", "fitting the input row"}
+    assert not grown & {"asking the base", "fitting the input row"}
 
 
 def test_the_adapter_has_the_size_that_is_saved() -> None:
     estimate = estimate_cost({"width": 128, "mlp": 384, "layers": 8, "vocabulary": 1008}, 6)
     assert estimate.adapter_bytes == 4 * (3 * (384 + 128) + 2 * 128)
+
+
+def test_the_adapter_of_a_run_has_the_size_that_is_saved(run: Counted) -> None:
+    assert run.estimate.adapter_bytes == run.adapter_bytes
 
 
 def test_the_table_names_every_stage_and_the_whole() -> None:

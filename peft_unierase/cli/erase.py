@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .output import Format, clear_endings, say, show, show_json
 
@@ -123,9 +125,10 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
     from ..engine import RECIPES, check_recipe, erase
     from ..engine.checkpoint import discard
+    from ..engine.cost import cost_of, expected_work
     from ..prompts import default_formats
     from .base import load_base, prepare_libraries
-    from .finish import finish, loading_lines, stages_table
+    from .finish import estimate_line, finish, loading_lines, stages_table
     from .measure import compare, figures_table, some
 
     prepare_libraries()
@@ -136,17 +139,26 @@ def _run(plan: ErasePlan, style: Format) -> None:
     whole = not any(parameter.is_meta for parameter in model.parameters())
     if not whole:
         say("warning: part of the base is offloaded, so the run cannot be resumed if it is interrupted")
+    told: dict[str, Any] = {
+        "depth": depth,
+        "layers": layers,
+        "target_modules": [name.strip() for name in plan.target_modules.split(",")] if plan.target_modules else None,
+        "refusals": refusals,
+        "settings": None if plan.samples is None else RECIPES[plan.recipe](samples=plan.samples),
+    }
+    estimate = None
+    if plan.recipe == "gate" and style is not Format.QUIET:  # the other one's cost is not computed
+        with suppress(ValueError):  # what is wrong with the arguments `erase` will say
+            estimate = cost_of(model, expected_work(model, tokenizer, forget, retain, **told))
+    if estimate and style is Format.HUMAN:
+        say(estimate_line(estimate))
     erased = erase(
         model,
         tokenizer,
         forget,
         retain,
         recipe=plan.recipe,
-        depth=depth,
-        layers=layers,
-        target_modules=[name.strip() for name in plan.target_modules.split(",")] if plan.target_modules else None,
-        refusals=refusals,
-        settings=None if plan.samples is None else RECIPES[plan.recipe](samples=plan.samples),
+        **told,
         samples_cache=plan.samples_cache,
         work_dir=plan.work_dir if whole else None,
         allow_resize=plan.allow_resize,
@@ -167,7 +179,8 @@ def _run(plan: ErasePlan, style: Format) -> None:
     discard(plan.work_dir)
     seconds = erased.erasure.seconds
     if style is Format.JSON:
-        show_json({"output": str(plan.output), **record, "seconds": seconds})
+        expected = estimate.record() if estimate else None
+        show_json({"output": str(plan.output), **record, "seconds": seconds, "estimate": expected})
     elif style is Format.HUMAN:
         if comparisons:
             show(figures_table(comparisons) + "\n")

@@ -1,4 +1,4 @@
-"""The end of a run that made an erasure: its size, its record, its folder."""
+"""Before and after a run that makes an erasure: its likely cost, its size, its record, its folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..engine.cost import CostEstimate, with_unit
 from ..hub.card import erasure_card
 from ..hub.folder import save_erasure
 from ..version import __version__
 from .measure import Comparison, figures_record
 from .output import table
+
+
+def estimate_line(estimate: CostEstimate) -> str:
+    """What a run will cost, in two lines."""
+    seconds = estimate.seconds or 0.0
+    time = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    time = f"{seconds / 3600:.1f} hours" if seconds > 6000 else time
+    peak, base, adapter = (
+        with_unit(count, "B") for count in (estimate.peak_bytes, estimate.model_bytes, estimate.adapter_bytes)
+    )
+    return (
+        f"To be expected: {time}, which is a guess from a moment's trial of this machine, most of it for "
+        f"{estimate.dominant.name};\n{peak} of tensors at the worst, of which {base} are the base; an adapter of {adapter}."
+    )
 
 
 def finish(

@@ -107,11 +107,9 @@ def erase(
     if recipe == "paper" and layers is None and target_modules is None:
         layers = early_layers(len(find_down_projections(model)))
     stack, indices, names = choose_gates(model, layers, target_modules)
-    writers: list[list[str]] = []
-    if isinstance(settings, GateSettings) and settings.units is not None and (layers is None or len(names) == 2):
-        writers = _writers(model, names[:2], settings.units.narrowest)
-        if writers:  # one layer to detect and one to steer are enough
-            indices, names = indices[:2], names[:2]
+    writers = detecting_writers(model, names, layers, settings)
+    if writers:  # one layer to detect and one to steer are enough
+        indices, names = indices[:2], names[:2]
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
     check_lengths(model, tokenizer, retain, formats, "retain")
@@ -208,8 +206,20 @@ def _digest(bench: Bench, recipe: str, depth: int | str | None, settings: GateSe
     )
 
 
-def _writers(model: Any, names: Sequence[str], narrowest: int) -> list[list[str]]:
-    """For each of two MLPs the projections into its hidden units; empty where units cannot be used in both."""
+def detecting_writers(
+    model: Any, names: Sequence[str], layers: Sequence[int] | None, settings: GateSettings | PaperSettings
+) -> list[list[str]]:
+    """For each of two MLPs the projections into its hidden units; empty where units are not used.
+
+    Args:
+        model: The base.
+        names: Names of the down-projections that may be edited.
+        layers: The layers that were asked for.
+        settings: Of the recipe.
+    """
+    if not isinstance(settings, GateSettings) or settings.units is None or not (layers is None or len(names) == 2):
+        return []
+    names, narrowest = names[:2], settings.units.narrowest
     wide = [(projection_shape(model.get_submodule(name)) or (0, 0))[0] >= narrowest for name in names]
     writers = [find_writers(model, name) for name in names] if all(wide) and len(names) == 2 else []
     return writers if writers and all(writers) else []

@@ -184,8 +184,9 @@ def _with_units(
     gate.hold_shut_in_refusals(refusals)
 
     def open_gate() -> dict[str, Any]:
-        already = _already(bench, held, declines)
-        with bench.stages.stage("opening the gate", 2) as bar:
+        with bench.stages.stage("opening the gate", 3) as bar:
+            already = _already(bench, held, declines)
+            bar.update(1)
             gate.choose_threshold(held, settings.most_fired)
             gate.open(steer)
             bar.update(1)

@@ -1,0 +1,152 @@
+"""The stages of gates that are hidden units: one function a stage with its formula.
+
+Detectors in the lower of two layers, a comparator in the upper one. What is read off the base ends before the MLP of
+one of these. `u` positions are to open, `n` to stay shut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .shared import ROOM, answered, answered_memory, steering
+from .shared import fitting_row as fitting_the_row
+from .sizes import FP32, FP64, Sizes
+from .stage import Stage
+from .work import Work
+
+DRAWN_WANTED, DRAWN_SHUT = 512, 2048  # positions of each group in a step
+SOME = 160  # sequences on which the flag is measured
+EIGEN = 10  # times d^3: all eigenvectors of a matrix
+
+
+def recording(s: Sizes, w: Work) -> Stage:
+    """Recording retain keys: retained questions in every format, and each once with its answer."""
+    rows = [(w.kept * w.formats, w.question), (w.kept, w.length)]
+    read = sum(s.forward(count * length, length, s.to_mlp(w.layers[0]), 0) for count, length in rows)
+    return Stage("recording retain keys", read, memory=_reading(s, w) + _inputs(s, w.shut_positions))
+
+
+def fitting_gate(s: Sizes, w: Work) -> Stage:
+    """Fitting the gate: the forget positions are recorded, all inputs whitened, the units fitted and a flag measured.
+
+    Whitening takes two second moments in fp64, a solution and all eigenvectors.
+    """
+    length = w.question + w.behind
+    read = s.forward(w.doors * length, length, s.to_mlp(w.layers[0]), 0)
+    moments = 4 * (w.forget_keys + w.shut_positions) * s.width**2
+    fitted = _fitting(s, w, _steps(w), w.shut_positions, [w.kept * w.formats, w.kept * w.length / 2])
+    flag = _flag(s, w)
+    return Stage(
+        "fitting the gate",
+        read + moments + fitted.batched + flag.batched,
+        solving=_whitening(s) + flag.solving,
+        drawn=fitted.drawn,
+        memory=fitted.memory + _inputs(s, w.forget_keys + w.shut_positions, FP64),
+    )
+
+
+def fitting_steer(s: Sizes, w: Work) -> Stage:
+    """Fitting the steer vector: how far the gate opens is read off once, then see `steering`."""
+    kept = min(w.kept, 2 * w.fit_samples)
+    flops, memory = steering(s, w, w.layers[1], kept)
+    flops += s.forward((w.doors + kept) * w.length, w.length, s.to_mlp(w.layers[1]), 0)
+    return Stage("fitting the steer vector", flops, memory=memory + _kept_inputs(s, w))
+
+
+def holding_shut(s: Sizes, w: Work) -> Stage:
+    """Holding the gate shut in refusals: these are recorded, the units fitted on, and the flag measured anew."""
+    count, length = 2 * w.refused, _refused_length(w)
+    read = s.forward(count * length, length, s.to_mlp(w.layers[0]), 0)
+    groups = [w.kept * w.formats, w.kept * w.length / 2, count * (w.refusal + 0.5)]
+    fitted = _fitting(s, w, _steps(w) // 2, w.shut_positions + groups[-1], groups)
+    flag = _flag(s, w)
+    return Stage(
+        "holding the gate shut in refusals",
+        read + fitted.batched + flag.batched,
+        solving=flag.solving,
+        drawn=fitted.drawn,
+        memory=fitted.memory,
+    )
+
+
+def opening(s: Sizes, w: Work) -> Stage:
+    """Opening the gate: its threshold from held-out answers, refusals and doors, then what it does to answers.
+
+    Held-out answers are asked for on the base too.
+    """
+    held, asked = w.held * w.formats, min(w.doors, 2 * w.fit_samples)
+    rows = [(held, w.length), (2 * w.refused, _refused_length(w)), (asked, w.question)]
+    read = sum(s.forward(count * length, length, s.to_mlp(w.layers[1]), 0) for count, length in rows)
+    memory = max(answered_memory(s, w, held + asked), _reading(s, w)) + _kept_inputs(s, w)
+    return Stage("opening the gate", read + answered(s, w, 2 * held + asked), memory=memory)
+
+
+def fitting_row(s: Sizes, w: Work) -> Stage:
+    """Fitting the input row, beside the inputs that were recorded."""
+    stage = fitting_the_row(s, w)
+    return replace(stage, memory=stage.memory + _kept_inputs(s, w))
+
+
+def _steps(w: Work) -> int:
+    return int(w.unit_steps + w.unit_steps_per_fact * w.facts)
+
+
+def _fitting(s: Sizes, w: Work, steps: int, shut: float, groups: list[float]) -> Stage:
+    """Whitened inputs, `2 (u + n) d (d + 1)`; then at each step noise on some of them and the units, there and back.
+
+    Weights alone have a gradient, so the way back costs what the way there does: `4 b (d + 1)` a row of the units, of
+    which there are one or two in the projections.
+    """
+    wide = s.width + 1
+    wanted = [w.doors, w.doors * w.behind] if w.behind else [w.doors]
+    drawn = sum(min(DRAWN_WANTED, count) for count in wanted) + sum(min(DRAWN_SHUT, count) for count in groups)
+    rows = w.units * (2 if s.gated else 1)
+    positions = w.forget_keys + shut
+    return Stage(
+        "",
+        2 * positions * s.width * wide + steps * 4 * drawn * wide * rows,
+        drawn=steps * drawn * wide,
+        memory=2 * _inputs(s, positions) + 4 * FP32 * drawn * wide,  # as recorded, and whitened
+    )
+
+
+def _flag(s: Sizes, w: Work) -> Stage:
+    """Measuring a flag: streams and inputs of some sequences, their moments, their eigenvectors.
+
+    Some retained answers up to either layer; some forget answers once up to the first MLP and three times, at the
+    most five, up to the second.
+    """
+    kept, seen = min(SOME, w.kept), min(SOME, w.doors)
+    length = w.question + w.behind
+    first, second = w.layers
+    read = s.forward((kept + min(16, kept)) * w.length, w.length, first + 1, 0)
+    read += s.forward(kept * w.length, w.length, s.to_mlp(second), 0)
+    read += s.forward(seen * length, length, s.to_mlp(first) + 3 * s.to_mlp(second), 0)
+    there = kept * w.length / 2 + seen * (1 + w.behind)
+    moments = 2 * (kept * w.length + there + 2 * there) * s.width**2
+    return Stage("", read + moments, solving=_whitening(s) + (EIGEN + 2 / 3) * s.width**3)
+
+
+def _whitening(s: Sizes) -> float:
+    """Operations of a solution and of all eigenvectors."""
+    return (EIGEN + 2 / 3) * s.width**3
+
+
+def _refused_length(w: Work) -> float:
+    """Tokens of a forget question, now and then with the beginning of its answer, and a refusal."""
+    return w.question + w.answer / 4 + 0.5 + w.refusal
+
+
+def _inputs(s: Sizes, positions: float, size: int = FP32) -> float:
+    """Bytes of MLP inputs."""
+    return size * positions * s.width
+
+
+def _kept_inputs(s: Sizes, w: Work) -> float:
+    """Bytes of those that stay until the run ends."""
+    return _inputs(s, w.forget_keys + w.shut_positions)
+
+
+def _reading(s: Sizes, w: Work) -> float:
+    """Bytes of a pass over a batch, of which nothing is predicted."""
+    return s.passing(min(ROOM, w.kept * w.length), 0)

@@ -1,0 +1,75 @@
+"""What is known of a run before it is started, in the numbers that its cost depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...facts import Fact
+from ...prompts import default_formats, encode
+from ...tuner.structure import projection_shape
+from ..erase import detecting_writers
+from ..gate import GateSettings
+from ..layers import choose_gates
+from ..refusals import DEFAULT_REFUSALS
+from .work import Work
+
+
+def expected_work(
+    model: Any,
+    tokenizer: Any,
+    forget: Sequence[Fact],
+    retain: Sequence[Fact] = (),
+    *,
+    settings: GateSettings | None = None,
+    depth: int | str | None = None,
+    layers: Sequence[int] | None = None,
+    target_modules: Sequence[str] | None = None,
+    refusals: Sequence[str] | None = None,
+) -> Work:
+    """What `erase` will have to do with the same arguments and recipe `gate`.
+
+    Lengths are means over the forget set. How many trials linear gates take is not known; the default is taken.
+
+    Raises:
+        ValueError: There are no such layers or modules.
+    """
+    settings = settings or GateSettings()
+    formats, sentences = default_formats(tokenizer), list(refusals or DEFAULT_REFUSALS)
+    _, indices, names = choose_gates(model, layers, target_modules)
+    writers = detecting_writers(model, names, layers, settings)
+    detecting: dict[str, Any] = {}
+    if writers and settings.units:
+        indices = indices[:2]
+        width, _ = projection_shape(model.get_submodule(names[0])) or (0, 0)
+        detecting = {
+            "units": settings.units.count(len(forget), width),
+            "unit_steps": settings.units.steps,
+            "unit_steps_per_fact": settings.units.steps_per_fact,
+        }
+    steer = settings.units.steer if writers and settings.units else settings.steer
+
+    def mean(texts: Sequence[str]) -> int:
+        return max(1, round(sum(len(encode(tokenizer, text)) for text in texts) / len(texts)))
+
+    answer = mean([formats[0].answer(fact.answer) for fact in forget])
+    return Work(
+        facts=len(forget),
+        retain=len(retain),
+        samples=settings.samples,
+        formats=len(formats),
+        layers=tuple(indices),
+        question=mean([form.prompt(fact.question) for form in formats for fact in forget]),
+        answer=answer,
+        refusal=mean([sentence + formats[0].end for sentence in sentences]),
+        refusals=min(settings.refusal_count, len(sentences)),
+        depth=depth if isinstance(depth, int) else answer if depth == "all" else settings.depths[0],
+        widest=settings.widest,
+        held_out=settings.held_out,
+        fit_samples=settings.fit_samples,
+        steer_steps=steer.steps,
+        retain_every=steer.retain_every,
+        row_steps=settings.row_steps,
+        row_steps_per_fact=settings.row_steps_per_fact,
+        **detecting,
+    )

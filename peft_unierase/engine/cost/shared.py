@@ -1,0 +1,86 @@
+"""The stages that every gate has: asking, sampling, lessons, the input row. One function a stage with its formula."""
+
+from __future__ import annotations
+
+from .sizes import FP32, Sizes
+from .stage import Stage
+from .work import Work
+
+ROOM = 4096  # padded tokens of a batch that is only read
+SOME = 16  # batches that say which refusals are taken
+
+
+def asking(s: Sizes, w: Work) -> Stage:
+    """Asking the base: one pass over questions with answers."""
+    return Stage("asking the base", answered(s, w, w.facts), memory=answered_memory(s, w, w.facts))
+
+
+def sampling(s: Sizes, w: Work) -> Stage:
+    """Sampling retain data: a question is written, then read again and answered, token by token."""
+    written = s.forward(w.question, w.question / 2, s.layers, w.question)
+    told = s.forward(w.answer, w.question + w.answer / 2, s.layers, w.answer)
+    read = s.forward(w.question, w.question, s.layers, 1)
+    return Stage(
+        "sampling retain data",
+        batched=w.samples * read,
+        stepwise=w.samples * (written + told),
+        memory=2 * s.caches(w.asked * w.length) + 3 * w.asked * s.vocabulary * FP32,  # a cache is copied as it grows
+    )
+
+
+def fitting_row(s: Sizes, w: Work) -> Stage:
+    """Fitting the input row: each step has one lesson, through all layers; it may end earlier."""
+    steps = w.row_steps + w.row_steps_per_fact * w.facts
+    return Stage("fitting the input row", steps * lesson(s, w) + choosing(s, w, steps), memory=lesson_memory(s, w))
+
+
+def steering(s: Sizes, w: Work, lowest: int, kept: float) -> tuple[float, float]:
+    """Operations and bytes of fitting the steer vector, once the gates are there.
+
+    The stream is recorded behind layer `lowest`, and what the base says at the positions of `kept` retained answers.
+    Each step bends a forget batch above that layer, and every `retain_every` steps a retained one, and has one lesson;
+    where no gate opens the head reads one number off each retained state, in every step.
+    """
+    above = s.layers - lowest - 1
+    flops = s.forward(kept * w.length, w.length, above, kept * w.length)
+    memory = lesson_memory(s, w) + FP32 * kept * w.length * s.width
+    for rows, share in ((min(w.doors, w.fit_samples), 1.0), (kept, 1 / w.retain_every)):
+        tokens = min(w.batch, rows * w.length)
+        flops += s.forward(rows * w.length, w.length, lowest + 1, 0)
+        flops += w.steer_steps * share * s.both_ways(tokens, w.length, above, tokens)
+        memory += s.kept_for_gradient(tokens, above, tokens) + rows * w.length * s.width * s.bytes
+    quiet = 4 * kept * w.length * s.width
+    return flops + w.steer_steps * (lesson(s, w) + quiet) + choosing(s, w, w.steer_steps), memory
+
+
+def answered(s: Sizes, w: Work, rows: float) -> float:
+    """Operations of a pass over questions with answers, whose tokens are predicted."""
+    return rows * s.forward(w.length, w.length, s.layers, w.answer + 1)
+
+
+def answered_memory(s: Sizes, w: Work, rows: float) -> float:
+    tokens = min(ROOM, rows * w.length)
+    return s.passing(tokens, tokens * w.answer / w.length)
+
+
+def lesson(s: Sizes, w: Work) -> float:
+    """Operations of one lesson, forward and backward through all layers."""
+    return s.both_ways(w.lesson_tokens, w.question + w.before_refusal + w.refusal, s.layers, w.lesson_tokens)
+
+
+def choosing(s: Sizes, w: Work, steps: float) -> float:
+    """Operations of choosing refusals: the prompts once for their caches, then refusals behind them, three times.
+
+    Each time some batches say which refusals are taken at all, and every other batch chooses when it has its turn in
+    the third of the steps that follows. All refusals are counted every time, so it is less where few are taken.
+    """
+    rows = min(w.lesson / w.question, w.doors)
+    turns = min(w.doors / rows, max(SOME, steps / 3))
+    tried = 3 * turns * rows * w.refusals * (1 + w.refusal)
+    return s.forward(w.doors * w.question, w.question, s.layers, 0) + s.forward(
+        tried, w.question + w.refusal, s.layers, tried
+    )
+
+
+def lesson_memory(s: Sizes, w: Work) -> float:
+    return s.kept_for_gradient(w.lesson_tokens, s.layers, w.lesson_tokens) + s.caches(w.doors * w.question)
