@@ -33,6 +33,7 @@ from .progress import Stages
 from .refusals import DEFAULT_REFUSALS
 from .retain_cache import BLOCK, samples_for
 from .samples import drop_close
+from .scope import ask_around, check_scope, plan_scope
 from .spare_row import add_to_tokenizer, find_spare_row
 
 RECIPES: dict[str, type[GateSettings] | type[PaperSettings]] = {"gate": GateSettings, "paper": PaperSettings}
@@ -46,6 +47,7 @@ def erase(
     retain: Sequence[Fact] | None = None,
     *,
     recipe: str = "gate",
+    scope: str | None = None,
     depth: int | str | None = None,
     layers: Sequence[int] | None = None,
     target_modules: Sequence[str] | None = None,
@@ -67,6 +69,10 @@ def erase(
         forget: What must go.
         retain: A sample of what must stay, beside the questions that the model is made to ask itself.
         recipe: `"gate"`, or `"paper"` for the method as published.
+        scope: `"question"`: nothing but these questions goes, however worded; what else the base knows about their
+            subjects stays. `"subject"`: everything about their subjects goes, asked in words that were never given
+            too. For both the base is made to ask itself about the subjects. `None`: nothing is asked, and how far the
+            erasure reaches around the facts depends on what else is retained.
         depth: How many answer positions behind the door are gated too: a number, `"all"`, or `None` to let the engine
             choose by what it measures. Recipe `paper` has depth 0.
         layers: Indices of the decoder layers to edit, instead of the rule on depth.
@@ -87,6 +93,7 @@ def erase(
         ValueError: Bad arguments or facts, no spare row, or a model of an unsupported kind; the model is unchanged.
     """
     check_recipe(recipe, depth, settings)
+    check_scope(scope, recipe)
     if isinstance(model, PeftModel):
         raise ValueError("the model already is a PeftModel; merge its adapters first (merge_and_unload) or unload them")
     settings = settings or RECIPES[recipe]()
@@ -95,6 +102,7 @@ def erase(
         raise ValueError("the forget set is empty; give at least one fact")
     check_supported(model, target_modules)
     check_facts(forget, retain)
+    plan = plan_scope(scope, forget, retain) if scope else None
     if recipe == "paper" and layers is None and target_modules is None:
         layers = early_layers(len(find_down_projections(model)))
     stack, indices, names = choose_gates(model, layers, target_modules)
@@ -129,7 +137,9 @@ def erase(
             writers=writers,
         )
         bench.known = _known_to_base(bench)
-        bench.sampled = _sample_retain_data(bench, settings.samples, Path(samples_cache) if samples_cache else None)
+        found = _asked_itself(bench, settings.samples, Path(samples_cache) if samples_cache else None)
+        bench.sampled = _usable(bench, drop_close(found, forget))
+        scoped = ask_around(bench, plan, found, lambda facts: _usable(bench, facts)) if plan else None
         if not bench.kept:
             raise ValueError(
                 "there is no retain data: none was given and the base asked itself nothing usable; pass retain facts "
@@ -170,6 +180,7 @@ def erase(
         outcome,
         dict(bench.stages.seconds),
         seed,
+        scoped,
     )
     return wrapped
 
@@ -271,14 +282,18 @@ def _known_to_base(bench: Bench) -> float:
     return known
 
 
-def _sample_retain_data(bench: Bench, wanted: int, cache: Path | None) -> list[Fact]:
+def _asked_itself(bench: Bench, wanted: int, cache: Path | None) -> list[Fact]:
     if not wanted:
         return []
     with bench.stages.stage("sampling retain data", 2 * BLOCK * math.ceil(wanted / BLOCK)) as bar:
-        found = samples_for(bench.model, bench.tokenizer, bench.formats[0], wanted, bench.seed, cache, bar.update)
+        return samples_for(bench.model, bench.tokenizer, bench.formats[0], wanted, bench.seed, cache, bar.update)
+
+
+def _usable(bench: Bench, found: Sequence[Fact]) -> list[Fact]:
+    """Facts from the model itself that fit its context and whose questions were not given as retain facts."""
     given, context = {fact.question for fact in bench.retain}, _context(bench.model)
     return [
         fact
-        for fact in drop_close(found, bench.forget)
+        for fact in found
         if fact.question not in given and _longest(bench.tokenizer, fact, bench.formats) <= context
     ]
