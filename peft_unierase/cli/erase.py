@@ -9,6 +9,7 @@ from pathlib import Path
 from .output import Format, clear_endings, say, show, show_json
 
 MEASURED = 200
+SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ErasePlan:
     split: str
     refusals: Path | None
     recipe: str
+    scope: str | None
     depth: str | None
     layers: str | None
     target_modules: str | None
@@ -113,7 +115,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
         recall_scorer()
 
-    from ..engine import RECIPES, check_recipe, erase
+    from ..engine import RECIPES, check_recipe, check_scope, erase, plan_scope
     from ..prompts import default_formats
     from .base import load_base, prepare_libraries
     from .finish import finish, loading_lines, stages_table
@@ -121,6 +123,11 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
     prepare_libraries()
     check_recipe(plan.recipe, depth)
+    check_scope(plan.scope, plan.recipe)
+    if plan.scope:
+        subjects = plan_scope(plan.scope, forget, retain).subjects
+        shown = ", ".join(subjects[:SHOWN]) + (f" and {len(subjects) - SHOWN} more" if len(subjects) > SHOWN else "")
+        say(f"scope {plan.scope} is about {shown or 'nothing that has a name'}")
     model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map, plan.revision)
     erased = erase(
         model,
@@ -128,6 +135,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         forget,
         retain,
         recipe=plan.recipe,
+        scope=plan.scope,
         depth=depth,
         layers=layers,
         target_modules=[name.strip() for name in plan.target_modules.split(",")] if plan.target_modules else None,
