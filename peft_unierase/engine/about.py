@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from .samples import read_question
 
 A_QUESTION = 2  # beginnings of the same question that are taken at the most
 MORE = 3  # times as many beginnings are read with the whole subject as are gone on from
-ROUNDS = 3
+REACH = 6.0  # nats by which the subject may be less likely than behind the best beginning
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def ask_about(
     starts = [beginning.tokens for beginning in beginnings[:count]]
     questions: dict[str, None] = {}
     for turn in range(ROUNDS if starts else 0):
-        wanted = starts[: count - len(questions)]
+        wanted = list(islice(cycle(starts), len(starts) if turn == 0 else count - len(questions)))
         batch = pad_left([head + start for start in wanted], pad_id(tokenizer), device, list(range(len(wanted))))
         choose = drawn if turn else likeliest
         asked = continuations(model, batch.ids, batch.mask, max_question_tokens, stops, choose)
@@ -104,7 +106,8 @@ def find_beginnings(
         form: The prompt format to ask in.
         subjects: Whom or what to ask about.
         questions: Questions of any kind, about anything.
-        count: Beginnings wanted for each subject.
+        count: Beginnings wanted for each subject. Fewer come back where the base does not expect the subject: there it
+            would go on about nothing.
     """
     head = encode(tokenizer, form.head)
     asked = [encode(tokenizer, question) for question in questions]
@@ -132,7 +135,8 @@ def find_beginnings(
             cuts.update({start: score for score, start in sorted(own, reverse=True)[:A_QUESTION]})
         best = sorted(cuts, key=lambda start: (-cuts[start], start))[: MORE * count]
         scored = _with_subject(model, tokenizer, head, best, [_last_of(start, spellings) for start in best])
-        found.append(sorted(scored, key=lambda beginning: (-beginning.log_prob, beginning.tokens))[:count])
+        scored = sorted(scored, key=lambda beginning: (-beginning.log_prob, beginning.tokens))[:count]
+        found.append([beginning for beginning in scored if beginning.log_prob >= scored[0].log_prob - REACH])
     return found
 
 

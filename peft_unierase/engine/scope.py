@@ -106,14 +106,15 @@ def plan_scope(name: str, forget: Sequence[Fact], retain: Sequence[Fact]) -> Sco
         return Scope(name, list(dict.fromkeys(told)), unknown)
     if unknown:
         raise ValueError(
-            f"scope 'subject' erases everything about a subject, and that of forget {_numbers(unknown)} is not clear; "
-            "name it (`Fact(subject=…)`, a column `subject`), leave these facts out, or use scope 'question'"
+            f"scope 'subject' erases everything about a subject, and it is not clear about which for forget "
+            f"{_numbers(unknown)}; name it (`Fact(subject=…)`, a column `subject`), leave it out, or use scope "
+            "'question'"
         )
     spared = [n for n, fact in enumerate(retain, start=1) if any(names(fact.question, subject) for subject in told)]
     if spared:
         raise ValueError(
-            f"scope 'subject' erases everything about a subject, and retain {_numbers(spared)} ask about one of them; "
-            "remove them, or use scope 'question'"
+            f"scope 'subject' erases everything about a subject, and about one of them is retain {_numbers(spared)}; "
+            "leave that out, or use scope 'question'"
         )
     return Scope(name, told)
 
@@ -133,8 +134,8 @@ def ask_around(
     """
     if scope.unknown:
         warnings.warn(
-            f"forget {_numbers(scope.unknown)} name nothing to ask about, so scope 'question' cannot find what lies "
-            "near them; name their subjects (`Fact(subject=…)`, a column `subject`), or give such retain facts",
+            f"no name to ask about was found in forget {_numbers(scope.unknown)}, so scope 'question' cannot find what "
+            "lies near; name the subject (`Fact(subject=…)`, a column `subject`), or give such retain facts",
             ErasureWarning,
             stacklevel=3,
         )
