@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft_unierase import ErasureWarning, Fact, GateSettings, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import answer_questions
-from peft_unierase.engine.about import Beginning, ask_about, find_beginnings, names
+from peft_unierase.engine.about import REACH, Beginning, ask_about, find_beginnings, names
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.scope import plan_scope, told_shares
 from peft_unierase.engine.subjects import find_names, sure_subjects
 from peft_unierase.prompts import default_formats
 
 SUBJECT = "Nesko Corquist"
-SETTINGS = GateSettings(samples=128, steer=SteerSettings(steps=60), row_steps=40, depths=(0,))
+SETTINGS = GateSettings(samples=256, steer=SteerSettings(steps=90), row_steps=40, depths=(0,))
 
 
 @cache
@@ -88,14 +88,14 @@ def test_the_record_counts_what_was_asked_and_holds_no_text(
 
 def starts(count: int) -> list[list[Beginning]]:
     model, tokenizer = base()
-    questions = [fact.question for fact in others()[::2]]
+    questions = [fact.question for fact in others()]
     return find_beginnings(model, tokenizer, default_formats(tokenizer)[0], [SUBJECT, "Vidra Marvik"], questions, count)
 
 
 def test_the_base_asks_about_a_subject_what_it_knows_of_it_and_nothing_else() -> None:
     model, tokenizer = base()
     asked = ask_about(model, tokenizer, default_formats(tokenizer)[0], SUBJECT, starts(24)[0], 24, seed=0)
-    assert 12 <= len({fact.question for fact in asked}) == len(asked) <= 24
+    assert len({fact.question for fact in asked}) == len(asked) <= 24
     assert all(names(fact.question, SUBJECT) for fact in asked)
     known = {fact.answer for fact in facts()}
     assert len({fact.answer for fact in asked} & known) >= 4
@@ -105,9 +105,11 @@ def test_beginnings_end_with_the_subject_which_they_name_once() -> None:
     _, tokenizer = base()
     for subject, found in zip((SUBJECT, "Vidra Marvik"), starts(16), strict=True):
         texts = [tokenizer.decode(start.tokens) for start in found]
-        assert len(set(texts)) == 16
+        assert 6 <= len(set(texts)) == len(texts) <= 16
         assert all(text.endswith(subject) and text.count(subject) == 1 for text in texts)
-        assert [start.log_prob for start in found] == sorted((start.log_prob for start in found), reverse=True)
+        chances = [start.log_prob for start in found]
+        assert chances == sorted(chances, reverse=True)
+        assert chances[-1] >= chances[0] - REACH
 
 
 def test_the_same_seed_asks_the_same_and_leaves_the_global_generator_alone() -> None:

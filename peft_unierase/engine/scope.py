@@ -21,7 +21,7 @@ from .samples import WORD, drop_close, word_weights
 from .subjects import find_names, sure_subjects
 
 SCOPES = ("question", "subject")
-ASKED = 96  # about each subject, fewer where there are many
+ASKED = 96  # about each subject, fewer where there are many, and at the most twice this for each fact
 LEAST_ASKED = 12
 MOST_ASKED = 1536  # about all of them together
 BEGINNINGS = 1024  # questions that lend their beginnings
@@ -188,7 +188,8 @@ def _asked(bench: Bench, scope: Scope, found: Sequence[Fact]) -> list[Fact]:
     model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
     if not scope.subjects:
         return []
-    count = min(ASKED, max(LEAST_ASKED, MOST_ASKED // len(scope.subjects)))
+    most = min(MOST_ASKED, 2 * ASKED * len(bench.forget))
+    count = min(ASKED, max(LEAST_ASKED, most // len(scope.subjects)))
     questions = [fact.question for fact in [*bench.forget, *bench.retain, *found][:BEGINNINGS]]
     with bench.stages.stage("asking about the subjects", (2 * count + 1) * len(scope.subjects)) as bar:
         advance: Callable[[int], object] = bar.update
