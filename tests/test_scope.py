@@ -19,10 +19,11 @@ from peft_unierase.engine.about import REACH, Beginning, ask_about, find_beginni
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.scope import plan_scope, told_shares
 from peft_unierase.engine.subjects import find_names, sure_subjects
-from peft_unierase.prompts import default_formats
+from peft_unierase.prompts import default_formats, encode
 
 SUBJECT = "Nesko Corquist"
 SETTINGS = GateSettings(samples=256, steer=SteerSettings(steps=90), row_steps=40, depths=(0,))
+BRIEF = GateSettings(samples=128, steer=SteerSettings(steps=60), row_steps=40, depths=(0,))
 
 
 @cache
@@ -58,7 +59,7 @@ def one_question() -> tuple[PeftModel, Any]:
 
 @pytest.fixture(scope="module")
 def whole_subject() -> tuple[PeftModel, Any]:
-    return erased(facts()[:2], scope="subject")
+    return erased(facts()[:2], scope="subject", settings=BRIEF)
 
 
 def test_one_question_goes_and_the_same_subjects_others_stay(one_question: tuple[PeftModel, Any]) -> None:
@@ -88,7 +89,7 @@ def test_the_record_counts_what_was_asked_and_holds_no_text(
 
 def starts(count: int) -> list[list[Beginning]]:
     model, tokenizer = base()
-    questions = [fact.question for fact in others()]
+    questions = [fact.question for fact in others()] + [f"Where was {SUBJECT} born? Where was {SUBJECT} born?"]
     return find_beginnings(model, tokenizer, default_formats(tokenizer)[0], [SUBJECT, "Vidra Marvik"], questions, count)
 
 
@@ -114,7 +115,8 @@ def test_beginnings_end_with_the_subject_which_they_name_once() -> None:
 
 def test_the_same_seed_asks_the_same_and_leaves_the_global_generator_alone() -> None:
     model, tokenizer = base()
-    told = (model, tokenizer, default_formats(tokenizer)[0], SUBJECT, starts(8)[0], 24)
+    vague = [Beginning(encode(tokenizer, SUBJECT), 0.0)]  # behind the others this base hardly ever varies
+    told = (model, tokenizer, default_formats(tokenizer)[0], SUBJECT, vague, 24)
     state = torch.get_rng_state()
     first = ask_about(*told, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
