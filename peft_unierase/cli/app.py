@@ -46,7 +46,8 @@ FormatOption = Annotated[
 @app.command(
     epilog="Examples:\n\n"
     "unierase erase org/model forget.jsonl -o erase-xyz\n\n"
-    "unierase erase ./model forget.csv -o erase-xyz --retain keep.jsonl --format json"
+    "unierase erase ./model forget.csv -o erase-xyz --retain keep.jsonl --format json\n\n"
+    "unierase erase ./model one-fact.jsonl -o erase-xyz --scope question"
 )
 def erase(
     model: Annotated[str, typer.Argument(help="The base: a folder or a Hub id of a causal language model.")],
@@ -70,6 +71,14 @@ def erase(
         typer.Option(help="Ways of declining, one sentence a line, instead of the built-in ones."),
     ] = None,
     recipe: Annotated[str, typer.Option(help="How to erase: gate, or paper (as published).")] = "gate",
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            help="question: these questions alone go, whatever else is known about their subjects stays; subject: "
+            "everything about their subjects goes. By default only what is given decides.",
+            show_default=False,
+        ),
+    ] = None,
     depth: Annotated[
         str | None,
         typer.Option(
@@ -131,6 +140,7 @@ def erase(
             split=split,
             refusals=refusals,
             recipe=recipe,
+            scope=scope,
             depth=depth,
             layers=layers,
             target_modules=target_modules,

@@ -11,6 +11,7 @@ from typing import Any
 from .output import Format, clear_endings, say, show, show_json
 
 MEASURED = 200
+SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class ErasePlan:
     split: str
     refusals: Path | None
     recipe: str
+    scope: str | None
     depth: str | None
     layers: str | None
     target_modules: str | None
@@ -123,7 +125,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
         recall_scorer()
 
-    from ..engine import RECIPES, check_recipe, erase
+    from ..engine import RECIPES, check_recipe, check_scope, erase, plan_scope
     from ..engine.checkpoint import discard
     from ..engine.cost import cost_of, expected_work
     from ..prompts import default_formats
@@ -133,6 +135,11 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
     prepare_libraries()
     check_recipe(plan.recipe, depth)
+    check_scope(plan.scope, plan.recipe)
+    if plan.scope:
+        subjects = plan_scope(plan.scope, forget, retain).subjects
+        shown = ", ".join(subjects[:SHOWN]) + (f" and {len(subjects) - SHOWN} more" if len(subjects) > SHOWN else "")
+        say(f"scope {plan.scope} is about {shown or 'nothing that has a name'}")
     if plan.afresh:
         discard(plan.work_dir)
     model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map, plan.revision)
@@ -158,6 +165,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         forget,
         retain,
         recipe=plan.recipe,
+        scope=plan.scope,
         **told,
         samples_cache=plan.samples_cache,
         work_dir=plan.work_dir if whole else None,

@@ -4,5 +4,17 @@ from .erase import RECIPES, check_recipe, erase
 from .erasure import Erasure, ErasureWarning
 from .gate import GateSettings
 from .paper import PaperSettings
+from .scope import SCOPES, check_scope, plan_scope
 
-__all__ = ["RECIPES", "Erasure", "ErasureWarning", "GateSettings", "PaperSettings", "check_recipe", "erase"]
+__all__ = [
+    "RECIPES",
+    "SCOPES",
+    "Erasure",
+    "ErasureWarning",
+    "GateSettings",
+    "PaperSettings",
+    "check_recipe",
+    "check_scope",
+    "erase",
+    "plan_scope",
+]

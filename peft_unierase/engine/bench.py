@@ -40,6 +40,7 @@ class Bench:
         forget: What must go.
         retain: What was given as a sample of what must stay.
         sampled: Retain facts from the model itself.
+        near: Those of them that lie next to the forget set, and that gates are told to spare before all others.
         known: Share of the forget answers' tokens that the base predicts.
         checkpoint: Keeps the finished stages, where that is wanted.
     """
@@ -60,6 +61,7 @@ class Bench:
     forget: list[Fact]
     retain: list[Fact]
     sampled: list[Fact] = field(default_factory=list)
+    near: list[Fact] = field(default_factory=list)
     known: float = 0.0
     writers: list[list[str]] = field(default_factory=list)
     units: list[list[int]] = field(default_factory=list)
@@ -68,7 +70,7 @@ class Bench:
     @property
     def kept(self) -> list[Fact]:
         """All retain facts, given ones first."""
-        return self.retain + self.sampled
+        return self.retain + self.sampled + self.near
 
     def once(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """What a stage gives: from `work`, or from a run that was interrupted behind it.

@@ -37,6 +37,7 @@ from .progress import Stages
 from .refusals import DEFAULT_REFUSALS
 from .retain_cache import BLOCK, base_digest, samples_for
 from .samples import drop_close
+from .scope import Scope, Scoped, ask_around, check_scope, plan_scope
 from .spare_row import add_to_tokenizer, find_spare_row
 
 RECIPES: dict[str, type[GateSettings] | type[PaperSettings]] = {"gate": GateSettings, "paper": PaperSettings}
@@ -50,6 +51,7 @@ def erase(
     retain: Sequence[Fact] | None = None,
     *,
     recipe: str = "gate",
+    scope: str | None = None,
     depth: int | str | None = None,
     layers: Sequence[int] | None = None,
     target_modules: Sequence[str] | None = None,
@@ -72,6 +74,10 @@ def erase(
         forget: What must go.
         retain: A sample of what must stay, beside the questions that the model is made to ask itself.
         recipe: `"gate"`, or `"paper"` for the method as published.
+        scope: `"question"`: nothing but these questions goes, however worded; what else the base knows about their
+            subjects stays. `"subject"`: everything about their subjects goes, asked in words that were never given
+            too. For both the base is made to ask itself about the subjects. `None`: nothing is asked, and how far the
+            erasure reaches around the facts depends on what else is retained.
         depth: How many answer positions behind the door are gated too: a number, `"all"`, or `None` to let the engine
             choose by what it measures. Recipe `paper` has depth 0.
         layers: Indices of the decoder layers to edit, instead of the rule on depth.
@@ -96,6 +102,7 @@ def erase(
             part where it has to be told from others (`samples_cache`, `work_dir`); the model is unchanged.
     """
     check_recipe(recipe, depth, settings)
+    check_scope(scope, recipe)
     if isinstance(model, PeftModel):
         raise ValueError("the model already is a PeftModel; merge its adapters first (merge_and_unload) or unload them")
     settings = settings or RECIPES[recipe]()
@@ -104,6 +111,7 @@ def erase(
         raise ValueError("the forget set is empty; give at least one fact")
     check_supported(model, target_modules)
     check_facts(forget, retain)
+    plan = plan_scope(scope, forget, retain) if scope else None
     if recipe == "paper" and layers is None and target_modules is None:
         layers = early_layers(len(find_down_projections(model)))
     stack, indices, names = choose_gates(model, layers, target_modules)
@@ -136,9 +144,11 @@ def erase(
             writers=writers,
         )
         if work_dir is not None:
-            bench.checkpoint = Checkpoint(Path(work_dir), _digest(bench, recipe, depth, settings), bench.stages.tell)
+            bench.checkpoint = Checkpoint(
+                Path(work_dir), _digest(bench, recipe, depth, settings, scope), bench.stages.tell
+            )
         bench.known = _known_to_base(bench)
-        bench.sampled = _sample_retain_data(bench, settings.samples, Path(samples_cache) if samples_cache else None)
+        scoped = _find_retain_data(bench, plan, settings.samples, Path(samples_cache) if samples_cache else None)
         if not bench.kept:
             raise ValueError(
                 "there is no retain data: none was given and the base asked itself nothing usable; pass retain facts "
@@ -179,11 +189,14 @@ def erase(
         outcome,
         dict(bench.stages.seconds),
         seed,
+        scoped,
     )
     return wrapped
 
 
-def _digest(bench: Bench, recipe: str, depth: int | str | None, settings: GateSettings | PaperSettings) -> str:
+def _digest(
+    bench: Bench, recipe: str, depth: int | str | None, settings: GateSettings | PaperSettings, scope: str | None
+) -> str:
     """Of everything that decides the result, up to the machine's way of adding up."""
     model, tokenizer = bench.model, bench.tokenizer
     config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
@@ -199,7 +212,7 @@ def _digest(bench: Bench, recipe: str, depth: int | str | None, settings: GateSe
             "tokens": [bench.prompts([*bench.forget, *bench.retain]), [bench.encode(text) for text in bench.refusals]],
             "refusals": bench.refusals,
             "formats": [asdict(form) for form in bench.formats],
-            "recipe": [recipe, depth, asdict(settings)],
+            "recipe": [recipe, depth, asdict(settings), scope],
             "layers": [bench.names, bench.writers],
             "seed": bench.seed,
         }
@@ -319,18 +332,34 @@ def _known_to_base(bench: Bench) -> float:
     return known
 
 
-def _sample_retain_data(bench: Bench, wanted: int, cache: Path | None) -> list[Fact]:
-    given, context = {fact.question for fact in bench.retain}, _context(bench.model)
+def _find_retain_data(bench: Bench, plan: Scope | None, wanted: int, cache: Path | None) -> Scoped | None:
+    """Let the base ask itself, about anything and about what a scope says."""
+    found: list[Fact] = []
 
     def sample() -> dict[str, list[tuple[str, str]]]:
-        with bench.stages.stage("sampling retain data", 2 * BLOCK * math.ceil(wanted / BLOCK)) as bar:
-            found = samples_for(bench.model, bench.tokenizer, bench.formats[0], wanted, bench.seed, cache, bar.update)
-        return {
-            "sampled": [
-                (fact.question, fact.answer)
-                for fact in drop_close(found, bench.forget)  # what touches the forget set is not written down either
-                if fact.question not in given and _longest(bench.tokenizer, fact, bench.formats) <= context
-            ]
-        }
+        nonlocal found
+        found = _asked_itself(bench, wanted, cache)
+        # What touches the forget set is not written down either.
+        return {"sampled": [(fact.question, fact.answer) for fact in _usable(bench, drop_close(found, bench.forget))]}
 
-    return [Fact(*pair) for pair in bench.once("sampling retain data", sample)["sampled"]] if wanted else []
+    # A scope needs what lies close to the forget set too, so its samples are not kept: a cache keeps those of the base.
+    sampled = sample() if plan else bench.once("sampling retain data", sample) if wanted else {"sampled": []}
+    bench.sampled = [Fact(*pair) for pair in sampled["sampled"]]
+    return ask_around(bench, plan, found, lambda facts: _usable(bench, facts)) if plan else None
+
+
+def _asked_itself(bench: Bench, wanted: int, cache: Path | None) -> list[Fact]:
+    if not wanted:
+        return []
+    with bench.stages.stage("sampling retain data", 2 * BLOCK * math.ceil(wanted / BLOCK)) as bar:
+        return samples_for(bench.model, bench.tokenizer, bench.formats[0], wanted, bench.seed, cache, bar.update)
+
+
+def _usable(bench: Bench, found: Sequence[Fact]) -> list[Fact]:
+    """Facts from the model itself that fit its context and whose questions were not given as retain facts."""
+    given, context = {fact.question for fact in bench.retain}, _context(bench.model)
+    return [
+        fact
+        for fact in found
+        if fact.question not in given and _longest(bench.tokenizer, fact, bench.formats) <= context
+    ]

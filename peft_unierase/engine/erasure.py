@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .spare_row import SpareRow
+
+if TYPE_CHECKING:
+    from .scope import Scoped
 
 
 class ErasureWarning(UserWarning):
@@ -40,6 +43,7 @@ class Erasure:
         outcome: What the recipe chose and measured.
         seconds: Time of each stage.
         seed: As given.
+        scoped: What came of a scope; `None` without one.
     """
 
     recipe: str
@@ -52,6 +56,7 @@ class Erasure:
     outcome: Outcome
     seconds: dict[str, float]
     seed: int
+    scoped: Scoped | None = None
 
     def record(self) -> dict[str, Any]:
         """A JSON object of plain values, without any text of the facts."""
@@ -64,5 +69,6 @@ class Erasure:
             "token": {"id": self.token.token_id, "text": self.token.text, "resized": self.token.resized},
             "counts": {"forget": self.forget_count, "retain": self.retain_count, "sampled": self.sampled_count},
             "known_to_base": self.known,
+            "scope": self.scoped and self.scoped.record(),
             **self.outcome.record(),
         }

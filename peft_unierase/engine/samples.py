@@ -59,7 +59,7 @@ def sample_facts(
     for start in range(0, count, batch_size):
         ids = torch.tensor([head] * min(batch_size, count - start), device=device)
         asked = continuations(model, ids, torch.ones_like(ids), max_question_tokens, stops, draw)
-        texts += [text for tokens in asked if (text := _question(tokenizer, form, tokens, stops)) is not None]
+        texts += [text for tokens in asked if (text := read_question(tokenizer, form, tokens, stops)) is not None]
         advance(len(asked))
     questions = [text for text in dict.fromkeys(texts) if text not in known and len(WORD.findall(text)) > 1]
     advance(count - len(questions))
@@ -70,8 +70,8 @@ def sample_facts(
     return [Fact(question, answer) for question, answer in zip(questions, decoded, strict=True) if answer]
 
 
-def _question(tokenizer: Any, form: PromptFormat, tokens: list[int], stops: Collection[int]) -> str | None:
-    """The question in what the model wrote behind the head; `None` if it did not come to an end."""
+def read_question(tokenizer: Any, form: PromptFormat, tokens: list[int], stops: Collection[int]) -> str | None:
+    """The question in what a model wrote behind the head of a format; `None` if it did not come to an end."""
     ended = tokens[-1] in stops
     text = tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
     # The end of a plain question may be part of another token; the model then goes on behind it.
@@ -86,13 +86,7 @@ def drop_close(candidates: Sequence[Fact], forget: Sequence[Fact], limit: float 
     the logarithm of how rarely the candidates use it, so names count and function words do not.
     """
     words = [_words(fact) for fact in candidates]
-    used = Counter(word for found in words for word in found)
-    weight = {word: math.log((len(words) + 1) / (count + 1)) for word, count in used.items()}
-    rarest = math.log(len(words) + 1)
-
-    def weigh(found: Iterable[str]) -> float:
-        return sum(weight.get(word, rarest) for word in found)
-
+    weigh = word_weights(candidates)
     targets = [(found, weigh(found)) for found in map(_words, forget)]
     kept = []
     for fact, found in zip(candidates, words, strict=True):
@@ -100,6 +94,18 @@ def drop_close(candidates: Sequence[Fact], forget: Sequence[Fact], limit: float 
         if all(weigh(found & target) < limit * max(min(own, heavy), 1e-9) for target, heavy in targets):
             kept.append(fact)
     return kept
+
+
+def word_weights(facts: Sequence[Fact]) -> Callable[[Iterable[str]], float]:
+    """What weighs a set of words: each the logarithm of how rarely the facts use it, unknown ones as the rarest."""
+    used = Counter(word for fact in facts for word in _words(fact))
+    rarest = math.log(len(facts) + 1)
+    weight = {word: math.log((len(facts) + 1) / (count + 1)) for word, count in used.items()}
+
+    def weigh(found: Iterable[str]) -> float:
+        return sum(weight.get(word, rarest) for word in sorted(found))
+
+    return weigh
 
 
 def _words(fact: Fact) -> set[str]:

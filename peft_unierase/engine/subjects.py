@@ -100,6 +100,30 @@ def find_subjects(facts: Sequence[Fact]) -> list[str | None]:
     return subjects
 
 
+def sure_subjects(facts: Sequence[Fact]) -> list[str | None]:
+    """The subject of each question where it is beyond doubt, for whoever erases everything about it; else `None`.
+
+    Beyond doubt is a subject that the fact gives, one that several questions name, or the only name in a question whose
+    answer repeats it.
+    """
+    found = find_subjects(facts)
+    questions = [fact.question for fact in facts]
+    subjects: list[str | None] = []
+    for fact, subject in zip(facts, found, strict=True):
+        sure = bool(subject and fact.subject)
+        if subject and not sure:
+            alone = all(run.text in subject or run.attribute for run in _runs(fact.question))
+            sure = _count(subject, questions) > 1 or (alone and _count(subject, [fact.answer]) > 0)
+        subjects.append(subject if sure else None)
+    return subjects
+
+
+def find_names(text: str) -> list[str]:
+    """Every name in a text: quoted titles and runs of capitalised words, the longest of those that overlap."""
+    runs = [run.text for run in _runs(text) if not run.opens_sentence and not run.attribute]
+    return [name for name in dict.fromkeys(runs) if not any(name != other and name in other for other in runs)]
+
+
 def find_span(question: str, subject: str) -> tuple[int, int] | None:
     """Start and end of the last occurrence of a subject in a question: whole words first, then exact case, then any.
 

@@ -149,7 +149,7 @@ class UnitGate:
         for _ in range(2):  # the norm before the MLP makes the second guess a better one
             self.unit.open(flag * size)
             after = self._inputs(self.second, *self._some())
-            where = opened > 0.2
+            where = opened >= min(0.2, float(opened.max()))  # somewhere, also where nothing opens
             shift = ((after - before)[where] / opened[where, None]).mean(dim=0)
             reader, spread = flag_reader(self.base, shift)
             if spread <= self.settings.flag_noise:

@@ -96,6 +96,9 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     retained = sequences_of(bench, kept, in_turns=True)
     refusals = _refusals(bench, forget, settings.refusal_count)
     groups = retained_groups(sequences_of(bench, kept), retained)
+    near = [fact for fact in kept if fact in set(bench.near)]
+    if near:  # few, and what gates leak on most: groups of their own, which weigh as much as all others
+        groups += retained_groups(sequences_of(bench, near), sequences_of(bench, near, in_turns=True))
     facts = (forget, retained, sequences_of(bench, held))
     gate = UnitGate(bench, forget, groups, settings.units) if bench.writers and settings.units else None
 
