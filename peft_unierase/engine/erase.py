@@ -343,7 +343,7 @@ def _find_retain_data(bench: Bench, plan: Scope | None, wanted: int, cache: Path
         return {"sampled": [(fact.question, fact.answer) for fact in _usable(bench, drop_close(found, bench.forget))]}
 
     # A scope needs what lies close to the forget set too, so its samples are not kept: a cache keeps those of the base.
-    sampled = sample() if plan else bench.once("sampling retain data", sample) if wanted else {"sampled": []}
+    sampled: Any = sample() if plan else bench.once("sampling retain data", sample) if wanted else {"sampled": []}
     bench.sampled = [Fact(*pair) for pair in sampled["sampled"]]
     return ask_around(bench, plan, found, lambda facts: _usable(bench, facts)) if plan else None
 

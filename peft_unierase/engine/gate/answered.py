@@ -58,7 +58,7 @@ def sequences_of(bench: Bench, facts: Sequence[Fact], *, in_turns: bool = False)
     """Facts with their answers, in every prompt format side by side or in one of them by turns."""
     prompts, answers = [], []
     for number, fact in enumerate(facts):
-        # Rows on the keys have no room for more wordings: with seven system prompts they lost what lies behind the door.
+        # Rows on the keys have no room for more: seven system prompts made answers leak behind the door.
         forms: list[PromptFormat] = [form.turn(number if bench.units else 0) for form in bench.formats]
         for form in [forms[number % len(forms)]] if in_turns else forms:
             prompts.append(bench.encode(form.prompt(fact.question)))

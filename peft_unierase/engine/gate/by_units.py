@@ -118,8 +118,9 @@ class UnitGate:
         self.set_threshold(state["threshold"])
 
     def choose_threshold(self, held: Sequences, most: float) -> float:
-        """Half way between where at most a share `most` of held-out answers or refusals open the gate and where the doors
-        still do; these count more if it cannot be both."""
+        """Choose it half way between where at most a share `most` of held-out answers or refusals open the gate and
+        where the doors still do; these count more if it cannot be both.
+        """
         forget = self.forget.some(640)
         everywhere = [list(range(len(whole))) for whole in held.whole()]
         shut = [float(self._highest(*group).quantile(1 - most)) for group in ((held.whole(), everywhere), self.refused)]
