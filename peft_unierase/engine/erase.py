@@ -148,7 +148,8 @@ def erase(
                 Path(work_dir), _digest(bench, recipe, depth, settings, scope), bench.stages.tell
             )
         bench.known = _known_to_base(bench)
-        scoped = _find_retain_data(bench, plan, settings.samples, Path(samples_cache) if samples_cache else None)
+        samples = settings.sample_count(len(forget)) if isinstance(settings, GateSettings) else settings.samples
+        scoped = _find_retain_data(bench, plan, samples, Path(samples_cache) if samples_cache else None)
         if not bench.kept:
             raise ValueError(
                 "there is no retain data: none was given and the base asked itself nothing usable; pass retain facts "

@@ -56,7 +56,7 @@ def expected_work(
     return Work(
         facts=len(forget),
         retain=len(retain),
-        samples=settings.samples,
+        samples=settings.sample_count(len(forget)),
         formats=len(formats),
         layers=tuple(indices),
         question=mean([form.prompt(fact.question) for form in formats for fact in forget]),

@@ -79,6 +79,7 @@ class GateOutcome:
         return {**asdict(self), "retain_weight": self.kept.retain_weight}
 
 
+ENOUGH_HELD = 256  # held-out facts of which each may be asked in one format alone
 GIVEN = 5  # answer tokens that the attack from inside an answer starts with
 
 
@@ -99,7 +100,7 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     near = [fact for fact in kept if fact in set(bench.near)]
     if near:  # few, and what gates leak on most: groups of their own, which weigh as much as all others
         groups += retained_groups(sequences_of(bench, near), sequences_of(bench, near, in_turns=True))
-    facts = (forget, retained, sequences_of(bench, held))
+    facts = (forget, retained, sequences_of(bench, held, in_turns=len(held) > ENOUGH_HELD))
     gate = UnitGate(bench, forget, groups, settings.units) if bench.writers and settings.units else None
 
     @cache

@@ -13,7 +13,8 @@ class GateSettings:
     """Settings of recipe `gate`. The defaults are the measured ones; `docs/recipe.md` says what each trades.
 
     Attributes:
-        samples: Retain facts to get from the model itself, beside any that are given.
+        samples: Retain facts to get from the model itself, beside any that are given. `None` takes 640, and six more
+            for every fact: the more there is to decline on, the closer lies what must stay.
         fit_samples: Retained answers, and forget answers, that the steer fit sees at the most; the gates see all.
         held_out: One in this many retained facts is shown to no stage; what the erasure does to those is measured, and
             the retain weight and the depth are chosen by it.
@@ -38,7 +39,7 @@ class GateSettings:
         row_learning_rate: Its learning rate, relative to the row's components.
     """
 
-    samples: int = 1024
+    samples: int | None = None
     fit_samples: int = 320
     held_out: int = 8
     depths: tuple[int, ...] = (16, 0)
@@ -53,6 +54,10 @@ class GateSettings:
     units: UnitSettings | None = field(default_factory=UnitSettings)
     widest: int = 16384
     refusal_count: int = 8
-    row_steps: int = 130
-    row_steps_per_fact: float = 0.5
+    row_steps: int = 110
+    row_steps_per_fact: float = 0.8
     row_learning_rate: float = 0.6
+
+    def sample_count(self, facts: int) -> int:
+        """How many questions the model is made to ask itself, for this many facts."""
+        return 640 + 6 * facts if self.samples is None else self.samples

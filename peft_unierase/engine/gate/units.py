@@ -55,7 +55,7 @@ class UnitSettings:
 
     narrowest: int = 1024
     least: int = 8
-    per_root: float = 3.8
+    per_root: float = 6.4
     steps: int = 500
     steps_per_fact: int = 4
     learning_rate: float = 0.01
@@ -63,12 +63,12 @@ class UnitSettings:
     shut: float = 10.0
     flag_noise: float = 0.05
     lowest: float = -0.1
-    missed: float = 0.035
+    missed: float = 0.05
     ramp: float = 0.05
     declined_per_fact: float = 0.01
     steer: SteerSettings = field(
         default_factory=lambda: SteerSettings(
-            refusal=4.0, leak=0.15, forget_gain=(0.9, 1.1), retain_gain=(1.0, 1.1), retain_every=6
+            steps=100, refusal=4.0, leak=0.15, forget_gain=(0.9, 1.1), retain_gain=(1.0, 1.1), retain_every=6
         )
     )
 
