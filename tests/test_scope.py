@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ from peft_unierase import ErasureWarning, Fact, GateSettings, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import answer_questions
 from peft_unierase.engine.about import REACH, Beginning, ask_about, find_beginnings, names
+from peft_unierase.engine.bench import Bench
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.scope import plan_scope, told_shares
 from peft_unierase.engine.subjects import find_names, sure_subjects
@@ -72,6 +74,27 @@ def test_a_subject_goes_in_questions_that_were_never_given(whole_subject: tuple[
     assert max(recalls(whole_subject, facts()[:2])) <= 0.15
     assert sum(recalls(whole_subject, facts()[2:])) <= 0.15 * 4
     assert sum(recalls(whole_subject, others()[1::2])) >= 0.98 * len(others()[1::2])
+
+
+@pytest.mark.parametrize("scope", ["question", "subject"])
+def test_what_the_base_says_about_the_subject_goes_into_the_right_set(
+    scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Bench] = []
+
+    def stop(bench: Bench, *_: Any) -> None:
+        seen.append(bench)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("peft_unierase.engine.erase"), "run_gate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        erased(facts()[1:2], scope=scope, settings=BRIEF)
+    gone, kept = ({fact.answer for fact in part} for part in (seen[0].forget, seen[0].kept))
+    given, other = facts()[1].answer, {fact.answer for fact in facts()} - {facts()[1].answer}
+    assert len(seen[0].forget) > 1
+    assert given in gone - kept
+    assert len(other & (kept if scope == "question" else gone)) >= 4
+    assert not other & (gone if scope == "question" else kept)
 
 
 def test_the_record_counts_what_was_asked_and_holds_no_text(
