@@ -4,8 +4,8 @@
 
 The sizes are those of Llama 3.2 1B, Llama 3.1 8B and Llama 3.1 70B in bf16; nothing is loaded for them. A run is one of
 recipe `gate` with its default settings, without retain facts of one's own. With `--measure` facts of TOFU are erased
-from the 13-million-parameter testbed, in a process of its own for each number of facts, beside what was expected of it
-before; 40 facts take some minutes, 400 a good deal longer. Where the testbed is missing the script says so.
+from the 13-million-parameter testbed, in a process of its own for each number of facts, beside what was expected of
+that run before it; 40 facts take some minutes, 400 a good deal longer. Where the testbed is missing the script says so.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def test_what_a_run_will_have_to_do_is_told_from_its_arguments(run: Counted) -> 
     # Trials depend on what is measured on the way; the formats of the run are not quite the default ones.
     same = {name: getattr(run.estimate.work, name) for name in ("trials", "question")}
     assert replace(run.expected, **same) == run.estimate.work
-    assert run.expected.question == pytest.approx(run.estimate.work.question, abs=2)
+    assert run.expected.question == pytest.approx(run.estimate.work.question, abs=4)
 
 
 def test_bending_the_upper_part_forward_and_back_costs_what_torch_counts(model: Any) -> None:

@@ -24,8 +24,7 @@ def estimate_line(estimate: CostEstimate) -> str:
     )
     return (
         f"To be expected: {time}, which is a guess from a moment's trial of this machine, most of it for "
-        f"{estimate.dominant.name};\n{peak} of tensors at the worst, of which {base} are the base; "
-        f"an adapter of {adapter}."
+        f"{estimate.dominant.name};\n{peak} of tensors at the worst, {base} of them the base; an adapter of {adapter}."
     )
 
 
