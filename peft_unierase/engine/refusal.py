@@ -236,7 +236,7 @@ def fit_input_row(
         Mean loss of the last tenth of the steps, in nats per token.
     """
     rates = [learning_rate * float(row.detach().float().pow(2).mean().sqrt())]
-    rates += [vector.rate(learning_rate / 3) for vector in more]
+    rates += [vector.rate(learning_rate) for vector in more]
     fitted = [row, *(vector.columns for vector in more)]
     for parameter in fitted:
         parameter.requires_grad_(True)

@@ -54,7 +54,7 @@ class GateSettings:
     units: UnitSettings | None = field(default_factory=UnitSettings)
     widest: int = 16384
     refusal_count: int = 8
-    row_steps: int = 110
+    row_steps: int = 140
     row_steps_per_fact: float = 0.8
     row_learning_rate: float = 0.6
 
