@@ -21,7 +21,8 @@ class Bench:
     """What all stages work on.
 
     Attributes:
-        model: The base; once the adapter is in place, its layers are the adapter's.
+        model: The base, with the active ones of the erasures that it carries; once the adapter is in place, its layers
+            are the adapter's too.
         tokenizer: Its tokenizer.
         formats: Prompt formats to cover.
         refusals: Ways of declining, one sentence each.
@@ -40,6 +41,7 @@ class Bench:
         retain: What was given as a sample of what must stay.
         sampled: Retain facts from the model itself.
         known: Share of the forget answers' tokens that the base predicts.
+        earlier: Names of the erasures that are on while this one is made.
     """
 
     model: Any
@@ -61,6 +63,7 @@ class Bench:
     known: float = 0.0
     writers: list[list[str]] = field(default_factory=list)
     units: list[list[int]] = field(default_factory=list)
+    earlier: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> list[Fact]:

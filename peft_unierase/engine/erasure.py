@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .spare_row import SpareRow
@@ -28,6 +28,21 @@ class Outcome(Protocol):
 
 
 @dataclass(frozen=True)
+class EarlierErasure:
+    """An erasure that was on while this one was made.
+
+    Attributes:
+        adapter: Its name in the model.
+        token_id: Row of its token.
+        digest: SHA-256 of its weights and where they belong.
+    """
+
+    adapter: str
+    token_id: int | None
+    digest: str
+
+
+@dataclass(frozen=True)
 class Erasure:
     """What a run did and measured while it worked; `record()` is its JSON form.
 
@@ -40,6 +55,8 @@ class Erasure:
         outcome: What the recipe chose and measured.
         seconds: Time of each stage.
         seed: As given.
+        adapter: Name of the adapter in the model.
+        onto: The erasures that were on while it was made.
     """
 
     recipe: str
@@ -52,6 +69,8 @@ class Erasure:
     outcome: Outcome
     seconds: dict[str, float]
     seed: int
+    adapter: str = "default"
+    onto: list[EarlierErasure] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """A JSON object of plain values, without any text of the facts."""
@@ -64,5 +83,6 @@ class Erasure:
             "token": {"id": self.token.token_id, "text": self.token.text, "resized": self.token.resized},
             "counts": {"forget": self.forget_count, "retain": self.retain_count, "sampled": self.sampled_count},
             "known_to_base": self.known,
+            "onto": [{"token_id": one.token_id, "digest": one.digest} for one in self.onto],
             **self.outcome.record(),
         }
