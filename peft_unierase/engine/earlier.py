@@ -134,16 +134,21 @@ def as_answered_now(model: Any, tokenizer: Any, form: PromptFormat, facts: Seque
     Returns:
         The facts in their order, less those that are not answered with a word any more.
     """
-    with switched_off(model):
-        bare = _said(model, tokenizer, form, facts)
-    said = _said(model, tokenizer, form, facts)
-    tokens = {config.token_id for config in getattr(model, "peft_config", {}).values()}
-    changed = [n for n, now in enumerate(said) if now[0] != bare[n][0] or tokens & set(now)]
+    changed = [n for n, now in enumerate(changed_answers(model, tokenizer, form, facts)) if now]
     prompts = [form.prompt(facts[number].question) for number in changed]
     ends, answers = end_ids(model), [fact.answer for fact in facts]
     for number, ids in zip(changed, greedy_answers(model, tokenizer, prompts), strict=True):
         answers[number] = tokenizer.decode([token for token in ids if token not in ends]).strip()
     return [replace(fact, answer=answer) for fact, answer in zip(facts, answers, strict=True) if answer]
+
+
+def changed_answers(model: Any, tokenizer: Any, form: PromptFormat, facts: Sequence[Fact]) -> list[bool]:
+    """For each fact whether the active erasures change how its answer begins or bring up a token of theirs in it."""
+    with switched_off(model):
+        bare = _said(model, tokenizer, form, facts)
+    said = _said(model, tokenizer, form, facts)
+    tokens = {config.token_id for config in getattr(model, "peft_config", {}).values()}
+    return [now[0] != before[0] or bool(tokens & set(now)) for now, before in zip(said, bare, strict=True)]
 
 
 @torch.no_grad()

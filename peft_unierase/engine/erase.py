@@ -26,6 +26,7 @@ from .earlier import (
     active_erasures,
     as_answered_now,
     carried,
+    changed_answers,
     erasure_digest,
     new_name,
     switched_off,
@@ -96,8 +97,8 @@ def erase(
         progress: Draw progress bars on stderr.
 
     Returns:
-        The `PeftModel`, in eval mode with the erasure on, and with it the earlier ones that were. It is the very one that
-        was given, where that was one. Its `erasure` attribute, an [`Erasure`], tells what was done.
+        The `PeftModel`, in eval mode with the erasure on, and with it the earlier ones that were. It is the very one
+        that was given, where that was one. Its `erasure` attribute, an [`Erasure`], tells what was done.
 
     Raises:
         ValueError: Bad arguments or facts, no spare row, a model of an unsupported kind, adapters of another kind or
@@ -228,8 +229,9 @@ def _unchanged_on_failure(model: Any, peft_model: PeftModel | None, adapter_name
     rows = model.get_input_embeddings().weight.shape[0]
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     active = {module: module.active_adapter for module in model.modules() if isinstance(module, SwappingLayer)}
-    tuner: Any = peft_model.base_model if peft_model is not None else None
-    state = {name: copy(getattr(tuner, name)) for name in ("active_adapter", "targeted_module_names") if tuner is not None}
+    tuner: Any = getattr(peft_model, "base_model", None)
+    kept = () if tuner is None else ("active_adapter", "targeted_module_names")
+    state = {name: copy(getattr(tuner, name)) for name in kept}
     try:
         yield
     except BaseException:
@@ -305,19 +307,15 @@ def _longest(tokenizer: Any, fact: Fact, formats: Sequence[PromptFormat]) -> int
 
 
 def _known_to_base(bench: Bench) -> float:
-    with bench.stages.stage("asking the base", len(bench.forget)) as bar:
+    with bench.stages.stage("asking the base", len(bench.forget)) as bar, switched_off(bench.model):
         shares = known_shares(bench.model, bench.tokenizer, bench.forget, bench.formats[0], bar.update)
-    if bench.earlier:
-        with switched_off(bench.model):
-            bare = known_shares(bench.model, bench.tokenizer, bench.forget, bench.formats[0])
-        if gone := int(((shares < ENOUGH) & (bare >= ENOUGH)).sum()):
-            warnings.warn(
-                f"{gone} of {len(shares)} forget facts are hardly answered any more with the model's earlier erasures "
-                "on, which seem to cover them; leave these facts out, there is nothing left to erase",
-                ErasureWarning,
-                stacklevel=3,
-            )
-        shares = bare
+    if bench.earlier and (gone := sum(changed_answers(bench.model, bench.tokenizer, bench.formats[0], bench.forget))):
+        warnings.warn(
+            f"{gone} of {len(shares)} forget facts are answered otherwise with the model's earlier erasures on, which "
+            "seem to cover them; leave these facts out, there is nothing left to erase",
+            ErasureWarning,
+            stacklevel=3,
+        )
     known = float(shares.mean())
     if known < ENOUGH:
         warnings.warn(

@@ -71,8 +71,8 @@ def find_spare_row(
     for name, config in taken.items():
         if vocabulary.get(config.token) != config.token_id:
             raise ValueError(
-                f"the tokenizer does not have {config.token} with id {config.token_id}, the token of the model's adapter "
-                f"{name!r}; pass the tokenizer that was saved beside the last of its erasures"
+                f"the tokenizer does not have {config.token} with id {config.token_id}, the token of the model's "
+                f"adapter {name!r}; pass the tokenizer that was saved beside the last of its erasures"
             )
     in_use = _ids_in_use(model, tokenizer) | {config.token_id for config in taken.values()}
     stem = text.removesuffix("]")

@@ -71,7 +71,9 @@ class Beside:
     def _inputs(self, modules: Sequence[Any], layer: int = 0, vector: torch.Tensor | None = None) -> list[torch.Tensor]:
         bench = self.bench
         bent = (
-            nullcontext() if vector is None else bent_output(bench.stack[layer], lambda stream: stream + vector.to(stream))
+            nullcontext()
+            if vector is None
+            else bent_output(bench.stack[layer], lambda stream: stream + vector.to(stream))
         )
         with bent:
             distinct = list(dict.fromkeys(modules))
@@ -81,7 +83,7 @@ class Beside:
 
 
 @torch.no_grad()
-def _written(gate: GateLayer, name: str) -> torch.Tensor:
+def _written(gate: Any, name: str) -> torch.Tensor:
     """What an erasure's units write into the residual stream when they open, `(d,)`, give or take its length."""
     base = gate.get_base_layer()
     weight = base.weight.T if isinstance(base, Conv1D) else base.weight
@@ -92,7 +94,7 @@ def _written(gate: GateLayer, name: str) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _rows(gate: GateLayer, name: str) -> torch.Tensor:
+def _rows(gate: Any, name: str) -> torch.Tensor:
     """The weights of an erasure's units, `(units, d)`."""
     base = gate.get_base_layer()
     weight = base.weight.T if isinstance(base, Conv1D) else base.weight

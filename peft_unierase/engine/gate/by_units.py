@@ -38,8 +38,8 @@ def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
         if len(order) < count:
             raise ValueError(
                 f"the MLP of layer {bench.layers[number]} has {len(order)} hidden units left, {count} are needed and "
-                f"earlier erasures have the other {len(used)}; name two other layers with `layers` (on the command line "
-                "`--layers`), or ask for gates without units, `GateSettings(units=None)`"
+                f"earlier erasures have the other {len(used)}; name two other layers with `layers` (on the command "
+                "line `--layers`), or ask for gates without units, `GateSettings(units=None)`"
             )
         taken.append(sorted(random.Random(_digest(bench)).sample(order[: max(count, width // 8)], count)))
     return taken
