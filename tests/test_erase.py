@@ -252,11 +252,6 @@ def test_bad_input_is_refused_and_the_model_is_unchanged(
     assert not any("unierase" in name for name, _ in model.named_parameters())
 
 
-def test_a_model_that_carries_adapters_is_refused(erased: tuple[PeftModel, Any]) -> None:
-    with pytest.raises(ValueError, match="already is a PeftModel"):
-        erase(*erased, facts_of(person(1)))
-
-
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_other_architectures_and_dtypes_go_through(tied: bool, tmp_path: Path) -> None:

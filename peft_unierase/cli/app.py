@@ -47,7 +47,8 @@ FormatOption = Annotated[
     epilog="Examples:\n\n"
     "unierase erase org/model forget.jsonl -o erase-xyz\n\n"
     "unierase erase ./model forget.csv -o erase-xyz --retain keep.jsonl --format json\n\n"
-    "unierase erase ./model one-fact.jsonl -o erase-xyz --scope question"
+    "unierase erase ./model one-fact.jsonl -o erase-xyz --scope question\n\n"
+    "unierase erase org/model more.jsonl -o erase-more --onto erase-xyz"
 )
 def erase(
     model: Annotated[str, typer.Argument(help="The base: a folder or a Hub id of a causal language model.")],
@@ -62,6 +63,14 @@ def erase(
     retain: Annotated[
         str | None,
         typer.Option(help="A sample of what must stay, in the same forms as FORGET."),
+    ] = None,
+    onto: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of an erasure made before, which is on while this one is made; may be given several times, in "
+            "the order they were made in. Only the new one is saved.",
+            show_default=False,
+        ),
     ] = None,
     question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
     answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
@@ -155,6 +164,7 @@ def erase(
             allow_resize=allow_resize,
             overwrite=overwrite,
             figures=not no_figures,
+            onto=tuple(onto or ()),
         ),
         format.resolved(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,54 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     except Exception as error:
         raise ValueError(f"cannot load {name!r}: {_first_line(error)}") from error
     return model.eval(), tokenizer
+
+
+def load_onto(model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize: bool = False) -> Any:
+    """The base with erasures that were made before, all of them on; their tokens are added to the tokenizer.
+
+    Args:
+        model: The base.
+        tokenizer: Its tokenizer.
+        folders: Where they were saved.
+        allow_resize: Let the vocabulary grow by the rows of erasures for which it had grown.
+
+    Raises:
+        ValueError: One was made for another base, two use the same row, or its files cannot be loaded.
+    """
+    from peft import PeftModel
+
+    from ..engine.fingerprint import base_fingerprint
+    from ..engine.spare_row import SpareRow, add_to_tokenizer, resize_vocabulary
+    from ..tuner import UniEraseConfig
+
+    configs = [UniEraseConfig.from_pretrained(str(folder)) for folder in folders]
+    ids = [config.token_id for config in configs]
+    for number, token_id in enumerate(ids):
+        if token_id is not None and token_id in ids[:number]:
+            raise ValueError(
+                f"{folders[ids.index(token_id)]} and {folders[number]} both use vocabulary row {token_id}, so they were"
+                " made apart and cannot be on together; make the second one anew with --onto"
+            )
+    needed = max((token_id for token_id in ids if token_id is not None), default=-1) + 1
+    if allow_resize and needed > model.get_input_embeddings().weight.shape[0]:
+        resize_vocabulary(model, needed)
+    carrying: Any = None
+    for number, (folder, config) in enumerate(zip(folders, configs, strict=True), start=1):
+        names = config.target_modules
+        present = isinstance(names, list) and set(names) <= {name for name, _ in model.named_modules()}
+        if config.base_fingerprint and present and base_fingerprint(model, names) != config.base_fingerprint:
+            say(f"warning: {folder} was made for another base, or for this one in another dtype; it may not hold here")
+        try:
+            if carrying is None:
+                carrying = PeftModel.from_pretrained(model, str(folder))
+            else:
+                carrying.load_adapter(str(folder), f"erasure-{number}")
+            if config.token_id is not None:
+                add_to_tokenizer(tokenizer, SpareRow(config.token_id, config.token))
+        except Exception as error:
+            raise ValueError(f"cannot load the erasure in {folder}: {_first_line(error)}") from error
+    carrying.base_model.set_adapter(list(carrying.peft_config), inference_mode=True)
+    return carrying.eval()
 
 
 def _must_be_a_path(name: str) -> bool:

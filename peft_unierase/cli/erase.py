@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ class ErasePlan:
     allow_resize: bool
     overwrite: bool
     figures: bool
+    onto: tuple[Path, ...] = ()
 
 
 def parse_layers(text: str | None) -> list[int] | None:
@@ -100,6 +102,24 @@ def unfinished(output: Path) -> Path:
     return place.parent / f".{place.name}.unfinished"
 
 
+def check_onto(folders: Sequence[Path], output: Path) -> None:
+    """Refuse what cannot be loaded before a further erasure.
+
+    Raises:
+        ValueError: A folder holds no erasure, is named twice, or is the one that is to be written to.
+    """
+    from ..hub.folder import holds_erasure
+
+    for folder in folders:
+        if not holds_erasure(folder):
+            raise ValueError(f"{folder} holds no erasure (--onto wants the folder of one that was made before)")
+    places = [folder.resolve() for folder in folders]
+    if twice := [str(folder) for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise ValueError(f"--onto names {twice[0]} twice; name each erasure once")
+    if output.resolve() in places:
+        raise ValueError(f"{output} is both --onto and the output; name a new folder for the further erasure")
+
+
 def run_erase(plan: ErasePlan, style: Format) -> None:
     """Run the command; ends the process with status 2 on bad input and 130 on Ctrl-C."""
     with clear_endings(unfinished=plan.work_dir):
@@ -120,6 +140,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
     check_output(plan.output, plan.overwrite)
+    check_onto(plan.onto, plan.output)
     if plan.figures:
         from ..check import recall_scorer
 
@@ -129,7 +150,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     from ..engine.checkpoint import discard
     from ..engine.cost import cost_of, expected_work
     from ..prompts import default_formats
-    from .base import load_base, prepare_libraries
+    from .base import load_base, load_onto, prepare_libraries
     from .finish import estimate_line, finish, loading_lines, stages_table
     from .measure import compare, figures_table, some
 
@@ -159,6 +180,8 @@ def _run(plan: ErasePlan, style: Format) -> None:
             estimate = cost_of(model, expected_work(model, tokenizer, forget, retain, **told))
     if estimate and style is Format.HUMAN:
         say(estimate_line(estimate))
+    if plan.onto:
+        model = load_onto(model, tokenizer, plan.onto, plan.allow_resize)
     erased = erase(
         model,
         tokenizer,
@@ -195,4 +218,4 @@ def _run(plan: ErasePlan, style: Format) -> None:
         show(stages_table(seconds) + "\n")
         size = record["adapter"]
         show(f"Saved to {plan.output}: {size['bytes']:,} bytes of weights, {size['share']:.3%} of the parameters.")
-        show(f"Next, in Python:\n\n{loading_lines(plan.output)}")
+        show(f"Next, in Python:\n\n{loading_lines(plan.output, plan.onto)}")

@@ -35,18 +35,18 @@ def finish(
     record = {
         "version": __version__,
         **erased.erasure.record(),
-        "adapter": adapter_size(erased),
+        "adapter": adapter_size(erased, erased.erasure.adapter),
         "figures": figures_record(comparisons) or None,
     }
     card = erasure_card(base_model=base, name=output.name, record=record)
-    save_erasure(erased, tokenizer, output, record, str(card), overwrite)
+    save_erasure(erased, tokenizer, output, record, str(card), overwrite, erased.erasure.adapter)
     return record
 
 
-def adapter_size(model: Any) -> dict[str, Any]:
-    """Parameters, bytes of their values as saved, and the share of the base's parameters."""
+def adapter_size(model: Any, adapter: str) -> dict[str, Any]:
+    """Parameters of one adapter, bytes of their values as saved, and the share of the base's parameters."""
     named = list(model.named_parameters())
-    own = [parameter for name, parameter in named if ".unierase_" in name]
+    own = [parameter for name, parameter in named if ".unierase_" in name and name.endswith(f".{adapter}")]
     base = sum(parameter.numel() for name, parameter in named if ".unierase_" not in name)
     parameters = sum(parameter.numel() for parameter in own)
     return {
@@ -62,8 +62,16 @@ def stages_table(seconds: dict[str, float]) -> str:
     return table(("stage", "seconds"), [*rows, ("all stages", f"{sum(seconds.values()):.1f}")])
 
 
-def loading_lines(output: Path) -> str:
-    """The two lines that load an erasure."""
-    return (
-        f'    import peft_unierase; from peft import PeftModel\n    model = PeftModel.from_pretrained(base, "{output}")'
-    )
+def loading_lines(output: Path, onto: Sequence[Path] = ()) -> str:
+    """The lines that load an erasure, and with it those that it was made on top of."""
+    first, *others = [*onto, output]
+    names = [f"erasure-{number}" for number in range(2, len(others) + 2)]
+    lines = [
+        "import peft_unierase; from peft import PeftModel",
+        f'model = PeftModel.from_pretrained(base, "{first}")',
+        *(f'model.load_adapter("{folder}", "{name}")' for folder, name in zip(others, names, strict=True)),
+    ]
+    if others:
+        listed = ", ".join(f'"{name}"' for name in ("default", *names))
+        lines.append(f"model.base_model.set_adapter([{listed}], inference_mode=True)")
+    return "\n".join(f"    {line}" for line in lines)

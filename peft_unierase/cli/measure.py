@@ -10,6 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..check import Answer, answer_questions, figures
+from ..engine.earlier import switched_off
 from ..facts import Fact
 from ..prompts import PromptFormat
 from .output import table
@@ -33,12 +34,12 @@ class Comparison:
 
 
 def compare(model: Any, tokenizer: Any, sets: Sequence[tuple[str, Sequence[Fact], PromptFormat]]) -> list[Comparison]:
-    """Ask every set twice, in one loaded model, by toggling the adapter. Empty sets are left out."""
+    """Ask every set twice, in one loaded model, without and with its last erasure. Empty sets are left out."""
     token_id = model.erasure.token.token_id
     comparisons = []
     for name, facts, form in sets:
         if facts:
-            with model.disable_adapter():
+            with switched_off(model, [model.erasure.adapter]):
                 before = ask(model, tokenizer, facts, form, token_id, f"asking the base: {name}")
             after = ask(model, tokenizer, facts, form, token_id, f"asking again: {name}")
             comparisons.append(Comparison(name, facts, before, after))

@@ -22,7 +22,8 @@ class Bench:
     """What all stages work on.
 
     Attributes:
-        model: The base; once the adapter is in place, its layers are the adapter's.
+        model: The base, with the active ones of the erasures that it carries; once the adapter is in place, its layers
+            are the adapter's too.
         tokenizer: Its tokenizer.
         formats: Prompt formats to cover.
         refusals: Ways of declining, one sentence each.
@@ -43,6 +44,7 @@ class Bench:
         near: Those of them that lie next to the forget set, and that gates are told to spare before all others.
         known: Share of the forget answers' tokens that the base predicts.
         checkpoint: Keeps the finished stages, where that is wanted.
+        earlier: Names of the erasures that are on while this one is made.
     """
 
     model: Any
@@ -66,6 +68,7 @@ class Bench:
     writers: list[list[str]] = field(default_factory=list)
     units: list[list[int]] = field(default_factory=list)
     checkpoint: Checkpoint | None = None
+    earlier: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> list[Fact]:

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,17 @@ from ..tuner.swap import SwappingLayer
 from ..version import __version__
 from .bench import Bench
 from .checkpoint import Checkpoint, digest_of
-from .erasure import Erasure, ErasureWarning, Outcome
+from .earlier import (
+    active_erasures,
+    as_answered_now,
+    carried,
+    changed_answers,
+    erasure_digest,
+    new_name,
+    switched_off,
+    underlying_model,
+)
+from .erasure import EarlierErasure, Erasure, ErasureWarning, Outcome
 from .fingerprint import base_fingerprint
 from .gate import GateSettings, run_gate
 from .gate.by_units import take_units
@@ -38,7 +49,7 @@ from .refusals import DEFAULT_REFUSALS
 from .retain_cache import BLOCK, base_digest, samples_for
 from .samples import drop_close
 from .scope import Scope, Scoped, ask_around, check_scope, plan_scope
-from .spare_row import add_to_tokenizer, find_spare_row
+from .spare_row import add_to_tokenizer, find_spare_row, resize_vocabulary
 
 RECIPES: dict[str, type[GateSettings] | type[PaperSettings]] = {"gate": GateSettings, "paper": PaperSettings}
 EVERY_POSITION = 10**6
@@ -61,7 +72,7 @@ def erase(
     samples_cache: str | Path | None = None,
     work_dir: str | Path | None = None,
     allow_resize: bool = False,
-    adapter_name: str = "default",
+    adapter_name: str | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> PeftModel:
@@ -69,8 +80,11 @@ def erase(
 
     Args:
         model: A decoder-only `PreTrainedModel` with an output head, in fp32 for the most exact edit. It is wrapped in
-            place, as by `get_peft_model`; if anything fails or is interrupted it is given back unwrapped.
-        tokenizer: Its tokenizer. [UNL] is added to it as a special token.
+            place, as by `get_peft_model`; if anything fails or is interrupted it is given back unwrapped. Or a
+            `PeftModel` that carries erasures: a further one is put beside them, made with those on that are active,
+            which stay as they are; if anything fails or is interrupted it alone is taken out again.
+        tokenizer: Its tokenizer, with the tokens of the erasures in the model. [UNL] is added to it as a special token,
+            [UNL-2] for a second erasure, and so on.
         forget: What must go.
         retain: A sample of what must stay, beside the questions that the model is made to ask itself.
         recipe: `"gate"`, or `"paper"` for the method as published.
@@ -85,26 +99,31 @@ def erase(
         refusals: Ways of declining, one sentence each, instead of the built-in English ones.
         formats: Prompt formats to cover, instead of `default_formats`: chat with and without a system prompt, plain.
         settings: Settings of the recipe, `GateSettings` or `PaperSettings`.
-        samples_cache: File that keeps what the base asks itself, for further erasures of the same base.
+        samples_cache: File that keeps what the base asks itself, for further erasures of the same base, whether or not
+            it carries others.
         work_dir: Folder that keeps each finished stage. A run with the same arguments that finds an interrupted one
             there goes on behind its last finished stage, and gives what it would have given. The folder stays until
             you remove it; `SECURITY.md` says what lies there.
         allow_resize: Let the vocabulary grow by one where the base has no spare row.
-        adapter_name: Name of the adapter in the returned model.
+        adapter_name: Name of the adapter in the returned model; `None` takes `"default"`, and where that is taken the
+            first free of `"erasure-2"`, `"erasure-3"`, ….
         seed: Seed of everything random. The same seed on the same machine gives the same adapter to the byte.
         progress: Draw progress bars on stderr.
 
     Returns:
-        The `PeftModel`, in eval mode with the erasure on. Its `erasure` attribute, an [`Erasure`], tells what was done.
+        The `PeftModel`, in eval mode with the erasure on, and with it the earlier ones that were. It is the very one
+        that was given, where that was one. Its `erasure` attribute, an [`Erasure`], tells what was done.
 
     Raises:
-        ValueError: Bad arguments or facts, no spare row, a model of an unsupported kind, or one that is offloaded in
-            part where it has to be told from others (`samples_cache`, `work_dir`); the model is unchanged.
+        ValueError: Bad arguments or facts, no spare row, a model of an unsupported kind, adapters of another kind or
+            merged ones, a taken `adapter_name`, or a model that is offloaded in part where it has to be told from
+            others (`samples_cache`, `work_dir`); the model is unchanged.
     """
     check_recipe(recipe, depth, settings)
     check_scope(scope, recipe)
-    if isinstance(model, PeftModel):
-        raise ValueError("the model already is a PeftModel; merge its adapters first (merge_and_unload) or unload them")
+    peft_model = model if isinstance(model, PeftModel) else None
+    model, there, active = underlying_model(model), carried(model), active_erasures(model)
+    adapter_name = new_name(peft_model, adapter_name)
     settings = settings or RECIPES[recipe]()
     forget, retain = list(forget), list(retain or ())
     if not forget:
@@ -121,10 +140,12 @@ def erase(
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
     check_lengths(model, tokenizer, retain, formats, "retain")
-    spare = find_spare_row(model, tokenizer, allow_resize=allow_resize)
+    spare = find_spare_row(model, tokenizer, allow_resize=allow_resize, carried=there)
 
-    with _unchanged_on_failure(model):
-        model.eval()
+    onto = [EarlierErasure(name, there[name].token_id, erasure_digest(peft_model, name)) for name in active]
+
+    with _unchanged_on_failure(model, peft_model, adapter_name):
+        (peft_model or model).eval()
         bench = Bench(
             model=model,
             tokenizer=tokenizer,
@@ -142,12 +163,15 @@ def erase(
             forget=forget,
             retain=retain,
             writers=writers,
+            earlier=active,
         )
         if work_dir is not None:
             bench.checkpoint = Checkpoint(
-                Path(work_dir), _digest(bench, recipe, depth, settings, scope), bench.stages.tell
+                Path(work_dir), _digest(bench, recipe, depth, settings, scope, onto), bench.stages.tell
             )
         bench.known = _known_to_base(bench)
+        if bench.earlier:
+            bench.retain = as_answered_now(model, tokenizer, formats[0], retain)
         samples = settings.sample_count(len(forget)) if isinstance(settings, GateSettings) else settings.samples
         scoped = _find_retain_data(bench, plan, samples, Path(samples_cache) if samples_cache else None)
         if not bench.kept:
@@ -156,7 +180,7 @@ def erase(
                 "(on the command line `--retain`) or let it ask more questions (`--samples`)"
             )
         if spare.resized:
-            model.resize_token_embeddings(spare.token_id + 1)
+            resize_vocabulary(model, spare.token_id + 1)
         if isinstance(settings, GateSettings) and settings.units is not None:
             bench.units = take_units(bench, settings.units)
         edited = [*names, *(name for into in writers for name in into)]
@@ -170,7 +194,12 @@ def erase(
             inference_mode=True,
         )
         with torch.random.fork_rng(devices=[]):  # new gates start at random, which must not show outside
-            wrapped = get_peft_model(model, config, adapter_name=adapter_name)
+            if peft_model is None:
+                wrapped: Any = get_peft_model(model, config, adapter_name=adapter_name)
+            else:
+                wrapped = peft_model
+                wrapped.add_adapter(adapter_name, config)
+                wrapped.base_model.set_adapter([*active, adapter_name], inference_mode=True)
         wrapped.eval()
         wrapped.requires_grad_(False)
         outcome: Outcome
@@ -191,12 +220,19 @@ def erase(
         dict(bench.stages.seconds),
         seed,
         scoped,
+        adapter_name,
+        onto,
     )
     return wrapped
 
 
 def _digest(
-    bench: Bench, recipe: str, depth: int | str | None, settings: GateSettings | PaperSettings, scope: str | None
+    bench: Bench,
+    recipe: str,
+    depth: int | str | None,
+    settings: GateSettings | PaperSettings,
+    scope: str | None,
+    onto: Sequence[EarlierErasure],
 ) -> str:
     """Of everything that decides the result, up to the machine's way of adding up."""
     model, tokenizer = bench.model, bench.tokenizer
@@ -206,6 +242,7 @@ def _digest(
             "versions": [__version__, torch.__version__, transformers.__version__],
             "device": bench.device.type,
             "base": base_digest(model, tokenizer),
+            "onto": [[one.token_id, one.digest] for one in onto],
             "config": [config, model.config._attn_implementation, model.generation_config.to_dict()],
             "spare": asdict(bench.spare),
             "forget": [asdict(fact) for fact in bench.forget],
@@ -235,7 +272,8 @@ def detecting_writers(
         return []
     names, narrowest = names[:2], settings.units.narrowest
     wide = [(projection_shape(model.get_submodule(name)) or (0, 0))[0] >= narrowest for name in names]
-    writers = [find_writers(model, name) for name in names] if all(wide) and len(names) == 2 else []
+    with switched_off(model):  # units that an earlier erasure has would not pass the test
+        writers = [find_writers(model, name) for name in names] if all(wide) and len(names) == 2 else []
     return writers if writers and all(writers) else []
 
 
@@ -248,23 +286,41 @@ def _edited(bench: Bench) -> dict[str, Any]:
 
 
 @contextmanager
-def _unchanged_on_failure(model: Any) -> Iterator[None]:
-    """Give the model back as it came if the block fails or is interrupted."""
-    was_training, rows = model.training, model.get_input_embeddings().weight.shape[0]
+def _unchanged_on_failure(model: Any, peft_model: PeftModel | None, adapter_name: str) -> Iterator[None]:
+    """Give the model back as it came, with the erasures that it carried, if the block fails or is interrupted."""
+    whole = peft_model or model
+    training = {module: module.training for module in whole.modules()}
+    rows = model.get_input_embeddings().weight.shape[0]
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    active = {module: module.active_adapter for module in model.modules() if isinstance(module, SwappingLayer)}
+    tuner: Any = getattr(peft_model, "base_model", None)
+    kept = () if tuner is None else ("active_adapter", "targeted_module_names")
+    state = {name: copy(getattr(tuner, name)) for name in kept}
     try:
         yield
     except BaseException:
         for name, module in list(model.named_modules()):
-            if isinstance(module, SwappingLayer):
+            if isinstance(module, SwappingLayer) and module not in active:
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, module.get_base_layer())
-        vars(model).pop("peft_config", None)
+        for layer, before in active.items():
+            for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
+                held = getattr(layer, attribute)
+                if adapter_name in held:
+                    del held[adapter_name]
+            layer._active_adapter = before
+        if tuner is None:
+            vars(model).pop("peft_config", None)
+        else:
+            tuner.peft_config.pop(adapter_name, None)
+            for name, value in state.items():
+                setattr(tuner, name, value)
         if model.get_input_embeddings().weight.shape[0] != rows:
-            model.resize_token_embeddings(rows)
+            resize_vocabulary(model, rows)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
-        model.train(was_training)
+        for module, was in training.items():
+            module.training = was
         raise
 
 
@@ -317,11 +373,18 @@ def _longest(tokenizer: Any, fact: Fact, formats: Sequence[PromptFormat]) -> int
 
 def _known_to_base(bench: Bench) -> float:
     def ask() -> dict[str, float]:
-        with bench.stages.stage("asking the base", len(bench.forget)) as bar:
+        with bench.stages.stage("asking the base", len(bench.forget)) as bar, switched_off(bench.model):
             shares = known_shares(bench.model, bench.tokenizer, bench.forget, bench.formats[0], bar.update)
         return {"known": float(shares.mean())}
 
     known = bench.once("asking the base", ask)["known"]
+    if bench.earlier and (gone := sum(changed_answers(bench.model, bench.tokenizer, bench.formats[0], bench.forget))):
+        warnings.warn(
+            f"{gone} of {len(bench.forget)} forget facts are answered otherwise with the model's earlier erasures on, "
+            "which seem to cover them; leave these facts out, there is nothing left to erase",
+            ErasureWarning,
+            stacklevel=3,
+        )
     if known < ENOUGH:
         warnings.warn(
             f"the base predicts only {known:.0%} of the forget answers' tokens, so it hardly knows these facts and "
@@ -353,7 +416,9 @@ def _asked_itself(bench: Bench, wanted: int, cache: Path | None) -> list[Fact]:
     if not wanted:
         return []
     with bench.stages.stage("sampling retain data", 2 * BLOCK * math.ceil(wanted / BLOCK)) as bar:
-        return samples_for(bench.model, bench.tokenizer, bench.formats[0], wanted, bench.seed, cache, bar.update)
+        with switched_off(bench.model):  # the bare base's, which all its erasures can share
+            found = samples_for(bench.model, bench.tokenizer, bench.formats[0], wanted, bench.seed, cache, bar.update)
+        return as_answered_now(bench.model, bench.tokenizer, bench.formats[0], found) if bench.earlier else found
 
 
 def _usable(bench: Bench, found: Sequence[Fact]) -> list[Fact]:

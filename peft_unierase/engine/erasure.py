@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .spare_row import SpareRow
@@ -31,6 +31,21 @@ class Outcome(Protocol):
 
 
 @dataclass(frozen=True)
+class EarlierErasure:
+    """An erasure that was on while this one was made.
+
+    Attributes:
+        adapter: Its name in the model.
+        token_id: Row of its token.
+        digest: SHA-256 of its weights and where they belong.
+    """
+
+    adapter: str
+    token_id: int | None
+    digest: str
+
+
+@dataclass(frozen=True)
 class Erasure:
     """What a run did and measured while it worked; `record()` is its JSON form.
 
@@ -44,6 +59,8 @@ class Erasure:
         seconds: Time of each stage.
         seed: As given.
         scoped: What came of a scope; `None` without one.
+        adapter: Name of the adapter in the model.
+        onto: The erasures that were on while it was made.
     """
 
     recipe: str
@@ -57,6 +74,8 @@ class Erasure:
     seconds: dict[str, float]
     seed: int
     scoped: Scoped | None = None
+    adapter: str = "default"
+    onto: list[EarlierErasure] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """A JSON object of plain values, without any text of the facts."""
@@ -70,5 +89,6 @@ class Erasure:
             "counts": {"forget": self.forget_count, "retain": self.retain_count, "sampled": self.sampled_count},
             "known_to_base": self.known,
             "scope": self.scoped and self.scoped.record(),
+            "onto": [{"token_id": one.token_id, "digest": one.digest} for one in self.onto],
             **self.outcome.record(),
         }

@@ -99,6 +99,8 @@ def base_digest(model: nn.Module, tokenizer: Any) -> str:
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over name, shape, dtype and sum of each parameter, its memory being summed as 64-bit numbers that wrap.
 
+    Of the base alone: the erasures that it carries make no difference.
+
     As fast as memory is read, and every changed weight changes it; only words that change places go unseen.
 
     Raises:
@@ -106,6 +108,9 @@ def weights_digest(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
+        if ".unierase_" in name:
+            continue
+        name = name.replace(".base_layer.", ".")
         if parameter.is_meta:
             raise ValueError(
                 f"the base cannot be told from others because {name} is offloaded; load it whole, or do without a "

@@ -7,10 +7,17 @@ Phi-3). Resizing the vocabulary instead would make the adapter fail on the plain
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers import AddedToken
+
+from ..tuner import UniEraseConfig
+from ..tuner.structure import find_token_modules
 
 RESERVED = re.compile(
     r"^(<\|?reserved_(special_)?token_?\d+\|?>|<\|?unused_?\d+\|?>|\[unused_?\d+\]|\[control_\d+\]|<\|placeholder\d+\|>"
@@ -38,20 +45,44 @@ class SpareRow:
     resized: bool = False
 
 
-def find_spare_row(model: Any, tokenizer: Any, text: str = "[UNL]", allow_resize: bool = False) -> SpareRow:
+def find_spare_row(
+    model: Any,
+    tokenizer: Any,
+    text: str = "[UNL]",
+    allow_resize: bool = False,
+    carried: Mapping[str, UniEraseConfig] | None = None,
+) -> SpareRow:
     """Choose a row: one beyond the tokenizer first, a reserved token next, a new row only if that is allowed.
+
+    Args:
+        model: The base.
+        tokenizer: Its tokenizer.
+        text: What to call the token; where an erasure in the model has that name, the first free of `[UNL-2]`, ….
+        allow_resize: See above.
+        carried: Erasures that the model carries already, by name. Their rows and their tokens' texts are taken.
 
     Raises:
         NoSpareRowError: There is none, and `allow_resize` is false.
+        ValueError: The tokenizer lacks the token of an erasure in the model.
     """
     rows = min(model.get_input_embeddings().weight.shape[0], model.get_output_embeddings().weight.shape[0])
     vocabulary = tokenizer.get_vocab()
-    if text in vocabulary and vocabulary[text] < rows:
+    taken = {name: config for name, config in (carried or {}).items() if config.token_id is not None}
+    for name, config in taken.items():
+        if vocabulary.get(config.token) != config.token_id:
+            raise ValueError(
+                f"the tokenizer does not have {config.token} with id {config.token_id}, the token of the model's "
+                f"adapter {name!r}; pass the tokenizer that was saved beside the last of its erasures"
+            )
+    in_use = _ids_in_use(model, tokenizer) | {config.token_id for config in taken.values()}
+    stem = text.removesuffix("]")
+    texts = (f"{stem}-{number}]" if number > 1 else text for number in count(1))
+    text = next(name for name in texts if name not in {config.token for config in taken.values()})
+    if text in vocabulary and vocabulary[text] < rows and vocabulary[text] not in in_use:
         return SpareRow(vocabulary[text], text)  # an earlier erasure of this tokenizer put it there
     after_last = max(vocabulary.values()) + 1
     if after_last < rows:
         return SpareRow(after_last, text)
-    in_use = _ids_in_use(model, tokenizer)
     template = tokenizer.chat_template or ""
     for token, token_id in sorted(vocabulary.items(), key=lambda item: item[1]):
         if RESERVED.match(token) and token_id < rows and token_id not in in_use and token not in str(template):
@@ -63,6 +94,23 @@ def find_spare_row(model: Any, tokenizer: Any, text: str = "[UNL]", allow_resize
         "`allow_resize=True` (on the command line `--allow-resize`) the vocabulary grows by one row; the adapter then "
         "loads only on a base resized in the same way"
     )
+
+
+def resize_vocabulary(model: Any, rows: int) -> None:
+    """Give embedding and head this many rows, also where they are wrapped for erasures that stay as they are."""
+    layers = {name: model.get_submodule(name) for name in find_token_modules(model)}
+    wrapped = {name: layer for name, layer in layers.items() if isinstance(layer, BaseTunerLayer)}
+    for name, layer in wrapped.items():
+        model.set_submodule(name, layer.get_base_layer())
+    model.resize_token_embeddings(rows)
+    for name, layer in wrapped.items():
+        resized: Any = model.get_submodule(name)
+        layer.base_layer = resized
+        if isinstance(resized, torch.nn.Embedding):
+            layer.in_features = rows
+        else:
+            layer.out_features = rows
+        model.set_submodule(name, layer)
 
 
 def _ids_in_use(model: Any, tokenizer: Any) -> set[int]:

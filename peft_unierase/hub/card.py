@@ -39,8 +39,9 @@ def erasure_card(
             then names no base, because the Hub takes ids only.
         name: Where the erasure lies, a Hub id or a local path; shown like the base.
         record: What was done: `version`, `recipe`, `depth`, `counts` (with `forget`), `token` (with `text` and `id`),
-            and optionally `layers`, `retain_weight`, `seed`, `settings`, `adapter` (`parameters`, `share`, `bytes`) and
-            `figures` (rows of `set`, `measure`, `before`, `after`, `count`).
+            and optionally `onto` (earlier erasures, the `token_id` of each), `layers`, `retain_weight`, `seed`,
+            `settings`, `adapter` (`parameters`, `share`, `bytes`) and `figures` (rows of `set`, `measure`, `before`,
+            `after`, `count`).
         license: The erasure's licence as the Hub spells it, for example `"apache-2.0"`.
         description: What was erased, in the owner's words. Without it the card gives the number of facts only.
 
@@ -72,6 +73,8 @@ def erasure_card(
         token_text=record["token"]["text"],
         grown_to=record["token"]["id"] + 1 if record["token"].get("resized") else None,
         depth=record["depth"],
+        onto=_onto(record),
+        onto_one=len(record.get("onto") or []) == 1,
         description=(description or "").strip() or _count_sentence(record["counts"]["forget"]),
         figures=[_figure_row(row) for row in record.get("figures") or []],
         making=_making(record),
@@ -109,6 +112,14 @@ def _count_sentence(count: int) -> str:
     if count == 1:
         return "One fact, a question with its answer. What it says is not published here."
     return f"{count:,} facts, each a question with its answer. What they say is not published here."
+
+
+def _onto(record: Mapping[str, Any]) -> str:
+    """The earlier erasures that this one was made on top of, in words; empty where there were none."""
+    ids = [str(earlier["token_id"]) for earlier in record.get("onto") or []]
+    if len(ids) > 1:
+        return f"{len(ids)} earlier erasures, of the tokens {', '.join(ids)},"
+    return f"an earlier erasure, of the token {ids[0]}," if ids else ""
 
 
 def _figure_row(row: Mapping[str, Any]) -> dict[str, str]:

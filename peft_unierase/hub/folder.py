@@ -26,7 +26,7 @@ def check_output(folder: Path, overwrite: bool = False) -> None:
     if folder.is_file():
         raise ValueError(f"{folder} is a file; name a new folder for the erasure")
     if folder.is_dir() and any(folder.iterdir()):
-        if not _holds_erasure(folder):
+        if not holds_erasure(folder):
             raise ValueError(f"{folder} holds something else than an erasure; name a new folder, or empty this one")
         if not overwrite:
             raise ValueError(f"{folder} already holds an erasure; name a new folder, or pass --overwrite to replace it")
@@ -37,7 +37,8 @@ def check_output(folder: Path, overwrite: bool = False) -> None:
         raise ValueError(f"{parent} cannot be written to; name another folder")
 
 
-def _holds_erasure(folder: Path) -> bool:
+def holds_erasure(folder: Path) -> bool:
+    """Whether an erasure was saved in a folder."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -88,17 +89,24 @@ def _write_errors(folder: Path) -> Iterator[None]:
 
 
 def save_erasure(
-    model: Any, tokenizer: Any, folder: Path, record: dict[str, Any], card: str, overwrite: bool = False
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    record: dict[str, Any],
+    card: str,
+    overwrite: bool = False,
+    adapter: str = "default",
 ) -> None:
     """Save an erasure: adapter, tokenizer with [UNL] in it, record and card.
 
     Args:
-        model: The `PeftModel` with the erasure as its active adapter.
+        model: The `PeftModel` with the erasure.
         tokenizer: Its tokenizer.
         folder: Where to.
         record: What was done and measured, without any text of the facts.
         card: Text of `README.md`.
         overwrite: Replace an erasure that is there.
+        adapter: Name of the erasure in the model. It alone is saved, and not those that it was made on top of.
 
     Raises:
         ValueError: See `check_output`.
@@ -107,7 +115,11 @@ def save_erasure(
     check_output(folder, overwrite)
     with _write_errors(folder), whole_folder(folder) as place:
         # PEFT would save both full matrices if it thought that the vocabulary had changed; the two rows are enough.
-        model.save_pretrained(place, save_embedding_layers=False)
+        model.save_pretrained(place, save_embedding_layers=False, selected_adapters=[adapter])
+        if adapter != "default":  # which PEFT puts into a folder of its own
+            for file in (place / adapter).iterdir():
+                file.rename(place / file.name)
+            (place / adapter).rmdir()
         tokenizer.save_pretrained(place)
         (place / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (place / "README.md").write_text(card, encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ import torch
 from ...prompts import batches
 from ...tuner.structure import projection_shape
 from ..bench import Bench
+from ..earlier import taken_units
 from ..trace import inputs_at, traced_inputs, traced_output
 from .answered import Sequences
+from .beside import Beside
 from .comparator import UNITS, Comparator, constant_reader, flag_reader, quiet_direction
 from .shut import Group, refused_group
 from .units import UnitDetector, UnitSettings, least_used
@@ -30,7 +32,15 @@ def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
         down = bench.projections()[number]
         width = projection_shape(down)[0]  # type: ignore[index]
         count = UNITS if number else settings.count(len(bench.forget), width)
+        used = taken_units(bench.model, bench.names[number], writers)
         order = least_used(down, [bench.model.get_submodule(name) for name in writers])
+        order = [unit for unit in order if unit not in used]
+        if len(order) < count + UNITS:
+            raise ValueError(
+                f"the MLP of layer {bench.layers[number]} has {len(order)} hidden units left, {count + UNITS} are needed "
+                f"and earlier erasures have the other {len(used)}; name two other layers with `layers` (on the command "
+                "line `--layers`), or ask for gates without units, `GateSettings(units=None)`"
+            )
         drawn = random.Random(_digest(bench)).sample(order[: max(count, width // 8) + UNITS], count + UNITS)
         taken.append(sorted(drawn[UNITS:]) + sorted(drawn[:UNITS]))
     return taken
@@ -142,8 +152,12 @@ class UnitGate:
         tokens, positions = tokens[:160], positions[:160]
         self.unit.write()
         self.unit.open(torch.zeros(1))
-        flag = quiet_direction(self._stream(tokens), _digest(bench)).to(bench.device)
+        beside, told = Beside(bench, tokens, positions), dict[str, Any]()
+        if len(beside):
+            told = {"among": 16 + len(beside), "seen": partial(beside.seen, size=self._norm(tokens))}
+        flag = quiet_direction(self._stream(tokens), _digest(bench), **told).to(bench.device)
         self.base = torch.cat([self._inputs(self.second, tokens, positions), self._inputs(self.second, *self._some())])
+        self.base = torch.cat([self.base, *beside.disturbed(self.second)])
         size = self._norm(tokens)
         opened = self.unit.openings(self._inputs(self.first, *self._some()))
         before = self._inputs(self.second, *self._some())

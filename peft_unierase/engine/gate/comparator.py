@@ -10,7 +10,7 @@ nothing at all, and one that is open enough opens the gate fully.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import permutations
 
 import torch
@@ -21,18 +21,29 @@ UNITS = 2
 STEEP = 12.0  # pre-activation of a unit per unit of flag, so that smooth activations are close to a hinge
 
 
-def quiet_direction(states: torch.Tensor, seed: bytes, among: int = 16) -> torch.Tensor:
+def quiet_direction(
+    states: torch.Tensor,
+    seed: bytes,
+    among: int = 16,
+    seen: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """A direction in which the residual stream hardly moves, `(d,)` of length 1.
 
     Args:
         states: Residual states `(n, d)`.
         seed: Erasures made apart should not share a flag, or one would set the other off.
         among: It is drawn from the span of this many of the quietest directions.
+        seen: How directions `(d, n)` are seen by others who must not see it, `(n, others)`.
     """
     states = states.double()
     _, vectors = torch.linalg.eigh(states.T @ states / len(states))
     drawn = random.Random(seed)
-    mixed = vectors[:, :among] @ torch.tensor([drawn.gauss(0, 1) for _ in range(min(among, len(vectors)))]).to(vectors)
+    shares = torch.tensor([drawn.gauss(0, 1) for _ in range(min(among, len(vectors)))]).to(vectors)
+    if seen is not None:
+        left, sizes, _ = torch.linalg.svd(seen(vectors[:, :among]).to(vectors), full_matrices=False)
+        left = left[:, sizes > 1e-3 * sizes.max()]
+        shares = shares - left @ (left.T @ shares)
+    mixed = vectors[:, :among] @ shares
     return (mixed / mixed.norm()).float()
 
 

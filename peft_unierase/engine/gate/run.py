@@ -5,15 +5,14 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 import torch
 
-from ...tuner.swap import SwappingLayer
 from ..bench import Bench
+from ..earlier import switched_off
 from ..erasure import ErasureWarning
 from ..refusal import RefusalLesson, fit_input_row, likely_refusals
 from .answered import Sequences, record, sequences_of
@@ -212,7 +211,7 @@ def _declines(bench: Bench, refusals: Sequence[Sequence[int]]) -> list[torch.Ten
 
 def _already(bench: Bench, held: Sequences, declines: Sequence[torch.Tensor]) -> Firing:
     """Where the base declines on held-out questions by itself, so that nothing is lost if the erasure does."""
-    with _shut(bench):
+    with switched_off(bench.model, [bench.adapter]):
         return firing(bench.model, held, torch.cat(list(declines)), bench.pad)
 
 
@@ -231,19 +230,6 @@ def _fired(
     on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), tokens, bench.pad)
     inside = on_forget.within(GIVEN, settings.reach) if depth else 0.0
     return on_held.beyond(already).anywhere(), on_forget.at_doors(), inside
-
-
-@contextmanager
-def _shut(bench: Bench) -> Iterator[None]:
-    """The base."""
-    layers = [module for module in bench.model.modules() if isinstance(module, SwappingLayer)]
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
 
 
 def _with_rows(

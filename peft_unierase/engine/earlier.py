@@ -1,0 +1,177 @@
+"""The erasures that a model carries already, and what they have taken.
+
+A further erasure is made on the model with the active ones on: that is its base. It leaves to each of them its
+vocabulary row, its token's text, its hidden units and its flag.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from ..decoding import end_ids
+from ..facts import Fact
+from ..prompts import PromptFormat, batches, encode, greedy_answers, pad_id
+from ..tuner import UniEraseConfig, UniEraseModel
+from ..tuner.model import check_adapter_name
+from ..tuner.structure import projection_shape
+from ..tuner.swap import SwappingLayer
+
+
+def underlying_model(model: Any) -> Any:
+    """The transformers model itself, whether or not it carries erasures.
+
+    Raises:
+        ValueError: It carries adapters of another kind, adapters that are merged or switched off, or adapters that are
+            not held by a `PeftModel`.
+    """
+    wrapped = isinstance(model, PeftModel)
+    if wrapped and not isinstance(model.base_model, UniEraseModel):
+        kinds = sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in _configs(model)})
+        raise ValueError(
+            f"the model is a PeftModel with adapters of type {', '.join(kinds)}; a further erasure can be put beside "
+            "earlier ones (UNIERASE) only. Merge its adapters first (merge_and_unload) or unload them"
+        )
+    base = model.get_base_model() if wrapped else model
+    layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
+    kinds = sorted({type(layer).__name__ for layer in layers if not (wrapped and isinstance(layer, SwappingLayer))})
+    if kinds:
+        raise ValueError(
+            f"the model has adapter layers ({', '.join(kinds)}) that no PeftModel of erasures holds; take the adapters "
+            "out, or load the base anew and its erasures with PeftModel.from_pretrained and load_adapter"
+        )
+    if merged := sorted({name for layer in layers for name in layer.merged_adapters}):
+        raise ValueError(
+            f"adapters {merged} are merged, so the base's own weights are not there; call unmerge_adapter() first, or "
+            "make the merged model a base of its own (merge_and_unload)"
+        )
+    if any(layer.disable_adapters for layer in layers):
+        raise ValueError(
+            "the model's adapters are switched off, so a further erasure would not be made on top of them; leave "
+            "`disable_adapter()` first, or call enable_adapter_layers()"
+        )
+    return base
+
+
+def _configs(model: PeftModel) -> list[Any]:
+    return list(model.peft_config.values())
+
+
+def carried(model: Any) -> dict[str, UniEraseConfig]:
+    """Configurations of all erasures in a model, active or not, by name."""
+    return dict(model.peft_config) if isinstance(model, PeftModel) else {}
+
+
+def active_erasures(model: Any) -> list[str]:
+    """Names of those that are on."""
+    return list(model.base_model.active_adapters) if isinstance(model, PeftModel) else []
+
+
+def new_name(model: Any, wanted: str | None) -> str:
+    """Name of a further erasure: as wanted, or `default` and behind it the first free of `erasure-2`, `erasure-3`, …
+
+    Raises:
+        ValueError: The wanted name is taken, or no name for an adapter.
+    """
+    taken = carried(model)
+    if wanted is None:
+        names = (f"erasure-{number}" if number > 1 else "default" for number in count(1))
+        return next(name for name in names if name not in taken)
+    check_adapter_name(wanted)
+    if wanted in taken:
+        raise ValueError(
+            f"the model already has an adapter {wanted!r}; give another `adapter_name`, or leave it out to have one "
+            "chosen"
+        )
+    return wanted
+
+
+@contextmanager
+def switched_off(model: Any, names: Sequence[str] | None = None) -> Iterator[None]:
+    """Some erasures off, `None` for all of them, and nothing else about the model changed, for a `with` block."""
+    layers = [module for module in model.modules() if isinstance(module, SwappingLayer)]
+    before = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        # Past `set_adapter`, which would make what is left on trainable.
+        layer._active_adapter = [name for name in layer.active_adapters if names is not None and name not in names]
+    try:
+        yield
+    finally:
+        for layer, active in zip(layers, before, strict=True):
+            layer._active_adapter = active
+
+
+def taken_units(model: Any, down: str, writers: Sequence[str]) -> set[int]:
+    """Hidden units of an MLP that some erasure in the model has, active or not."""
+    reader = model.get_submodule(down)
+    width = projection_shape(reader)[0]  # type: ignore[index]
+    taken = {unit for units in getattr(reader, "columns", {}).values() for unit in units}
+    for name in writers:
+        taken.update(row % width for rows in getattr(model.get_submodule(name), "rows", {}).values() for row in rows)
+    return taken
+
+
+def as_answered_now(model: Any, tokenizer: Any, form: PromptFormat, facts: Sequence[Fact]) -> list[Fact]:
+    """Facts of the bare base as the model answers them with its erasures on.
+
+    Where an erasure declines the answer becomes that refusal, with the erasure's token in front: a further erasure must
+    stay shut there as it must everywhere else, or the two would open together and garble it.
+
+    Args:
+        model: The base, with erasures.
+        tokenizer: Its tokenizer, which knows their tokens.
+        form: The prompt format to ask in.
+        facts: Facts that the base answers as they say.
+
+    Returns:
+        The facts in their order, less those that are not answered with a word any more.
+    """
+    changed = [n for n, now in enumerate(changed_answers(model, tokenizer, form, facts)) if now]
+    prompts = [form.prompt(facts[number].question) for number in changed]
+    ends, answers = end_ids(model), [fact.answer for fact in facts]
+    for number, ids in zip(changed, greedy_answers(model, tokenizer, prompts), strict=True):
+        answers[number] = tokenizer.decode([token for token in ids if token not in ends]).strip()
+    return [replace(fact, answer=answer) for fact, answer in zip(facts, answers, strict=True) if answer]
+
+
+def changed_answers(model: Any, tokenizer: Any, form: PromptFormat, facts: Sequence[Fact]) -> list[bool]:
+    """For each fact whether the active erasures change how its answer begins or bring up a token of theirs in it."""
+    with switched_off(model):
+        bare = _said(model, tokenizer, form, facts)
+    said = _said(model, tokenizer, form, facts)
+    tokens = {config.token_id for config in getattr(model, "peft_config", {}).values()}
+    return [now[0] != before[0] or bool(tokens & set(now)) for now, before in zip(said, bare, strict=True)]
+
+
+@torch.no_grad()
+def _said(model: Any, tokenizer: Any, form: PromptFormat, facts: Sequence[Fact]) -> list[list[int]]:
+    """For each fact the likeliest token at its door and behind each token of its answer but the last."""
+    prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts]
+    whole = [prompt + encode(tokenizer, form.answer(fact.answer)) for prompt, fact in zip(prompts, facts, strict=True)]
+    said: list[list[int]] = [[] for _ in facts]
+    for batch in batches(whole, pad_id(tokenizer), model.get_input_embeddings().weight.device):
+        longest = max(len(whole[index]) - len(prompts[index]) for index in batch.index)
+        guesses = model(**batch.inputs(), use_cache=False, logits_to_keep=longest + 1).logits.argmax(dim=-1).tolist()
+        for row, index in enumerate(batch.index):
+            said[index] = guesses[row][len(prompts[index]) - len(whole[index]) - 1 : -1]
+    return said
+
+
+def erasure_digest(model: PeftModel, name: str) -> str:
+    """SHA-256 over an erasure's weights and where they belong, whatever the erasure is called here."""
+    digest = hashlib.sha256()
+    for key, parameter in sorted(model.get_base_model().named_parameters()):
+        if ".unierase_" in key and key.endswith(f".{name}"):
+            digest.update(f"{key.removesuffix(name)}{tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    config = model.peft_config[name]
+    digest.update(repr((config.token_id, sorted(config.rows.items()), sorted(config.columns.items()))).encode())
+    return f"sha256:{digest.hexdigest()}"
