@@ -248,7 +248,7 @@ def test_the_flag_of_the_second_is_not_seen_by_the_comparator_of_the_first(stack
     gate = base.get_submodule(DOWN.format(3))
     first, second = (_written(gate, name) for name in ("default", "erasure-2"))
     seen = beside.seen(torch.stack([first / first.norm(), second / second.norm()], dim=1), 1.0).norm(dim=1)
-    assert len(beside) == 2
+    assert len(beside) == 4
     assert seen[1] < 0.1 * seen[0]
     # And the second was shown the flag of the first, each in three sizes.
     assert [layer for layer, _ in beside.written] == [3]

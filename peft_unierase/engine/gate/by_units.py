@@ -37,9 +37,9 @@ def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
         order = [unit for unit in order if unit not in used]
         if len(order) < count + UNITS:
             raise ValueError(
-                f"the MLP of layer {bench.layers[number]} has {len(order)} hidden units left, {count + UNITS} are needed "
-                f"and earlier erasures have the other {len(used)}; name two other layers with `layers` (on the command "
-                "line `--layers`), or ask for gates without units, `GateSettings(units=None)`"
+                f"the MLP of layer {bench.layers[number]} has {len(order)} hidden units left, {count + UNITS} are "
+                f"needed and earlier erasures have the other {len(used)}; name two other layers with `layers` (on the "
+                "command line `--layers`), or ask for gates without units, `GateSettings(units=None)`"
             )
         drawn = random.Random(_digest(bench)).sample(order[: max(count, width // 8) + UNITS], count + UNITS)
         taken.append(sorted(drawn[UNITS:]) + sorted(drawn[:UNITS]))
