@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peft_unierase.engine.layers import choose_gates, middle_layers
+from peft_unierase.engine.layers import choose_gates, middle_layers, two_for_units
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +60,9 @@ def test_layers_that_cannot_be_edited_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         choose_gates(model, layers, target_modules)
+
+
+def test_few_facts_take_the_lowest_two_layers_and_many_the_highest() -> None:
+    assert [2, 3, 4][two_for_units(100)] == [2, 3]
+    assert [2, 3, 4][two_for_units(101)] == [3, 4]
+    assert [2][two_for_units(400)] == [2]

@@ -42,7 +42,7 @@ from .gate import GateSettings, run_gate
 from .gate.by_units import take_units
 from .gate.units import find_writers, unit_rows
 from .known import ENOUGH, known_shares
-from .layers import choose_gates
+from .layers import choose_gates, two_for_units
 from .paper import PaperSettings, early_layers, run_paper
 from .progress import Stages
 from .refusals import DEFAULT_REFUSALS
@@ -134,9 +134,10 @@ def erase(
     if recipe == "paper" and layers is None and target_modules is None:
         layers = early_layers(len(find_down_projections(model)))
     stack, indices, names = choose_gates(model, layers, target_modules)
-    writers = detecting_writers(model, names, layers, settings)
+    two = two_for_units(len(forget))
+    writers = detecting_writers(model, names, layers, settings, len(forget))
     if writers:  # one layer to detect and one to steer are enough
-        indices, names = indices[:2], names[:2]
+        indices, names = indices[two], names[two]
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
     check_lengths(model, tokenizer, retain, formats, "retain")
@@ -258,7 +259,7 @@ def _digest(
 
 
 def detecting_writers(
-    model: Any, names: Sequence[str], layers: Sequence[int] | None, settings: GateSettings | PaperSettings
+    model: Any, names: Sequence[str], layers: Sequence[int] | None, settings: GateSettings | PaperSettings, facts: int
 ) -> list[list[str]]:
     """For each of two MLPs the projections into its hidden units; empty where units are not used.
 
@@ -267,10 +268,11 @@ def detecting_writers(
         names: Names of the down-projections that may be edited.
         layers: The layers that were asked for.
         settings: Of the recipe.
+        facts: How many are to go.
     """
     if not isinstance(settings, GateSettings) or settings.units is None or not (layers is None or len(names) == 2):
         return []
-    names, narrowest = names[:2], settings.units.narrowest
+    names, narrowest = names[two_for_units(facts)], settings.units.narrowest
     wide = [(projection_shape(model.get_submodule(name)) or (0, 0))[0] >= narrowest for name in names]
     with switched_off(model):  # units that an earlier erasure has would not pass the test
         writers = [find_writers(model, name) for name in names] if all(wide) and len(names) == 2 else []

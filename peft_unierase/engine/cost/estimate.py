@@ -7,7 +7,7 @@ from typing import Any
 
 from ..gate.comparator import UNITS
 from ..gate.units import UnitSettings
-from ..layers import middle_layers
+from ..layers import middle_layers, two_for_units
 from . import by_rows, by_units
 from .shared import asking, sampling
 from .sizes import FP32, Sizes, sizes_of
@@ -148,7 +148,7 @@ def estimate_cost(
     else:
         two = len(layers) == 2
     if two and (sizes.mlp >= settings.narrowest if units is None else units):
-        layers = layers[:2]
+        layers = layers[two_for_units(facts)]
         work = {"units": settings.count(facts, sizes.mlp), "retain_every": settings.steer.retain_every, **work}
     return cost_of(base, Work(facts, retain, samples, formats, tuple(layers), **work))  # type: ignore[arg-type]
 

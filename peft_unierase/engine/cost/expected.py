@@ -10,7 +10,7 @@ from ...prompts import default_formats, encode
 from ...tuner.structure import projection_shape
 from ..erase import detecting_writers
 from ..gate import GateSettings
-from ..layers import choose_gates
+from ..layers import choose_gates, two_for_units
 from ..refusals import DEFAULT_REFUSALS
 from .work import Work
 
@@ -37,10 +37,10 @@ def expected_work(
     settings = settings or GateSettings()
     formats, sentences = default_formats(tokenizer), list(refusals or DEFAULT_REFUSALS)
     _, indices, names = choose_gates(model, layers, target_modules)
-    writers = detecting_writers(model, names, layers, settings)
+    writers = detecting_writers(model, names, layers, settings, len(forget))
     detecting: dict[str, Any] = {}
     if writers and settings.units:
-        indices = indices[:2]
+        indices = indices[two_for_units(len(forget))]
         width, _ = projection_shape(model.get_submodule(names[0])) or (0, 0)
         detecting = {
             "units": settings.units.count(len(forget), width),
