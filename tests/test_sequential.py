@@ -330,13 +330,14 @@ def test_an_erasure_that_is_off_stays_off_and_its_row_and_name_are_left_to_it() 
     erased = erase(model, tokenizer, person(0), settings=QUICK, progress=False)
     assert erased.base_model.active_adapters == ["default", "erasure-3"]
     assert len({config.token_id for config in erased.peft_config.values()}) == 3
+    assert erased.peft_config["erasure-3"].token == erased.erasure.token.text
     assert [one.adapter for one in erased.erasure.onto] == ["default"]
 
 
 # Vocabulary
 
 
-def small() -> tuple[Any, Any]:
+def small(tied: bool) -> tuple[Any, Any]:
     """A base without a spare row, and one row more than its tokenizer for a first erasure."""
     tokenizer = train_tokenizer()
     config = LlamaConfig(
@@ -345,7 +346,7 @@ def small() -> tuple[Any, Any]:
         intermediate_size=32,
         num_hidden_layers=3,
         num_attention_heads=2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -353,8 +354,9 @@ def small() -> tuple[Any, Any]:
     return LlamaForCausalLM(config).eval(), tokenizer
 
 
-def test_the_next_row_has_the_next_name_and_a_new_row_is_made_only_if_that_is_allowed() -> None:
-    base, tokenizer = small()
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_the_next_row_has_the_next_name_and_a_new_row_is_made_only_if_that_is_allowed(tied: bool) -> None:
+    base, tokenizer = small(tied)
     model, _ = carrying(tokenizer, base, target_modules=["down_proj"])
     config = model.peft_config["default"]
     assert config.token == "[UNL]"
@@ -366,7 +368,8 @@ def test_the_next_row_has_the_next_name_and_a_new_row_is_made_only_if_that_is_al
     resize_vocabulary(base, spare.token_id + 1)
     assert torch.equal(logits(model)[..., :-1], before)
     assert base.get_input_embeddings().unierase_row.keys() == {"default"}
-    assert base.get_output_embeddings().weight is base.get_input_embeddings().weight
+    assert base.get_output_embeddings().out_features == spare.token_id + 1
+    assert (base.get_output_embeddings().weight is base.get_input_embeddings().weight) is tied
 
 
 def test_a_tokenizer_without_the_token_of_an_earlier_erasure_is_refused(made: Made) -> None:
