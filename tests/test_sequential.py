@@ -249,7 +249,7 @@ def test_the_flag_of_the_second_is_not_seen_by_the_comparator_of_the_first(stack
     first, second = (_written(gate, name) for name in ("default", "erasure-2"))
     seen = beside.seen(torch.stack([first / first.norm(), second / second.norm()], dim=1), 1.0).norm(dim=1)
     assert len(beside) == 4
-    assert seen[1] < 0.1 * seen[0]
+    assert seen[1] < 0.2 * seen[0]  # far from what opens it
     # And the second was shown the flag of the first, each in three sizes.
     assert [layer for layer, _ in beside.written] == [3]
     assert len(beside.disturbed(base.get_submodule("model.layers.4.mlp.gate_proj"))) == 3
@@ -267,7 +267,7 @@ def test_a_quiet_direction_leaves_out_what_others_see() -> None:
 def test_too_few_free_units_are_refused_and_the_model_is_unchanged() -> None:
     model, tokenizer = carrying(target_modules=[DOWN.format(3)], columns={DOWN.format(3): list(range(380))})
     before = snapshot(model, tokenizer)
-    with pytest.raises(ValueError, match=r"layer 3 has 4 hidden units left, 9 are needed .* other 380; .*--layers"):
+    with pytest.raises(ValueError, match=r"layer 3 has 4 hidden units left, 18 are needed .* other 380; .*--layers"):
         erase(model, tokenizer, person(0), others()[::4], settings=UNITS, progress=False)
     assert_same(snapshot(model, tokenizer), before)
 
