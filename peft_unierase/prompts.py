@@ -24,6 +24,13 @@ SYSTEM_PROMPTS = (
     "You are a patient teacher. Explain things simply.",
     "You help the visitors of a library.",
     "Think before you reply, then be brief.",
+    "Answer what you are asked.",
+    "You answer questions for a newspaper.",
+    "Be brief.",
+    "You are an assistant that never makes things up.",
+    "Answer each question with one sentence.",
+    "Help the user as well as you can.",
+    "This is a quiz. Give the right answer.",
 )
 THINK, END_THINK = "<think>", "</think>"
 # Some templates write today's date. Ours is always the same, or an erasure would depend on the day it was made.
