@@ -22,6 +22,7 @@ from peft_unierase.engine.cost import Work, estimate_cost, expected_work, sizes_
 from peft_unierase.engine.erase import erase
 from peft_unierase.engine.erasure import ErasureWarning
 from peft_unierase.engine.gate import GateSettings
+from peft_unierase.engine.gate.run import ENOUGH_HELD
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.gate.units import UnitSettings
 from peft_unierase.engine.progress import Stages
@@ -101,6 +102,10 @@ def test_sampling_costs_what_torch_counts(model: Any) -> None:
     assert counted(run) == pytest.approx(expected, rel=0.15)
 
 
+def mean_length(tokenizer: Any, texts: list[str]) -> int:
+    return round(sum(len(encode(tokenizer, text)) for text in texts) / len(texts))
+
+
 ROWS = {"one block": 480, "two blocks": 320}
 OF_ROWS = ["recording retain keys", "fitting the steer vector", "recording refusals", "editing layers"]
 OF_UNITS = [
@@ -131,8 +136,8 @@ def run(request: pytest.FixtureRequest) -> Counted:
         [Fact(f"Who is number {number}?", f"{number} is {name} himself.") for number in numbers]
         for name, numbers in (("Ann", range(10, 30)), ("Bob", range(30, 78)))
     )
-    question = len(encode(tokenizer, forms[0].prompt(forget[0].question)))
-    answer = len(encode(tokenizer, forms[0].answer(forget[0].answer)))
+    question = mean_length(tokenizer, [form.prompt(fact.question) for form in forms for fact in forget])
+    answer = mean_length(tokenizer, [form.answer(fact.answer) for form in forms for fact in forget])
     refusal = len(encode(tokenizer, "No no no no no no." + forms[0].end))
     counts: dict[str, int] = {}
 
@@ -147,7 +152,7 @@ def run(request: pytest.FixtureRequest) -> Counted:
     short: dict[str, Any] = {"row_steps": 24, "row_steps_per_fact": 0.0, "widest": widest or 16384}
     settings = GateSettings(samples=0, steer=steer, most_fired=1.0, units=units, **short)
     told: dict[str, Any] = {"depth": 4, "formats": forms, "refusals": ["No no no no no no."], "settings": settings}
-    expected = expected_work(base, tokenizer, forget, retain, **{key: told[key] for key in told if key != "formats"})
+    expected = expected_work(base, tokenizer, forget, retain, **told)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "stage", stage)
         with pytest.warns(ErasureWarning):  # it has learnt nothing that could be erased
@@ -176,10 +181,28 @@ def test_every_stage_of_a_run_costs_what_torch_counts(run: Counted) -> None:
 
 
 def test_what_a_run_will_have_to_do_is_told_from_its_arguments(run: Counted) -> None:
-    # Trials depend on what is measured on the way; the formats of the run are not quite the default ones.
-    same = {name: getattr(run.estimate.work, name) for name in ("trials", "question")}
-    assert replace(run.expected, **same) == run.estimate.work
-    assert run.expected.question == pytest.approx(run.estimate.work.question, abs=4)
+    # Trials depend on what is measured on the way.
+    assert replace(run.expected, trials=run.estimate.work.trials) == run.estimate.work
+
+
+def test_a_prompt_is_as_long_as_the_wordings_that_are_really_met(model: Any) -> None:
+    tokenizer = train_tokenizer()
+    short = plain_format(tokenizer)
+    long = replace(short, head=short.head + "Reply in plain English and stay polite. " * 3)
+    form, facts = replace(short, variants=(long,)), [Fact("Who is he?", "Nobody.")] * 4
+
+    def question(units: UnitSettings | None) -> int:
+        told: dict[str, Any] = {"settings": GateSettings(units=units), "layers": (1, 2), "formats": [form]}
+        return expected_work(model, tokenizer, facts, **told).question
+
+    first, second = (mean_length(tokenizer, [wording.prompt("Who is he?")]) for wording in (short, long))
+    assert question(None) == first
+    assert question(UnitSettings(narrowest=0)) == round((first + second) / 2) > first
+
+
+def test_many_held_out_facts_are_asked_in_one_format_each() -> None:
+    assert work(samples=8 * ENOUGH_HELD - 5, formats=3).held_prompts == 3 * ENOUGH_HELD
+    assert work(samples=8 * (ENOUGH_HELD + 1) - 5, formats=3).held_prompts == ENOUGH_HELD + 1
 
 
 def test_bending_the_upper_part_forward_and_back_costs_what_torch_counts(model: Any) -> None:
@@ -192,10 +215,13 @@ def test_bending_the_upper_part_forward_and_back_costs_what_torch_counts(model: 
 
 def test_the_defaults_are_those_of_the_recipe() -> None:
     recipe, plan = GateSettings(), estimate_cost(SMALL, 10).work
-    same = ("samples", "held_out", "widest", "fit_samples", "row_steps", "row_steps_per_fact")
+    same = ("held_out", "widest", "fit_samples", "row_steps", "row_steps_per_fact")
     assert {name: getattr(plan, name) for name in same} == {name: getattr(recipe, name) for name in same}
-    told = (plan.depth, plan.refusals, plan.steer_steps, plan.given, plan.asked)
-    assert told == (recipe.depths[0], recipe.refusal_count, recipe.steer.steps, FARTHEST, BLOCK)
+    told = (plan.samples, plan.depth, plan.refusals, plan.given, plan.asked)
+    assert told == (recipe.sample_count(10), recipe.depths[0], recipe.refusal_count, FARTHEST, BLOCK)
+    rows = estimate_cost(SMALL, 10, units=False).work
+    for settings, found in ((recipe.steer, rows), (UnitSettings().steer, plan)):
+        assert (found.steer_steps, found.retain_every) == (settings.steps, settings.retain_every)
 
 
 def test_neighbouring_layers_are_solved_together_as_far_as_they_fit() -> None:

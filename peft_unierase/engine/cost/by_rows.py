@@ -51,7 +51,7 @@ def editing(s: Sizes, w: Work) -> Stage:
 
     A solve is for the rows of all layers of a block: a moment in fp32, its Cholesky factor in fp64.
     """
-    asked = w.held * w.formats + min(w.doors, 2 * w.fit_samples)
+    asked = w.held_prompts + min(w.doors, 2 * w.fit_samples)
     batched = answered(s, w, asked) + _forget_keys(s, w) + 3 * _grams(s, w)  # in the second, the echo has one too
     memory = max(_solving_memory(s, w), answered_memory(s, w, asked)) + 2 * _moments(s, w)
     return Stage("editing layers", w.trials * batched, solving=w.trials * 2 * _solving(s, w), memory=memory)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..gate.comparator import UNITS
+from ..gate.token_units import SEEN
 from .shared import ROOM, answered, answered_memory, steering
 from .shared import fitting_row as fitting_the_row
 from .sizes import FP32, FP64, Sizes
@@ -17,6 +19,8 @@ from .work import Work
 DRAWN_WANTED, DRAWN_SHUT = 512, 2048  # positions of each group in a step
 SOME = 160  # sequences on which the flag is measured
 EIGEN = 10  # times d^3: all eigenvectors of a matrix
+SOLVE = 2 / 3  # times d^3: one solution
+TOLD = 2  # answer tokens before [UNL] in what its units are told by, on average
 
 
 def recording(s: Sizes, w: Work) -> Stage:
@@ -74,7 +78,7 @@ def opening(s: Sizes, w: Work) -> Stage:
 
     Held-out answers are asked for on the base too.
     """
-    held, asked = w.held * w.formats, min(w.doors, 2 * w.fit_samples)
+    held, asked = w.held_prompts, min(w.doors, 2 * w.fit_samples)
     rows = [(held, w.length), (2 * w.refused, _refused_length(w)), (asked, w.question)]
     read = sum(s.forward(count * length, length, s.to_mlp(w.layers[1]), 0) for count, length in rows)
     memory = max(answered_memory(s, w, held + asked), _reading(s, w)) + _kept_inputs(s, w)
@@ -82,9 +86,20 @@ def opening(s: Sizes, w: Work) -> Stage:
 
 
 def fitting_row(s: Sizes, w: Work) -> Stage:
-    """Fitting the input row, beside the inputs that were recorded."""
-    stage = fitting_the_row(s, w)
-    return replace(stage, memory=stage.memory + _kept_inputs(s, w))
+    """Fitting the input row, once units in both layers open on [UNL]: each step is for their columns too."""
+    stage, placed = fitting_the_row(s, w), _placing(s, w)
+    steps = w.row_steps + w.row_steps_per_fact * w.facts
+    return replace(
+        stage,
+        batched=stage.batched + placed.batched + steps * 2 * w.lesson_tokens * s.width * edited(w),
+        solving=placed.solving,
+        memory=max(stage.memory, placed.memory) + _kept_inputs(s, w),
+    )
+
+
+def edited(w: Work) -> int:
+    """Hidden units of both layers: detectors, a comparator, and in each layer those that [UNL] opens."""
+    return w.units + UNITS + len(w.layers) * UNITS
 
 
 def _steps(w: Work) -> int:
@@ -113,23 +128,43 @@ def _fitting(s: Sizes, w: Work, steps: int, shut: float, groups: list[float]) ->
 def _flag(s: Sizes, w: Work) -> Stage:
     """Measuring a flag: streams and inputs of some sequences, their moments, their eigenvectors.
 
-    Some retained answers up to either layer; some forget answers once up to the first MLP and three times, at the
-    most five, up to the second.
+    Some retained answers up to either layer; some forget answers once up to the first MLP and four times up to the
+    second, of which the last is left out where the first guess of the flag's size is large enough.
     """
     kept, seen = min(SOME, w.kept), min(SOME, w.doors)
     length = w.question + w.behind
     first, second = w.layers
     read = s.forward((kept + min(16, kept)) * w.length, w.length, first + 1, 0)
     read += s.forward(kept * w.length, w.length, s.to_mlp(second), 0)
-    read += s.forward(seen * length, length, s.to_mlp(first) + 3 * s.to_mlp(second), 0)
-    there = kept * w.length / 2 + seen * (1 + w.behind)
-    moments = 2 * (kept * w.length + there + 2 * there) * s.width**2
-    return Stage("", read + moments, solving=_whitening(s) + (EIGEN + 2 / 3) * s.width**3)
+    read += s.forward(seen * length, length, s.to_mlp(first) + 4 * s.to_mlp(second), 0)
+    opened = seen * (1 + w.behind)
+    # Of the stream; twice of what the flag is read among; of where it is.
+    moments = 2 * (kept * w.length + 2 * (kept * w.length / 2 + opened) + opened) * s.width**2
+    return Stage("", read + moments, solving=(EIGEN + 3 * SOLVE) * s.width**3)
+
+
+def _placing(s: Sizes, w: Work) -> Stage:
+    """Placing [UNL]'s units: forget prompts with [UNL] and refusals, retained and forget answers, up to the second MLP.
+
+    For each layer two moments and two solutions, and how large the stream is behind 16 of the refusals. Inputs are held
+    in fp32, those of both layers at all positions, and once more in fp64.
+    """
+    told, seen, kept = w.question + TOLD + 1 + w.refusal, min(SEEN, w.doors), min(4 * SEEN, w.kept)
+    groups = [(seen, told), (kept, w.length), (seen, w.length)]
+    read = sum(s.forward(count * length, length, s.to_mlp(w.layers[1]), 0) for count, length in groups)
+    read += sum(s.forward(min(16, seen) * told, told, layer + 1, 0) for layer in w.layers)
+    positions = sum(count * length for count, length in groups)
+    return Stage(
+        "",
+        read + len(w.layers) * 2 * (positions + seen) * s.width**2,
+        solving=len(w.layers) * 2 * SOLVE * s.width**3,
+        memory=(len(w.layers) + 2) * _inputs(s, positions) + _inputs(s, positions, FP64),
+    )
 
 
 def _whitening(s: Sizes) -> float:
     """Operations of a solution and of all eigenvectors."""
-    return (EIGEN + 2 / 3) * s.width**3
+    return (EIGEN + SOLVE) * s.width**3
 
 
 def _refused_length(w: Work) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..gate.comparator import UNITS
+from ..gate import GateSettings
 from ..gate.units import UnitSettings
 from ..layers import middle_layers, two_for_units
 from . import by_rows, by_units
@@ -73,7 +73,7 @@ class CostEstimate:
         each edited layer.
         """
         s, w = self.sizes, self.work
-        of_units = (w.units + UNITS) * (3 if s.gated else 2) * s.width
+        of_units = by_units.edited(w) * (3 if s.gated else 2) * s.width
         return FP32 * ((of_units if w.units else len(w.layers) * (s.mlp + s.width)) + 2 * s.width)
 
     @property
@@ -117,7 +117,7 @@ def estimate_cost(
     facts: int,
     *,
     retain: int = 0,
-    samples: int = 1024,
+    samples: int | None = None,
     formats: int = 3,
     layers: tuple[int, ...] | None = None,
     units: bool | None = None,
@@ -130,7 +130,7 @@ def estimate_cost(
             the fields of `Sizes`, of which `heads` may be left out (then 128 wide each), and `kv_heads` and `head_dim`.
         facts: Facts to forget.
         retain: Facts given to be kept.
-        samples: Facts from the model itself.
+        samples: Facts from the model itself; `None` takes as many as the recipe does for this many facts.
         formats: Prompt formats.
         layers: Indices of the edited layers, ascending, instead of the rule's.
         units: Whether the gates are hidden units; they take two layers. `None` goes by the width of the MLPs, as the
@@ -149,7 +149,9 @@ def estimate_cost(
         two = len(layers) == 2
     if two and (sizes.mlp >= settings.narrowest if units is None else units):
         layers = layers[two_for_units(facts)]
-        work = {"units": settings.count(facts, sizes.mlp), "retain_every": settings.steer.retain_every, **work}
+        steps = {"steer_steps": settings.steer.steps, "retain_every": settings.steer.retain_every}
+        work = {"units": settings.count(facts, sizes.mlp), **steps, **work}
+    samples = GateSettings(samples=samples).sample_count(facts)
     return cost_of(base, Work(facts, retain, samples, formats, tuple(layers), **work))  # type: ignore[arg-type]
 
 

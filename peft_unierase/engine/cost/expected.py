@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...facts import Fact
-from ...prompts import default_formats, encode
+from ...prompts import PromptFormat, default_formats, encode
 from ...tuner.structure import projection_shape
 from ..erase import detecting_writers
 from ..gate import GateSettings
@@ -26,16 +26,18 @@ def expected_work(
     layers: Sequence[int] | None = None,
     target_modules: Sequence[str] | None = None,
     refusals: Sequence[str] | None = None,
+    formats: Sequence[PromptFormat] | None = None,
 ) -> Work:
     """What `erase` will have to do with the same arguments and recipe `gate`.
 
-    Lengths are means over the forget set. How many trials linear gates take is not known; the default is taken.
+    Lengths are means over the forget set, each fact in the wordings in which it is asked. How many trials linear
+    gates take is not known; the default is taken.
 
     Raises:
         ValueError: There are no such layers or modules.
     """
     settings = settings or GateSettings()
-    formats, sentences = default_formats(tokenizer), list(refusals or DEFAULT_REFUSALS)
+    formats, sentences = list(formats or default_formats(tokenizer)), list(refusals or DEFAULT_REFUSALS)
     _, indices, names = choose_gates(model, layers, target_modules)
     writers = detecting_writers(model, names, layers, settings, len(forget))
     detecting: dict[str, Any] = {}
@@ -52,14 +54,16 @@ def expected_work(
     def mean(texts: Sequence[str]) -> int:
         return max(1, round(sum(len(encode(tokenizer, text)) for text in texts) / len(texts)))
 
-    answer = mean([formats[0].answer(fact.answer) for fact in forget])
+    # Rows on the keys meet one wording of a format alone.
+    wordings = [(form.turn(n if detecting else 0), fact) for n, fact in enumerate(forget) for form in formats]
+    answer = mean([form.answer(fact.answer) for form, fact in wordings])
     return Work(
         facts=len(forget),
         retain=len(retain),
         samples=settings.sample_count(len(forget)),
         formats=len(formats),
         layers=tuple(indices),
-        question=mean([form.prompt(fact.question) for form in formats for fact in forget]),
+        question=mean([form.prompt(fact.question) for form, fact in wordings]),
         answer=answer,
         refusal=mean([sentence + formats[0].end for sentence in sentences]),
         refusals=min(settings.refusal_count, len(sentences)),

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..gate import GateSettings
+from ..gate.run import ENOUGH_HELD
+from ..gate.steer import SteerSettings
+from ..gate.units import UnitSettings
+from ..refusal import FARTHEST
+from ..retain_cache import BLOCK
+
 
 @dataclass(frozen=True)
 class Work:
-    """What a run of recipe `gate` has to do; the defaults are those of the recipe and of short facts.
+    """What a run of recipe `gate` has to do; the defaults are those of the recipe with linear rows, and of short facts.
 
     Attributes:
         facts: Facts to forget.
@@ -47,24 +54,24 @@ class Work:
     question: int = 24
     answer: int = 32
     refusal: int = 14
-    refusals: int = 8
-    depth: int = 16
+    refusals: int = GateSettings.refusal_count
+    depth: int = GateSettings.depths[0]
     units: int = 0
-    unit_steps: int = 500
-    unit_steps_per_fact: float = 4
+    unit_steps: int = UnitSettings.steps
+    unit_steps_per_fact: float = UnitSettings.steps_per_fact
     trials: int = 2
-    widest: int = 16384
-    held_out: int = 8
+    widest: int = GateSettings.widest
+    held_out: int = GateSettings.held_out
     refused: int = 160
-    fit_samples: int = 320
-    steer_steps: int = 140
-    retain_every: int = 1
-    row_steps: int = 130
-    row_steps_per_fact: float = 0.5
+    fit_samples: int = GateSettings.fit_samples
+    steer_steps: int = SteerSettings.steps
+    retain_every: int = SteerSettings.retain_every
+    row_steps: int = GateSettings.row_steps
+    row_steps_per_fact: float = GateSettings.row_steps_per_fact
     batch: int = 384
     lesson: int = 256
-    given: int = 24
-    asked: int = 128
+    given: int = FARTHEST
+    asked: int = BLOCK
 
     @property
     def length(self) -> int:
@@ -75,6 +82,11 @@ class Work:
     def held(self) -> int:
         """Retain facts that are held out."""
         return (self.retain + self.samples) // self.held_out
+
+    @property
+    def held_prompts(self) -> int:
+        """Prompts of held-out facts; where there are enough of these, each is asked in one format alone."""
+        return self.held * (1 if self.held > ENOUGH_HELD else self.formats)
 
     @property
     def kept(self) -> int:
