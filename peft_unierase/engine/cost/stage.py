@@ -10,7 +10,7 @@ from typing import Any
 
 from .sizes import Sizes
 
-LONG = 1.0  # seconds after which a trial is not made again
+LONG, MOMENT = 1.0, 0.3  # seconds: of a trial that is not made again, and of all goes of one that is
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,12 @@ def measured_rates(model: Any, sizes: Sizes) -> Rates:
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of three goes, of which the first warms up; of that one alone where it takes long."""
+    """Seconds of the fastest go of as many as fit into a moment, three at the least; of one alone where that is long.
+
+    The first warms up, and on a busy machine most of them are disturbed.
+    """
     times: list[float] = []
-    while len(times) < 3 and (not times or times[0] < LONG):
+    while not times or (times[0] < LONG and (len(times) < 3 or sum(times) < MOMENT)):
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
