@@ -11,6 +11,8 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_unierase import UniEraseConfig
+from peft_unierase.engine.gate.answered import Sequences
+from peft_unierase.engine.gate.by_units import UnitGate
 from peft_unierase.engine.gate.comparator import Comparator, flag_reader, quiet_direction
 from peft_unierase.engine.gate.token_units import OPEN, divider
 from peft_unierase.engine.gate.units import UnitDetector, UnitSettings, cut_down, find_writers, unit_rows, whitening
@@ -215,3 +217,23 @@ def test_features_beyond_the_projection_are_refused() -> None:
 @pytest.mark.parametrize(("facts", "weight"), [(1, 1.0), (40, 1.0), (400, 4.0)])
 def test_forget_positions_weigh_more_where_there_are_more_facts(facts: int, weight: float) -> None:
     assert UnitSettings().steering(facts).declined == weight
+
+
+@pytest.mark.parametrize(
+    ("held", "refused", "doors", "threshold"),
+    [
+        (0.2, 0.4, 1.05, 0.7),  # half way between 0.4 and the doors' 1.05 without the ramp
+        (1.4, 0.4, 1.05, 1.0),  # doors count more
+        (-3.0, -2.0, 0.0, -0.1),  # never below the lowest
+    ],
+)
+def test_the_threshold_lies_between_what_stays_shut_and_what_opens(
+    held: float, refused: float, doors: float, threshold: float
+) -> None:
+    gate: Any = UnitGate.__new__(UnitGate)
+    gate.settings, gate.refused = UnitSettings(missed=0.05, ramp=0.05, lowest=-0.1), ([], [])
+    gate.forget = held_out = Sequences([[1, 2]], [[3]])
+    answers = iter([torch.full((40,), held), torch.full((40,), refused), torch.full((40,), doors)])
+    gate._highest = lambda tokens, positions: next(answers)
+    gate.set_threshold = lambda value: setattr(gate, "threshold", value)
+    assert gate.choose_threshold(held_out, 0.005) == pytest.approx(threshold)
