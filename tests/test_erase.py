@@ -214,7 +214,7 @@ def test_a_base_that_never_knew_the_facts_is_warned_about_with_the_figure() -> N
 
 
 BRIEF = SteerSettings(steps=6)
-NEVER = UnitSettings(narrowest=0, steps=50, steer=BRIEF)
+NEVER = UnitSettings(narrowest=0, steps=50, lowest=100.0, steer=BRIEF)
 
 
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
