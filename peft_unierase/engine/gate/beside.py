@@ -55,12 +55,16 @@ class Beside:
         return 4 * len(self.readers)
 
     def seen(self, span: torch.Tensor, size: float) -> torch.Tensor:
-        """How each direction of `span (d, n)`, `size` long, moves the units of earlier comparators, `(n, units)`."""
-        modules = [module for module, _ in self.readers]
-        before, moved = self._inputs(modules), []
+        """How each direction of `span (d, n)`, `size` long, moves the units of earlier comparators, `(n, units)`.
+
+        Half of the difference to its opposite: whatever is added makes the norm before the MLP shrink all else, which
+        is the same for all directions and would be taken for something to be made up for.
+        """
+        modules, layer = [module for module, _ in self.readers], self.bench.layers[0]
+        moved = []
         for direction in span.T:
-            after = self._inputs(modules, self.bench.layers[0], direction.float() * size)
-            shifts = [(states - base).mean(dim=0) for states, base in zip(after, before, strict=True)]
+            there, back = (self._inputs(modules, layer, sign * direction.float() * size) for sign in (1, -1))
+            shifts = [(one - other).mean(dim=0) / 2 for one, other in zip(there, back, strict=True)]
             moved.append(
                 torch.cat([rows @ shift.to(rows) for (_, rows), shift in zip(self.readers, shifts, strict=True)])
             )
