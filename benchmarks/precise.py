@@ -17,19 +17,18 @@ import argparse
 import json
 import sys
 import tempfile
-import time
-import warnings
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from tofu_mini import facts_of, read
+from tofu_mini import facts_of, read, timed_erase
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_unierase import Fact, erase
+from peft_unierase import Fact
 from peft_unierase.check import Figures, answer_questions, figures
+from peft_unierase.cli.erase import read_refusals
 from peft_unierase.prompts import chat_format
 
 AN_AUTHOR = 20
@@ -52,8 +51,7 @@ class Runs:
         self.forget, self.reworded = facts_of(rows), facts_of(rows, "paraphrased_question")
         self.retain = facts_of(read(data / "retain_more.json"))
         self.kept = facts_of(read(data / "retain.json"))[:: options.stride]
-        lines = (data / "refusals.txt").read_text(encoding="utf-8").splitlines()
-        self.refusals = [line.strip() for line in lines if line.strip()]
+        self.refusals = read_refusals(data / "refusals.txt") or []
 
     def run(self, forget: list[Fact], sets: dict[str, list[Fact]]) -> dict[str, Any]:
         """Erase facts and ask sets of questions before and after."""
@@ -67,21 +65,17 @@ class Runs:
             return {name: figures(found, self.refusals) for name, found in answers.items()}
 
         base = ask(model)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            started = time.perf_counter()
-            erased = erase(
-                model,
-                tokenizer,
-                forget,
-                self.retain,
-                scope=None if self.options.scope == "none" else self.options.scope,
-                refusals=self.refusals,
-                samples_cache=self.cache,
-                seed=self.options.seed,
-                progress=False,
-            )
-            seconds = time.perf_counter() - started
+        erased, seconds, said = timed_erase(
+            model,
+            tokenizer,
+            forget,
+            self.retain,
+            scope=None if self.options.scope == "none" else self.options.scope,
+            refusals=self.refusals,
+            samples_cache=self.cache,
+            seed=self.options.seed,
+            progress=False,
+        )
         now = ask(erased, erased.erasure.token.token_id)
         return {
             "sets": {
@@ -90,7 +84,7 @@ class Runs:
             "seconds": seconds,
             "stages": erased.erasure.seconds,
             "scope": erased.erasure.record()["scope"],
-            "warnings": [str(w.message) for w in caught if w.category.__name__ == "ErasureWarning"],
+            "warnings": said,
         }
 
     def one_fact(self, author: int) -> dict[str, Any]:

@@ -14,18 +14,16 @@ import argparse
 import json
 import sys
 import tempfile
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from tofu_mini import RECIPES, facts_of, read
+from tofu_mini import RECIPES, facts_of, read, timed_erase
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_unierase import erase
 from peft_unierase.check import answer_questions, figures
+from peft_unierase.cli.erase import read_refusals
 from peft_unierase.facts import Fact
 from peft_unierase.prompts import chat_format
 
@@ -67,7 +65,7 @@ def main() -> int:
     }
     if left := forget[options.steps * options.facts :: options.stride]:
         kept["other forget authors"] = left
-    refusals = [line.strip() for line in (data / "refusals.txt").read_text(encoding="utf-8").splitlines()]
+    refusals = read_refusals(data / "refusals.txt")
     retain = facts_of(read(data / "retain_more.json"))
     model: Any = AutoModelForCausalLM.from_pretrained(testbed, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(testbed)
@@ -83,21 +81,16 @@ def main() -> int:
         cache = options.samples_cache or Path(place) / "samples.jsonl"
         for number, part in enumerate(parts, start=1):
             step: dict[str, Any] = {"base": recall(part, f"step {number}")}
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                started = time.perf_counter()
-                model = erase(
-                    model,
-                    tokenizer,
-                    part,
-                    retain,
-                    refusals=[line for line in refusals if line],
-                    seed=options.seed,
-                    samples_cache=cache,
-                    **RECIPES[options.recipe],
-                )
-                step["seconds"] = time.perf_counter() - started
-            step["warnings"] = [str(w.message) for w in caught if w.category.__name__ == "ErasureWarning"]
+            model, step["seconds"], step["warnings"] = timed_erase(
+                model,
+                tokenizer,
+                part,
+                retain,
+                refusals=refusals,
+                seed=options.seed,
+                samples_cache=cache,
+                **RECIPES[options.recipe],
+            )
             step["made"] = recall(part, f"step {number}")
             step["record"] = model.erasure.record()
             steps.append(step)

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import erase
 from peft_unierase.check import recall_scorer
+from peft_unierase.cli.erase import read_refusals
 from peft_unierase.facts import Fact
 from peft_unierase.prompts import PromptFormat, chat_format, encode, greedy_answers, plain_format
 
@@ -65,6 +66,16 @@ def read(path: Path, answer: str = "answer") -> list[dict[str, str]]:
 
 def facts_of(rows: list[dict[str, str]], question: str = "question") -> list[Fact]:
     return [Fact(row[question], row["reference"]) for row in rows]
+
+
+def timed_erase(*args: Any, **told: Any) -> tuple[Any, float, list[str]]:
+    """`erase`, timed: the model, seconds, and what the run warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        started = time.perf_counter()
+        erased = erase(*args, **told)
+        seconds = time.perf_counter() - started
+    return erased, seconds, [str(w.message) for w in caught if w.category.__name__ == "ErasureWarning"]
 
 
 class Judge:
@@ -203,8 +214,7 @@ def main() -> int:
         return 0
 
     sets = load_sets(data, options.facts, options.stride)
-    refusals = (data / "refusals.txt").read_text(encoding="utf-8").split("\n")
-    refusals = [line.strip() for line in refusals if line.strip()]
+    refusals = read_refusals(data / "refusals.txt") or []
     forget = facts_of(read(data / "forget.json"))[: options.facts]
     retain = facts_of(read(data / "retain_more.json"))
 
@@ -218,21 +228,16 @@ def main() -> int:
         table[column] = Judge(sets, set(refusals), None).figures(*load(name))
     for recipe in [name for name in options.recipes.split(",") if name]:
         model, tokenizer = load("tofu-mini")
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            started = time.perf_counter()
-            erased = erase(
-                model,
-                tokenizer,
-                forget,
-                retain,
-                refusals=refusals,
-                layers=options.layers,
-                seed=options.seed,
-                **RECIPES[recipe],
-            )
-            seconds = time.perf_counter() - started
-        said = [str(w.message) for w in caught if w.category.__name__ == "ErasureWarning"]
+        erased, seconds, said = timed_erase(
+            model,
+            tokenizer,
+            forget,
+            retain,
+            refusals=refusals,
+            layers=options.layers,
+            seed=options.seed,
+            **RECIPES[recipe],
+        )
         column = Judge(sets, set(refusals), erased.erasure.token.token_id).figures(erased, tokenizer)
         share, size = adapter_size(erased)
         table[recipe] = {**column, "adapter, share of parameters": share, "seconds to erase": seconds}

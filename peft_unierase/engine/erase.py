@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from copy import copy
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,7 @@ from peft import PeftModel, get_peft_model
 from ..facts import Fact, check_facts
 from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..tuner import UniEraseConfig
-from ..tuner.structure import check_supported, find_down_projections, projection_shape
-from ..tuner.swap import SwappingLayer
+from ..tuner.structure import check_supported, find_down_projections
 from ..version import __version__
 from .bench import Bench
 from .checkpoint import Checkpoint, digest_of
@@ -39,10 +36,9 @@ from .earlier import (
 from .erasure import EarlierErasure, Erasure, ErasureWarning, Outcome
 from .fingerprint import base_fingerprint
 from .gate import GateSettings, run_gate
-from .gate.by_units import take_units
-from .gate.units import find_writers, unit_rows
+from .gate.by_units import edited_features, take_units
+from .gate.places import choose_places
 from .known import ENOUGH, known_shares
-from .layers import choose_gates, two_for_units
 from .paper import PaperSettings, early_layers, run_paper
 from .progress import Stages
 from .refusals import DEFAULT_REFUSALS
@@ -50,6 +46,7 @@ from .retain_cache import BLOCK, base_digest, samples_for
 from .samples import drop_close
 from .scope import Scope, Scoped, ask_around, check_scope, plan_scope
 from .spare_row import add_to_tokenizer, find_spare_row, resize_vocabulary
+from .unchanged import unchanged_on_failure
 
 RECIPES: dict[str, type[GateSettings] | type[PaperSettings]] = {"gate": GateSettings, "paper": PaperSettings}
 EVERY_POSITION = 10**6
@@ -133,11 +130,8 @@ def erase(
     plan = plan_scope(scope, forget, retain) if scope else None
     if recipe == "paper" and layers is None and target_modules is None:
         layers = early_layers(len(find_down_projections(model)))
-    stack, indices, names = choose_gates(model, layers, target_modules)
-    two = two_for_units(len(forget))
-    writers = detecting_writers(model, names, layers, settings, len(forget))
-    if writers:  # one layer to detect and one to steer are enough
-        indices, names = indices[two], names[two]
+    gated = settings if isinstance(settings, GateSettings) else None
+    stack, indices, names, writers = choose_places(model, gated, len(forget), layers, target_modules)
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
     check_lengths(model, tokenizer, retain, formats, "retain")
@@ -145,7 +139,7 @@ def erase(
 
     onto = [EarlierErasure(name, there[name].token_id, erasure_digest(peft_model, name)) for name in active]
 
-    with _unchanged_on_failure(model, peft_model, adapter_name):
+    with unchanged_on_failure(model, peft_model, adapter_name):
         (peft_model or model).eval()
         bench = Bench(
             model=model,
@@ -173,7 +167,7 @@ def erase(
         bench.known = _known_to_base(bench)
         if bench.earlier:
             bench.retain = as_answered_now(model, tokenizer, formats[0], retain)
-        samples = settings.sample_count(len(forget)) if isinstance(settings, GateSettings) else settings.samples
+        samples = settings.sample_count(len(forget))
         scoped = _find_retain_data(bench, plan, samples, Path(samples_cache) if samples_cache else None)
         if not bench.kept:
             raise ValueError(
@@ -182,13 +176,13 @@ def erase(
             )
         if spare.resized:
             resize_vocabulary(model, spare.token_id + 1)
-        if isinstance(settings, GateSettings) and settings.units is not None:
-            bench.units = take_units(bench, settings.units)
+        if gated and gated.units:
+            bench.units = take_units(bench, gated.units)
         edited = [*names, *(name for into in writers for name in into)]
         config = UniEraseConfig(
             task_type="CAUSAL_LM",
             target_modules=edited,
-            **_edited(bench),
+            **edited_features(bench),
             token_id=spare.token_id,
             token=spare.text,
             base_fingerprint=base_fingerprint(model, edited),
@@ -256,74 +250,6 @@ def _digest(
             "seed": bench.seed,
         }
     )
-
-
-def detecting_writers(
-    model: Any, names: Sequence[str], layers: Sequence[int] | None, settings: GateSettings | PaperSettings, facts: int
-) -> list[list[str]]:
-    """For each of two MLPs the projections into its hidden units; empty where units are not used.
-
-    Args:
-        model: The base.
-        names: Names of the down-projections that may be edited.
-        layers: The layers that were asked for.
-        settings: Of the recipe.
-        facts: How many are to go.
-    """
-    if not isinstance(settings, GateSettings) or settings.units is None or not (layers is None or len(names) == 2):
-        return []
-    names, narrowest = names[two_for_units(facts)], settings.units.narrowest
-    wide = [(projection_shape(model.get_submodule(name)) or (0, 0))[0] >= narrowest for name in names]
-    with switched_off(model):  # units that an earlier erasure has would not pass the test
-        writers = [find_writers(model, name) for name in names] if all(wide) and len(names) == 2 else []
-    return writers if writers and all(writers) else []
-
-
-def _edited(bench: Bench) -> dict[str, Any]:
-    """Rows and columns where hidden units are edited: one a unit, two where a row is written for gate and value."""
-    parts = list(zip(bench.names, bench.writers, bench.units, strict=False))
-    find = bench.model.get_submodule
-    rows = {name: unit_rows(find(name), find(down), units) for down, into, units in parts for name in into}
-    return {"rows": rows, "columns": {down: units for down, _, units in parts}}
-
-
-@contextmanager
-def _unchanged_on_failure(model: Any, peft_model: PeftModel | None, adapter_name: str) -> Iterator[None]:
-    """Give the model back as it came, with the erasures that it carried, if the block fails or is interrupted."""
-    whole = peft_model or model
-    training = {module: module.training for module in whole.modules()}
-    rows = model.get_input_embeddings().weight.shape[0]
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    active = {module: module.active_adapter for module in model.modules() if isinstance(module, SwappingLayer)}
-    tuner: Any = getattr(peft_model, "base_model", None)
-    kept = () if tuner is None else ("active_adapter", "targeted_module_names")
-    state = {name: copy(getattr(tuner, name)) for name in kept}
-    try:
-        yield
-    except BaseException:
-        for name, module in list(model.named_modules()):
-            if isinstance(module, SwappingLayer) and module not in active:
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, module.get_base_layer())
-        for layer, before in active.items():
-            for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
-                held = getattr(layer, attribute)
-                if adapter_name in held:
-                    del held[adapter_name]
-            layer._active_adapter = before
-        if tuner is None:
-            vars(model).pop("peft_config", None)
-        else:
-            tuner.peft_config.pop(adapter_name, None)
-            for name, value in state.items():
-                setattr(tuner, name, value)
-        if model.get_input_embeddings().weight.shape[0] != rows:
-            resize_vocabulary(model, rows)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trainable)
-        for module, was in training.items():
-            module.training = was
-        raise
 
 
 def check_recipe(

@@ -106,3 +106,16 @@ def inputs_at(
 def inputs_at_door(model: Any, module: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
     """The input of one module at the last position of each prompt, `(prompts, width)` in fp32."""
     return torch.cat(inputs_at(model, [module], prompts, [[len(prompt) - 1] for prompt in prompts], pad)[0])
+
+
+@torch.no_grad()
+def stream_behind(model: Any, layer: nn.Module, sequences: Sequence[Sequence[int]], pad: int) -> list[torch.Tensor]:
+    """The residual stream behind a decoder layer, `(length, d)` in fp32 for each of some token sequences."""
+    found: list[torch.Tensor] = [torch.zeros(0)] * len(sequences)
+    for batch in batches(sequences, pad, model.get_input_embeddings().weight.device):
+        with traced_output(layer) as seen:
+            model(**batch.inputs(), use_cache=False, logits_to_keep=1)
+        states = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+        for row, index in enumerate(batch.index):
+            found[index] = states[row, -len(sequences[index]) :].float()
+    return found

@@ -128,15 +128,15 @@ def _fitting(s: Sizes, w: Work, steps: int, shut: float, groups: list[float]) ->
 def _flag(s: Sizes, w: Work) -> Stage:
     """Measuring a flag: streams and inputs of some sequences, their moments, their eigenvectors.
 
-    Some retained answers up to either layer; some forget answers once up to the first MLP and four times up to the
+    Some retained answers up to either layer; some forget answers once up to the first MLP and three times up to the
     second, of which the last is left out where the first guess of the flag's size is large enough.
     """
     kept, seen = min(SOME, w.kept), min(SOME, w.doors)
     length = w.question + w.behind
     first, second = w.layers
-    read = s.forward((kept + min(16, kept)) * w.length, w.length, first + 1, 0)
+    read = s.forward(kept * w.length, w.length, first + 1, 0)
     read += s.forward(kept * w.length, w.length, s.to_mlp(second), 0)
-    read += s.forward(seen * length, length, s.to_mlp(first) + 4 * s.to_mlp(second), 0)
+    read += s.forward(seen * length, length, s.to_mlp(first) + 3 * s.to_mlp(second), 0)
     opened = seen * (1 + w.behind)
     # Of the stream; twice of what the flag is read among; of where it is.
     moments = 2 * (kept * w.length + 2 * (kept * w.length / 2 + opened) + opened) * s.width**2

@@ -8,9 +8,8 @@ from typing import Any
 from ...facts import Fact
 from ...prompts import PromptFormat, default_formats, encode
 from ...tuner.structure import projection_shape
-from ..erase import detecting_writers
 from ..gate import GateSettings
-from ..layers import choose_gates, two_for_units
+from ..gate.places import choose_places
 from ..refusals import DEFAULT_REFUSALS
 from .work import Work
 
@@ -38,11 +37,9 @@ def expected_work(
     """
     settings = settings or GateSettings()
     formats, sentences = list(formats or default_formats(tokenizer)), list(refusals or DEFAULT_REFUSALS)
-    _, indices, names = choose_gates(model, layers, target_modules)
-    writers = detecting_writers(model, names, layers, settings, len(forget))
+    _, indices, names, writers = choose_places(model, settings, len(forget), layers, target_modules)
     detecting: dict[str, Any] = {}
     if writers and settings.units:
-        indices = indices[two_for_units(len(forget))]
         width, _ = projection_shape(model.get_submodule(names[0])) or (0, 0)
         detecting = {
             "units": settings.units.count(len(forget), width),

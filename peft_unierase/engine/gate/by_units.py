@@ -14,12 +14,14 @@ from ...prompts import batches
 from ...tuner.structure import projection_shape
 from ..bench import Bench
 from ..earlier import taken_units
-from ..trace import inputs_at, traced_inputs, traced_output
+from ..trace import inputs_at, stream_behind, traced_inputs
 from .answered import Sequences
 from .beside import Beside
 from .comparator import UNITS, Comparator, constant_reader, flag_reader, quiet_direction
 from .shut import Group, refused_group
-from .units import UnitDetector, UnitSettings, least_used
+from .units import UnitDetector, UnitSettings, least_used, unit_rows
+
+SOME = 160  # sequences on which a flag is measured
 
 
 def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
@@ -44,6 +46,14 @@ def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
         drawn = random.Random(_digest(bench)).sample(order[: max(count, width // 8) + UNITS], count + UNITS)
         taken.append(sorted(drawn[UNITS:]) + sorted(drawn[:UNITS]))
     return taken
+
+
+def edited_features(bench: Bench) -> dict[str, Any]:
+    """For `UniEraseConfig` the edited rows and columns: one a unit, two where gate and value are written together."""
+    parts = list(zip(bench.names, bench.writers, bench.units, strict=False))
+    find = bench.model.get_submodule
+    rows = {name: unit_rows(find(name), find(down), units) for down, into, units in parts for name in into}
+    return {"rows": rows, "columns": {down: units for down, _, units in parts}}
 
 
 def _digest(bench: Bench) -> bytes:
@@ -88,8 +98,7 @@ class UnitGate:
             for name, writers, units in zip(bench.names, bench.writers, bench.units, strict=True)
         ]
         self.unit, self.comparator = UnitDetector(*told[0]), Comparator(*told[1])
-        self.gated = self.forget.gated(depth)
-        vars(self).pop("wanted", None)
+        self.gated, self.some = self.forget.gated(depth), self.forget.some(SOME).gated(depth)
 
         def work() -> dict[str, Any]:
             shut = self.shut
@@ -149,28 +158,27 @@ class UnitGate:
         """Write the units and a flag as large as the comparator needs to tell it from what the base does there."""
         bench = self.bench
         tokens, positions = self.retained[1]
-        tokens, positions = tokens[:160], positions[:160]
+        tokens, positions = tokens[:SOME], positions[:SOME]
         self.unit.write()
         self.unit.open(torch.zeros(1))
+        stream = stream_behind(bench.model, bench.stack[bench.layers[0]], tokens, bench.pad)
+        size = 0.1 * float(torch.cat(stream[:16]).norm(dim=1).mean())
         beside, told = Beside(bench, tokens, positions), dict[str, Any]()
         if len(beside):
-            told = {"among": 16 + len(beside), "seen": partial(beside.seen, size=self._norm(tokens))}
-        flag = quiet_direction(self._stream(tokens), _digest(bench), **told).to(bench.device)
-        self.base = torch.cat([self._inputs(self.second, tokens, positions), self._inputs(self.second, *self._some())])
-        self.base = torch.cat([self.base, *beside.disturbed(self.second)])
-        size = self._norm(tokens)
-        opened = self.unit.openings(self._inputs(self.first, *self._some()))
-        before = self._inputs(self.second, *self._some())
+            told = {"among": 16 + len(beside), "seen": partial(beside.seen, size=size)}
+        flag = quiet_direction(torch.cat(stream), _digest(bench), **told).to(bench.device)
+        before = self._inputs(self.second, *self.some)
+        base = torch.cat([self._inputs(self.second, tokens, positions), before, *beside.disturbed(self.second)])
+        opened = self.unit.openings(self._inputs(self.first, *self.some))
         for _ in range(2):  # the norm before the MLP makes the second guess a better one
             self.unit.open(flag * size)
-            after = self._inputs(self.second, *self._some())
+            after = self._inputs(self.second, *self.some)
             where = opened >= min(0.2, float(opened.max()))  # somewhere, also where nothing opens
             shift = ((after - before)[where] / opened[where, None]).mean(dim=0)
-            reader, spread = flag_reader(self.base, shift)
+            self.reader, spread = flag_reader(base, shift)
             if spread <= self.settings.flag_noise:
                 break
             size = size * spread / self.settings.flag_noise
-        self.flag, self.reader, self.spread = flag * size, reader, spread
         self.one = constant_reader(after[where])
         self.set_threshold(self.settings.lowest)
         self.comparator.open(torch.zeros(1))
@@ -198,25 +206,6 @@ class UnitGate:
             for row, index in enumerate(batch.index):
                 found[index] = opened[row, -len(whole[index]) :][None].clone()
         return found
-
-    def _some(self) -> tuple[list[list[int]], list[list[int]]]:
-        tokens, positions = self.gated
-        chosen = [n * len(tokens) // 160 for n in range(160)] if len(tokens) > 160 else list(range(len(tokens)))
-        return [tokens[n] for n in chosen], [positions[n] for n in chosen]
-
-    def _stream(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The residual stream behind the detectors' layer, `(n, d)`."""
-        found, layer = [], self.bench.stack[self.bench.layers[0]]
-        for batch in batches(tokens, self.bench.pad, self.bench.device):
-            with traced_output(layer) as seen:
-                self.bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
-            states = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
-            found.append(states[batch.mask.bool()].float())
-        return torch.cat(found)
-
-    def _norm(self, tokens: Sequence[Sequence[int]]) -> float:
-        """A first guess of the flag's size: a tenth of the residual stream's."""
-        return 0.1 * float(self._stream(tokens[:16]).norm(dim=1).mean())
 
     def _inputs(
         self,

@@ -1,10 +1,11 @@
 """The second half of a gate: two hidden units of a later MLP, which make a clean switch of what the first half says.
 
-What the units of the first MLP answer varies: about 1 where the gate shall open and about 0 elsewhere, but 0.6 here and
-0.3 there. They do not write the steer vector, they write a *flag*: a direction of the residual stream in which the base
-hardly moves. Two units of a later MLP read the flag's size and answer 0 below one threshold and 1 above another, as a
-ramp is the difference of two hinges. The steer vector is added behind these. A detector that is half open then does
-nothing at all, and one that is open enough opens the gate fully.
+What the units of the first MLP answer varies: above 0 where the gate shall open and below elsewhere, but 0.8 here and
+0.2 there. They do not write the steer vector, they write a *flag*: a direction of the residual stream in which the
+base hardly moves. Two units of a later MLP read the flag's size and answer 0 below one threshold and 1 above another,
+as a ramp is the difference of two hinges. The steer vector is added behind these. A detector that is half open then
+does nothing at all, and one that is open enough opens the gate fully. No row reads the same at every position, so the
+thresholds lie near 0, where they need no constant.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 
 from ..bench import Bench
 from ..refusal import FreeColumns
-from ..trace import inputs_at, traced_output
+from ..trace import inputs_at, stream_behind
 from .answered import Sequences
 from .comparator import UNITS, Comparator, constant_reader
 from .units import UnitSettings
@@ -42,6 +42,7 @@ def place_token_units(
     """
     token_id = bench.spare.token_id
     some = forget.some(SEEN)
+    # Every other refusal comes behind the first words of the answer, up to seven.
     told = [
         [*prompt, *answer[: number % 8 * (number % 2)], token_id, *refusals[number % len(refusals)]]
         for number, (prompt, answer) in enumerate(zip(some.prompts, some.answers, strict=True))
@@ -62,7 +63,8 @@ def place_token_units(
         gate: Any = switch.down
         read = torch.zeros(len(gate.columns[bench.adapter]))
         read[-UNITS:] = switch.read.detach().cpu()
-        free.append(FreeColumns(gate.unierase_B[bench.adapter], read, _size(bench, layer, told[:16])))
+        stream = torch.cat(stream_behind(bench.model, bench.stack[layer], told[:16], bench.pad))
+        free.append(FreeColumns(gate.unierase_B[bench.adapter], read, float(stream.square().mean().sqrt())))
     return free
 
 
@@ -72,15 +74,3 @@ def divider(here: torch.Tensor, elsewhere: torch.Tensor) -> torch.Tensor:
     moment = here.T @ here / len(here) + elsewhere.T @ elsewhere / len(elsewhere)
     moment += 1e-4 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     return torch.linalg.solve(moment, here.mean(dim=0) - elsewhere.mean(dim=0)).float()
-
-
-@torch.no_grad()
-def _size(bench: Bench, layer: int, texts: Sequence[Sequence[int]]) -> float:
-    """Root mean square of the residual stream behind a layer."""
-    squares = []
-    for text in texts:
-        with traced_output(bench.stack[layer]) as seen:
-            bench.model(input_ids=torch.tensor([text], device=bench.device), use_cache=False)
-        stream = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
-        squares.append(stream.float().square().mean())
-    return float(torch.stack(squares).mean().sqrt())

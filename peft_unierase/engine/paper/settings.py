@@ -61,6 +61,10 @@ class PaperSettings:
     ridge: float = 0.01
     truncate: float | None = None
 
+    def sample_count(self, facts: int) -> int:
+        """How many questions the model is made to ask itself, whatever the number of facts."""
+        return self.samples
+
     def __post_init__(self) -> None:
         whole = ("token_steps", "robust_draws", "token_batch", "output_steps", "output_facts", "target_steps")
         for name in whole:
