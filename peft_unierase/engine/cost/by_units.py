@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..gate.comparator import UNITS
-from ..gate.token_units import SEEN
+from ..gate.token_units import MOST, ROUNDS, SEEN
 from .shared import ROOM, answered, answered_memory, steering
 from .shared import fitting_row as fitting_the_row
 from .sizes import FP32, FP64, Sizes
@@ -146,10 +146,11 @@ def _flag(s: Sizes, w: Work) -> Stage:
 def _placing(s: Sizes, w: Work) -> Stage:
     """Placing [UNL]'s units: forget prompts with [UNL] and refusals, retained and forget answers, up to the second MLP.
 
-    For each layer two moments and two solutions, and how large the stream is behind 16 of the refusals. Inputs are held
-    in fp32, those of both layers at all positions, and once more in fp64.
+    For each layer two moments (later rounds of the divider see few inputs), the solutions, and how large the stream
+    is behind 16 of the refusals. Inputs are held in fp32, those of both layers at all positions, and once more in
+    fp64.
     """
-    told, seen, kept = w.question + TOLD + 1 + w.refusal, min(SEEN, w.doors), min(4 * SEEN, w.kept)
+    told, seen, kept = w.question + TOLD + 1 + w.refusal, min(SEEN, w.doors), min(MOST, w.kept)
     groups = [(seen, told), (kept, w.length), (seen, w.length)]
     read = sum(s.forward(count * length, length, s.to_mlp(w.layers[1]), 0) for count, length in groups)
     read += sum(s.forward(min(16, seen) * told, told, layer + 1, 0) for layer in w.layers)
@@ -157,7 +158,7 @@ def _placing(s: Sizes, w: Work) -> Stage:
     return Stage(
         "",
         read + len(w.layers) * 2 * (positions + seen) * s.width**2,
-        solving=len(w.layers) * 2 * SOLVE * s.width**3,
+        solving=len(w.layers) * (ROUNDS + 1) * SOLVE * s.width**3,
         memory=(len(w.layers) + 2) * _inputs(s, positions) + _inputs(s, positions, FP64),
     )
 

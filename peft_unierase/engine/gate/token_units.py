@@ -21,7 +21,8 @@ from .comparator import UNITS, Comparator, constant_reader
 from .units import UnitSettings
 
 OPEN = (0.4, 0.7)  # shut below, open above; [UNL] reads about 1 and all other tokens about -1
-SEEN = 160
+ROUNDS = 15  # of Newton's method, the first of which is least squares
+SEEN, MOST = 160, 2048  # forget prompts, and retained ones, that say what [UNL] looks like and what does not
 
 
 def place_token_units(
@@ -47,7 +48,7 @@ def place_token_units(
         [*prompt, *answer[: number % 8 * (number % 2)], token_id, *refusals[number % len(refusals)]]
         for number, (prompt, answer) in enumerate(zip(some.prompts, some.answers, strict=True))
     ]
-    texts = [*told, *others.some(4 * SEEN).whole(), *some.whole()]
+    texts = [*told, *others.some(MOST).whole(), *some.whole()]
     everywhere = [list(range(len(text))) for text in texts]
     here = torch.tensor([token == token_id for text in texts for token in text], device=bench.device)
     modules = [bench.model.get_submodule(writers[0]) for writers in bench.writers]
@@ -68,9 +69,24 @@ def place_token_units(
     return free
 
 
-def divider(here: torch.Tensor, elsewhere: torch.Tensor) -> torch.Tensor:
-    """A row `(d,)` that answers about 1 to some inputs of an MLP, and about -1 to others, `(n, d)` each."""
+def divider(here: torch.Tensor, elsewhere: torch.Tensor, weight: float = 10.0) -> torch.Tensor:
+    """A row `(d,)` that answers 1 or more to some inputs of an MLP, and -1 or less to others, `(n, d)` each.
+
+    With a squared hinge on both sides, by Newton's method. Least squares alone spends itself on inputs that are told
+    apart anyway: on the TOFU testbed it opened at more than twice as many positions that it had not seen.
+
+    Args:
+        here: Where to open.
+        elsewhere: Where not to.
+        weight: Of the inputs elsewhere.
+    """
     here, elsewhere = here.double(), elsewhere.double()
-    moment = here.T @ here / len(here) + elsewhere.T @ elsewhere / len(elsewhere)
-    moment += 1e-4 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    return torch.linalg.solve(moment, here.mean(dim=0) - elsewhere.mean(dim=0)).float()
+    diagonal = here.square().mean() + elsewhere.square().mean()
+    ridge = 1e-3 * diagonal * torch.eye(here.shape[1], dtype=here.dtype, device=here.device)
+    row = here.new_zeros(here.shape[1])
+    for _ in range(ROUNDS):
+        missed, leaking = here[here @ row < 1], elsewhere[elsewhere @ row > -1]
+        moment = missed.T @ missed / len(here) + weight * leaking.T @ leaking / len(elsewhere)
+        target = missed.sum(dim=0) / len(here) - weight * leaking.sum(dim=0) / len(elsewhere)
+        row = torch.linalg.solve(moment + ridge, target)
+    return row.float()
