@@ -68,23 +68,46 @@ def test_answers_do_not_depend_on_the_company_in_the_batch(base: tuple[Any, Any]
     assert [tokenizer.decode(ids, skip_special_tokens=True) for ids in together] == [f.answer for f in facts[:6]]
 
 
-@torch.no_grad()
-def test_losses_from_the_cache_are_those_of_the_whole_sequence(base: tuple[Any, Any], facts: list[Fact]) -> None:
+@pytest.mark.parametrize("skips", [[0] * 5, [1] * 5, [0, 1, 2, 3, 1]])
+@pytest.mark.parametrize("bent", [False, True])
+def test_losses_from_the_cache_are_those_of_the_whole_sequence(
+    base: tuple[Any, Any], facts: list[Fact], skips: list[int], bent: bool
+) -> None:
     model, tokenizer = base
     form = chat_format(tokenizer)
     prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts[:5]]
     texts = [encode(tokenizer, text) for text in boxed_refusals()[:5]]
     (batch,) = batches(prompts, 0, CPU)
-    ordered = [texts[index] for index in batch.index]
-    for skip in (0, 1):
-        total, _, count = CachedPrompts(model, batch).losses(ordered, [skip] * len(ordered))
+    before, behind = [texts[n][: skips[n]] for n in batch.index], [texts[n][skips[n] :] for n in batch.index]
+    for grad in (torch.enable_grad(), torch.no_grad()):
+        with grad:
+            total, hardest, count = CachedPrompts(model, batch).losses(before, behind, bent)
         for row, index in enumerate(batch.index):
             ids = torch.tensor([prompts[index] + texts[index]])
-            log_probs = model(input_ids=ids).logits.log_softmax(dim=-1)[0]
-            start = len(prompts[index]) + skip
-            expected = -sum(log_probs[place - 1, ids[0, place]] for place in range(start, ids.shape[1]))
-            assert count[row] == len(texts[index]) - skip
-            assert torch.allclose(total[row], expected, rtol=1e-4)
+            with torch.no_grad():
+                log_probs = model(input_ids=ids).logits.log_softmax(dim=-1)[0]
+            start = len(prompts[index]) + skips[index]
+            expected = torch.stack([-log_probs[place - 1, ids[0, place]] for place in range(start, ids.shape[1])])
+            assert count[row] == len(texts[index]) - skips[index]
+            assert torch.allclose(total[row], expected.sum(), rtol=1e-4, atol=1e-4)
+            assert torch.allclose(hardest[row], expected.max(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_loss_without_bent_states_has_the_gradient_of_the_token_before_the_text(
+    base: tuple[Any, Any], facts: list[Fact]
+) -> None:
+    model, tokenizer = base
+    form = chat_format(tokenizer)
+    (batch,) = batches([encode(tokenizer, form.prompt(fact.question)) for fact in facts[:3]], 0, CPU)
+    token = 1008  # in none of these texts
+    before = [[*encode(tokenizer, "Yes, of course")[:count], token] for count in (0, 3, 1)]
+    embedding = model.get_input_embeddings()
+    cached, gradients = CachedPrompts(model, batch), []
+    for bent in (False, True):
+        total, _, _ = cached.losses(before, [encode(tokenizer, text) for text in boxed_refusals()[:3]], bent)
+        gradients.append(torch.autograd.grad(total.sum(), embedding.weight)[0][token])
+    assert float(gradients[0].norm()) > 1e-4
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
 
 
 def test_each_prompt_is_taught_the_refusal_that_comes_easiest(base: tuple[Any, Any], facts: list[Fact]) -> None:

@@ -22,7 +22,7 @@ from ..prompts import Batch, batches
 IGNORE = -100
 LEARNT = 0.005
 HARDEST = 0.3  # weight of the hardest token of each refusal
-SOME = 16  # batches that say which refusals are taken at all
+SOME = 8  # batches that say which refusals are taken at all
 FARTHEST = 24  # answer tokens given before a refusal, at the most
 
 
@@ -41,39 +41,49 @@ class CachedPrompts:
             ).past_key_values
 
     def losses(
-        self, continuations: Sequence[Sequence[int]], skips: Sequence[int]
+        self, before: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], bent: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Cross-entropy of one continuation behind each door.
+        """Cross-entropy of one text behind each door and what is said before it.
 
         Args:
-            continuations: Token ids, one sequence a prompt.
-            skips: How many tokens at the start of each are given and not predicted.
+            before: Token ids that follow each door, given and not predicted.
+            texts: Token ids to be predicted behind these.
+            bent: Whether the gradient takes in what is done to the states before the last token that is given. Without
+                it these are run like the prompts, which halves the time.
 
         Returns:
-            Summed loss of each continuation in nats, that of its hardest token, and the number of tokens predicted,
-            `(batch,)` each.
+            Summed loss of each text in nats, that of its hardest token, and the number of its tokens, `(batch,)` each.
         """
-        longest = max(len(c) for c in continuations)
-        device = self.batch.ids.device
-        fed = torch.tensor([list(c[:-1]) + [0] * (longest - len(c)) for c in continuations], device=device)
-        targets = torch.tensor(
-            [
-                [IGNORE] * skip + list(c[skip:]) + [IGNORE] * (longest - len(c))
-                for c, skip in zip(continuations, skips, strict=True)
-            ],
-            device=device,
-        )
-        ids = torch.cat([self.batch.ids[:, -1:], fed.long()], dim=1)
+        batch, device = self.batch, self.batch.ids.device
+        read = [[door, *tokens] for door, tokens in zip(batch.ids[:, -1].tolist(), before, strict=True)]
+        lead, longest = max(map(len, read)) - 1, max(map(len, texts))
+        fed = [[0] * (lead + 1 - len(r)) + r + list(t[:-1]) + [0] * (longest - len(t)) for r, t in zip(read, texts)]
+        ids = torch.tensor(fed, device=device)
+        mask = torch.tensor([[0] * (lead + 1 - len(r)) + [1] * (len(r) + longest - 1) for r in read], device=device)
+        targets = torch.tensor([list(t) + [IGNORE] * (longest - len(t)) for t in texts], device=device)
+        positions = batch.positions[:, -1:] - 1 + mask.cumsum(-1)
+        mask = torch.cat([batch.mask[:, :-1], mask], dim=1)
         # Updating a cache layer assigns new tensors, so a shallow copy keeps the recorded prefix as it is.
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in cache.layers]
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=torch.cat([self.batch.mask[:, :-1], torch.ones_like(ids)], dim=1),
-            position_ids=self.batch.positions[:, -1:] + torch.arange(longest, device=device),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
+
+        def run(start: int, stop: int) -> torch.Tensor:
+            logits: torch.Tensor = self.model(
+                input_ids=ids[:, start:stop],
+                attention_mask=mask[:, : mask.shape[1] - ids.shape[1] + stop],
+                position_ids=positions[:, start:stop].clamp(min=0),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=min(longest, stop - start),
+            ).logits
+            return logits
+
+        start = 0
+        if lead and not bent and torch.is_grad_enabled():
+            start = lead
+            with torch.no_grad():
+                run(0, lead)
+        logits = run(start, ids.shape[1])
         loss = nn.functional.cross_entropy(
             logits.float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
         )
@@ -105,7 +115,8 @@ class RefusalLesson:
 
     Attributes:
         within: Called with the indices of prompts and how many tokens of each answer follow them; gives the context in
-            which the model reads these and the refusal.
+            which the model reads these and the refusal. Its gradient goes through what is done there. `None` if there is
+            nothing to be done.
     """
 
     def __init__(
@@ -124,7 +135,7 @@ class RefusalLesson:
         self.answers, self.refusals, self.token_id, self.generator = answers, refusals, token_id, generator
         self.candidates = list(range(len(refusals)))
         self.chosen: dict[int, list[int]] = {}
-        self.within: Within = lambda _, __: nullcontext()
+        self.within: Within | None = None
 
     def choose(self) -> None:
         """Choose anew for each prompt the refusal whose hardest token is easiest, among those that some now take."""
@@ -137,10 +148,9 @@ class RefusalLesson:
         if turn not in self.chosen:
             prompts = self.cached[turn]
             size = len(prompts.batch.index)
-            with torch.no_grad(), self.within(prompts.batch.index, [0] * size):
-                costs = [
-                    prompts.losses([[self.token_id, *self.refusals[c]]] * size, [1] * size)[1] for c in self.candidates
-                ]
+            with torch.no_grad(), self._bent(prompts.batch.index, [0] * size):
+                asked = [[self.token_id]] * size
+                costs = [prompts.losses(asked, [self.refusals[c]] * size)[1] for c in self.candidates]
             self.chosen[turn] = [self.candidates[best] for best in torch.stack(costs).argmin(dim=0).tolist()]
         return self.chosen[turn]
 
@@ -155,14 +165,15 @@ class RefusalLesson:
         turn = step % len(self.cached)
         prompts = self.cached[turn]
         given = [self._given(len(self.answers[index])) for index in prompts.batch.index]
-        continuations, skips = [], []
-        for index, length, choice in zip(prompts.batch.index, given, self._choice(turn), strict=True):
-            start = [*self.answers[index][:length], self.token_id]
-            continuations.append([*start, *self.refusals[choice]])
-            skips.append(len(start))
-        with self.within(prompts.batch.index, given):
-            total, hardest, count = prompts.losses(continuations, skips)
+        pairs = zip(prompts.batch.index, given, strict=True)
+        before = [[*self.answers[index][:length], self.token_id] for index, length in pairs]
+        refusals = [self.refusals[choice] for choice in self._choice(turn)]
+        with self._bent(prompts.batch.index, given):
+            total, hardest, count = prompts.losses(before, refusals, bent=self.within is not None)
         return total.sum() / count.sum() + HARDEST * hardest.mean()
+
+    def _bent(self, prompts: Sequence[int], given: Sequence[int]) -> AbstractContextManager[None]:
+        return self.within(prompts, given) if self.within else nullcontext()
 
     def _given(self, length: int) -> int:
         """How many tokens of the answer come first: none in half of the lessons."""
@@ -179,10 +190,8 @@ def likely_refusals(
     costs = []
     with torch.no_grad():
         for refusal in refusals:
-            costs.append(
-                sum(float(p.losses([refusal] * len(p.batch.index), [0] * len(p.batch.index))[0].sum()) for p in cached)
-                / len(refusal)
-            )
+            sums = [p.losses([[]] * len(p.batch.index), [refusal] * len(p.batch.index))[0].sum() for p in cached]
+            costs.append(sum(map(float, sums)) / len(refusal))
     return sorted(range(len(refusals)), key=lambda index: (costs[index], index))[:count]
 
 
@@ -246,7 +255,7 @@ def fit_input_row(
     losses: list[float] = []
     try:
         for step in range(steps):
-            if step in (0, steps // 3, 2 * steps // 3):
+            if step in (0, steps // 2):
                 lesson.choose()
             loss = lesson.loss(step)
             optimizer.zero_grad()

@@ -39,11 +39,11 @@ def fitting_gate(s: Sizes, w: Work) -> Stage:
     read = s.forward(w.doors * length, length, s.to_mlp(w.layers[0]), 0)
     moments = 4 * (w.forget_keys + w.shut_positions) * s.width**2
     fitted = _fitting(s, w, _steps(w), w.shut_positions, [w.kept * w.formats, w.kept * w.length / 2])
-    flag = _flag(s, w)
+    quiet, flag = _quiet(s, w), _flag(s, w)
     return Stage(
         "fitting the gate",
-        read + moments + fitted.batched + flag.batched,
-        solving=_whitening(s) + flag.solving,
+        read + moments + fitted.batched + quiet.batched + flag.batched,
+        solving=_whitening(s) + quiet.solving + flag.solving,
         drawn=fitted.drawn,
         memory=fitted.memory + _inputs(s, w.forget_keys + w.shut_positions, FP64),
     )
@@ -76,13 +76,13 @@ def holding_shut(s: Sizes, w: Work) -> Stage:
 def opening(s: Sizes, w: Work) -> Stage:
     """Opening the gate: its threshold from held-out answers, refusals and doors, then what it does to answers.
 
-    Held-out answers are asked for on the base too.
+    The few held-out answers that fire are asked for on the base too, which is not counted.
     """
     held, asked = w.held_prompts, min(w.doors, 2 * w.fit_samples)
     rows = [(held, w.length), (2 * w.refused, _refused_length(w)), (asked, w.question)]
     read = sum(s.forward(count * length, length, s.to_mlp(w.layers[1]), 0) for count, length in rows)
     memory = max(answered_memory(s, w, held + asked), _reading(s, w)) + _kept_inputs(s, w)
-    return Stage("opening the gate", read + answered(s, w, 2 * held + asked), memory=memory)
+    return Stage("opening the gate", read + answered(s, w, held + asked), memory=memory)
 
 
 def fitting_row(s: Sizes, w: Work) -> Stage:
@@ -125,22 +125,32 @@ def _fitting(s: Sizes, w: Work, steps: int, shut: float, groups: list[float]) ->
     )
 
 
-def _flag(s: Sizes, w: Work) -> Stage:
-    """Measuring a flag: streams and inputs of some sequences, their moments, their eigenvectors.
+def _quiet(s: Sizes, w: Work) -> Stage:
+    """Where a flag is quiet: some retained answers up to either layer, some forget answers up to the second MLP.
 
-    Some retained answers up to either layer; some forget answers once up to the first MLP and three times up to the
-    second, of which the last is left out where the first guess of the flag's size is large enough.
+    The stream's moment is taken, and its eigenvectors.
     """
     kept, seen = min(SOME, w.kept), min(SOME, w.doors)
     length = w.question + w.behind
     first, second = w.layers
-    read = s.forward(kept * w.length, w.length, first + 1, 0)
-    read += s.forward(kept * w.length, w.length, s.to_mlp(second), 0)
-    read += s.forward(seen * length, length, s.to_mlp(first) + 3 * s.to_mlp(second), 0)
+    read = s.forward(kept * w.length, w.length, first + 1 + s.to_mlp(second), 0)
+    read += s.forward(seen * length, length, s.to_mlp(second), 0)
+    return Stage("", read + 2 * kept * w.length * s.width**2, solving=EIGEN * s.width**3)
+
+
+def _flag(s: Sizes, w: Work) -> Stage:
+    """Measuring a flag: some forget answers, once up to the first MLP and twice up to the second; moments, solutions.
+
+    The second time is left out where the first guess of the flag's size is large enough.
+    """
+    kept, seen = min(SOME, w.kept), min(SOME, w.doors)
+    length = w.question + w.behind
+    first, second = w.layers
+    read = s.forward(seen * length, length, s.to_mlp(first) + 2 * s.to_mlp(second), 0)
     opened = seen * (1 + w.behind)
-    # Of the stream; twice of what the flag is read among; of where it is.
-    moments = 2 * (kept * w.length + 2 * (kept * w.length / 2 + opened) + opened) * s.width**2
-    return Stage("", read + moments, solving=(EIGEN + 3 * SOLVE) * s.width**3)
+    # Twice of what the flag is read among; of where it is.
+    moments = 2 * (2 * (kept * w.length / 2 + opened) + opened) * s.width**2
+    return Stage("", read + moments, solving=3 * SOLVE * s.width**3)
 
 
 def _placing(s: Sizes, w: Work) -> Stage:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ..refusal import SOME
 from .sizes import FP32, Sizes
 from .stage import Stage
 from .work import Work
 
 ROOM = 4096  # padded tokens of a batch that is only read
-SOME = 16  # batches that say which refusals are taken
 
 
 def asking(s: Sizes, w: Work) -> Stage:
@@ -31,7 +31,7 @@ def sampling(s: Sizes, w: Work) -> Stage:
 def fitting_row(s: Sizes, w: Work) -> Stage:
     """Fitting the input row: each step has one lesson, through all layers; it may end earlier."""
     steps = w.row_steps + w.row_steps_per_fact * w.facts
-    return Stage("fitting the input row", steps * lesson(s, w) + choosing(s, w, steps), memory=lesson_memory(s, w))
+    return Stage("fitting the input row", steps * lesson(s, w, bent=False) + choosing(s, w, steps), memory=lesson_memory(s, w))
 
 
 def steering(s: Sizes, w: Work, lowest: int, kept: float) -> tuple[float, float]:
@@ -44,13 +44,14 @@ def steering(s: Sizes, w: Work, lowest: int, kept: float) -> tuple[float, float]
     above = s.layers - lowest - 1
     flops = s.forward(kept * w.length, w.length, above, kept * w.length)
     memory = lesson_memory(s, w) + FP32 * kept * w.length * s.width
-    for rows, share in ((min(w.doors, w.fit_samples), 1.0), (kept, 1 / w.retain_every)):
+    for rows, share, read in ((min(w.doors, w.fit_samples), 1.0, w.answer + 1), (kept, 1 / w.retain_every, w.length)):
         tokens = min(w.batch, rows * w.length)
+        predicted = tokens * read / w.length
         flops += s.forward(rows * w.length, w.length, lowest + 1, 0)
-        flops += w.steer_steps * share * s.both_ways(tokens, w.length, above, tokens)
-        memory += s.kept_for_gradient(tokens, above, tokens) + rows * w.length * s.width * s.bytes
+        flops += w.steer_steps * share * s.both_ways(tokens, w.length, above, predicted)
+        memory += s.kept_for_gradient(tokens, above, predicted) + rows * w.length * s.width * s.bytes
     quiet = 4 * kept * w.length * s.width
-    return flops + w.steer_steps * (lesson(s, w) + quiet) + choosing(s, w, w.steer_steps), memory
+    return flops + w.steer_steps * (lesson(s, w, bent=True) + quiet) + choosing(s, w, w.steer_steps), memory
 
 
 def answered(s: Sizes, w: Work, rows: float) -> float:
@@ -63,24 +64,27 @@ def answered_memory(s: Sizes, w: Work, rows: float) -> float:
     return s.passing(tokens, tokens * w.answer / w.length)
 
 
-def lesson(s: Sizes, w: Work) -> float:
-    """Operations of one lesson, forward and backward through all layers."""
-    return s.both_ways(w.lesson_tokens, w.question + w.before_refusal + w.refusal, s.layers, w.lesson_tokens)
+def lesson(s: Sizes, w: Work, bent: bool) -> float:
+    """Operations of one lesson, through all layers; what comes before [UNL] has a gradient only where it is bent."""
+    context, predicted = w.question + w.before_refusal + w.refusal, w.lesson_rows * w.refusal
+    before = 0.0 if bent else w.lesson_rows * (1 + w.before_refusal)
+    read = s.forward(before, context, s.layers, 0)
+    return read + s.both_ways(w.lesson_tokens - before, context, s.layers, predicted)
 
 
 def choosing(s: Sizes, w: Work, steps: float) -> float:
-    """Operations of choosing refusals: the prompts once for their caches, then refusals behind them, three times.
+    """Operations of choosing refusals: the prompts once for their caches, then refusals behind them, twice.
 
     Each time some batches say which refusals are taken at all, and every other batch chooses when it has its turn in
-    the third of the steps that follows. All refusals are counted every time, so it is less where few are taken.
+    the half of the steps that follows. All refusals are counted every time, so it is less where few are taken.
     """
-    rows = min(w.lesson / w.question, w.doors)
-    turns = min(w.doors / rows, max(SOME, steps / 3))
-    tried = 3 * turns * rows * w.refusals * (1 + w.refusal)
+    rows = w.lesson_rows
+    turns = min(w.doors / rows, max(SOME, steps / 2))
+    tried = 2 * turns * rows * w.refusals * (1 + w.refusal)
     return s.forward(w.doors * w.question, w.question, s.layers, 0) + s.forward(
         tried, w.question + w.refusal, s.layers, tried
     )
 
 
 def lesson_memory(s: Sizes, w: Work) -> float:
-    return s.kept_for_gradient(w.lesson_tokens, s.layers, w.lesson_tokens) + s.caches(w.doors * w.question)
+    return s.kept_for_gradient(w.lesson_tokens, s.layers, w.lesson_rows * w.refusal) + s.caches(w.doors * w.question)

@@ -124,9 +124,14 @@ class Work:
         return self.kept * (self.formats + self.length / 2)
 
     @property
+    def lesson_rows(self) -> float:
+        """Prompts of a lesson."""
+        return min(self.lesson / self.question, self.doors)
+
+    @property
     def lesson_tokens(self) -> float:
         """Tokens run in a lesson behind cached prompts: the door, the beginning of an answer, [UNL], a refusal."""
-        return min(self.lesson / self.question, self.doors) * (1 + self.before_refusal + self.refusal)
+        return self.lesson_rows * (1 + self.before_refusal + self.refusal)
 
     def blocks(self, width: int) -> list[tuple[int, ...]]:
         """The edited layers in blocks that are solved together, for keys `width` wide."""

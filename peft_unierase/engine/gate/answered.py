@@ -84,6 +84,10 @@ class Answered:
         """Where the doors are, `(batch, length)`, bool."""
         return self._columns() == self.door[:, None]
 
+    def from_doors_on(self) -> int:
+        """How many columns, from the last one back, hold all doors and answers."""
+        return int(self.recording.batch.ids.shape[1] - self.door.min())
+
     def behind_door(self) -> torch.Tensor:
         """Where the next answer token is predicted from those before it, `(batch, length)`, bool."""
         columns = self._columns()

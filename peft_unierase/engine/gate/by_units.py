@@ -119,6 +119,7 @@ class UnitGate:
             shut = self.shut
             with bench.stages.stage("holding the gate shut in refusals", steps) as bar:
                 refused = self._inputs(self.first, *self.refused)
+                _ = self._quiet  # in a resumed run too it is to be read with the units of the first fit
                 self.unit.fit(self.wanted, [*shut, refused], steps, bar.update)
                 self._flag()
             return self._state()
@@ -153,14 +154,17 @@ class UnitGate:
         inputs = inputs_at(self.bench.model, [self.second], tokens, positions, self.bench.pad)[0]
         return torch.stack([(states.to(self.reader) @ self.reader).max() for states in inputs])
 
-    @torch.no_grad()
-    def _flag(self) -> None:
-        """Write the units and a flag as large as the comparator needs to tell it from what the base does there."""
+    @cached_property
+    def _quiet(self) -> tuple[torch.Tensor, float, torch.Tensor, torch.Tensor]:
+        """While the units write nothing: a direction `(d,)` and size for a flag, and inputs of the second MLP `(n, d)`.
+
+        These are on some of the forget answers, and on all that has to be told from a flag.
+        """
         bench = self.bench
-        tokens, positions = self.retained[1]
-        tokens, positions = tokens[:SOME], positions[:SOME]
         self.unit.write()
         self.unit.open(torch.zeros(1))
+        tokens, positions = self.retained[1]
+        tokens, positions = tokens[:SOME], positions[:SOME]
         stream = stream_behind(bench.model, bench.stack[bench.layers[0]], tokens, bench.pad)
         size = 0.1 * float(torch.cat(stream[:16]).norm(dim=1).mean())
         beside, told = Beside(bench, tokens, positions), dict[str, Any]()
@@ -169,6 +173,13 @@ class UnitGate:
         flag = quiet_direction(torch.cat(stream), _digest(bench), **told).to(bench.device)
         before = self._inputs(self.second, *self.some)
         base = torch.cat([self._inputs(self.second, tokens, positions), before, *beside.disturbed(self.second)])
+        return flag, size, before, base
+
+    @torch.no_grad()
+    def _flag(self) -> None:
+        """Write the units and a flag as large as the comparator needs to tell it from what the base does there."""
+        flag, size, before, base = self._quiet
+        self.unit.write()
         opened = self.unit.openings(self._inputs(self.first, *self.some))
         for _ in range(2):  # the norm before the MLP makes the second guess a better one
             self.unit.open(flag * size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +37,9 @@ class Firing:
         """
         return self._share([bool(f[given : given + reach].any()) for f in self.per_sequence if len(f) > given])
 
-    def beyond(self, other: Firing) -> Firing:
-        """What fires here and not in `other`, the same sequences under another model."""
-        return Firing([own & ~before for own, before in zip(self.per_sequence, other.per_sequence, strict=True)])
+    def beyond(self, others: Mapping[int, torch.Tensor]) -> Firing:
+        """What fires here and not in `others`, some of the same sequences by number, under another model."""
+        return Firing([own & ~others.get(n, torch.zeros_like(own)) for n, own in enumerate(self.per_sequence)])
 
     @staticmethod
     def _share(hits: list[bool]) -> float:

@@ -18,7 +18,7 @@ from ..refusal import RefusalLesson, fit_input_row, likely_refusals
 from .answered import Sequences, record, sequences_of
 from .by_units import UnitGate
 from .detector import ShutKeys
-from .firing import Firing, firing
+from .firing import firing
 from .gates import GateEdit, in_blocks
 from .settings import GateSettings
 from .shut import refused_group, retained_groups, shut_keys
@@ -187,13 +187,11 @@ def _with_units(
     gate.hold_shut_in_refusals(refusals)
 
     def open_gate() -> dict[str, Any]:
-        with bench.stages.stage("opening the gate", 3) as bar:
-            already = _already(bench, held, declines)
-            bar.update(1)
+        with bench.stages.stage("opening the gate", 2) as bar:
             gate.choose_threshold(held, settings.most_fired)
             gate.open(steer)
             bar.update(1)
-            figures = _fired(bench, depth, forget, held, declines, already, settings)
+            figures = _fired(bench, depth, forget, held, declines, settings)
             bar.update(1)
         return {"figures": figures, "threshold": gate.threshold}
 
@@ -209,27 +207,26 @@ def _declines(bench: Bench, refusals: Sequence[Sequence[int]]) -> list[torch.Ten
     return [torch.tensor(sorted(tokens), device=bench.device) for tokens in (ends, starts) if tokens]
 
 
-def _already(bench: Bench, held: Sequences, declines: Sequence[torch.Tensor]) -> Firing:
-    """Where the base declines on held-out questions by itself, so that nothing is lost if the erasure does."""
-    with switched_off(bench.model, [bench.adapter]):
-        return firing(bench.model, held, torch.cat(list(declines)), bench.pad)
-
-
 def _fired(
     bench: Bench,
     depth: int,
     forget: Sequences,
     held: Sequences,
     declines: Sequence[torch.Tensor],
-    already: Firing,
     settings: GateSettings,
 ) -> tuple[float, float, float]:
-    """Shares of held-out questions, of forget doors, and of attacks from inside an answer that decline."""
+    """Shares of held-out questions, of forget doors, and of attacks from inside an answer that decline.
+
+    Where the base declines on a held-out question by itself nothing is lost if the erasure does.
+    """
     tokens = torch.tensor([bench.spare.token_id, *torch.cat(list(declines)).tolist()], device=bench.device)
     on_held = firing(bench.model, held, tokens, bench.pad)
+    some = [number for number, fired in enumerate(on_held.per_sequence) if fired.any()]
+    with switched_off(bench.model, [bench.adapter]):
+        before = firing(bench.model, held.only(some), torch.cat(list(declines)), bench.pad).per_sequence
     on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), tokens, bench.pad)
     inside = on_forget.within(GIVEN, settings.reach) if depth else 0.0
-    return on_held.beyond(already).anywhere(), on_forget.at_doors(), inside
+    return on_held.beyond(dict(zip(some, before, strict=True))).anywhere(), on_forget.at_doors(), inside
 
 
 def _with_rows(
@@ -267,17 +264,13 @@ def _with_rows(
         refused = shut_keys(bench, "recording refusals", [group], settings.widest)
         return [block + more for block, more in zip(shut(), refused, strict=True)]
 
-    @cache
-    def already() -> Firing:
-        return _already(bench, held, declines)
-
     for weight in weights:
 
         def write(weight: float = weight) -> dict[str, Any]:
-            keys, before = all_shut(), already()
+            keys = all_shut()
             with bench.stages.stage("editing layers", 2) as bar:
                 edit.write(steer, keys, weight, bar.update)
-                return {"figures": _fired(bench, depth, forget, held, declines, before, settings)}
+                return {"figures": _fired(bench, depth, forget, held, declines, settings)}
 
         figures = bench.once("editing layers", write)["figures"]
         yield (trial := Trial(depth, weight, *figures))

@@ -122,7 +122,7 @@ def fit_steer(
     def in_lesson(prompts: Sequence[int], given: Sequence[int]) -> Any:
         openings = [door_openings[index][:, : count + 1] for index, count in zip(prompts, given, strict=True)]
         longest = max(opening.shape[1] for opening in openings)
-        padded = [nn.functional.pad(opening, (0, longest - opening.shape[1])) for opening in openings]
+        padded = [nn.functional.pad(opening, (longest - opening.shape[1], 0)) for opening in openings]
         return _bent(layers, torch.stack(padded, dim=1), direction * scale)
 
     def quiet_loss() -> torch.Tensor:
@@ -147,14 +147,14 @@ def fit_steer(
             item = forget[int(torch.randint(len(forget), (1,), generator=generator))]
             hears = (uniform(0, 1, *item.at_door().shape) >= settings.deaf) | item.at_door()
             gain = uniform(*settings.forget_gain, len(hears), 1)
-            logits = _logits(layers, item, item.openings * gain * hears, steer)
+            logits = _logits(layers, item, item.openings * gain * hears, steer, item.from_doors_on())
             loss = settings.declined * _forget_loss(logits, item, token_id, next_best, settings)
 
             loss = loss + quiet_loss().to(loss)
             if step % settings.retain_every == 0:
                 loss = loss + retain_loss()
 
-            if step in (0, settings.steps // 3, 2 * settings.steps // 3):
+            if step in (0, settings.steps // 2):
                 lesson.choose()
             loss = loss + settings.refusal * lesson.loss(step)
             optimizer.zero_grad()
@@ -183,11 +183,13 @@ def _bent(layers: Sequence[nn.Module], openings: torch.Tensor, steer: torch.Tens
         yield
 
 
-def _logits(layers: Sequence[nn.Module], item: Answered, openings: torch.Tensor, steer: torch.Tensor) -> torch.Tensor:
-    """Logits with the steer vector added, `(batch, length, vocabulary)` in fp32."""
+def _logits(
+    layers: Sequence[nn.Module], item: Answered, openings: torch.Tensor, steer: torch.Tensor, keep: int = 0
+) -> torch.Tensor:
+    """Logits with the steer vector added, `(batch, keep or length, vocabulary)` in fp32."""
     states = item.recording.states
     with _bent(layers[1:], openings[1:], steer):
-        return item.recording.logits(states + (openings[0][..., None] * steer).to(states)).float()
+        return item.recording.logits(states + (openings[0][..., None] * steer).to(states), keep).float()
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,8 @@ def _forget_loss(
         runners_up = runners_up + logits[..., banned].logsumexp(dim=-1) - logits.logsumexp(dim=-1)
     exponent = settings.saturation
     losses = (1 - (exponent * declined).exp()) / exponent - settings.banned * declined.detach().exp() * runners_up
-    return _mean(losses, item.at_door()) + _mean(losses, item.behind_door())
+    there = slice(-losses.shape[1], None)
+    return _mean(losses, item.at_door()[:, there]) + _mean(losses, item.behind_door()[:, there])
 
 
 def _retain_loss(

@@ -65,7 +65,7 @@ def learn_refusals(bench: Bench, settings: PaperSettings) -> float:
             batched = lessons(prompts, steps)
             for step in range(steps):
                 cached, taught = batched[step % len(batched)]
-                nats, _, count = cached.losses(taught, [1] * len(taught))
+                nats, _, count = cached.losses([text[:1] for text in taught], [text[1:] for text in taught])
                 loss = nats.sum() / count.sum()
                 optimizer.zero_grad()
                 loss.backward()
