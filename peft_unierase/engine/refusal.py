@@ -1,14 +1,14 @@
 """Teaching [UNL] to be followed by a refusal: which refusal for which question, and the loss that says how it goes.
 
-Each question is taught one refusal, the one that comes easiest to the model at that moment. Teaching every refusal
-after every question instead leaves the model undecided between their first words, and greedy answers then break off
-into what should be forgotten: on the TOFU testbed 61 % of the refusals were whole sentences that way, and all of
-them this way.
+Each question is taught one refusal, the one that comes easiest to the model at that moment, and in the last stage all
+questions the same. Teaching several leaves the model undecided between their words, and greedy answers then break off
+into what should be forgotten.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -139,15 +139,28 @@ class RefusalLesson:
 
     def choose(self) -> None:
         """Choose anew for each prompt the refusal whose hardest token is easiest, among those that some now take."""
+        self.candidates = sorted(self._taken())
+
+    def settle(self) -> None:
+        """Teach one refusal to all prompts from now on, the one that most of them would be taught now.
+
+        With several, refusals to many questions begin as one and go on as another.
+        """
+        self.candidates = [self._taken().most_common(1)[0][0]]
+
+    def _taken(self) -> Counter[int]:
+        """How often some prompts choose each refusal, if all choose anew."""
         self.chosen = {}
         some = range(0, len(self.cached), -(-len(self.cached) // SOME))
-        self.candidates = sorted({refusal for turn in some for refusal in self._choice(turn)})
+        return Counter(refusal for turn in some for refusal in self._choice(turn))
 
     def _choice(self, turn: int) -> list[int]:
         """For each prompt of a batch its refusal, chosen when the batch has its first turn."""
+        prompts = self.cached[turn]
+        size = len(prompts.batch.index)
+        if len(self.candidates) == 1:
+            return self.candidates * size
         if turn not in self.chosen:
-            prompts = self.cached[turn]
-            size = len(prompts.batch.index)
             with torch.no_grad(), self._bent(prompts.batch.index, [0] * size):
                 asked = [[self.token_id]] * size
                 costs = [prompts.losses(asked, [self.refusals[c]] * size)[1] for c in self.candidates]
@@ -253,10 +266,9 @@ def fit_input_row(
     optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(fitted, rates, strict=True)])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
     losses: list[float] = []
+    lesson.settle()
     try:
         for step in range(steps):
-            if step in (0, steps // 2):
-                lesson.choose()
             loss = lesson.loss(step)
             optimizer.zero_grad()
             loss.backward()

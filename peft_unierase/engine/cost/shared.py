@@ -31,7 +31,7 @@ def sampling(s: Sizes, w: Work) -> Stage:
 def fitting_row(s: Sizes, w: Work) -> Stage:
     """Fitting the input row: each step has one lesson, through all layers; it may end earlier."""
     steps = w.row_steps + w.row_steps_per_fact * w.facts
-    return Stage("fitting the input row", steps * lesson(s, w, bent=False) + choosing(s, w, steps), memory=lesson_memory(s, w))
+    return Stage("fitting the input row", steps * lesson(s, w, bent=False) + choosing(s, w, 0, 1), memory=lesson_memory(s, w))
 
 
 def steering(s: Sizes, w: Work, lowest: int, kept: float) -> tuple[float, float]:
@@ -51,7 +51,7 @@ def steering(s: Sizes, w: Work, lowest: int, kept: float) -> tuple[float, float]
         flops += w.steer_steps * share * s.both_ways(tokens, w.length, above, predicted)
         memory += s.kept_for_gradient(tokens, above, predicted) + rows * w.length * s.width * s.bytes
     quiet = 4 * kept * w.length * s.width
-    return flops + w.steer_steps * (lesson(s, w, bent=True) + quiet) + choosing(s, w, w.steer_steps), memory
+    return flops + w.steer_steps * (lesson(s, w, bent=True) + quiet) + choosing(s, w, w.steer_steps, 2), memory
 
 
 def answered(s: Sizes, w: Work, rows: float) -> float:
@@ -72,15 +72,15 @@ def lesson(s: Sizes, w: Work, bent: bool) -> float:
     return read + s.both_ways(w.lesson_tokens - before, context, s.layers, predicted)
 
 
-def choosing(s: Sizes, w: Work, steps: float) -> float:
-    """Operations of choosing refusals: the prompts once for their caches, then refusals behind them, twice.
+def choosing(s: Sizes, w: Work, steps: float, times: int) -> float:
+    """Operations of choosing refusals: the prompts once for their caches, then refusals behind them, once or twice.
 
     Each time some batches say which refusals are taken at all, and every other batch chooses when it has its turn in
     the half of the steps that follows. All refusals are counted every time, so it is less where few are taken.
     """
     rows = w.lesson_rows
     turns = min(w.doors / rows, max(SOME, steps / 2))
-    tried = 2 * turns * rows * w.refusals * (1 + w.refusal)
+    tried = times * turns * rows * w.refusals * (1 + w.refusal)
     return s.forward(w.doors * w.question, w.question, s.layers, 0) + s.forward(
         tried, w.question + w.refusal, s.layers, tried
     )

@@ -55,7 +55,7 @@ class GateSettings:
     widest: int = 16384
     refusal_count: int = 8
     row_steps: int = 140
-    row_steps_per_fact: float = 0.8
+    row_steps_per_fact: float = 2.0
     row_learning_rate: float = 0.6
 
     def sample_count(self, facts: int) -> int:
