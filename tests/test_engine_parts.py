@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -121,6 +122,22 @@ def test_each_prompt_is_taught_the_refusal_that_comes_easiest(base: tuple[Any, A
     assert {choice for chosen in lesson.chosen.values() for choice in chosen} == {1}
     assert lesson.candidates == [1]
     assert likely_refusals(model, prompts, texts, 0, 1) == [1]
+
+
+def test_in_the_last_stage_all_prompts_are_taught_the_refusal_that_most_of_them_would_take(
+    base: tuple[Any, Any], facts: list[Fact]
+) -> None:
+    model, tokenizer = base
+    form = chat_format(tokenizer)
+    prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts]
+    answers = [encode(tokenizer, form.answer(fact.answer)) for fact in facts]
+    texts = [encode(tokenizer, text) for text in boxed_refusals()]
+    lesson = RefusalLesson(model, prompts, answers, texts, 1008, 0, torch.Generator().manual_seed(0))
+    lesson.choose()
+    taken = Counter(choice for chosen in lesson.chosen.values() for choice in chosen)
+    assert len(taken) > 1
+    lesson.settle()
+    assert [taken[choice] for choice in lesson.candidates] == [max(taken.values())]
 
 
 def test_the_model_asks_and_answers_the_same_questions_for_the_same_seed(base: tuple[Any, Any]) -> None:

@@ -76,11 +76,12 @@ def choosing(s: Sizes, w: Work, steps: float, times: int) -> float:
     """Operations of choosing refusals: the prompts once for their caches, then refusals behind them, once or twice.
 
     Each time some batches say which refusals are taken at all, and every other batch chooses when it has its turn in
-    the half of the steps that follows. All refusals are counted every time, so it is less where few are taken.
+    the half of the steps that follows. All refusals are counted every time, so it is less where few are taken. One
+    alone needs no choice.
     """
     rows = w.lesson_rows
     turns = min(w.doors / rows, max(SOME, steps / 2))
-    tried = times * turns * rows * w.refusals * (1 + w.refusal)
+    tried = times * turns * rows * w.refusals * (1 + w.refusal) if w.refusals > 1 else 0.0
     return s.forward(w.doors * w.question, w.question, s.layers, 0) + s.forward(
         tried, w.question + w.refusal, s.layers, tried
     )
