@@ -263,7 +263,9 @@ def fit_input_row(
     for parameter in fitted:
         parameter.requires_grad_(True)
     handles = [vector.columns.register_hook(vector.gradient) for vector in more]
-    optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(fitted, rates, strict=True)])
+    groups = [{"params": [p], "lr": rate} for p, rate in zip(fitted, rates, strict=True)]
+    # One lesson is little, and with a longer memory of squares a hard one throws the row far off.
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
     losses: list[float] = []
     lesson.settle()

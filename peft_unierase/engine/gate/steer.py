@@ -113,7 +113,8 @@ def fit_steer(
     groups = [direction, output_row, input_row]
     for parameter in (output_row, input_row):
         parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(groups, rates, strict=True)])
+    parts = [{"params": [p], "lr": rate} for p, rate in zip(groups, rates, strict=True)]
+    optimizer = torch.optim.Adam(parts, betas=(0.9, 0.99))  # see `fit_input_row`
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=settings.steps, pct_start=0.1)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:

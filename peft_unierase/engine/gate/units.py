@@ -68,7 +68,13 @@ class UnitSettings:
     declined_per_fact: float = 0.01
     steer: SteerSettings = field(
         default_factory=lambda: SteerSettings(
-            steps=100, refusal=4.0, leak=0.15, forget_gain=(0.9, 1.1), retain_gain=(1.0, 1.1), retain_every=6
+            steps=100,
+            learning_rate=0.02,
+            refusal=4.0,
+            leak=0.15,
+            forget_gain=(0.9, 1.1),
+            retain_gain=(1.0, 1.1),
+            retain_every=6,
         )
     )
 
