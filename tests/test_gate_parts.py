@@ -73,6 +73,23 @@ def test_the_answers_own_tokens_are_not_taken_for_a_refusal(base: tuple[Any, Any
     assert len(fired) == len(answers[0])
 
 
+def test_at_the_doors_other_tokens_may_count_than_behind_them(base: tuple[Any, Any]) -> None:
+    model, tokenizer = base
+    form, rows = chat_format(tokenizer), boxed_facts()[:4]
+    prompts = [encode(tokenizer, form.prompt(row["question"])) for row in rows]
+    answers = [encode(tokenizer, form.answer(row["answer"])) for row in rows]
+    wrong = Sequences(prompts, [[answer[0] + 1, answer[1] + 1, *answer[2:]] for answer in answers])
+    everything, nothing = torch.arange(1024), torch.tensor([1023])
+    expected = firing(model, wrong, everything, 0)
+    assert expected.at_doors() == 1.0
+    fired = firing(model, wrong, everything, 0, at_doors=nothing)
+    assert fired.at_doors() == 0.0
+    behind = zip(fired.per_sequence, expected.per_sequence, strict=True)
+    assert all(torch.equal(one[1:], other[1:]) for one, other in behind)
+    own = torch.tensor([answer[0] for answer in answers])
+    assert firing(model, wrong, nothing, 0, at_doors=own).at_doors() == 1.0
+
+
 def test_layers_are_solved_together_as_far_as_the_width_allows() -> None:
     row = nn.Parameter(torch.zeros(1))
     gates = [(nn.Linear(8, 2), row, row) for _ in range(5)]

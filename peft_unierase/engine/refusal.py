@@ -57,7 +57,8 @@ class CachedPrompts:
         batch, device = self.batch, self.batch.ids.device
         read = [[door, *tokens] for door, tokens in zip(batch.ids[:, -1].tolist(), before, strict=True)]
         lead, longest = max(map(len, read)) - 1, max(map(len, texts))
-        fed = [[0] * (lead + 1 - len(r)) + r + list(t[:-1]) + [0] * (longest - len(t)) for r, t in zip(read, texts)]
+        pairs = zip(read, texts, strict=True)
+        fed = [[0] * (lead + 1 - len(r)) + r + list(t[:-1]) + [0] * (longest - len(t)) for r, t in pairs]
         ids = torch.tensor(fed, device=device)
         mask = torch.tensor([[0] * (lead + 1 - len(r)) + [1] * (len(r) + longest - 1) for r in read], device=device)
         targets = torch.tensor([list(t) + [IGNORE] * (longest - len(t)) for t in texts], device=device)
@@ -115,8 +116,7 @@ class RefusalLesson:
 
     Attributes:
         within: Called with the indices of prompts and how many tokens of each answer follow them; gives the context in
-            which the model reads these and the refusal. Its gradient goes through what is done there. `None` if there is
-            nothing to be done.
+            which the model reads these and the refusal, and which the gradient goes through. `None` if there is none.
     """
 
     def __init__(

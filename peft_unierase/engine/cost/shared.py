@@ -31,7 +31,8 @@ def sampling(s: Sizes, w: Work) -> Stage:
 def fitting_row(s: Sizes, w: Work) -> Stage:
     """Fitting the input row: each step has one lesson, through all layers; it may end earlier."""
     steps = w.row_steps + w.row_steps_per_fact * w.facts
-    return Stage("fitting the input row", steps * lesson(s, w, bent=False) + choosing(s, w, 0, 1), memory=lesson_memory(s, w))
+    flops = steps * lesson(s, w, bent=False) + choosing(s, w, 0, 1)
+    return Stage("fitting the input row", flops, memory=lesson_memory(s, w))
 
 
 def steering(s: Sizes, w: Work, lowest: int, kept: float) -> tuple[float, float]:

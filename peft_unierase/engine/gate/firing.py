@@ -47,14 +47,24 @@ class Firing:
 
 
 @torch.no_grad()
-def firing(model: Any, sequences: Sequences, declines: torch.Tensor, pad: int) -> Firing:
-    """Run prompts with their answers and see where one of the tokens `declines` wins that is not the answer's own."""
+def firing(
+    model: Any, sequences: Sequences, declines: torch.Tensor, pad: int, at_doors: torch.Tensor | None = None
+) -> Firing:
+    """Run prompts with their answers and see where one of the tokens `declines` wins that is not the answer's own.
+
+    At the doors one of `at_doors` has to win, where these are given: an answer that ends before it has begun is not a
+    refusal.
+    """
     found: list[torch.Tensor] = [torch.zeros(0)] * len(sequences)
     for batch in batches(sequences.whole(), pad, model.get_input_embeddings().weight.device):
         longest = max(len(sequences.answers[index]) for index in batch.index)
         logits = model(**batch.inputs(), use_cache=False, logits_to_keep=longest + 1).logits
         likeliest = logits.argmax(dim=-1)
-        wins = torch.isin(likeliest[:, :-1], declines) & (likeliest[:, :-1] != batch.ids[:, -longest:])
+        other = likeliest[:, :-1] != batch.ids[:, -longest:]
+        wins = torch.isin(likeliest[:, :-1], declines) & other
+        begins = wins if at_doors is None else torch.isin(likeliest[:, :-1], at_doors) & other
         for row, index in enumerate(batch.index):
-            found[index] = wins[row, -len(sequences.answers[index]) :].cpu()
+            door = -len(sequences.answers[index])
+            found[index] = wins[row, door:].cpu()
+            found[index][0] = begins[row, door].cpu()
     return Firing(found)

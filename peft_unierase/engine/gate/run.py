@@ -35,7 +35,8 @@ class Trial:
         retain_weight: Weight of the retain keys; of linear detectors only.
         held_out_fired: Share of the held-out retained questions in whose answer, somewhere, it or the beginning of a
             refusal wins that is not the answer's own.
-        doors_fired: Share of the forget doors at which it, or the beginning of a refusal, wins.
+        doors_fired: Share of the forget doors at which [UNL] or the beginning of a refusal wins; an end of the answer
+            does not count.
         inside_fired: Share of the forget answers that meet one of these in time when their first tokens are given.
         threshold: What the detectors must answer for the gate to open; of hidden units only.
     """
@@ -224,7 +225,8 @@ def _fired(
     some = [number for number, fired in enumerate(on_held.per_sequence) if fired.any()]
     with switched_off(bench.model, [bench.adapter]):
         before = firing(bench.model, held.only(some), torch.cat(list(declines)), bench.pad).per_sequence
-    on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), tokens, bench.pad)
+    begins = torch.cat([tokens[:1], declines[-1]])  # [UNL], or a refusal without it
+    on_forget = firing(bench.model, forget.some(2 * settings.fit_samples), tokens, bench.pad, begins)
     inside = on_forget.within(GIVEN, settings.reach) if depth else 0.0
     return on_held.beyond(dict(zip(some, before, strict=True))).anywhere(), on_forget.at_doors(), inside
 
@@ -325,7 +327,8 @@ def _warn_if_it_does_not_hold(trial: Trial, asked: int | None, settings: GateSet
     if trial.doors_fired < settings.least_fired:
         complaints.append(
             f"{1 - trial.doors_fired:.1%} of the forget questions may not be declined: the edited layers cannot tell "
-            "so many questions from what must stay. Erase fewer facts at a time or edit more layers"
+            "so many questions from what must stay, or [UNL] was not learnt. Erase fewer facts at a time, or try another "
+            "seed"
         )
     if trial.held_out_fired > settings.most_fired:
         complaints.append(
