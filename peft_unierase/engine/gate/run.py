@@ -327,8 +327,8 @@ def _warn_if_it_does_not_hold(trial: Trial, asked: int | None, settings: GateSet
     if trial.doors_fired < settings.least_fired:
         complaints.append(
             f"{1 - trial.doors_fired:.1%} of the forget questions may not be declined: the edited layers cannot tell "
-            "so many questions from what must stay, or [UNL] was not learnt. Erase fewer facts at a time, or try another "
-            "seed"
+            "so many questions from what must stay, or [UNL] was not learnt. Erase fewer facts at a time, or "
+            "try another seed"
         )
     if trial.held_out_fired > settings.most_fired:
         complaints.append(
