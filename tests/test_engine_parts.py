@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.known import known_shares
-from peft_unierase.engine.refusal import CachedPrompts, RefusalLesson, likely_refusals
+from peft_unierase.engine.refusal import CachedPrompts, RefusalLesson, fit_input_row, likely_refusals
 from peft_unierase.engine.samples import drop_close, sample_facts
 from peft_unierase.facts import Fact
 from peft_unierase.prompts import batches, chat_format, default_formats, encode, greedy_answers, plain_format
@@ -69,7 +69,7 @@ def test_answers_do_not_depend_on_the_company_in_the_batch(base: tuple[Any, Any]
     assert [tokenizer.decode(ids, skip_special_tokens=True) for ids in together] == [f.answer for f in facts[:6]]
 
 
-@pytest.mark.parametrize("skips", [[0] * 5, [1] * 5, [0, 1, 2, 3, 1]])
+@pytest.mark.parametrize("skips", [[0] * 5, [1] * 5, [0, 2, 1, 1, 2]])
 @pytest.mark.parametrize("bent", [False, True])
 def test_losses_from_the_cache_are_those_of_the_whole_sequence(
     base: tuple[Any, Any], facts: list[Fact], skips: list[int], bent: bool
@@ -90,8 +90,8 @@ def test_losses_from_the_cache_are_those_of_the_whole_sequence(
             start = len(prompts[index]) + skips[index]
             expected = torch.stack([-log_probs[place - 1, ids[0, place]] for place in range(start, ids.shape[1])])
             assert count[row] == len(texts[index]) - skips[index]
-            assert torch.allclose(total[row], expected.sum(), rtol=1e-4, atol=1e-4)
-            assert torch.allclose(hardest[row], expected.max(), rtol=1e-4, atol=1e-4)
+            assert torch.allclose(total[row], expected.sum(), rtol=1e-4)
+            assert torch.allclose(hardest[row], expected.max(), rtol=1e-4)
 
 
 def test_a_loss_without_bent_states_has_the_gradient_of_the_token_before_the_text(
@@ -136,7 +136,8 @@ def test_in_the_last_stage_all_prompts_are_taught_the_refusal_that_most_of_them_
     lesson.choose()
     taken = Counter(choice for chosen in lesson.chosen.values() for choice in chosen)
     assert len(taken) > 1
-    lesson.settle()
+    row = torch.nn.Parameter(torch.zeros(model.config.hidden_size))
+    fit_input_row(lesson, row, steps=1, learning_rate=0.1)
     assert [taken[choice] for choice in lesson.candidates] == [max(taken.values())]
 
 

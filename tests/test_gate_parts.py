@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import UniEraseConfig
 from peft_unierase.boxed import boxed_facts, boxed_model_dir
-from peft_unierase.engine.gate.answered import Sequences
+from peft_unierase.engine.gate.answered import Answered, Sequences
 from peft_unierase.engine.gate.detector import ShutKeys
 from peft_unierase.engine.gate.firing import Firing, firing
 from peft_unierase.engine.gate.gates import GateEdit, in_blocks
+from peft_unierase.engine.replay import Recording
 from peft_unierase.engine.trace import inputs_at
-from peft_unierase.prompts import chat_format, encode
+from peft_unierase.prompts import batches, chat_format, encode
 
 PAIR = Sequences([[1, 2, 3], [4, 5]], [[6, 7, 8, 9], [10]])
 
@@ -49,6 +50,8 @@ def test_shares_of_what_declines() -> None:
     assert fired.within(1, 2) == 0.5
     assert fired.within(3, 2) == 0.0
     assert Firing([]).anywhere() == 0.0
+    left = fired.beyond({1: torch.tensor([False, False, True, True])}).per_sequence
+    assert [one.tolist() for one in left] == [[True, False, False], [False] * 4]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,19 @@ def test_at_the_doors_other_tokens_may_count_than_behind_them(base: tuple[Any, A
     assert all(torch.equal(one[1:], other[1:]) for one, other in behind)
     own = torch.tensor([answer[0] for answer in answers])
     assert firing(model, wrong, nothing, 0, at_doors=own).at_doors() == 1.0
+
+
+def test_the_columns_that_are_predicted_hold_every_door_and_no_more(base: tuple[Any, Any]) -> None:
+    model, _ = base
+    (batch,) = batches(PAIR.whole(), 0, torch.device("cpu"))
+    door = torch.tensor([batch.ids.shape[1] - 1 - len(PAIR.answers[index]) for index in batch.index])
+    recording = Recording(model, model.get_decoder().layers, 0, batch)
+    item = Answered(recording, door, torch.zeros(1, *batch.ids.shape))
+    keep = item.from_doors_on()
+    assert keep == 1 + max(len(answer) for answer in PAIR.answers)
+    assert int(item.at_door()[:, -keep:].sum()) == len(PAIR)
+    whole = recording.logits(recording.states)
+    torch.testing.assert_close(recording.logits(recording.states, keep), whole[:, -keep:])
 
 
 def test_layers_are_solved_together_as_far_as_the_width_allows() -> None:

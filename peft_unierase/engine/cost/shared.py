@@ -31,7 +31,7 @@ def sampling(s: Sizes, w: Work) -> Stage:
 def fitting_row(s: Sizes, w: Work) -> Stage:
     """Fitting the input row: each step has one lesson, through all layers; it may end earlier."""
     steps = w.row_steps + w.row_steps_per_fact * w.facts
-    flops = steps * lesson(s, w, bent=False) + choosing(s, w, 0, 1)
+    flops = steps * lesson(s, w, bent=False) + choosing(s, w, steps=0, times=1)
     return Stage("fitting the input row", flops, memory=lesson_memory(s, w))
 
 
@@ -52,7 +52,7 @@ def steering(s: Sizes, w: Work, lowest: int, kept: float) -> tuple[float, float]
         flops += w.steer_steps * share * s.both_ways(tokens, w.length, above, predicted)
         memory += s.kept_for_gradient(tokens, above, predicted) + rows * w.length * s.width * s.bytes
     quiet = 4 * kept * w.length * s.width
-    return flops + w.steer_steps * (lesson(s, w, bent=True) + quiet) + choosing(s, w, w.steer_steps, 2), memory
+    return flops + w.steer_steps * (lesson(s, w, bent=True) + quiet) + choosing(s, w, w.steer_steps, times=2), memory
 
 
 def answered(s: Sizes, w: Work, rows: float) -> float:
