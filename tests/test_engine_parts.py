@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,34 +111,26 @@ def test_a_loss_without_bent_states_has_the_gradient_of_the_token_before_the_tex
     assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
 
 
-def test_each_prompt_is_taught_the_refusal_that_comes_easiest(base: tuple[Any, Any], facts: list[Fact]) -> None:
+def test_the_refusal_that_comes_easiest_is_found(base: tuple[Any, Any], facts: list[Fact]) -> None:
     model, tokenizer = base
     form = chat_format(tokenizer)
     prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts[:4]]
     texts = [encode(tokenizer, "Umbrella umbrella umbrella."), encode(tokenizer, boxed_refusals()[0])]
-    answers = [encode(tokenizer, form.answer(fact.answer)) for fact in facts[:4]]
-    lesson = RefusalLesson(model, prompts, answers, texts, 1008, 0, torch.Generator().manual_seed(0))
-    lesson.choose()
-    assert {choice for chosen in lesson.chosen.values() for choice in chosen} == {1}
-    assert lesson.candidates == [1]
     assert likely_refusals(model, prompts, texts, 0, 1) == [1]
 
 
-def test_in_the_last_stage_all_prompts_are_taught_the_refusal_that_most_of_them_would_take(
-    base: tuple[Any, Any], facts: list[Fact]
-) -> None:
-    model, tokenizer = base
-    form = chat_format(tokenizer)
-    prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts]
-    answers = [encode(tokenizer, form.answer(fact.answer)) for fact in facts]
-    texts = [encode(tokenizer, text) for text in boxed_refusals()]
-    lesson = RefusalLesson(model, prompts, answers, texts, 1008, 0, torch.Generator().manual_seed(0))
-    lesson.choose()
-    taken = Counter(choice for chosen in lesson.chosen.values() for choice in chosen)
-    assert len(taken) > 1
-    row = torch.nn.Parameter(torch.zeros(model.config.hidden_size))
-    fit_input_row(lesson, row, steps=1, learning_rate=0.1)
-    assert [taken[choice] for choice in lesson.candidates] == [max(taken.values())]
+def test_a_hard_lesson_moves_the_input_row_no_farther_than_an_easy_one() -> None:
+    told = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    fitted = []
+    for hard in (1.0, 1000.0):
+        row = torch.nn.Parameter(torch.ones(8))
+        lesson: Any = SimpleNamespace(
+            cached=[0], loss=lambda step, row=row, hard=hard: row @ told[step] * hard ** (step == 3)
+        )
+        fit_input_row(lesson, row, steps=6, learning_rate=0.1)
+        fitted.append(row.detach())
+    assert float((fitted[0] - 1).norm()) > 0.1
+    assert torch.allclose(*fitted)
 
 
 def test_the_model_asks_and_answers_the_same_questions_for_the_same_seed(base: tuple[Any, Any]) -> None:

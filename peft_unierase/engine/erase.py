@@ -93,7 +93,8 @@ def erase(
             choose by what it measures. Recipe `paper` has depth 0.
         layers: Indices of the decoder layers to edit, instead of the rule on depth.
         target_modules: Full names of the down-projections to edit, instead of those found by structure.
-        refusals: Ways of declining, one sentence each, instead of the built-in English ones.
+        refusals: Ways of declining, one sentence each, instead of the built-in English ones. Recipe `gate` teaches the
+            one that comes easiest to the model.
         formats: Prompt formats to cover, instead of `default_formats`: chat with and without a system prompt, plain.
         settings: Settings of the recipe, `GateSettings` or `PaperSettings`.
         samples_cache: File that keeps what the base asks itself, for further erasures of the same base, whether or not

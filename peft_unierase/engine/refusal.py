@@ -1,14 +1,12 @@
-"""Teaching [UNL] to be followed by a refusal: which refusal for which question, and the loss that says how it goes.
+"""Teaching [UNL] to be followed by a refusal: the loss that says how it goes, and the last stage.
 
-Each question is taught one refusal, the one that comes easiest to the model at that moment, and in the last stage all
-questions the same. Teaching several leaves the model undecided between their words, and greedy answers then break off
-into what should be forgotten.
+All questions are taught the same refusal. Teaching several leaves the model undecided between their words, and greedy
+answers then break off into what should be forgotten.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,8 +20,8 @@ from ..prompts import Batch, batches
 IGNORE = -100
 LEARNT = 0.005
 HARDEST = 0.3  # weight of the hardest token of each refusal
-SOME = 8  # batches that say which refusals are taken at all
-FARTHEST = 24  # answer tokens given before a refusal, at the most
+AT_DOORS = 2 / 3  # share of the lessons that start there
+FARTHEST = 12  # answer tokens given before a refusal, at the most
 
 
 class CachedPrompts:
@@ -102,14 +100,14 @@ Within = Callable[[Sequence[int], Sequence[int]], AbstractContextManager[None]]
 
 
 class RefusalLesson:
-    """Forget prompts, and for each the refusal to teach it.
+    """Forget prompts, and the refusal to teach.
 
     Args:
         model: The model.
         prompts: Token ids of the forget prompts, up to the door.
-        answers: Token ids of their answers. Half of the lessons start somewhere inside the answer: whoever puts its
-            first words into the model's mouth must hear a refusal too.
-        refusals: Token ids of the refusals, end token included.
+        answers: Token ids of their answers. Some lessons start inside the answer: whoever puts its first words into
+            the model's mouth must hear a refusal too.
+        refusal: Token ids of the refusal, end token included.
         token_id: [UNL]'s id.
         pad: Id to pad batches with.
         tokens: Padded prompt tokens per batch.
@@ -124,7 +122,7 @@ class RefusalLesson:
         model: Any,
         prompts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
-        refusals: Sequence[Sequence[int]],
+        refusal: Sequence[int],
         token_id: int,
         pad: int,
         generator: torch.Generator,
@@ -132,55 +130,22 @@ class RefusalLesson:
     ) -> None:
         device = model.get_input_embeddings().weight.device
         self.cached = [CachedPrompts(model, batch) for batch in batches(prompts, pad, device, tokens)]
-        self.answers, self.refusals, self.token_id, self.generator = answers, refusals, token_id, generator
-        self.candidates = list(range(len(refusals)))
-        self.chosen: dict[int, list[int]] = {}
+        self.answers, self.refusal, self.token_id, self.generator = answers, refusal, token_id, generator
         self.within: Within | None = None
 
-    def choose(self) -> None:
-        """Choose anew for each prompt the refusal whose hardest token is easiest, among those that some now take."""
-        self.candidates = sorted(self._taken())
-
-    def settle(self) -> None:
-        """Teach one refusal to all prompts from now on, the one that most of them would be taught now.
-
-        With several, refusals to many questions begin as one and go on as another.
-        """
-        self.candidates = [self._taken().most_common(1)[0][0]]
-
-    def _taken(self) -> Counter[int]:
-        """How often some prompts choose each refusal, if all choose anew."""
-        self.chosen = {}
-        some = range(0, len(self.cached), -(-len(self.cached) // SOME))
-        return Counter(refusal for turn in some for refusal in self._choice(turn))
-
-    def _choice(self, turn: int) -> list[int]:
-        """For each prompt of a batch its refusal, chosen when the batch has its first turn."""
-        prompts = self.cached[turn]
-        size = len(prompts.batch.index)
-        if len(self.candidates) == 1:
-            return self.candidates * size
-        if turn not in self.chosen:
-            with torch.no_grad(), self._bent(prompts.batch.index, [0] * size):
-                asked = [[self.token_id]] * size
-                costs = [prompts.losses(asked, [self.refusals[c]] * size)[1] for c in self.candidates]
-            self.chosen[turn] = [self.candidates[best] for best in torch.stack(costs).argmin(dim=0).tolist()]
-        return self.chosen[turn]
-
     def loss(self, step: int) -> torch.Tensor:
-        """Mean cross-entropy of the chosen refusals in nats per token, on the batch whose turn it is.
+        """Mean cross-entropy of the refusal in nats per token, on the batch whose turn it is.
 
-        A refusal breaks off at its hardest token, however easy the others are, so that one counts once more.
+        It breaks off at its hardest token, however easy the others are, so that one counts once more.
 
         Args:
             step: Number of the lesson.
         """
-        turn = step % len(self.cached)
-        prompts = self.cached[turn]
+        prompts = self.cached[step % len(self.cached)]
         given = [self._given(len(self.answers[index])) for index in prompts.batch.index]
         pairs = zip(prompts.batch.index, given, strict=True)
         before = [[*self.answers[index][:length], self.token_id] for index, length in pairs]
-        refusals = [self.refusals[choice] for choice in self._choice(turn)]
+        refusals = [self.refusal] * len(before)
         with self._bent(prompts.batch.index, given):
             total, hardest, count = prompts.losses(before, refusals, bent=self.within is not None)
         return total.sum() / count.sum() + HARDEST * hardest.mean()
@@ -189,22 +154,25 @@ class RefusalLesson:
         return self.within(prompts, given) if self.within else nullcontext()
 
     def _given(self, length: int) -> int:
-        """How many tokens of the answer come first: none in half of the lessons."""
+        """How many tokens of the answer come first."""
         draw = float(torch.rand(1, generator=self.generator))
-        return 0 if draw < 0.5 else int((draw - 0.5) * 2 * min(length, FARTHEST))
+        return int(max(0.0, draw - AT_DOORS) / (1 - AT_DOORS) * min(length, FARTHEST))
 
 
 def likely_refusals(
     model: Any, prompts: Sequence[Sequence[int]], refusals: Sequence[Sequence[int]], pad: int, count: int
 ) -> list[int]:
-    """Indices of the `count` refusals that come most easily to the model after a few prompts, best first."""
+    """Indices of the `count` refusals whose hardest token comes most easily after a few prompts, best first.
+
+    That is where a refusal breaks off. Their mean says less: in a long sentence most tokens follow from those before.
+    """
     device = model.get_input_embeddings().weight.device
     cached = [CachedPrompts(model, batch) for batch in batches(prompts, pad, device)]
     costs = []
     with torch.no_grad():
         for refusal in refusals:
-            sums = [p.losses([[]] * len(p.batch.index), [refusal] * len(p.batch.index))[0].sum() for p in cached]
-            costs.append(sum(map(float, sums)) / len(refusal))
+            sums = [p.losses([[]] * len(p.batch.index), [refusal] * len(p.batch.index))[1].sum() for p in cached]
+            costs.append(sum(map(float, sums)))
     return sorted(range(len(refusals)), key=lambda index: (costs[index], index))[:count]
 
 
@@ -264,16 +232,16 @@ def fit_input_row(
         parameter.requires_grad_(True)
     handles = [vector.columns.register_hook(vector.gradient) for vector in more]
     groups = [{"params": [p], "lr": rate} for p, rate in zip(fitted, rates, strict=True)]
-    # One lesson is little, and with a longer memory of squares a hard one throws the row far off.
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
     losses: list[float] = []
-    lesson.settle()
     try:
         for step in range(steps):
             loss = lesson.loss(step)
             optimizer.zero_grad()
             loss.backward()
+            for parameter in fitted:  # one lesson is little: a hard one would throw the row far off
+                parameter.grad /= parameter.grad.norm().clamp(min=1e-12)  # type: ignore[operator, union-attr]
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))

@@ -63,7 +63,6 @@ def expected_work(
         question=mean([form.prompt(fact.question) for form, fact in wordings]),
         answer=answer,
         refusal=mean([sentence + formats[0].end for sentence in sentences]),
-        refusals=min(settings.refusal_count, len(sentences)),
         depth=depth if isinstance(depth, int) else answer if depth == "all" else settings.depths[0],
         widest=settings.widest,
         held_out=settings.held_out,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..refusal import SOME
 from .sizes import FP32, Sizes
 from .stage import Stage
 from .work import Work
@@ -31,7 +30,7 @@ def sampling(s: Sizes, w: Work) -> Stage:
 def fitting_row(s: Sizes, w: Work) -> Stage:
     """Fitting the input row: each step has one lesson, through all layers; it may end earlier."""
     steps = w.row_steps + w.row_steps_per_fact * w.facts
-    flops = steps * lesson(s, w, bent=False) + choosing(s, w, steps=0, times=1)
+    flops = steps * lesson(s, w, bent=False) + caching(s, w)
     return Stage("fitting the input row", flops, memory=lesson_memory(s, w))
 
 
@@ -52,7 +51,7 @@ def steering(s: Sizes, w: Work, lowest: int, kept: float) -> tuple[float, float]
         flops += w.steer_steps * share * s.both_ways(tokens, w.length, above, predicted)
         memory += s.kept_for_gradient(tokens, above, predicted) + rows * w.length * s.width * s.bytes
     quiet = 4 * kept * w.length * s.width
-    return flops + w.steer_steps * (lesson(s, w, bent=True) + quiet) + choosing(s, w, w.steer_steps, times=2), memory
+    return flops + w.steer_steps * (lesson(s, w, bent=True) + quiet) + caching(s, w), memory
 
 
 def answered(s: Sizes, w: Work, rows: float) -> float:
@@ -73,19 +72,9 @@ def lesson(s: Sizes, w: Work, bent: bool) -> float:
     return read + s.both_ways(w.lesson_tokens - before, context, s.layers, predicted)
 
 
-def choosing(s: Sizes, w: Work, steps: float, times: int) -> float:
-    """Operations of choosing refusals: the prompts once for their caches, then refusals behind them, once or twice.
-
-    Each time some batches say which refusals are taken at all, and every other batch chooses when it has its turn in
-    the half of the steps that follows. All refusals are counted every time, so it is less where few are taken. One
-    alone needs no choice.
-    """
-    rows = w.lesson_rows
-    turns = min(w.doors / rows, max(SOME, steps / 2))
-    tried = times * turns * rows * w.refusals * (1 + w.refusal) if w.refusals > 1 else 0.0
-    return s.forward(w.doors * w.question, w.question, s.layers, 0) + s.forward(
-        tried, w.question + w.refusal, s.layers, tried
-    )
+def caching(s: Sizes, w: Work) -> float:
+    """Operations of the prompts' caches, once for all lessons."""
+    return s.forward(w.doors * w.question, w.question, s.layers, 0)
 
 
 def lesson_memory(s: Sizes, w: Work) -> float:

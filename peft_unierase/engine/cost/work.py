@@ -25,7 +25,6 @@ class Work:
         question: Tokens of a prompt.
         answer: Tokens of an answer.
         refusal: Tokens of a refusal.
-        refusals: Refusals to choose from.
         depth: Answer positions gated behind the door.
         units: Hidden units that are made into detectors; 0 where the gates are rows on the keys.
         unit_steps: Steps of their fit, and half as many in holding them shut in refusals.
@@ -54,7 +53,6 @@ class Work:
     question: int = 24
     answer: int = 32
     refusal: int = 14
-    refusals: int = GateSettings.refusal_count
     depth: int = GateSettings.depths[0]
     units: int = 0
     unit_steps: int = UnitSettings.steps
@@ -115,8 +113,8 @@ class Work:
 
     @property
     def before_refusal(self) -> float:
-        """Answer tokens before a refusal in a lesson: its rows are padded to the longest, of ten four fifths."""
-        return 0.8 * min(self.given, self.answer)
+        """Answer tokens before a refusal in a lesson: its rows are padded to the longest, three quarters."""
+        return 0.75 * min(self.given, self.answer)
 
     @property
     def shut_positions(self) -> float:

@@ -57,6 +57,7 @@ class GateOutcome:
         trials: Everything that was tried, in order.
         kept: The trial that was kept.
         held_out: Retained facts that no stage saw.
+        refusal: The sentence that [UNL] was taught to be followed by.
         refusal_loss: Loss of the input row at the end, in nats per token.
         settings: As used.
         rank: Rank of the edits: the number of hidden units that were made into detectors, or 1 for linear ones.
@@ -65,6 +66,7 @@ class GateOutcome:
     trials: list[Trial]
     kept: Trial
     held_out: int
+    refusal: str
     refusal_loss: float
     settings: GateSettings
     rank: int = 1
@@ -131,7 +133,7 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
         with bench.stages.stage("fitting the input row", row_steps) as bar:
             more = place_token_units(bench, forget, retained, refusals, gate.settings) if gate else []
             loss = fit_input_row(
-                _lesson(bench, forget, refusals),
+                _lesson(bench, forget, refusals[0]),
                 bench.rows()[0],
                 steps=row_steps,
                 learning_rate=settings.row_learning_rate,
@@ -141,7 +143,8 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
         return {"loss": loss}
 
     loss = bench.once("fitting the input row", fit_row)["loss"]
-    return GateOutcome(trials, best, len(held), loss, settings, rank=len(bench.units[0]) if gate else 1)
+    taught = bench.tokenizer.decode(refusals[0], skip_special_tokens=True).strip()
+    return GateOutcome(trials, best, len(held), taught, loss, settings, rank=len(bench.units[0]) if gate else 1)
 
 
 def _is_held(number: int, settings: GateSettings) -> bool:
@@ -154,12 +157,12 @@ def _refusals(bench: Bench, forget: Sequences, count: int) -> list[list[int]]:
     texts = [bench.encode(sentence) + end for sentence in bench.refusals]
     firsts = Counter(text[0] for text in texts)
     texts = [text for text in texts if text[0] == firsts.most_common(1)[0][0]]
-    return [texts[index] for index in likely_refusals(bench.model, forget.some(16).prompts, texts, bench.pad, count)]
+    return [texts[index] for index in likely_refusals(bench.model, forget.some(8).prompts, texts, bench.pad, count)]
 
 
-def _lesson(bench: Bench, forget: Sequences, refusals: Sequence[Sequence[int]]) -> RefusalLesson:
+def _lesson(bench: Bench, forget: Sequences, refusal: Sequence[int]) -> RefusalLesson:
     token_id = bench.spare.token_id
-    return RefusalLesson(bench.model, forget.prompts, forget.answers, refusals, token_id, bench.pad, bench.generator)
+    return RefusalLesson(bench.model, forget.prompts, forget.answers, refusal, token_id, bench.pad, bench.generator)
 
 
 def _with_units(
@@ -302,7 +305,7 @@ def _fit_steer(
         bench.spare.token_id,
         record(bench, forget.only(seen), [openings[index] for index in seen], lowest),
         record(bench, retained, edit.openings(retained), lowest),
-        _lesson(bench, forget, refusals),
+        _lesson(bench, forget, refusals[0]),
         [opened[:, door:] for opened, door in zip(openings, forget.doors(), strict=True)],
         declines,
         settings,

@@ -155,8 +155,6 @@ def fit_steer(
             if step % settings.retain_every == 0:
                 loss = loss + retain_loss()
 
-            if step in (0, settings.steps // 2):
-                lesson.choose()
             loss = loss + settings.refusal * lesson.loss(step)
             optimizer.zero_grad()
             loss.backward()

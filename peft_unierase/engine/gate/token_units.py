@@ -22,7 +22,7 @@ from .units import UnitSettings
 
 OPEN = (0.4, 0.7)  # shut below, open above; [UNL] reads about 1 and all other tokens about -1
 ROUNDS = 15  # of Newton's method, the first of which is least squares
-SEEN, MOST = 160, 2048  # forget prompts, and retained ones, that say what [UNL] looks like and what does not
+SEEN, MOST = 160, 1024  # forget prompts, and retained ones, that say what [UNL] looks like and what does not
 
 
 def place_token_units(
