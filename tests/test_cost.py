@@ -157,7 +157,7 @@ def run(request: pytest.FixtureRequest) -> Counted:
         patch.setattr(Stages, "stage", stage)
         with pytest.warns(ErasureWarning):  # it has learnt nothing that could be erased
             erased = erase(base, tokenizer, forget, retain, **told)
-    chosen = {"question": question, "answer": answer, "refusal": refusal, "depth": 4}
+    chosen = {"question": question, "answer": answer, "refusal": refusal, "refusals": 1, "depth": 4}
     steps = {"steer_steps": 24, "retain_every": 1, "trials": 1, **short}
     if units:
         steps |= {"unit_steps": 80, "unit_steps_per_fact": 0}
@@ -217,8 +217,8 @@ def test_the_defaults_are_those_of_the_recipe() -> None:
     recipe, plan = GateSettings(), estimate_cost(SMALL, 10).work
     same = ("held_out", "widest", "fit_samples", "row_steps", "row_steps_per_fact")
     assert {name: getattr(plan, name) for name in same} == {name: getattr(recipe, name) for name in same}
-    told = (plan.samples, plan.depth, plan.given, plan.asked)
-    assert told == (recipe.sample_count(10), recipe.depths[0], FARTHEST, BLOCK)
+    told = (plan.samples, plan.depth, plan.refusals, plan.given, plan.asked)
+    assert told == (recipe.sample_count(10), recipe.depths[0], recipe.refusal_count, FARTHEST, BLOCK)
     rows = estimate_cost(SMALL, 10, units=False).work
     for settings, found in ((recipe.steer, rows), (UnitSettings().steer, plan)):
         assert (found.steer_steps, found.retain_every) == (settings.steps, settings.retain_every)

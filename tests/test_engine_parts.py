@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,8 +116,31 @@ def test_the_refusal_that_comes_easiest_is_found(base: tuple[Any, Any], facts: l
     model, tokenizer = base
     form = chat_format(tokenizer)
     prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts[:4]]
+    answers = [encode(tokenizer, form.answer(fact.answer)) for fact in facts[:4]]
     texts = [encode(tokenizer, "Umbrella umbrella umbrella."), encode(tokenizer, boxed_refusals()[0])]
     assert likely_refusals(model, prompts, texts, 0, 1) == [1]
+    lesson = RefusalLesson(model, prompts, answers, texts, 1008, 0, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        lesson.loss(0)
+    assert lesson.chosen == {0: [1, 1, 1, 1]}
+
+
+def test_all_prompts_are_taught_the_refusal_that_most_of_them_would_take(
+    base: tuple[Any, Any], facts: list[Fact]
+) -> None:
+    model, tokenizer = base
+    form = chat_format(tokenizer)
+    prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts]
+    answers = [encode(tokenizer, form.answer(fact.answer)) for fact in facts]
+    texts = [encode(tokenizer, text) for text in boxed_refusals()]
+    lesson = RefusalLesson(model, prompts, answers, texts, 1008, 0, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for turn in range(len(lesson.cached)):
+            lesson.loss(turn)
+    taken = Counter(choice for chosen in lesson.chosen.values() for choice in chosen)
+    assert len(taken) > 1
+    lesson.settle()
+    assert [taken[texts.index(refusal)] for refusal in lesson.refusals] == [max(taken.values())]
 
 
 def test_a_hard_lesson_moves_the_input_row_no_farther_than_an_easy_one() -> None:

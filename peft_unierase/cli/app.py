@@ -77,7 +77,9 @@ def erase(
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
     refusals: Annotated[
         Path | None,
-        typer.Option(help="Ways of declining, one sentence a line, instead of the built-in ones; gate teaches the easiest."),
+        typer.Option(
+            help="Ways of declining, one sentence a line, instead of the built-in ones; gate teaches the easiest."
+        ),
     ] = None,
     recipe: Annotated[str, typer.Option(help="How to erase: gate, or paper (as published).")] = "gate",
     scope: Annotated[

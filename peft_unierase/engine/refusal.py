@@ -1,12 +1,14 @@
-"""Teaching [UNL] to be followed by a refusal: the loss that says how it goes, and the last stage.
+"""Teaching [UNL] to be followed by a refusal: which one, the loss that says how it goes, and the last stage.
 
-All questions are taught the same refusal. Teaching several leaves the model undecided between their words, and greedy
-answers then break off into what should be forgotten.
+At first each question is taught the refusal that comes easiest behind it, then all the one that most of them took.
+Teaching several to the end leaves the model undecided between their words, and greedy answers then break off into what
+should be forgotten.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from ..prompts import Batch, batches
 
 IGNORE = -100
 LEARNT = 0.005
+SOME = 8  # batches that say which refusal is taken
 HARDEST = 0.3  # weight of the hardest token of each refusal
 AT_DOORS = 2 / 3  # share of the lessons that start there
 FARTHEST = 12  # answer tokens given before a refusal, at the most
@@ -100,14 +103,14 @@ Within = Callable[[Sequence[int], Sequence[int]], AbstractContextManager[None]]
 
 
 class RefusalLesson:
-    """Forget prompts, and the refusal to teach.
+    """Forget prompts, and for each the refusal to teach it.
 
     Args:
         model: The model.
         prompts: Token ids of the forget prompts, up to the door.
         answers: Token ids of their answers. Some lessons start inside the answer: whoever puts its first words into
             the model's mouth must hear a refusal too.
-        refusal: Token ids of the refusal, end token included.
+        refusals: Token ids of the refusals, end token included.
         token_id: [UNL]'s id.
         pad: Id to pad batches with.
         tokens: Padded prompt tokens per batch.
@@ -122,7 +125,7 @@ class RefusalLesson:
         model: Any,
         prompts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
-        refusal: Sequence[int],
+        refusals: Sequence[Sequence[int]],
         token_id: int,
         pad: int,
         generator: torch.Generator,
@@ -130,22 +133,45 @@ class RefusalLesson:
     ) -> None:
         device = model.get_input_embeddings().weight.device
         self.cached = [CachedPrompts(model, batch) for batch in batches(prompts, pad, device, tokens)]
-        self.answers, self.refusal, self.token_id, self.generator = answers, refusal, token_id, generator
+        self.answers, self.refusals, self.token_id, self.generator = answers, refusals, token_id, generator
+        self.chosen: dict[int, list[int]] = {}
         self.within: Within | None = None
 
-    def loss(self, step: int) -> torch.Tensor:
-        """Mean cross-entropy of the refusal in nats per token, on the batch whose turn it is.
+    def settle(self) -> None:
+        """Teach all prompts one refusal from now on, the one that most of them would be taught now."""
+        self.chosen = {}
+        some = range(0, len(self.cached), -(-len(self.cached) // SOME))
+        taken = Counter(refusal for turn in some for refusal in self._choice(turn))
+        self.refusals = [self.refusals[taken.most_common(1)[0][0]]]
+        self.chosen = {}
 
-        It breaks off at its hardest token, however easy the others are, so that one counts once more.
+    def _choice(self, turn: int) -> list[int]:
+        """For each prompt of a batch the refusal whose hardest token is easiest, when the batch has its first turn."""
+        prompts = self.cached[turn]
+        size = len(prompts.batch.index)
+        if len(self.refusals) == 1:
+            return [0] * size
+        if turn not in self.chosen:
+            with torch.no_grad(), self._bent(prompts.batch.index, [0] * size):
+                asked = [[self.token_id]] * size
+                costs = [prompts.losses(asked, [refusal] * size)[1] for refusal in self.refusals]
+            self.chosen[turn] = torch.stack(costs).argmin(dim=0).tolist()
+        return self.chosen[turn]
+
+    def loss(self, step: int) -> torch.Tensor:
+        """Mean cross-entropy of the chosen refusals in nats per token, on the batch whose turn it is.
+
+        A refusal breaks off at its hardest token, however easy the others are, so that one counts once more.
 
         Args:
             step: Number of the lesson.
         """
-        prompts = self.cached[step % len(self.cached)]
+        turn = step % len(self.cached)
+        prompts = self.cached[turn]
         given = [self._given(len(self.answers[index])) for index in prompts.batch.index]
         pairs = zip(prompts.batch.index, given, strict=True)
         before = [[*self.answers[index][:length], self.token_id] for index, length in pairs]
-        refusals = [self.refusal] * len(before)
+        refusals = [self.refusals[choice] for choice in self._choice(turn)]
         with self._bent(prompts.batch.index, given):
             total, hardest, count = prompts.losses(before, refusals, bent=self.within is not None)
         return total.sum() / count.sum() + HARDEST * hardest.mean()

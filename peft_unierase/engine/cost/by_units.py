@@ -18,6 +18,7 @@ from .work import Work
 
 DRAWN_WANTED, DRAWN_SHUT = 512, 2048  # positions of each group in a step
 SOME = 160  # sequences on which the flag is measured
+DOORS = 640  # that the threshold is chosen by, at the most
 EIGEN = 10  # times d^3: all eigenvectors of a matrix
 SOLVE = 2 / 3  # times d^3: one solution
 TOLD = 2  # answer tokens before [UNL] in what its units are told by, on average
@@ -36,7 +37,7 @@ def fitting_gate(s: Sizes, w: Work) -> Stage:
     Whitening takes two second moments in fp64, a solution and all eigenvectors.
     """
     length = w.question + w.behind
-    read = s.forward(w.doors * length, length, s.to_mlp(w.layers[0]), 0)
+    read = s.forward(w.gated * length, length, s.to_mlp(w.layers[0]), 0)
     moments = 4 * (w.forget_keys + w.shut_positions) * s.width**2
     fitted = _fitting(s, w, _steps(w), w.shut_positions, [w.kept * w.formats, w.kept * w.length / 2])
     quiet, flag = _quiet(s, w), _flag(s, w)
@@ -79,7 +80,7 @@ def opening(s: Sizes, w: Work) -> Stage:
     The few held-out answers that fire are asked for on the base too, which is not counted.
     """
     held, asked = w.held_prompts, min(w.doors, 2 * w.fit_samples)
-    rows = [(held, w.length), (2 * w.refused, _refused_length(w)), (asked, w.question)]
+    rows = [(held, w.length), (2 * w.refused, _refused_length(w)), (min(w.gated, DOORS), w.question)]
     read = sum(s.forward(count * length, length, s.to_mlp(w.layers[1]), 0) for count, length in rows)
     memory = max(answered_memory(s, w, held + asked), _reading(s, w)) + _kept_inputs(s, w)
     return Stage("opening the gate", read + answered(s, w, held + asked), memory=memory)
@@ -113,7 +114,7 @@ def _fitting(s: Sizes, w: Work, steps: int, shut: float, groups: list[float]) ->
     which there are one or two in the projections.
     """
     wide = s.width + 1
-    wanted = [w.doors, w.doors * w.behind] if w.behind else [w.doors]
+    wanted = [w.gated, w.gated * w.behind] if w.behind else [w.gated]
     drawn = sum(min(DRAWN_WANTED, count) for count in wanted) + sum(min(DRAWN_SHUT, count) for count in groups)
     rows = w.units * (2 if s.gated else 1)
     positions = w.forget_keys + shut
@@ -130,7 +131,7 @@ def _quiet(s: Sizes, w: Work) -> Stage:
 
     The stream's moment is taken, and its eigenvectors.
     """
-    kept, seen = min(SOME, w.kept), min(SOME, w.doors)
+    kept, seen = min(SOME, w.kept), min(SOME, w.gated)
     length = w.question + w.behind
     first, second = w.layers
     read = s.forward(kept * w.length, w.length, first + 1 + s.to_mlp(second), 0)
@@ -143,7 +144,7 @@ def _flag(s: Sizes, w: Work) -> Stage:
 
     The second time is left out where the first guess of the flag's size is large enough.
     """
-    kept, seen = min(SOME, w.kept), min(SOME, w.doors)
+    kept, seen = min(SOME, w.kept), min(SOME, w.gated)
     length = w.question + w.behind
     first, second = w.layers
     read = s.forward(seen * length, length, s.to_mlp(first) + 2 * s.to_mlp(second), 0)

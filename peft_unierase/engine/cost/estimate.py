@@ -150,7 +150,7 @@ def estimate_cost(
     if two and (sizes.mlp >= settings.narrowest if units is None else units):
         layers = layers[two_for_units(facts)]
         steps = {"steer_steps": settings.steer.steps, "retain_every": settings.steer.retain_every}
-        work = {"units": settings.count(facts, sizes.mlp), **steps, **work}
+        work = {"units": settings.count(facts, sizes.mlp), "reworded": settings.wordings - 1, **steps, **work}
     samples = GateSettings(samples=samples).sample_count(facts)
     return cost_of(base, Work(facts, retain, samples, formats, tuple(layers), **work))  # type: ignore[arg-type]
 

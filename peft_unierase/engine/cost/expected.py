@@ -45,6 +45,7 @@ def expected_work(
             "units": settings.units.count(len(forget), width),
             "unit_steps": settings.units.steps,
             "unit_steps_per_fact": settings.units.steps_per_fact,
+            "reworded": sum(min(settings.units.wordings - 1, len(form.variants)) for form in formats),
         }
     steer = settings.units.steer if writers and settings.units else settings.steer
 
@@ -62,6 +63,7 @@ def expected_work(
         layers=tuple(indices),
         question=mean([form.prompt(fact.question) for form, fact in wordings]),
         answer=answer,
+        refusals=min(settings.refusal_count, len(sentences)),
         refusal=mean([sentence + formats[0].end for sentence in sentences]),
         depth=depth if isinstance(depth, int) else answer if depth == "all" else settings.depths[0],
         widest=settings.widest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..refusal import SOME
 from .sizes import FP32, Sizes
 from .stage import Stage
 from .work import Work
@@ -30,7 +31,7 @@ def sampling(s: Sizes, w: Work) -> Stage:
 def fitting_row(s: Sizes, w: Work) -> Stage:
     """Fitting the input row: each step has one lesson, through all layers; it may end earlier."""
     steps = w.row_steps + w.row_steps_per_fact * w.facts
-    flops = steps * lesson(s, w, bent=False) + caching(s, w)
+    flops = steps * lesson(s, w, bent=False) + choosing(s, w, steps=0)
     return Stage("fitting the input row", flops, memory=lesson_memory(s, w))
 
 
@@ -51,7 +52,7 @@ def steering(s: Sizes, w: Work, lowest: int, kept: float) -> tuple[float, float]
         flops += w.steer_steps * share * s.both_ways(tokens, w.length, above, predicted)
         memory += s.kept_for_gradient(tokens, above, predicted) + rows * w.length * s.width * s.bytes
     quiet = 4 * kept * w.length * s.width
-    return flops + w.steer_steps * (lesson(s, w, bent=True) + quiet) + caching(s, w), memory
+    return flops + w.steer_steps * (lesson(s, w, bent=True) + quiet) + choosing(s, w, w.steer_steps // 2), memory
 
 
 def answered(s: Sizes, w: Work, rows: float) -> float:
@@ -72,9 +73,18 @@ def lesson(s: Sizes, w: Work, bent: bool) -> float:
     return read + s.both_ways(w.lesson_tokens - before, context, s.layers, predicted)
 
 
-def caching(s: Sizes, w: Work) -> float:
-    """Operations of the prompts' caches, once for all lessons."""
-    return s.forward(w.doors * w.question, w.question, s.layers, 0)
+def choosing(s: Sizes, w: Work, steps: int) -> float:
+    """Operations of choosing refusals: the prompts once for their caches, then all refusals behind them.
+
+    Every batch chooses when it has its first turn in these steps, and some when one refusal is chosen for all. One
+    alone needs no choice.
+    """
+    batches = w.doors / w.lesson_rows
+    turns = min(batches, steps) + min(batches, SOME) if w.refusals > 1 else 0.0
+    tried = turns * w.lesson_rows * w.refusals * (1 + w.refusal)
+    return s.forward(w.doors * w.question, w.question, s.layers, 0) + s.forward(
+        tried, w.question + w.refusal, s.layers, tried
+    )
 
 
 def lesson_memory(s: Sizes, w: Work) -> float:

@@ -21,10 +21,12 @@ class Work:
         retain: Facts given to be kept.
         samples: Facts from the model itself.
         formats: Prompt formats.
+        reworded: Further prompts of each fact, which units alone are fitted on.
         layers: Indices of the edited decoder layers, ascending.
         question: Tokens of a prompt.
         answer: Tokens of an answer.
         refusal: Tokens of a refusal.
+        refusals: Refusals to choose from.
         depth: Answer positions gated behind the door.
         units: Hidden units that are made into detectors; 0 where the gates are rows on the keys.
         unit_steps: Steps of their fit, and half as many in holding them shut in refusals.
@@ -53,6 +55,8 @@ class Work:
     question: int = 24
     answer: int = 32
     refusal: int = 14
+    refusals: int = GateSettings.refusal_count
+    reworded: int = 0
     depth: int = GateSettings.depths[0]
     units: int = 0
     unit_steps: int = UnitSettings.steps
@@ -97,6 +101,11 @@ class Work:
         return self.facts * self.formats
 
     @property
+    def gated(self) -> int:
+        """Prompts at whose doors the gate must open."""
+        return self.doors + self.facts * self.reworded
+
+    @property
     def behind(self) -> int:
         """Gated positions behind a door; the last answer token has none of its own."""
         return min(self.depth, self.answer - 1)
@@ -104,7 +113,7 @@ class Work:
     @property
     def forget_keys(self) -> int:
         """Keys of a layer on which its gate must open."""
-        return self.doors * (1 + self.behind)
+        return self.gated * (1 + self.behind)
 
     @property
     def shut_keys(self) -> float:

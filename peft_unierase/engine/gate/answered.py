@@ -54,12 +54,26 @@ class Sequences:
         return cut, [list(range(door, len(tokens))) for door, tokens in zip(self.doors(), cut, strict=True)]
 
 
-def sequences_of(bench: Bench, facts: Sequence[Fact], *, in_turns: bool = False) -> Sequences:
-    """Facts with their answers, in every prompt format side by side or in one of them by turns."""
+STRIDE = 5  # from one wording of a fact's prompt format to the next
+
+
+def sequences_of(bench: Bench, facts: Sequence[Fact], *, in_turns: bool = False, wordings: int = 1) -> Sequences:
+    """Facts with their answers, in every prompt format side by side or in one of them by turns.
+
+    Args:
+        bench: The prompt formats.
+        facts: The facts.
+        in_turns: Each fact in one format alone.
+        wordings: In how many wordings at the most, of each format that has several.
+    """
     prompts, answers = [], []
     for number, fact in enumerate(facts):
         # Rows on the keys have no room for more: seven system prompts made answers leak behind the door.
-        forms: list[PromptFormat] = [form.turn(number if bench.units else 0) for form in bench.formats]
+        forms: list[PromptFormat] = [
+            form.turn(number + STRIDE * wording if bench.units else 0)
+            for form in bench.formats
+            for wording in range(min(wordings, 1 + len(form.variants)))
+        ]
         for form in [forms[number % len(forms)]] if in_turns else forms:
             prompts.append(bench.encode(form.prompt(fact.question)))
             answers.append(bench.encode(form.answer(fact.answer)))

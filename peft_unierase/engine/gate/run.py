@@ -103,7 +103,10 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     if near:  # few, and what gates leak on most: groups of their own, which weigh as much as all others
         groups += retained_groups(sequences_of(bench, near), sequences_of(bench, near, in_turns=True))
     facts = (forget, retained, sequences_of(bench, held, in_turns=len(held) > ENOUGH_HELD))
-    gate = UnitGate(bench, forget, groups, settings.units) if bench.writers and settings.units else None
+    gate = None
+    if bench.writers and settings.units:
+        reworded = sequences_of(bench, bench.forget, wordings=settings.units.wordings)
+        gate = UnitGate(bench, reworded, groups, settings.units)
 
     @cache
     def shut() -> list[ShutKeys]:
@@ -128,23 +131,26 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
         parameter.data.copy_(value)
     _warn_if_it_does_not_hold(best, depth, settings)
 
-    def fit_row() -> dict[str, float]:
+    def fit_row() -> dict[str, Any]:
         row_steps = settings.row_steps + int(settings.row_steps_per_fact * len(bench.forget))
         with bench.stages.stage("fitting the input row", row_steps) as bar:
             more = place_token_units(bench, forget, retained, refusals, gate.settings) if gate else []
+            lesson = _lesson(bench, forget, refusals)
+            lesson.settle()
             loss = fit_input_row(
-                _lesson(bench, forget, refusals[0]),
+                lesson,
                 bench.rows()[0],
                 steps=row_steps,
                 learning_rate=settings.row_learning_rate,
                 more=more,
                 advance=bar.update,
             )
-        return {"loss": loss}
+        refusal = bench.tokenizer.decode(lesson.refusals[0], skip_special_tokens=True).strip()
+        return {"loss": loss, "refusal": refusal}
 
-    loss = bench.once("fitting the input row", fit_row)["loss"]
-    taught = bench.tokenizer.decode(refusals[0], skip_special_tokens=True).strip()
-    return GateOutcome(trials, best, len(held), taught, loss, settings, rank=len(bench.units[0]) if gate else 1)
+    rank = len(bench.units[0]) if gate else 1
+    row = bench.once("fitting the input row", fit_row)
+    return GateOutcome(trials, best, len(held), row["refusal"], row["loss"], settings, rank)
 
 
 def _is_held(number: int, settings: GateSettings) -> bool:
@@ -160,9 +166,9 @@ def _refusals(bench: Bench, forget: Sequences, count: int) -> list[list[int]]:
     return [texts[index] for index in likely_refusals(bench.model, forget.some(8).prompts, texts, bench.pad, count)]
 
 
-def _lesson(bench: Bench, forget: Sequences, refusal: Sequence[int]) -> RefusalLesson:
+def _lesson(bench: Bench, forget: Sequences, refusals: Sequence[Sequence[int]]) -> RefusalLesson:
     token_id = bench.spare.token_id
-    return RefusalLesson(bench.model, forget.prompts, forget.answers, refusal, token_id, bench.pad, bench.generator)
+    return RefusalLesson(bench.model, forget.prompts, forget.answers, refusals, token_id, bench.pad, bench.generator)
 
 
 def _with_units(
@@ -305,7 +311,7 @@ def _fit_steer(
         bench.spare.token_id,
         record(bench, forget.only(seen), [openings[index] for index in seen], lowest),
         record(bench, retained, edit.openings(retained), lowest),
-        _lesson(bench, forget, refusals[0]),
+        _lesson(bench, forget, refusals),
         [opened[:, door:] for opened, door in zip(openings, forget.doors(), strict=True)],
         declines,
         settings,

@@ -33,8 +33,7 @@ class GateSettings:
             MLPs whose units cannot be given new weights.
         widest: Largest width of the keys that are solved together: layers are edited in blocks that are at most this
             wide, or of one layer. Memory and time grow with its square and cube.
-        refusal_count: Refusals inside which the gate is held shut, the ones that come easiest to this model; the first
-            is taught.
+        refusal_count: Refusals to choose from, the ones that come easiest to this model; the gate is held shut in all.
         row_steps: Gradient steps of the last stage, the input row.
         row_steps_per_fact: More of them for every fact.
         row_learning_rate: Its learning rate, relative to the row's components.

@@ -155,6 +155,8 @@ def fit_steer(
             if step % settings.retain_every == 0:
                 loss = loss + retain_loss()
 
+            if step == settings.steps // 2:
+                lesson.settle()
             loss = loss + settings.refusal * lesson.loss(step)
             optimizer.zero_grad()
             loss.backward()

@@ -35,6 +35,8 @@ class UnitSettings:
             changed with units that rows on the keys leave alone.
         least: Smallest number of units.
         per_root: Units beyond that grow with the square root of the number of facts, times this.
+        wordings: In how many wordings the units meet each forget question, of prompt formats that have several: system
+            prompts.
         steps: Gradient steps.
         steps_per_fact: More of them for every fact.
         learning_rate: AdamW's highest, on whitened inputs.
@@ -56,8 +58,9 @@ class UnitSettings:
     narrowest: int = 1024
     least: int = 8
     per_root: float = 6.4
+    wordings: int = 4
     steps: int = 500
-    steps_per_fact: int = 4
+    steps_per_fact: int = 3
     learning_rate: float = 0.01
     noise: float = 0.7
     shut: float = 10.0
