@@ -188,17 +188,14 @@ class RefusalLesson:
 def likely_refusals(
     model: Any, prompts: Sequence[Sequence[int]], refusals: Sequence[Sequence[int]], pad: int, count: int
 ) -> list[int]:
-    """Indices of the `count` refusals whose hardest token comes most easily after a few prompts, best first.
-
-    That is where a refusal breaks off. Their mean says less: in a long sentence most tokens follow from those before.
-    """
+    """Indices of the `count` refusals that come most easily to the model after a few prompts, best first."""
     device = model.get_input_embeddings().weight.device
     cached = [CachedPrompts(model, batch) for batch in batches(prompts, pad, device)]
     costs = []
     with torch.no_grad():
         for refusal in refusals:
-            sums = [p.losses([[]] * len(p.batch.index), [refusal] * len(p.batch.index))[1].sum() for p in cached]
-            costs.append(sum(map(float, sums)))
+            sums = [p.losses([[]] * len(p.batch.index), [refusal] * len(p.batch.index))[0].sum() for p in cached]
+            costs.append(sum(map(float, sums)) / len(refusal))
     return sorted(range(len(refusals)), key=lambda index: (costs[index], index))[:count]
 
 
