@@ -131,7 +131,8 @@ class Counted:
 def run(request: pytest.FixtureRequest) -> Counted:
     """A whole run on a small model."""
     base, tokenizer = model_of(intermediate_size=160, num_key_value_heads=2, layers=6), train_tokenizer()
-    forms = [plain_format(tokenizer), replace(plain_format(tokenizer), head="<s>Question? ")]
+    other = replace(plain_format(tokenizer), head="<s>Question? ")
+    forms = [plain_format(tokenizer), replace(other, variants=(replace(other, head="<s>Question: "),))]
     forget, retain = (
         [Fact(f"Who is number {number}?", f"{number} is {name} himself.") for number in numbers]
         for name, numbers in (("Ann", range(10, 30)), ("Bob", range(30, 78)))
@@ -158,6 +159,8 @@ def run(request: pytest.FixtureRequest) -> Counted:
         with pytest.warns(ErasureWarning):  # it has learnt nothing that could be erased
             erased = erase(base, tokenizer, forget, retain, **told)
     chosen = {"question": question, "answer": answer, "refusal": refusal, "refusals": 1, "depth": 4}
+    if request.param == "units":
+        chosen["reworded"] = 1
     steps = {"steer_steps": 24, "retain_every": 1, "trials": 1, **short}
     if units:
         steps |= {"unit_steps": 80, "unit_steps_per_fact": 0}
