@@ -11,11 +11,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.engine.gate.answered import sequences_of
 from peft_unierase.engine.known import known_shares
 from peft_unierase.engine.refusal import CachedPrompts, RefusalLesson, fit_input_row, likely_refusals
 from peft_unierase.engine.samples import drop_close, sample_facts
 from peft_unierase.facts import Fact
-from peft_unierase.prompts import batches, chat_format, default_formats, encode, greedy_answers, plain_format
+from peft_unierase.prompts import (
+    PromptFormat,
+    batches,
+    chat_format,
+    default_formats,
+    encode,
+    greedy_answers,
+    plain_format,
+)
 
 CPU = torch.device("cpu")
 
@@ -155,6 +164,21 @@ def test_a_hard_lesson_moves_the_input_row_no_farther_than_an_easy_one() -> None
         fitted.append(row.detach())
     assert float((fitted[0] - 1).norm()) > 0.1
     assert torch.allclose(*fitted)
+
+
+def test_a_fact_is_met_in_as_many_wordings_as_a_format_has() -> None:
+    second = PromptFormat("second", "B ", "", "", "")
+    forms = [PromptFormat("plain", "P ", "", "", ""), PromptFormat("first", "A ", "", "", "", variants=(second,))]
+    bench: Any = SimpleNamespace(formats=forms, units=[[0]], encode=lambda text: text)
+    facts = [Fact("Who?", "He."), Fact("What?", "It.")]
+    one = sequences_of(bench, facts)
+    assert one.prompts == ["P Who?", "A Who?", "P What?", "B What?"]
+    assert sequences_of(bench, facts, wordings=4).prompts == [
+        *("P Who?", "A Who?", "B Who?"),
+        *("P What?", "B What?", "A What?"),
+    ]
+    bench.units = []  # rows on the keys meet one wording alone
+    assert sequences_of(bench, facts).prompts == ["P Who?", "A Who?", "P What?", "A What?"]
 
 
 def test_the_model_asks_and_answers_the_same_questions_for_the_same_seed(base: tuple[Any, Any]) -> None:
