@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..gate.by_units import DOORS, SOME
 from ..gate.comparator import UNITS
 from ..gate.token_units import MOST, ROUNDS, SEEN
 from .shared import ROOM, answered, answered_memory, steering
@@ -17,8 +18,6 @@ from .stage import Stage
 from .work import Work
 
 DRAWN_WANTED, DRAWN_SHUT = 512, 2048  # positions of each group in a step
-SOME = 160  # sequences on which the flag is measured
-DOORS = 640  # that the threshold is chosen by, at the most
 EIGEN = 10  # times d^3: all eigenvectors of a matrix
 SOLVE = 2 / 3  # times d^3: one solution
 TOLD = 2  # answer tokens before [UNL] in what its units are told by, on average

@@ -22,6 +22,7 @@ from .shut import Group, refused_group
 from .units import UnitDetector, UnitSettings, least_used, unit_rows
 
 SOME = 160  # sequences on which a flag is measured
+DOORS = 640  # that the threshold is chosen by, at the most
 
 
 def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
@@ -141,7 +142,7 @@ class UnitGate:
         """Choose it half way between where at most a share `most` of held-out answers or refusals open the gate and
         where the doors still do; these count more if it cannot be both.
         """
-        forget = self.forget.some(640)
+        forget = self.forget.some(DOORS)
         everywhere = [list(range(len(whole))) for whole in held.whole()]
         shut = [float(self._highest(*group).quantile(1 - most)) for group in ((held.whole(), everywhere), self.refused)]
         doors = self._highest(forget.prompts, [[door] for door in forget.doors()])

@@ -114,7 +114,7 @@ def fit_steer(
     for parameter in (output_row, input_row):
         parameter.requires_grad_(True)
     parts = [{"params": [p], "lr": rate} for p, rate in zip(groups, rates, strict=True)]
-    optimizer = torch.optim.Adam(parts, betas=(0.9, 0.99))  # see `fit_input_row`
+    optimizer = torch.optim.Adam(parts, betas=(0.9, 0.99))  # a hard batch is soon forgotten
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=settings.steps, pct_start=0.1)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
