@@ -143,7 +143,6 @@ class RefusalLesson:
         some = range(0, len(self.cached), -(-len(self.cached) // SOME))
         taken = Counter(refusal for turn in some for refusal in self._choice(turn))
         self.refusals = [self.refusals[taken.most_common(1)[0][0]]]
-        self.chosen = {}
 
     def _choice(self, turn: int) -> list[int]:
         """For each prompt of a batch the refusal whose hardest token is easiest, when the batch has its first turn."""
@@ -223,6 +222,10 @@ class FreeColumns:
         return relative * self.size * float(self.read.abs().max())
 
 
+def _of_unit_length(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient / gradient.norm().clamp(min=1e-12)
+
+
 def fit_input_row(
     lesson: RefusalLesson,
     row: nn.Parameter,
@@ -254,6 +257,8 @@ def fit_input_row(
     for parameter in fitted:
         parameter.requires_grad_(True)
     handles = [vector.columns.register_hook(vector.gradient) for vector in more]
+    # One lesson is little: a hard one would throw the row far off.
+    handles += [parameter.register_hook(_of_unit_length) for parameter in fitted]
     groups = [{"params": [p], "lr": rate} for p, rate in zip(fitted, rates, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
@@ -263,8 +268,6 @@ def fit_input_row(
             loss = lesson.loss(step)
             optimizer.zero_grad()
             loss.backward()
-            for parameter in fitted:  # one lesson is little: a hard one would throw the row far off
-                parameter.grad /= parameter.grad.norm().clamp(min=1e-12)  # type: ignore[operator, union-attr]
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))

@@ -131,7 +131,7 @@ def estimate_cost(
         facts: Facts to forget.
         retain: Facts given to be kept.
         samples: Facts from the model itself; `None` takes as many as the recipe does for this many facts.
-        formats: Prompt formats.
+        formats: Prompt formats; one of them has several wordings.
         layers: Indices of the edited layers, ascending, instead of the rule's.
         units: Whether the gates are hidden units; they take two layers. `None` goes by the width of the MLPs, as the
             recipe does.

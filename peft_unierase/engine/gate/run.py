@@ -145,8 +145,8 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
                 more=more,
                 advance=bar.update,
             )
-        refusal = bench.tokenizer.decode(lesson.refusals[0], skip_special_tokens=True).strip()
-        return {"loss": loss, "refusal": refusal}
+        (taught,) = lesson.refusals
+        return {"loss": loss, "refusal": bench.tokenizer.decode(taught, skip_special_tokens=True).strip()}
 
     rank = len(bench.units[0]) if gate else 1
     row = bench.once("fitting the input row", fit_row)
