@@ -5,8 +5,9 @@
 The other side works as the published reference is described: for every fact it finds the target vector by gradient
 steps through the whole model, then takes each layer's key and solves a `d_ff x d_ff` system, with the projector formed
 and the keys of all earlier facts in it. Learning the token, recording the retained texts and the output row are the
-same on both sides and done once on each. Both have the same settings: gradient steps at the most, where to stop, ridge,
-threshold, seed. It ends with 1 if the batched side is less than 20 times as fast or its forget recall differs by more
+same on both sides and done once on each. Both have the same settings: where to start and stop, ridge, threshold, seed.
+A gradient step of a request asks in all formats, one of the batched side in one of them; it has half as many at the
+most. It ends with 1 if the batched side is less than 20 times as fast or its forget recall differs by more
 than 0.03. The testbed is not part of the package; where it is missing the script says so and exits with 0.
 """
 
@@ -115,11 +116,12 @@ class OneByOne:
             stream[rows, columns] = stream[rows, columns] + change
             return stream
 
-        for step in range(settings.target_steps + 1):
+        steps = settings.target_steps // 2
+        for step in range(steps + 1):
             with bent_output(layer, bend):
                 logits = bench.model(**batch.inputs(), use_cache=False).logits[:, -1]
             losses = -logits.log_softmax(dim=-1)[:, bench.spare.token_id]
-            if step == settings.target_steps or float(losses.max().detach()) < settings.target_loss:
+            if step == steps or float(losses.max().detach()) < settings.target_loss:
                 break
             loss = losses.sum() + settings.target_decay * change.square().sum() / norm.square()
             optimizer.zero_grad()

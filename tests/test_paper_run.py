@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +317,15 @@ def test_the_output_row_is_silent_on_what_stays_and_on_forget_questions_without_
     assert excess(10.0) < 0.5 * excess(0.0)
 
 
+def test_every_fact_is_asked_in_every_format_however_few_the_steps() -> None:
+    bench, _ = quick_bench()
+    bench.formats = bench.formats * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcome = run_paper(bench, replace(QUICK, target_steps=1))
+    assert math.isfinite(outcome.target_loss)
+
+
 @torch.no_grad()
 def test_a_tail_gives_what_the_whole_model_gives() -> None:
     bench, _ = quick_bench()
@@ -325,7 +336,7 @@ def test_a_tail_gives_what_the_whole_model_gives() -> None:
     marks[0] = 0  # the very first token can be changed too
     width = bench.rows()[0].shape[0]
     changes = torch.randn(len(prompts), width, generator=bench.generator)
-    for batch, columns in tail_batches(prompts, marks, bench.pad, bench.device, tokens=40):
+    for batch, columns in tail_batches(prompts, marks, range(len(prompts)), bench.pad, bench.device, tokens=40):
         tail = Tail(bench.model, bench.stack, layer, batch, columns)
         found = tail.changed_logits(changes[batch.index], 1)[:, 0]
         for row, index in enumerate(batch.index):

@@ -68,6 +68,7 @@ def edit_layers(
         advance: Called with 1 after each layer.
     """
     positions = [[mark] for mark in marks]
+    prompts = [prompt[: mark + 1] for prompt, mark in zip(prompts, marks, strict=True)]
     edited = []
     for number, (gate, space) in enumerate(zip(gates, spaces, strict=True)):
         found, streams = inputs_at(model, [gate, behind], prompts, positions, pad)

@@ -119,8 +119,9 @@ def _targets(
     common: torch.Tensor,
 ) -> Targets:
     with bench.stages.stage("finding targets", settings.target_steps) as bar:
-        facts = torch.arange(len(prompts), device=bench.device) // len(bench.formats)
-        tails = _tails(bench, prompts, marks)
+        count = len(bench.formats)
+        facts = torch.arange(len(prompts), device=bench.device) // count
+        tails = [_tails(bench, prompts, marks, range(form, len(prompts), count)) for form in range(count)]
         return find_targets(tails, facts, common, bench.spare.token_id, settings, bar.update)
 
 
@@ -170,16 +171,17 @@ def fit_common(
     chosen = [number * count // sample * formats + form for number in range(sample) for form in range(formats)]
     refusals = draw_refusals(bench, len(chosen))
     sequences = [[*prompts[index], *refusal] for index, refusal in zip(chosen, refusals, strict=True)]
-    tails = _tails(bench, sequences, [marks[index] for index in chosen])
+    tails = _tails(bench, sequences, [marks[index] for index in chosen], range(len(chosen)))
     with bench.stages.stage("fitting the output row", settings.output_steps) as bar:
         behind = [len(refusal) for refusal in refusals]
         return fit_output_row(tails, behind, bench.rows()[1], silence, settings, bar.update)
 
 
-def _tails(bench: Bench, prompts: Sequence[Sequence[int]], marks: Sequence[int]) -> list[Tail]:
+def _tails(bench: Bench, prompts: Sequence[Sequence[int]], marks: Sequence[int], some: Sequence[int]) -> list[Tail]:
+    """Some of the prompts, recorded batch by batch."""
     return [
         Tail(bench.model, bench.stack, bench.layers[-1], batch, columns)
-        for batch, columns in tail_batches(prompts, marks, bench.pad, bench.device)
+        for batch, columns in tail_batches(prompts, marks, some, bench.pad, bench.device)
     ]
 
 

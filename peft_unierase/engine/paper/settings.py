@@ -20,7 +20,7 @@ class PaperSettings:
         token_learning_rate: Adam's highest, relative to the root mean square of the row's components.
         output_steps: Gradient steps of the output row in stage II.
         output_facts: Forget facts that it sees, at the most.
-        target_steps: Gradient steps of the target vectors, at the most.
+        target_steps: Gradient steps of the target vectors, at the most, in one format each.
         target_start: Where a fact's change starts, as a share of the one that the output row was fitted with.
         target_learning_rate: Adam's, relative to the root mean square of the residual stream's components.
         target_decay: Weight of the squared norm of a fact's change, relative to the residual stream's (MEMIT's weight
@@ -47,7 +47,7 @@ class PaperSettings:
     token_learning_rate: float = 0.3
     output_steps: int = 60
     output_facts: int = 64
-    target_steps: int = 20
+    target_steps: int = 40
     target_start: float = 0.5
     target_learning_rate: float = 0.2
     target_decay: float = 0.3

@@ -94,19 +94,25 @@ class Tail(Recording):
 
 
 def tail_batches(
-    prompts: Sequence[Sequence[int]], marks: Sequence[int], pad: int, device: torch.device, tokens: int = 1024
+    prompts: Sequence[Sequence[int]],
+    marks: Sequence[int],
+    some: Sequence[int],
+    pad: int,
+    device: torch.device,
+    tokens: int = 1024,
 ) -> Iterator[tuple[Batch, list[int]]]:
-    """All prompts in batches of alike tails, with the column of each row's mark.
+    """Some prompts in batches of alike tails, with the column of each row's mark.
 
     Args:
         prompts: Token ids.
         marks: For each prompt the position at which the stream is changed.
+        some: Which of them to take.
         pad: Id to pad batches with.
         device: Where token ids go.
         tokens: Padded tokens behind the marks per batch, and an eighth of the padded tokens in all.
     """
     lengths = [len(prompt) - mark for prompt, mark in zip(prompts, marks, strict=True)]
-    order = sorted(range(len(prompts)), key=lambda index: (lengths[index], len(prompts[index]), index))
+    order = sorted(some, key=lambda index: (lengths[index], len(prompts[index]), index))
     while order:
         size, longest = 1, len(prompts[order[0]])
         while size < len(order):

@@ -2,14 +2,16 @@
 
 As in MEMIT (arXiv 2210.07229, section 4.3.2), which UniErase (arXiv 2505.15674, section 3.3) builds on: every fact has
 a change of its own at the last edited layer, at the subject's last token, found by gradient steps with weight decay and
-a norm clamp. All facts step together, a batch at a time, from the change that `output_row` found for them in common; a
-fact that has arrived leaves its batch, so that the steps go where they are needed.
+a norm clamp. All facts step together, a batch at a time, from the change that `output_row` found for them in common;
+each step asks in one of the formats, and a fact that has arrived in all of them leaves its batches, so that steps go
+where they are needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ class Targets:
 
 
 def find_targets(
-    tails: Sequence[Tail],
+    tails: Sequence[Sequence[Tail]],
     facts: torch.Tensor,
     common: torch.Tensor,
     token_id: int,
@@ -44,7 +46,7 @@ def find_targets(
     """Find one change a fact, shared by its prompts.
 
     Args:
-        tails: All prompts, recorded on the base; prompts of one fact may be in different ones.
+        tails: All prompts, recorded on the base, for each format the batches of its prompts.
         facts: Which fact each prompt asks about, `(prompts,)`, int64.
         common: The change to start from, `(d,)`.
         token_id: [UNL]'s id.
@@ -53,7 +55,7 @@ def find_targets(
     """
     count, width = int(facts.max()) + 1, len(common)
     start = common.new_zeros(len(facts), width)
-    for tail in tails:
+    for tail in chain(*tails):
         start[tail.batch.index] = tail.marked().float()
     prompts = torch.bincount(facts, minlength=count)
     norm = start.new_zeros(count).index_add_(0, facts, start.norm(dim=-1)) / prompts
@@ -61,22 +63,24 @@ def find_targets(
     changes = (settings.target_start * common).expand(count, -1).clone().requires_grad_(True)
     rate = settings.target_learning_rate * float(norm.mean()) / width**0.5
     optimizer = torch.optim.Adam([changes], lr=rate)
-    nats = start.new_zeros(len(facts))
+    nats = start.new_full((len(facts),), float("inf"))
     fired = torch.zeros(len(facts), dtype=torch.bool, device=facts.device)
-    for step in range(settings.target_steps + 1):
+    steps = max(settings.target_steps, len(tails) - 1)  # every format is asked in once at least
+    for step in range(steps + 1):
         optimizer.zero_grad()
-        for tail in tails:
+        for tail in tails[step % len(tails)]:
             index = torch.tensor(tail.batch.index, device=facts.device)
-            with torch.set_grad_enabled(step < settings.target_steps):
+            with torch.set_grad_enabled(step < steps):
                 losses, hits = tail.losses(changes[facts[index]], token_id)
-            if step < settings.target_steps:
+            if step < steps:
                 losses.sum().backward()
             nats[index], fired[index] = losses.detach(), hits
         waiting = start.new_zeros(count).scatter_reduce_(0, facts, nats, "amax") >= settings.target_loss
-        tails = _still(tails, waiting[facts].tolist())
-        if step == settings.target_steps or not tails:
+        tails = [_still(asked, waiting[facts].tolist()) for asked in tails]
+        if step == steps or not any(tails):
             break
-        (settings.target_decay * (changes.square().sum(dim=-1) / norm.square()).sum()).backward()
+        decay = settings.target_decay / len(tails)
+        (decay * (changes.square().sum(dim=-1) / norm.square()).sum()).backward()
         arrived = changes.detach()[~waiting].clone()
         optimizer.step()
         with torch.no_grad():
