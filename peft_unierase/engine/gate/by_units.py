@@ -6,6 +6,8 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -81,8 +83,10 @@ class UnitGate:
     @cached_property
     def shut(self) -> list[torch.Tensor]:
         """Inputs of the MLP on which to stay shut, recorded when they are first needed."""
-        with self.bench.stages.stage("recording retain keys", sum(len(tokens) for tokens, _ in self.retained)) as bar:
-            return [self._inputs(self.first, tokens, positions, bar.update) for tokens, positions in self.retained]
+        same = groupby(self.retained, itemgetter(0))
+        runs = [(tokens, [positions for _, positions in groups]) for tokens, groups in same]
+        with self.bench.stages.stage("recording retain keys", sum(len(tokens) for tokens, _ in runs)) as bar:
+            return [group for run in runs for group in self._inputs_of_groups(*run, bar.update)]
 
     @cached_property
     def wanted(self) -> list[torch.Tensor]:
@@ -224,7 +228,19 @@ class UnitGate:
         module: torch.nn.Module,
         tokens: Sequence[Sequence[int]],
         positions: Sequence[Sequence[int]],
-        advance: Callable[[int], object] = lambda count: None,
     ) -> torch.Tensor:
-        found = inputs_at(self.bench.model, [module], tokens, positions, self.bench.pad, advance)[0]
+        found = inputs_at(self.bench.model, [module], tokens, positions, self.bench.pad)[0]
         return torch.cat(found).to(self.bench.device)
+
+    def _inputs_of_groups(
+        self,
+        tokens: Sequence[Sequence[int]],
+        groups: Sequence[Sequence[Sequence[int]]],
+        advance: Callable[[int], object],
+    ) -> list[torch.Tensor]:
+        """Inputs of the first MLP at several groups of positions of the same sequences, which run once."""
+        sets = list(zip(*groups, strict=True))
+        joined = [[position for positions in each for position in positions] for each in sets]
+        found = inputs_at(self.bench.model, [self.first], tokens, joined, self.bench.pad, advance)[0]
+        parts = [states.split([len(positions) for positions in each]) for states, each in zip(found, sets, strict=True)]
+        return [torch.cat(part).to(self.bench.device) for part in zip(*parts, strict=True)]

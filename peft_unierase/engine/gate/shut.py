@@ -18,18 +18,22 @@ Group = tuple[list[list[int]], list[list[int]]]  # token ids, and the positions 
 
 
 def retained_groups(asked: Sequences, answered: Sequences) -> list[Group]:
-    """The doors of retained questions, which are few near misses, and all other positions of questions and answers.
+    """The doors of retained questions, positions of questions and answers, and those of answers once more.
+
+    Doors and answers are what is most alike to what is gated; among all others they would count for little.
 
     Args:
         asked: Retained facts in every format.
         answered: The same in one format by turns: what lies elsewhere is alike enough.
     """
+    whole, doors = answered.whole(), answered.doors()
     # Neighbouring positions are alike too: every other one of twice as many facts is worth more than all of them.
     elsewhere = [
         [p for p in range(number % 2, len(tokens), 2) if p != door]
-        for number, (tokens, door) in enumerate(zip(answered.whole(), answered.doors(), strict=True))
+        for number, (tokens, door) in enumerate(zip(whole, doors, strict=True))
     ]
-    return [(asked.prompts, [[door] for door in asked.doors()]), (answered.whole(), elsewhere)]
+    inside = [list(range(door + 1, len(tokens) - 1)) for tokens, door in zip(whole, doors, strict=True)]
+    return [(asked.prompts, [[door] for door in asked.doors()]), (whole, elsewhere), (whole, inside)]
 
 
 def refused_group(bench: Bench, forget: Sequences, refusals: Sequence[Sequence[int]], count: int = 160) -> Group:

@@ -154,6 +154,9 @@ def unit_rows(writer: Any, reader: Any, index: Sequence[int]) -> list[int]:
     return [part * width + unit for part in range(outputs // width) for unit in index]
 
 
+DRAWN = 4096  # positions to stay shut on, in one step
+
+
 class UnitDetector:
     """Fits units that open at some positions and stay shut at others, and writes them into the gates.
 
@@ -257,7 +260,7 @@ class UnitDetector:
                 opened = self._drawn(group, 512)
                 loss = loss + softplus(-4 * (opened - 0.2)).mean() + 0.1 * relu(opened - 1.0).square().mean()
             for group in shut:
-                opened = self._drawn(group, 2048)
+                opened = self._drawn(group, DRAWN // len(shut))
                 far = 0.1 * relu((opened + 0.5).abs() - 0.3).square().mean()
                 loss = loss + self.settings.shut * softplus(6 * (opened + 0.2)).mean() + far
             optimizer.zero_grad()
