@@ -16,6 +16,7 @@ from peft_unierase.engine.gate.answered import Answered, Sequences
 from peft_unierase.engine.gate.detector import ShutKeys
 from peft_unierase.engine.gate.firing import Firing, firing
 from peft_unierase.engine.gate.gates import GateEdit, in_blocks
+from peft_unierase.engine.gate.shut import in_runs, retained_groups
 from peft_unierase.engine.replay import Recording
 from peft_unierase.engine.trace import inputs_at
 from peft_unierase.prompts import batches, chat_format, encode
@@ -35,6 +36,21 @@ def test_a_depth_gates_the_door_and_what_predicts_the_next_answer_tokens(
     depth: int, cut: list[list[int]], positions: list[list[int]]
 ) -> None:
     assert PAIR.gated(depth) == (cut, positions)
+
+
+def test_retained_doors_and_answers_are_groups_of_their_own() -> None:
+    doors, elsewhere, inside = retained_groups(PAIR, PAIR)
+    assert doors == (PAIR.prompts, [[2], [1]])
+    assert elsewhere == (PAIR.whole(), [[0, 4, 6], []])
+    assert inside == (PAIR.whole(), [[3, 4, 5], []])
+    assert in_runs([doors, elsewhere, inside]) == [
+        (PAIR.prompts, [doors[1]]),
+        (PAIR.whole(), [elsewhere[1], inside[1]]),
+    ]
+
+
+def test_answers_of_one_token_are_no_group() -> None:
+    assert len(retained_groups(PAIR, PAIR.only([1]))) < 3
 
 
 def test_some_are_spread_evenly() -> None:

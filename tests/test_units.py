@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from peft_unierase.engine.gate.by_units import UnitGate
 from peft_unierase.engine.gate.comparator import Comparator, flag_reader, quiet_direction
 from peft_unierase.engine.gate.token_units import OPEN, divider
 from peft_unierase.engine.gate.units import UnitDetector, UnitSettings, cut_down, find_writers, unit_rows, whitening
+from peft_unierase.engine.progress import Stages
 from peft_unierase.engine.refusal import FreeColumns
 from peft_unierase.engine.trace import traced_inputs
 from peft_unierase.tuner.structure import find_down_projections
@@ -34,6 +36,18 @@ KINDS: dict[str, dict[str, Any]] = {
 def tiny(kind: str) -> Any:
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **KINDS[kind])).eval()
+
+
+def test_groups_of_positions_are_recorded_in_one_run_as_in_several() -> None:
+    model = tiny("llama")
+    gate: Any = UnitGate.__new__(UnitGate)
+    gate.bench = SimpleNamespace(model=model, pad=0, device="cpu", stages=Stages(False))
+    gate.first = model.model.layers[1].mlp
+    tokens = [[5, 6, 7, 8], [9, 10, 11]]
+    gate.retained = [(tokens, [[3], [2]]), (tokens, [[0, 2], [1]]), (tokens[:1], [[1]])]
+    alone = [gate._inputs(gate.first, *group) for group in gate.retained]
+    assert [len(states) for states in alone] == [2, 3, 1]
+    assert all(map(torch.equal, gate.shut, alone))
 
 
 @pytest.mark.parametrize(

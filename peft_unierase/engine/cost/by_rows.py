@@ -20,7 +20,7 @@ def recording(s: Sizes, w: Work) -> Stage:
         s,
         w,
         "recording retain keys",
-        w.kept * (w.formats + w.length / 2),
+        w.shut_positions,
         [
             (w.kept * w.formats, w.question),
             (w.kept, w.length),

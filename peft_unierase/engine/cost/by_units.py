@@ -11,13 +11,13 @@ from dataclasses import replace
 from ..gate.by_units import DOORS, SOME
 from ..gate.comparator import UNITS
 from ..gate.token_units import MOST, ROUNDS, SEEN
+from ..gate.units import DRAWN_SHUT, DRAWN_WANTED
 from .shared import ROOM, answered, answered_memory, steering
 from .shared import fitting_row as fitting_the_row
 from .sizes import FP32, FP64, Sizes
 from .stage import Stage
 from .work import Work
 
-DRAWN_WANTED, DRAWN_SHUT = 512, 2048  # positions of each group in a step
 EIGEN = 10  # times d^3: all eigenvectors of a matrix
 SOLVE = 2 / 3  # times d^3: one solution
 TOLD = 2  # answer tokens before [UNL] in what its units are told by, on average
@@ -38,7 +38,7 @@ def fitting_gate(s: Sizes, w: Work) -> Stage:
     length = w.question + w.behind
     read = s.forward(w.gated * length, length, s.to_mlp(w.layers[0]), 0)
     moments = 4 * (w.forget_keys + w.shut_positions) * s.width**2
-    fitted = _fitting(s, w, _steps(w), w.shut_positions, [w.kept * w.formats, w.kept * w.length / 2])
+    fitted = _fitting(s, w, _steps(w), w.shut_positions, w.shut_groups)
     quiet, flag = _quiet(s, w), _flag(s, w)
     return Stage(
         "fitting the gate",
@@ -61,7 +61,7 @@ def holding_shut(s: Sizes, w: Work) -> Stage:
     """Holding the gate shut in refusals: these are recorded, the units fitted on, and the flag measured anew."""
     count, length = 2 * w.refused, _refused_length(w)
     read = s.forward(count * length, length, s.to_mlp(w.layers[0]), 0)
-    groups = [w.kept * w.formats, w.kept * w.length / 2, count * (w.refusal + 0.5)]
+    groups = [*w.shut_groups, count * (w.refusal + 0.5)]
     fitted = _fitting(s, w, _steps(w) // 2, w.shut_positions + groups[-1], groups)
     flag = _flag(s, w)
     return Stage(
@@ -114,7 +114,9 @@ def _fitting(s: Sizes, w: Work, steps: int, shut: float, groups: list[float]) ->
     """
     wide = s.width + 1
     wanted = [w.gated, w.gated * w.behind] if w.behind else [w.gated]
-    drawn = sum(min(DRAWN_WANTED, count) for count in wanted) + sum(min(DRAWN_SHUT, count) for count in groups)
+    drawn = sum(min(DRAWN_WANTED, count) for count in wanted) + sum(
+        min(DRAWN_SHUT // len(groups), count) for count in groups
+    )
     rows = w.units * (2 if s.gated else 1)
     positions = w.forget_keys + shut
     return Stage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from ..gate import GateSettings
 from ..gate.run import ENOUGH_HELD
@@ -117,8 +118,8 @@ class Work:
 
     @property
     def shut_keys(self) -> float:
-        """Keys of a layer on which it must stay shut: doors, every other position of answered questions, refusals."""
-        return self.kept * (self.formats + self.length / 2) + self.refused * (1 + self.refusal)
+        """Keys of a layer on which it must stay shut, with the refusals."""
+        return self.shut_positions + self.refused * (1 + self.refusal)
 
     @property
     def before_refusal(self) -> float:
@@ -126,14 +127,19 @@ class Work:
         return 0.75 * min(self.given, self.answer)
 
     @property
+    def shut_groups(self) -> list[float]:
+        """Positions on which gates must stay shut: doors, every other one of answered questions, answers once more."""
+        return [self.kept * self.formats, self.kept * self.length / 2, self.kept * (self.answer - 1.0)]
+
+    @property
     def shut_positions(self) -> float:
-        """Positions on which units must stay shut, refusals left out."""
-        return self.kept * (self.formats + self.length / 2)
+        """How many these are, refusals left out."""
+        return sum(self.shut_groups)
 
     @property
     def lesson_rows(self) -> float:
-        """Prompts of a lesson."""
-        return min(self.lesson / self.question, self.doors)
+        """Prompts of a lesson, on average: the last batch is smaller."""
+        return self.doors / ceil(self.doors * self.question / self.lesson)
 
     @property
     def lesson_tokens(self) -> float:

@@ -6,8 +6,6 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from ..trace import inputs_at, stream_behind, traced_inputs
 from .answered import Sequences
 from .beside import Beside
 from .comparator import UNITS, Comparator, constant_reader, flag_reader, quiet_direction
-from .shut import Group, refused_group
+from .shut import Group, in_runs, refused_group
 from .units import UnitDetector, UnitSettings, least_used, unit_rows
 
 SOME = 160  # sequences on which a flag is measured
@@ -83,8 +81,7 @@ class UnitGate:
     @cached_property
     def shut(self) -> list[torch.Tensor]:
         """Inputs of the MLP on which to stay shut, recorded when they are first needed."""
-        same = groupby(self.retained, itemgetter(0))
-        runs = [(tokens, [positions for _, positions in groups]) for tokens, groups in same]
+        runs = in_runs(self.retained)
         with self.bench.stages.stage("recording retain keys", sum(len(tokens) for tokens, _ in runs)) as bar:
             return [group for run in runs for group in self._inputs_of_groups(*run, bar.update)]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 
 import torch
 
@@ -33,7 +34,14 @@ def retained_groups(asked: Sequences, answered: Sequences) -> list[Group]:
         for number, (tokens, door) in enumerate(zip(whole, doors, strict=True))
     ]
     inside = [list(range(door + 1, len(tokens) - 1)) for tokens, door in zip(whole, doors, strict=True)]
-    return [(asked.prompts, [[door] for door in asked.doors()]), (whole, elsewhere), (whole, inside)]
+    groups = [(asked.prompts, [[door] for door in asked.doors()]), (whole, elsewhere), (whole, inside)]
+    return [group for group in groups if any(group[1])]  # answers of one token have no inside
+
+
+def in_runs(groups: Sequence[Group]) -> list[tuple[list[list[int]], list[list[list[int]]]]]:
+    """Neighbouring groups of the same sequences side by side, since these have to be run only once."""
+    same = groupby(groups, itemgetter(0))
+    return [(sequences, [positions for _, positions in members]) for sequences, members in same]
 
 
 def refused_group(bench: Bench, forget: Sequences, refusals: Sequence[Sequence[int]], count: int = 160) -> Group:
@@ -63,18 +71,19 @@ def shut_keys(bench: Bench, name: str, groups: Sequence[Group], widest: int) -> 
     blocks = [len(block) for block in in_blocks(bench.gates(), widest)]
     widths = iter(projection.in_features for projection in projections)
     shut = [ShutKeys(sum(islice(widths, count))) for count in blocks]
-    with bench.stages.stage(name, sum(len(sequences) for sequences, _ in groups)) as bar:
-        for sequences, positions in groups:
-            weight = 1 / sum(map(len, positions))
+    runs = in_runs(groups)
+    with bench.stages.stage(name, sum(len(sequences) for sequences, _ in runs)) as bar:
+        for sequences, members in runs:
             for batch in batches(sequences, bench.pad, bench.device):
                 with traced_inputs(projections) as seen:
                     bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
-                wanted = torch.zeros_like(batch.mask, dtype=torch.bool)
-                for row, index in enumerate(batch.index):
-                    shift = batch.ids.shape[1] - len(sequences[index])
-                    wanted[row, [shift + position for position in positions[index]]] = True
-                keys = iter(states[wanted.to(states.device)].float().to(bench.device) for states in seen)
-                for block, count in zip(shut, blocks, strict=True):
-                    block.add(torch.cat(list(islice(keys, count)), dim=1), weight)
+                for positions in members:
+                    wanted = torch.zeros_like(batch.mask, dtype=torch.bool)
+                    for row, index in enumerate(batch.index):
+                        shift = batch.ids.shape[1] - len(sequences[index])
+                        wanted[row, [shift + position for position in positions[index]]] = True
+                    keys = iter(states[wanted.to(states.device)].float().to(bench.device) for states in seen)
+                    for block, count in zip(shut, blocks, strict=True):
+                        block.add(torch.cat(list(islice(keys, count)), dim=1), 1 / sum(map(len, positions)))
                 bar.update(len(batch.index))
     return shut

@@ -154,7 +154,7 @@ def unit_rows(writer: Any, reader: Any, index: Sequence[int]) -> list[int]:
     return [part * width + unit for part in range(outputs // width) for unit in index]
 
 
-DRAWN = 4096  # positions to stay shut on, in one step
+DRAWN_WANTED, DRAWN_SHUT = 512, 4096  # positions in one step: of each group to open on, of all to stay shut on
 
 
 class UnitDetector:
@@ -257,10 +257,10 @@ class UnitDetector:
         for _ in range(steps):
             loss = torch.zeros((), device=self.read.device)
             for group in wanted:
-                opened = self._drawn(group, 512)
+                opened = self._drawn(group, DRAWN_WANTED)
                 loss = loss + softplus(-4 * (opened - 0.2)).mean() + 0.1 * relu(opened - 1.0).square().mean()
             for group in shut:
-                opened = self._drawn(group, DRAWN // len(shut))
+                opened = self._drawn(group, DRAWN_SHUT // len(shut))
                 far = 0.1 * relu((opened + 0.5).abs() - 0.3).square().mean()
                 loss = loss + self.settings.shut * softplus(6 * (opened + 0.2)).mean() + far
             optimizer.zero_grad()
