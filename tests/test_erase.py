@@ -19,6 +19,7 @@ from peft_unierase.check import Answer, answer_questions, figures, recall_scorer
 from peft_unierase.engine import erase as erase_module_verb
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.gate.units import UnitSettings
+from peft_unierase.engine.refusal import RefusalLesson
 from peft_unierase.prompts import PromptFormat, default_formats, encode, greedy_answers
 
 QUICK = GateSettings(samples=16, steer=SteerSettings(steps=6), row_steps=4)
@@ -169,6 +170,22 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alon
     torch.manual_seed(2)
     assert first == save_quick(tmp_path / "b", seed=5)
     assert first != save_quick(tmp_path / "c", seed=6)
+
+
+@pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+def test_one_refusal_is_taught_from_half_of_the_steer_fit_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    taught: list[int] = []
+    loss = RefusalLesson.loss
+
+    def counted(self: RefusalLesson, step: int) -> torch.Tensor:
+        taught.append(len(self.refusals))
+        return loss(self, step)
+
+    monkeypatch.setattr(RefusalLesson, "loss", counted)
+    model, tokenizer = load()
+    erase(model, tokenizer, facts_of(person(0)), depth=0, settings=QUICK, progress=False)
+    assert min(taught[:3]) > 1
+    assert set(taught[3:]) == {1}
 
 
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
