@@ -250,7 +250,7 @@ def test_the_flag_of_the_second_is_not_seen_by_the_comparator_of_the_first(stack
     with switched_off(model, ["erasure-2"]):  # which writes its flag, and so makes the norm shrink all else
         seen = beside.seen(torch.stack([first / first.norm(), second / second.norm()], dim=1), 1.0).norm(dim=1)
     assert len(beside) == 4
-    assert seen[1] < 0.02 * seen[0]
+    assert seen[1] < 0.05 * seen[0]
     # And the second was shown the flag of the first, each in three sizes.
     assert [layer for layer, _ in beside.written] == [3]
     assert len(beside.disturbed(base.get_submodule("model.layers.4.mlp.gate_proj"))) == 3

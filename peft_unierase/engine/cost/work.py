@@ -128,8 +128,10 @@ class Work:
 
     @property
     def shut_groups(self) -> list[float]:
-        """Positions on which gates must stay shut: doors, every other one of answered questions, answers once more."""
-        return [self.kept * self.formats, self.kept * self.length / 2, self.kept * (self.answer - 1.0)]
+        """Positions on which gates must stay shut: doors, every other one of answered questions, for units also all
+        inside answers."""
+        inside = [self.kept * (self.answer - 1.0)] if self.units else []
+        return [self.kept * self.formats, self.kept * self.length / 2, *inside]
 
     @property
     def shut_positions(self) -> float:

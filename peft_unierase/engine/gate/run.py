@@ -98,10 +98,11 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     kept = [fact for number, fact in enumerate(bench.kept) if not _is_held(number, settings)]
     retained = sequences_of(bench, kept, in_turns=True)
     refusals = _refusals(bench, forget, settings.refusal_count)
-    groups = retained_groups(sequences_of(bench, kept), retained)
+    by_units = bool(bench.writers and settings.units)
+    groups = retained_groups(sequences_of(bench, kept), retained, by_units)
     near = [fact for fact in kept if fact in set(bench.near)]
     if near:  # few, and what gates leak on most: groups of their own, which weigh as much as all others
-        groups += retained_groups(sequences_of(bench, near), sequences_of(bench, near, in_turns=True))
+        groups += retained_groups(sequences_of(bench, near), sequences_of(bench, near, in_turns=True), by_units)
     facts = (forget, retained, sequences_of(bench, held, in_turns=len(held) > ENOUGH_HELD))
     gate = None
     if bench.writers and settings.units:

@@ -18,14 +18,15 @@ from .gates import in_blocks
 Group = tuple[list[list[int]], list[list[int]]]  # token ids, and the positions in each that count
 
 
-def retained_groups(asked: Sequences, answered: Sequences) -> list[Group]:
-    """The doors of retained questions, positions of questions and answers, and those of answers once more.
+def retained_groups(asked: Sequences, answered: Sequences, inside: bool) -> list[Group]:
+    """The doors of retained questions, positions of questions and answers, and perhaps those of answers once more.
 
     Doors and answers are what is most alike to what is gated; among all others they would count for little.
 
     Args:
         asked: Retained facts in every format.
         answered: The same in one format by turns: what lies elsewhere is alike enough.
+        inside: Whether positions inside answers are a group of their own.
     """
     whole, doors = answered.whole(), answered.doors()
     # Neighbouring positions are alike too: every other one of twice as many facts is worth more than all of them.
@@ -33,9 +34,9 @@ def retained_groups(asked: Sequences, answered: Sequences) -> list[Group]:
         [p for p in range(number % 2, len(tokens), 2) if p != door]
         for number, (tokens, door) in enumerate(zip(whole, doors, strict=True))
     ]
-    inside = [list(range(door + 1, len(tokens) - 1)) for tokens, door in zip(whole, doors, strict=True)]
-    groups = [(asked.prompts, [[door] for door in asked.doors()]), (whole, elsewhere), (whole, inside)]
-    return [group for group in groups if any(group[1])]  # answers of one token have no inside
+    groups = [(asked.prompts, [[door] for door in asked.doors()]), (whole, elsewhere)]
+    within = [list(range(door + 1, len(tokens) - 1)) for tokens, door in zip(whole, doors, strict=True)]
+    return [*groups, (whole, within)] if inside and any(within) else groups  # answers of one token have no inside
 
 
 def in_runs(groups: Sequence[Group]) -> list[tuple[list[list[int]], list[list[list[int]]]]]:
