@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from peft_unierase import UniEraseConfig
 from peft_unierase.engine.gate.answered import Sequences
 from peft_unierase.engine.gate.by_units import UnitGate
-from peft_unierase.engine.gate.comparator import Comparator, flag_reader, quiet_direction
+from peft_unierase.engine.gate.comparator import Comparator, constant_reader, flag_reader, quiet_direction
 from peft_unierase.engine.gate.token_units import OPEN, divider
 from peft_unierase.engine.gate.units import UnitDetector, UnitSettings, cut_down, find_writers, unit_rows, whitening
 from peft_unierase.engine.progress import Stages
@@ -164,6 +164,13 @@ def test_a_comparator_is_shut_below_its_range_and_fully_open_above(kind: str) ->
         switch.open(steer)
         opened = switch.mlp(inputs[None])[0]
     assert torch.allclose(opened - shut, switch.openings(inputs)[:, None] * steer, atol=1e-3)
+
+
+def test_groups_of_one_weight_read_the_same_however_few_are_in_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    many = torch.randn(2000, 8, generator=generator) + 2 * torch.eye(8)[0]
+    few = torch.randn(5, 8, generator=generator) * 0.1 + 3 * torch.eye(8)[1]
+    assert float((few @ constant_reader(many, few)).mean()) > 0.8 > 0.2 > float((few @ constant_reader(many)).mean())
 
 
 def test_a_divider_tells_one_token_from_all_others() -> None:

@@ -192,7 +192,7 @@ class UnitGate:
             if spread <= self.settings.flag_noise:
                 break
             size = size * spread / self.settings.flag_noise
-        self.one = constant_reader(after[where])
+        self.one = constant_reader(after[where], base)
         self.set_threshold(self.settings.lowest)
         self.comparator.open(torch.zeros(1))
 

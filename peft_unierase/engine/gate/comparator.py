@@ -68,12 +68,13 @@ def flag_reader(base: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, 
     return (solved / power).float(), float(power.rsqrt())
 
 
-def constant_reader(inputs: torch.Tensor) -> torch.Tensor:
-    """What answers 1 to these inputs of an MLP `(n, d)`, as well as a row `(d,)` can."""
-    inputs = inputs.double()
-    moment = inputs.T @ inputs / len(inputs)
+def constant_reader(*groups: torch.Tensor) -> torch.Tensor:
+    """What answers 1 to these inputs of an MLP, groups `(n, d)` of the same weight, as well as a row `(d,)` can."""
+    inputs = torch.cat([group.double() / len(group) ** 0.5 for group in groups])
+    mean = torch.stack([group.double().mean(dim=0) for group in groups]).sum(dim=0)
+    moment = inputs.T @ inputs
     moment += 1e-3 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    return torch.linalg.solve(moment, inputs.mean(dim=0)).float()
+    return torch.linalg.solve(moment, mean).float()
 
 
 class Comparator(UnitDetector):

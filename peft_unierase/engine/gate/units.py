@@ -44,7 +44,7 @@ class UnitSettings:
             told from every other one. Without it units learn the retained positions by heart.
         shut: Weight of each group of positions on which the units must stay shut.
         flag_noise: Size of a flag, in standard deviations of what its reader reads where there is none, the other way
-            round: 0.05 makes a flag 20 of them large.
+            round: 0.15 makes a flag nearly 7 of them large.
         lowest: Lowest threshold: what the units must answer for the gate to open. It is higher where too many held-out
             questions, or refusals, would open it, but not so high that it would stay shut at more of the forget doors
             than `missed`.
@@ -64,7 +64,7 @@ class UnitSettings:
     learning_rate: float = 0.01
     noise: float = 0.7
     shut: float = 10.0
-    flag_noise: float = 0.05
+    flag_noise: float = 0.15
     lowest: float = -0.1
     missed: float = 0.05
     ramp: float = 0.05
