@@ -98,16 +98,17 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     kept = [fact for number, fact in enumerate(bench.kept) if not _is_held(number, settings)]
     retained = sequences_of(bench, kept, in_turns=True)
     refusals = _refusals(bench, forget, settings.refusal_count)
-    by_units = bool(bench.writers and settings.units)
-    groups = retained_groups(sequences_of(bench, kept), retained, by_units)
+    units = settings.units if bench.writers else None
+    inside = units is not None
+    groups = retained_groups(sequences_of(bench, kept), retained, inside)
     near = [fact for fact in kept if fact in set(bench.near)]
     if near:  # few, and what gates leak on most: groups of their own, which weigh as much as all others
-        groups += retained_groups(sequences_of(bench, near), sequences_of(bench, near, in_turns=True), by_units)
+        groups += retained_groups(sequences_of(bench, near), sequences_of(bench, near, in_turns=True), inside)
     facts = (forget, retained, sequences_of(bench, held, in_turns=len(held) > ENOUGH_HELD))
     gate = None
-    if bench.writers and settings.units:
-        reworded = sequences_of(bench, bench.forget, wordings=settings.units.wordings)
-        gate = UnitGate(bench, reworded, groups, settings.units)
+    if units:
+        reworded = sequences_of(bench, bench.forget, wordings=units.wordings)
+        gate = UnitGate(bench, reworded, groups, units)
 
     @cache
     def shut() -> list[ShutKeys]:

@@ -72,19 +72,18 @@ def shut_keys(bench: Bench, name: str, groups: Sequence[Group], widest: int) -> 
     blocks = [len(block) for block in in_blocks(bench.gates(), widest)]
     widths = iter(projection.in_features for projection in projections)
     shut = [ShutKeys(sum(islice(widths, count))) for count in blocks]
-    runs = in_runs(groups)
-    with bench.stages.stage(name, sum(len(sequences) for sequences, _ in runs)) as bar:
-        for sequences, members in runs:
+    with bench.stages.stage(name, sum(len(sequences) for sequences, _ in groups)) as bar:
+        for sequences, positions in groups:
+            weight = 1 / sum(map(len, positions))
             for batch in batches(sequences, bench.pad, bench.device):
                 with traced_inputs(projections) as seen:
                     bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
-                for positions in members:
-                    wanted = torch.zeros_like(batch.mask, dtype=torch.bool)
-                    for row, index in enumerate(batch.index):
-                        shift = batch.ids.shape[1] - len(sequences[index])
-                        wanted[row, [shift + position for position in positions[index]]] = True
-                    keys = iter(states[wanted.to(states.device)].float().to(bench.device) for states in seen)
-                    for block, count in zip(shut, blocks, strict=True):
-                        block.add(torch.cat(list(islice(keys, count)), dim=1), 1 / sum(map(len, positions)))
+                wanted = torch.zeros_like(batch.mask, dtype=torch.bool)
+                for row, index in enumerate(batch.index):
+                    shift = batch.ids.shape[1] - len(sequences[index])
+                    wanted[row, [shift + position for position in positions[index]]] = True
+                keys = iter(states[wanted.to(states.device)].float().to(bench.device) for states in seen)
+                for block, count in zip(shut, blocks, strict=True):
+                    block.add(torch.cat(list(islice(keys, count)), dim=1), weight)
                 bar.update(len(batch.index))
     return shut

@@ -25,6 +25,8 @@ from transformers.pytorch_utils import Conv1D
 from ...tuner.structure import projection_shape
 from .steer import SteerSettings
 
+DRAWN_WANTED, DRAWN_SHUT = 512, 4096  # positions in one step: of each group to open on, of all to stay shut on
+
 
 @dataclass(frozen=True)
 class UnitSettings:
@@ -152,9 +154,6 @@ def unit_rows(writer: Any, reader: Any, index: Sequence[int]) -> list[int]:
     """Rows of a projection that write the units: one a unit, or two where it writes gate and value side by side."""
     outputs, width = projection_shape(writer)[1], projection_shape(reader)[0]  # type: ignore[index]
     return [part * width + unit for part in range(outputs // width) for unit in index]
-
-
-DRAWN_WANTED, DRAWN_SHUT = 512, 4096  # positions in one step: of each group to open on, of all to stay shut on
 
 
 class UnitDetector:

@@ -26,8 +26,8 @@ class Targets:
 
     Attributes:
         vectors: The stream's value at each prompt's mark behind the last edited layer, `(prompts, d)` in fp32.
-        loss: Mean of `-log p([UNL])` at the doors in the end, in nats.
-        fired: Share of doors at which [UNL] is likeliest.
+        loss: Mean of `-log p([UNL])` at the doors, each when it was last asked, in nats.
+        fired: Share of doors at which [UNL] was likeliest then.
     """
 
     vectors: torch.Tensor
