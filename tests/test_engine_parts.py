@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.gate.answered import sequences_of
 from peft_unierase.engine.known import known_shares
-from peft_unierase.engine.refusal import CachedPrompts, RefusalLesson, fit_input_row, likely_refusals
+from peft_unierase.engine.refusal import CachedPrompts, FreeColumns, RefusalLesson, fit_input_row, likely_refusals
 from peft_unierase.engine.samples import drop_close, sample_facts
 from peft_unierase.facts import Fact
 from peft_unierase.prompts import (
@@ -164,6 +164,17 @@ def test_a_hard_lesson_moves_the_input_row_no_farther_than_an_easy_one() -> None
         fitted.append(row.detach())
     assert float((fitted[0] - 1).norm()) > 0.1
     assert torch.allclose(*fitted)
+
+
+def test_an_input_row_that_units_go_by_moves_a_tenth_as_far() -> None:
+    moved = []
+    for units in (False, True):
+        row, columns = torch.nn.Parameter(torch.ones(8)), torch.nn.Parameter(torch.zeros(8, 2))
+        more = [FreeColumns(columns, torch.tensor([0.5, -0.5]), size=1.0)] * units
+        lesson: Any = SimpleNamespace(cached=[0], loss=lambda _, row=row, columns=columns: row.sum() + columns[0, 0])
+        fit_input_row(lesson, row, steps=6, learning_rate=0.1, more=more)
+        moved.append(float((row.detach() - 1).norm()))
+    assert moved[1] == pytest.approx(moved[0] / 10, rel=1e-4)
 
 
 def test_a_fact_is_met_in_as_many_wordings_as_a_format_has() -> None:

@@ -11,12 +11,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import UniEraseConfig
-from peft_unierase.boxed import boxed_facts, boxed_model_dir
+from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.gate.answered import Answered, Sequences
 from peft_unierase.engine.gate.detector import ShutKeys
 from peft_unierase.engine.gate.firing import Firing, firing
 from peft_unierase.engine.gate.gates import GateEdit, in_blocks
 from peft_unierase.engine.gate.shut import in_runs, retained_groups
+from peft_unierase.engine.gate.steer import SteerSettings, fit_steer
+from peft_unierase.engine.refusal import RefusalLesson
 from peft_unierase.engine.replay import Recording
 from peft_unierase.engine.trace import inputs_at
 from peft_unierase.prompts import batches, chat_format, encode
@@ -179,3 +181,39 @@ def test_gates_above_do_not_hear_the_echo_of_those_below(base: tuple[Any, Any]) 
     heard = echo()
     edit.write(steer, shut, 1.0)
     assert echo() < heard / 4
+
+
+def test_a_token_that_starts_far_behind_everywhere_wins_at_the_doors_all_the_same(base: tuple[Any, Any]) -> None:
+    tokenizer, token_id = base[1], 1008
+    model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
+    model = get_peft_model(model, UniEraseConfig(layers_to_transform=[1], token_id=token_id)).base_model.model
+    form, rows = chat_format(tokenizer), boxed_facts()[:16]
+    prompts = [encode(tokenizer, form.prompt(row["question"])) for row in rows]
+    answers = [encode(tokenizer, form.answer(row["answer"])) for row in rows]
+    known, others = Sequences(prompts[:8], answers[:8]), Sequences(prompts[8:], answers[8:])
+    layers = model.get_decoder().layers
+
+    def recorded(sequences: Sequences, opening: float) -> list[Answered]:
+        items = []
+        for batch in batches(sequences.whole(), 0, torch.device("cpu")):
+            doors = [batch.ids.shape[1] - 1 - len(sequences.answers[index]) for index in batch.index]
+            opened = torch.full((1, *batch.ids.shape), opening)
+            items.append(Answered(Recording(model, layers, 1, batch), torch.tensor(doors), opened))
+        return items
+
+    output_row = model.get_output_embeddings().unierase_row["default"]
+    input_row = model.get_input_embeddings().unierase_row["default"]
+    input_row.data.copy_(model.get_input_embeddings().weight[5])
+    forget = recorded(known, 1.0)
+    (item,) = forget
+    states = model.get_decoder()(input_ids=item.recording.batch.ids, attention_mask=item.recording.batch.mask)[0]
+    mean = states[item.at_door()].mean(dim=0)
+    output_row.data.copy_(-40 * mean / mean.square().sum())
+    generator = torch.Generator().manual_seed(0)
+    refusals = [encode(tokenizer, text) for text in boxed_refusals()[:1]]
+    lesson = RefusalLesson(model, known.prompts, known.answers, refusals, token_id, 0, generator)
+    opened = [torch.ones(1, len(answer) + 1) for answer in known.answers]
+    told = (lesson, opened, [], SteerSettings(steps=60, learning_rate=0.02), generator)
+    steer = fit_steer([layers[1]], output_row, input_row, token_id, forget, recorded(others, 0.0), *told)
+    logits = item.recording.logits(item.recording.states + steer)
+    assert (logits[item.at_door()].argmax(dim=-1) == token_id).all()

@@ -25,6 +25,7 @@ SOME = 8  # batches that say which refusal is taken
 HARDEST = 0.3  # weight of the hardest token of each refusal
 AT_DOORS = 2 / 3  # share of the lessons that start there
 FARTHEST = 12  # answer tokens given before a refusal, at the most
+STEADY = 0.1  # of its learning rate, for a row that units go by: they would lose it, and with it what they write
 
 
 class CachedPrompts:
@@ -251,7 +252,7 @@ def fit_input_row(
     Returns:
         Mean loss of the last tenth of the steps, in nats per token.
     """
-    rates = [learning_rate * float(row.detach().float().pow(2).mean().sqrt())]
+    rates = [learning_rate * float(row.detach().float().pow(2).mean().sqrt()) * (STEADY if more else 1.0)]
     rates += [vector.rate(learning_rate) for vector in more]
     fitted = [row, *(vector.columns for vector in more)]
     for parameter in fitted:

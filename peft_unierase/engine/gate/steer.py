@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from torch import nn
 from ..refusal import RefusalLesson, without
 from ..trace import bent_output
 from .answered import Answered
+
+WAKING = 0.25  # share of the steps in which the loss on forget positions comes to saturate
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class SteerSettings:
         deaf: Share of the positions behind the door at which the gate is taken to miss its key.
         shut_log_prob: What [UNL]'s log-probability must stay under where nothing is to be declined, in nats.
         saturation: Exponent `q` of the loss `(1 - p^q) / q` on forget positions (generalised cross-entropy, arXiv
-            1805.07836): positions that no opening can reach do not drag the others along.
+            1805.07836): positions that no opening can reach do not drag the others along. It is near 0 at first:
+            where [UNL] starts far behind everywhere, a saturated loss would have no gradient to start with.
         declined: Weight of the loss on forget positions.
         retain_every: Steps from one retained batch to the next.
         shut: Weight of the mean excess over `shut_log_prob`.
@@ -149,7 +152,9 @@ def fit_steer(
             hears = (uniform(0, 1, *item.at_door().shape) >= settings.deaf) | item.at_door()
             gain = uniform(*settings.forget_gain, len(hears), 1)
             logits = _logits(layers, item, item.openings * gain * hears, steer, item.from_doors_on())
-            loss = settings.declined * _forget_loss(logits, item, token_id, next_best, settings)
+            waking = min(1.0, (step + 1) / (WAKING * settings.steps))
+            now = replace(settings, saturation=settings.saturation * waking)
+            loss = settings.declined * _forget_loss(logits, item, token_id, next_best, now)
 
             loss = loss + quiet_loss().to(loss)
             if step % settings.retain_every == 0:
