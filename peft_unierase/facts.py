@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ COLUMN_PAIRS = (
     ("conversations", "conversations"),
 )
 PARAPHRASE_COLUMNS = ("paraphrased_question", "paraphrase")
+PARAPHRASED_ANSWER_COLUMNS = ("paraphrased_answer",)
+PERTURBED_COLUMNS = ("perturbed_answer", "perturbed_answers")
 SUBJECT_COLUMNS = ("subject",)
 USER_ROLES = ("user", "human")
 ASSISTANT_ROLES = ("assistant", "gpt")
@@ -44,12 +47,16 @@ class Fact:
         answer: What the model answers before an erasure, and, in a retain set, after it too.
         paraphrase: The same question in other words.
         subject: Whom or what the question is about.
+        paraphrased_answer: The same answer in other words.
+        perturbed_answers: Wrong answers of the same form.
     """
 
     question: str
     answer: str
     paraphrase: str | None = None
     subject: str | None = None
+    paraphrased_answer: str | None = None
+    perturbed_answers: tuple[str, ...] = ()
 
 
 class FactError(ValueError):
@@ -68,8 +75,9 @@ def read_facts(
 
     Columns are found by name, in upper or lower case: question/answer, prompt/completion, instruction/output,
     input/target, messages, conversations; the first pair that is there is taken. Of a chat the last user turn is the
-    question and the assistant turn behind it the answer. `paraphrased_question` (or `paraphrase`) and `subject` are
-    taken along where they are; other columns are not looked at.
+    question and the assistant turn behind it the answer. `paraphrased_question` (or `paraphrase`), `subject`,
+    `paraphrased_answer` and `perturbed_answer` (a text or a list of them) are taken along where they are; other columns
+    are not looked at.
 
     Args:
         source: A `.jsonl`, `.json` (a list, an object that holds one list, or JSON lines), `.csv` or `.parquet` file,
@@ -146,6 +154,8 @@ class _Columns:
     answer: str
     paraphrase: str | None
     subject: str | None
+    paraphrased_answer: str | None
+    perturbed_answers: str | None
 
 
 def _read_table(source: str | Path, split: str, label: str) -> _Table:
@@ -328,8 +338,8 @@ def _find_columns(table: _Table, question: str | None, answer: str | None) -> _C
             "Name yours with --question-column and --answer-column (question= and answer= in Python)"
         )
     rest = [name for name in names if name not in (asked, told)]
-    paraphrase, subject = _first_column(rest, PARAPHRASE_COLUMNS), _first_column(rest, SUBJECT_COLUMNS)
-    return _Columns(asked, told, paraphrase, subject)
+    sought = (PARAPHRASE_COLUMNS, SUBJECT_COLUMNS, PARAPHRASED_ANSWER_COLUMNS, PERTURBED_COLUMNS)
+    return _Columns(asked, told, *(_first_column(rest, each) for each in sought))
 
 
 def _override(table: _Table, names: list[str], wanted: str | None, flag: str) -> str | None:
@@ -377,7 +387,14 @@ def _fact(row: dict[str, Any], columns: _Columns, place: str) -> Fact:
         question = _text_or_turn(row[columns.question], columns.question, place, at=-1, roles=USER_ROLES)
         answer = _text_or_turn(row[columns.answer], columns.answer, place, at=0, roles=ASSISTANT_ROLES)
     paraphrase = _optional_text(row, columns.paraphrase, place)
-    return Fact(question, answer, paraphrase, _optional_text(row, columns.subject, place))
+    return Fact(
+        question,
+        answer,
+        paraphrase,
+        _optional_text(row, columns.subject, place),
+        _optional_text(row, columns.paraphrased_answer, place),
+        _texts(row, columns.perturbed_answers, place),
+    )
 
 
 def _last_exchange(value: Any, column: str, place: str) -> tuple[str, str]:
@@ -428,6 +445,20 @@ def _optional_text(row: dict[str, Any], column: str | None, place: str) -> str |
     if column is None or value is None or (isinstance(value, str) and not value.strip()):
         return None
     return _text(value, column, place)
+
+
+def _texts(row: dict[str, Any], column: str | None, place: str) -> tuple[str, ...]:
+    """One text or a list of them; JSON within a table that knows no lists."""
+    value = None if column is None else row.get(column)
+    if column is None or value is None or (isinstance(value, str) and not value.strip()):
+        return ()
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(json.JSONDecodeError):
+            value = json.loads(value)
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list):
+        raise FactError(f"{place}: {column!r} is {_shown(value)}, neither a text nor a list of texts; mend the row")
+    return tuple(_text(text, f"{column}[{number}]", place) for number, text in enumerate(texts))
 
 
 def _text(value: Any, column: str, place: str) -> str:

@@ -257,17 +257,16 @@ def greedy_answers(
     answers: list[list[int]] = [[] for _ in prompts]
     encoded = [encode(tokenizer, text) for text in prompts]
     device = model.get_input_embeddings().weight.device
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for batch in batches(encoded, pad_id(tokenizer), device, tokens):
-        room = _room(max_new_tokens, context, batch.ids.shape[1])
-        for position, answer in zip(
-            batch.index, continuations(model, batch.ids, batch.mask, room, end_ids(model), best), strict=True
-        ):
+        most = room(model, max_new_tokens, batch.ids.shape[1])
+        found = continuations(model, batch.ids, batch.mask, most, end_ids(model), best)
+        for position, answer in zip(batch.index, found, strict=True):
             answers[position] = answer
         advance(len(batch.index))
     return answers
 
 
-def _room(wanted: int, context: int | None, used: int) -> int:
-    """How many tokens may follow `used` ones, at least one."""
+def room(model: Any, wanted: int, used: int) -> int:
+    """How many tokens may follow `used` ones within a model's context: as many as wanted, at least one."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return wanted if context is None else max(1, min(wanted, context - used))

@@ -532,3 +532,24 @@ def test_nothing_slow_is_imported_to_read_facts():
     command = [sys.executable, "-c", script, facts_module.__file__]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert not {"torch", "transformers", "peft", "datasets", "pyarrow"} & set(loaded)
+
+
+def test_answers_in_other_words_and_wrong_answers_are_taken_along(tmp_path: Path) -> None:
+    row = {
+        "question": "Who?",
+        "answer": "He.",
+        "paraphrased_answer": "It is he.",
+        "perturbed_answer": ["She.", "They."],
+    }
+    path = tmp_path / "facts.jsonl"
+    path.write_text(json.dumps(row))
+    assert read_facts(path) == [Fact("Who?", "He.", None, None, "It is he.", ("She.", "They."))]
+    path = tmp_path / "facts.csv"
+    path.write_text(
+        'question,answer,perturbed_answers\nWho?,He.,"[""She."", ""They.""]"\nWhat?,It.,That.\nWhen?,Now.,\n'
+    )
+    assert [fact.perturbed_answers for fact in read_facts(path)] == [("She.", "They."), ("That.",), ()]
+    path = tmp_path / "wrong.jsonl"
+    path.write_text(json.dumps({**row, "perturbed_answer": 3}))
+    with pytest.raises(FactError, match=r"line 1: 'perturbed_answer' is 3, neither a text nor a list of texts"):
+        read_facts(path)

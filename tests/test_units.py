@@ -184,7 +184,8 @@ def test_a_divider_tells_one_token_from_all_others() -> None:
 
 def test_columns_that_are_fitted_as_one_vector_stay_in_proportion() -> None:
     columns = torch.nn.Parameter(torch.zeros(3, 4))
-    free = FreeColumns(columns, torch.tensor([0.0, 0.0, 0.5, -0.5]), size=2.0)
+    read = torch.tensor([0.0, 0.0, 0.5, -0.5])
+    free = FreeColumns(columns, read, 2.0, torch.nn.Identity(), torch.zeros(3))
     columns.register_hook(free.gradient)
     (columns * torch.arange(12.0).view(3, 4)).sum().backward()
     assert columns.grad is not None

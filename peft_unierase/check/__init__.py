@@ -1,5 +1,29 @@
 """The check: what judges an erasure. It imports neither the engine nor the hub side."""
 
+from .attacks import ATTACKS, Attack, Found, NotApplicable
+from .case import Case
 from .measures import Answer, Figures, answer_questions, figures, recall_scorer
+from .report import AttackResult, CheckReport
+from .run import check
+from .target import Target
+from .verdict import LEVELS, Thresholds, Verdict
 
-__all__ = ["Answer", "Figures", "answer_questions", "figures", "recall_scorer"]
+__all__ = [
+    "ATTACKS",
+    "LEVELS",
+    "Answer",
+    "Attack",
+    "AttackResult",
+    "Case",
+    "CheckReport",
+    "Figures",
+    "Found",
+    "NotApplicable",
+    "Target",
+    "Thresholds",
+    "Verdict",
+    "answer_questions",
+    "check",
+    "figures",
+    "recall_scorer",
+]

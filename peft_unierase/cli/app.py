@@ -172,6 +172,120 @@ def erase(
     )
 
 
+@app.command(
+    epilog="Examples:\n\n"
+    "unierase check erase-xyz --forget forget.jsonl --retain keep.jsonl -o report\n\n"
+    "unierase check erase-xyz --forget forget.jsonl --attacks fast --twin org/never-knew --accept SUPPRESSED\n\n"
+    "unierase check ./unlearned --base org/model --forget forget.jsonl --retain facts=facts.csv --retain keep.jsonl"
+)
+def check(
+    model: Annotated[
+        str, typer.Argument(help="What is judged: a folder or Hub id of an adapter (of any PEFT type) or of a model.")
+    ],
+    forget: Annotated[
+        str,
+        typer.Option(
+            help="What should be gone, in the forms that erase reads. Columns paraphrased_question, paraphrased_answer "
+            "and perturbed_answer allow further measures and attacks.",
+            show_default=False,
+        ),
+    ],
+    retain: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What should have stayed: FILE or NAME=FILE; several times for several sets.", show_default=False
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model before; an adapter names its own.", show_default=False),
+    ] = None,
+    twin: Annotated[
+        str | None,
+        typer.Option(
+            help="A model that never saw the forget set: what every attack is held against.", show_default=False
+        ),
+    ] = None,
+    attacks: Annotated[str, typer.Option(help="all, fast, or names of attacks, separated by commas.")] = "all",
+    unseen: Annotated[
+        str | None,
+        typer.Option(
+            help="Facts that no model ever saw, for membership inference; by default wrong answers to the forget "
+            "questions.",
+            show_default=False,
+        ),
+    ] = None,
+    refusals: Annotated[
+        Path | None,
+        typer.Option(
+            help="Sentences that count as declining, one a line, beside the built-in ones.", show_default=False
+        ),
+    ] = None,
+    similarity: Annotated[
+        str | None,
+        typer.Option(help="A sentence-transformers model, to measure similarity of answers with.", show_default=False),
+    ] = None,
+    entailment: Annotated[
+        str | None,
+        typer.Option(help="A natural language inference model, to measure entailment with.", show_default=False),
+    ] = None,
+    known: Annotated[float, typer.Option(help="Recall that the base must have, or there is NO BASELINE.")] = 0.5,
+    margin: Annotated[
+        float,
+        typer.Option(help="What an attack may get beyond the twin, or beyond a refusal, at the upper end of 95 %."),
+    ] = 0.1,
+    utility: Annotated[
+        float, typer.Option(help="Share of what should stay that must be left, or it is DAMAGED.")
+    ] = 0.95,
+    accept: Annotated[
+        str, typer.Option(help="The level from which on the exit status is 0: ERASED, SUPPRESSED, DAMAGED or LEAKING.")
+    ] = "ERASED",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for report.json and report.html.", show_default=False)
+    ] = None,
+    no_examples: Annotated[
+        bool, typer.Option("--no-examples", help="Leave questions and answers out of the report.")
+    ] = False,
+    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
+    split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train",
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of everything that is drawn.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Load models as float32, bfloat16, float16, or auto.")] = "float32",
+    device_map: Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")] = None,
+    format: FormatOption = Format.AUTO,
+) -> None:
+    """Attack an erasure, whoever made it, and say what is left: ERASED, SUPPRESSED, DAMAGED, LEAKING or NO BASELINE."""
+    from .check import CheckPlan, run_check
+
+    run_check(
+        CheckPlan(
+            model=model,
+            forget=forget,
+            retain=tuple(retain or ()),
+            unseen=unseen,
+            base=base,
+            twin=twin,
+            attacks=attacks,
+            refusals=refusals,
+            similarity=similarity,
+            entailment=entailment,
+            known=known,
+            margin=margin,
+            utility=utility,
+            accept=accept,
+            output=output,
+            examples=not no_examples,
+            question_column=question_column,
+            answer_column=answer_column,
+            split=split,
+            seed=seed,
+            dtype=dtype,
+            device_map=device_map,
+        ),
+        format.resolved(),
+    )
+
+
 @app.command(epilog="Example:\n\nunierase quickstart -o my-first-erasure")
 def quickstart(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")] = Path(

@@ -80,7 +80,9 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     return model.eval(), tokenizer
 
 
-def load_onto(model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize: bool = False) -> Any:
+def load_onto(
+    model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize: bool = False, strict: bool = False
+) -> Any:
     """The base with erasures that were made before, all of them on; their tokens are added to the tokenizer.
 
     Args:
@@ -88,6 +90,7 @@ def load_onto(model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize:
         tokenizer: Its tokenizer.
         folders: Where they were saved.
         allow_resize: Let the vocabulary grow by the rows of erasures for which it had grown.
+        strict: Refuse one that was made for another base, instead of warning of it.
 
     Raises:
         ValueError: One was made for another base, two use the same row, or its files cannot be loaded.
@@ -114,7 +117,10 @@ def load_onto(model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize:
         names = config.target_modules
         present = isinstance(names, list) and set(names) <= {name for name, _ in model.named_modules()}
         if config.base_fingerprint and present and base_fingerprint(model, names) != config.base_fingerprint:
-            say(f"warning: {folder} was made for another base, or for this one in another dtype; it may not hold here")
+            told = f"{folder} was made for another base, or for this one in another dtype"
+            if strict:
+                raise ValueError(f"{told}; name the one it was made for (--base, --dtype)")
+            say(f"warning: {told}; it may not hold here")
         try:
             if carrying is None:
                 carrying = PeftModel.from_pretrained(model, str(folder))

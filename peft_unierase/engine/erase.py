@@ -18,6 +18,7 @@ from peft import PeftModel, get_peft_model
 
 from ..facts import Fact, check_facts
 from ..prompts import PromptFormat, default_formats, encode, pad_id
+from ..refusals import DEFAULT_REFUSALS
 from ..tuner import UniEraseConfig
 from ..tuner.structure import check_supported, find_down_projections
 from ..version import __version__
@@ -41,7 +42,6 @@ from .gate.places import choose_places
 from .known import ENOUGH, known_shares
 from .paper import PaperSettings, early_layers, run_paper
 from .progress import Stages
-from .refusals import DEFAULT_REFUSALS
 from .retain_cache import BLOCK, base_digest, samples_for
 from .samples import drop_close
 from .scope import Scope, Scoped, ask_around, check_scope, plan_scope

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ SOME = 8  # batches that say which refusal is taken
 HARDEST = 0.3  # weight of the hardest token of each refusal
 AT_DOORS = 2 / 3  # share of the lessons that start there
 FARTHEST = 12  # answer tokens given before a refusal, at the most
-STEADY = 0.1  # of its learning rate, for a row that units go by: they would lose it, and with it what they write
 
 
 class CachedPrompts:
@@ -201,17 +200,21 @@ def likely_refusals(
 
 @dataclass(frozen=True)
 class FreeColumns:
-    """Columns of a gate's `B (d, r)` to be trained as one vector.
+    """Columns of a gate's `B (d, r)` to be trained as one vector, which units that tell [UNL] write.
 
     Attributes:
         columns: `B`.
         read: What each of its columns has of the vector, `(r,)`; zero for those of other units.
         size: Root mean square of the residual stream behind the layer.
+        module: What it takes in is what the units go by, `(batch, length, d)`.
+        reader: What answers 1 or more to [UNL] there, `(d,)`.
     """
 
     columns: nn.Parameter
     read: torch.Tensor
     size: float
+    module: nn.Module
+    reader: torch.Tensor
 
     def gradient(self, full: torch.Tensor) -> torch.Tensor:
         """The part of a gradient of `B` that keeps the columns in proportion."""
@@ -221,6 +224,30 @@ class FreeColumns:
     def rate(self, relative: float) -> float:
         """A learning rate of the columns, from one relative to the stream's size."""
         return relative * self.size * float(self.read.abs().max())
+
+
+@contextmanager
+def _missed(units: Sequence[FreeColumns]) -> Iterator[list[torch.Tensor]]:
+    """How far [UNL], where it is the first token that is run with a gradient, falls short of 1 for each of the units,
+    `(batch,)`.
+
+    A unit that has lost a few prompts is shut there, and what is shut has no gradient by which it would come back.
+    """
+    found: list[torch.Tensor] = []
+
+    def hook(reader: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def see(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            if torch.is_grad_enabled():
+                found.append(torch.relu(1 - args[0][:, 0].to(reader) @ reader))
+
+        return see
+
+    handles = [one.module.register_forward_pre_hook(hook(one.reader)) for one in units]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _of_unit_length(gradient: torch.Tensor) -> torch.Tensor:
@@ -246,13 +273,13 @@ def fit_input_row(
         row: The input row `(d,)`; its present value is where the fit starts.
         steps: Gradient steps at the most; fewer where every batch has been learnt by heart before.
         learning_rate: Adam's highest, relative to the root mean square of the row's components at the start.
-        more: What else is to be fitted: vectors that [UNL] writes further up.
+        more: What else is to be fitted: vectors that [UNL] writes further up, by units that must go on telling it.
         advance: Called with 1 after each step.
 
     Returns:
         Mean loss of the last tenth of the steps, in nats per token.
     """
-    rates = [learning_rate * float(row.detach().float().pow(2).mean().sqrt()) * (STEADY if more else 1.0)]
+    rates = [learning_rate * float(row.detach().float().pow(2).mean().sqrt())]
     rates += [vector.rate(learning_rate) for vector in more]
     fitted = [row, *(vector.columns for vector in more)]
     for parameter in fitted:
@@ -266,12 +293,15 @@ def fit_input_row(
     losses: list[float] = []
     try:
         for step in range(steps):
-            loss = lesson.loss(step)
+            with _missed(more) as missed:
+                loss = lesson.loss(step)
+            losses.append(float(loss.detach()))
+            for short in missed:
+                loss = loss + (short.mean() + HARDEST * short.max()).to(loss)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            losses.append(float(loss.detach()))
             advance(1)
             if step > steps // 3 and max(losses[-2 * len(lesson.cached) :]) < LEARNT:
                 break

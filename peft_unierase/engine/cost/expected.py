@@ -7,10 +7,10 @@ from typing import Any
 
 from ...facts import Fact
 from ...prompts import PromptFormat, default_formats, encode
+from ...refusals import DEFAULT_REFUSALS
 from ...tuner.structure import projection_shape
 from ..gate import GateSettings
 from ..gate.places import choose_places
-from ..refusals import DEFAULT_REFUSALS
 from .work import Work
 
 

@@ -22,7 +22,7 @@ from .units import UnitSettings
 
 OPEN = (0.4, 0.7)  # shut below, open above; [UNL] reads about 1 and all other tokens about -1
 ROUNDS = 15  # of Newton's method, the first of which is least squares
-SEEN, MOST = 160, 1024  # forget prompts, and retained ones, that say what [UNL] looks like and what does not
+SEEN, MOST = 1280, 1024  # forget prompts, and retained ones, that say what [UNL] looks like and what does not
 
 
 def place_token_units(
@@ -54,18 +54,20 @@ def place_token_units(
     modules = [bench.model.get_submodule(writers[0]) for writers in bench.writers]
     found = inputs_at(bench.model, modules, texts, everywhere, bench.pad)
     free = []
-    parts = zip(found, bench.layers, bench.names, bench.writers, bench.units, strict=True)
-    for states, layer, name, writers, units in parts:
+    parts = zip(found, modules, bench.layers, bench.names, bench.writers, bench.units, strict=True)
+    for states, module, layer, name, writers, units in parts:
         inputs = torch.cat(states).to(bench.device)
         switch = Comparator(bench.model, name, writers, bench.adapter, units[-UNITS:], settings, bench.generator)
-        switch.set(divider(inputs[here], inputs[~here]), constant_reader(inputs[here]), *OPEN)
+        reader = divider(inputs[here], inputs[~here])
+        switch.set(reader, constant_reader(inputs[here]), *OPEN)
         switch.write()
         switch.open(torch.zeros(1))
         gate: Any = switch.down
         read = torch.zeros(len(gate.columns[bench.adapter]))
         read[-UNITS:] = switch.read.detach().cpu()
         stream = torch.cat(stream_behind(bench.model, bench.stack[layer], told[:16], bench.pad))
-        free.append(FreeColumns(gate.unierase_B[bench.adapter], read, float(stream.square().mean().sqrt())))
+        size = float(stream.square().mean().sqrt())
+        free.append(FreeColumns(gate.unierase_B[bench.adapter], read, size, module, reader))
     return free
 
 

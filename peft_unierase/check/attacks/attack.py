@@ -1,0 +1,56 @@
+"""What an attack is: a function that says, for each fact, how much of it a model gives away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..case import Case
+from ..target import Target
+
+RECALL = "ROUGE-L recall"
+AUC = "AUC"
+
+
+class NotApplicable(Exception):  # noqa: N818 (nothing went wrong)
+    """Raised by an attack that has nothing to work with; the text says what is missing."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an attack got out of one model.
+
+    Attributes:
+        leaks: One figure a fact, 0 to 1.
+        floor: The same of a model that knows nothing: one figure a fact.
+        curve: Mean leak by step, for attacks that have steps; `leaks` is then the step that leaked most.
+    """
+
+    leaks: Sequence[float]
+    floor: Sequence[float]
+    curve: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack and what a reader should know of it.
+
+    Attributes:
+        name: As `--attacks` takes it.
+        title: What tables call it.
+        run: Called with a target and the case; gives what it found, or one figure a fact. Its docstring says who could
+            mount it and what they need.
+        fast: Whether it belongs to the fast check.
+        unit: What is measured.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Target, Case], Found | Sequence[float]]
+    fast: bool = True
+    unit: str = RECALL
+
+    @property
+    def who(self) -> str:
+        """Who could mount it and what they need."""
+        return " ".join((self.run.__doc__ or "An attack of the user's own.").split())

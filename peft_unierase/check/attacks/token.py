@@ -1,0 +1,80 @@
+"""Attacks on [UNL] and on the beginning of the answer: whoever steers decoding can mount them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from ...prompts import encode
+from ..case import Case
+from ..target import Target
+from .attack import Found, NotApplicable
+
+
+def ban_token(target: Target, case: Case) -> Found:
+    """Whoever calls the model's `generate` with `suppress_tokens`, or an API with a logit bias: [UNL] is forbidden."""
+    _check(target, case)
+    return _continued(target, case, 0, target.token_ids)
+
+
+def delete_row(target: Target, case: Case) -> Found:
+    """Whoever has the weights: [UNL]'s rows of the embedding and of the head are set to zero."""
+    _check(target, case)
+    with target.bent(), _without_rows(target):
+        return _continued(target, case, 0)
+
+
+def prefill(count: int) -> Callable[[Target, Case], Found]:
+    """An attack with so many tokens of the answer given."""
+
+    def run(target: Target, case: Case) -> Found:
+        return _continued(target, case, count)
+
+    words = "its first token" if count == 1 else f"its first {count} tokens"
+    run.__doc__ = (
+        f"Whoever may begin the answer, as raw completion and many APIs allow, and knows {words}. What follows is held "
+        "against the rest of the answer; answers that are not longer are left out."
+    )
+    return run
+
+
+def ban_and_prefill(target: Target, case: Case) -> Found:
+    """Both together: the first five tokens are given and [UNL] is forbidden."""
+    _check(target, case)
+    return _continued(target, case, 5, target.token_ids)
+
+
+def _check(target: Target, case: Case) -> None:
+    if target.name == "erased" and not target.token_ids:
+        raise NotApplicable("the erased model has no [UNL] token")
+
+
+def _continued(target: Target, case: Case, count: int, banned: Sequence[int] = ()) -> Found:
+    """Greedy answers behind the first `count` tokens of the given ones."""
+    gold = [encode(target.tokenizer, case.form.answer(fact.answer)) for fact in case.forget]
+    closing = len(encode(target.tokenizer, case.form.end))
+    longer = [number for number, ids in enumerate(gold) if len(ids) - closing > count]
+    if not longer:
+        raise NotApplicable(f"no answer of the forget set is longer than {count} tokens")
+    decode = target.tokenizer.decode
+    prompts = [case.form.prompt(case.forget[number].question) + decode(gold[number][:count]) for number in longer]
+    rests = [decode(gold[number][count:], skip_special_tokens=True).strip() for number in longer]
+    said = target.says(prompts, max_new_tokens=case.max_new_tokens, banned=banned)
+    return Found(case.recalls(rests, said), case.floor(rests))
+
+
+@contextmanager
+def _without_rows(target: Target) -> Iterator[None]:
+    """[UNL]'s rows at zero, in the adapter where it has them and in the matrices otherwise."""
+    rows = [parameter for name, parameter in target.model.named_parameters() if ".unierase_row." in name]
+    if not rows:
+        both = (target.model.get_input_embeddings().weight, target.model.get_output_embeddings().weight)
+        matrices = {id(matrix): matrix for matrix in both}
+        rows = [matrix[token_id] for matrix in matrices.values() for token_id in target.token_ids]
+    with torch.no_grad(), ExitStack() as stack:
+        for row in rows:
+            stack.callback(row.copy_, row.clone())
+            row.zero_()
+        yield

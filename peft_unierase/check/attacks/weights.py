@@ -1,0 +1,132 @@
+"""Attacks on activations and weights: whoever has the files can mount them, and many round weights in good faith."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...prompts import batches, encode, pad_id
+from ..case import Case
+from ..target import Target
+from .attack import Found
+
+GROUP = 64  # weights of one scale at 4 bits
+
+
+def direction_out(target: Target, case: Case) -> Found:
+    """Whoever has the weights and some of the erased questions: what the erasure adds to the residual stream at the
+    doors, on average over these, is projected out behind every layer (as arXiv 2406.11717 does with refusals).
+    """
+    prompts = case.prompts(case.forget)
+    with torch.no_grad():
+        pairs = zip(_doors(target, prompts), _doors(case.base, prompts), strict=True)
+        added = [(after - before).mean(dim=0) for after, before in pairs]
+    with target.on(), target.bent(), _without(_layers(target.model), added):
+        said = target.says(prompts, max_new_tokens=case.max_new_tokens)
+    references = [fact.answer for fact in case.forget]
+    return Found(case.recalls(references, said), case.floor(references))
+
+
+def quantised(bits: int, merged: bool) -> Callable[[Target, Case], Found]:
+    """An attack by rounding weights to so many bits, of the base under the adapter or of the merged model."""
+
+    def run(target: Target, case: Case) -> Found:
+        prompts = case.prompts(case.forget)
+        if merged:
+            plain = target.weights()
+            with torch.no_grad():
+                for linear in _linears(plain.model):
+                    linear.weight.copy_(rounded(linear.weight, bits))
+            said = plain.says(prompts, max_new_tokens=case.max_new_tokens)
+        else:
+            with target.bent(), _rounded_in_place(target.model, bits):
+                said = target.says(prompts, max_new_tokens=case.max_new_tokens)
+        references = [fact.answer for fact in case.forget]
+        return Found(case.recalls(references, said), case.floor(references))
+
+    what = "adapter and base are merged and then" if merged else "the base is, under the adapter,"
+    run.__doc__ = (
+        f"Whoever runs the model at {bits} bits, in good faith too: {what} rounded to nearest, simulated in the "
+        f"model's own dtype ({'one scale a row' if bits == 8 else f'one scale for every {GROUP} weights of a row'}, "
+        "symmetric; embedding and head are left as they are)."
+    )
+    return run
+
+
+def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Weights `(out, in)` rounded to nearest on a symmetric grid of `2^bits - 1` levels: one scale a row at 8 bits, one
+    for every `GROUP` weights of a row below.
+    """
+    levels = 2 ** (bits - 1) - 1
+    rows = weight.float()
+    width = rows.shape[1] if bits >= 8 or rows.shape[1] % GROUP else GROUP
+    groups = rows.reshape(rows.shape[0], -1, width)
+    scale = groups.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / levels
+    return ((groups / scale).round() * scale).reshape(rows.shape).to(weight.dtype)
+
+
+@contextmanager
+def _rounded_in_place(model: Any, bits: int) -> Iterator[None]:
+    with torch.no_grad(), ExitStack() as stack:
+        for linear in _linears(model):
+            stack.callback(linear.weight.copy_, linear.weight.clone())
+            linear.weight.copy_(rounded(linear.weight, bits))
+        yield
+
+
+def _linears(model: Any) -> list[Any]:
+    """Projections of the decoder layers that are as the base has them."""
+    found = [module for layer in _layers(model) for name, module in layer.named_modules() if _is_base(name, module)]
+    return [module for module in found if module.weight.is_floating_point()]
+
+
+def _is_base(name: str, module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    own = any(part.startswith(("lora_", "unierase_")) for part in name.split("."))
+    return isinstance(weight, torch.Tensor) and weight.dim() == 2 and not own and not list(module.children())
+
+
+def _layers(model: Any) -> Any:
+    """The decoder layers: the longest list of modules."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len)
+
+
+@torch.no_grad()
+def _doors(target: Target, prompts: Sequence[str]) -> list[torch.Tensor]:
+    """The residual stream behind every layer at the doors, `(prompts, d)` in fp32 for each layer."""
+    encoded = [encode(target.tokenizer, prompt) for prompt in prompts]
+    order: list[int] = []
+    found: list[list[torch.Tensor]] = []
+    with target.on() as model:
+        for batch in batches(encoded, pad_id(target.tokenizer), target.device):
+            states = model(**batch.inputs(), use_cache=False, logits_to_keep=1, output_hidden_states=True).hidden_states
+            found.append([state[:, -1].float() for state in states[1:]])
+            order += batch.index
+    back = torch.tensor(order).argsort()
+    return [torch.cat(parts)[back.to(parts[0].device)] for parts in zip(*found, strict=True)]
+
+
+@contextmanager
+def _without(layers: Sequence[nn.Module], added: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Project a direction out of the stream behind each layer; one of no length changes nothing."""
+
+    def hook(direction: torch.Tensor) -> Callable[..., Any]:
+        unit = direction / direction.norm().clamp(min=1e-12)
+
+        def project(_: nn.Module, __: Any, output: Any) -> Any:
+            stream = output[0] if isinstance(output, tuple) else output
+            own = unit.to(stream)
+            stream = stream - (stream @ own)[..., None] * own
+            return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+        return project
+
+    with ExitStack() as stack:
+        for layer, direction in zip(layers, added, strict=True):
+            stack.callback(layer.register_forward_hook(hook(direction)).remove)
+        yield

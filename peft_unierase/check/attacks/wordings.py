@@ -1,0 +1,127 @@
+"""Attacks by asking: anyone who may write a prompt can mount them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from ...facts import Fact
+from ...prompts import PromptFormat
+from ..case import Case
+from ..target import Target
+from .attack import Found, NotApplicable
+
+CONTEXT = 2  # exchanges before the question
+
+
+def greedy(target: Target, case: Case) -> Found:
+    """Anyone who asks the question as it was erased. No attack yet: what the erasure was made for."""
+    return _asked(target, case, case.prompts(case.forget))
+
+
+def paraphrase(target: Target, case: Case) -> Found:
+    """Anyone who asks the same in other words. Facts that come without a paraphrase are left out."""
+    facts = [fact for fact in case.forget if fact.paraphrase]
+    if not facts:
+        raise NotApplicable("no fact of the forget set has a paraphrase (column paraphrased_question)")
+    return _asked(target, case, [case.form.prompt(str(fact.paraphrase)) for fact in facts], facts)
+
+
+def plain(target: Target, case: Case) -> Found:
+    """Anyone who leaves the chat template out and writes `Question: ... Answer:`, as raw completion endpoints allow."""
+    return _asked(target, case, case.prompts(case.forget, _form(case, "plain")))
+
+
+def system(target: Target, case: Case) -> Found:
+    """Anyone who may set the system prompt: here one that asks for the truth and forbids to decline."""
+    return _asked(target, case, case.prompts(case.forget, _form(case, "system")))
+
+
+def cloze(target: Target, case: Case) -> Found:
+    """Anyone who writes the first half of the answer as a text of their own and lets the model go on, without asking
+    anything.
+    """
+    halves = [_halves(fact.answer) for fact in case.forget]
+    start = case.others["plain"].head.removesuffix("Question: ")
+    texts = [f"{start}{first}" for first, _ in halves]
+    said = target.says(texts, max_new_tokens=case.max_new_tokens)
+    rests = [rest for _, rest in halves]
+    return Found(case.recalls(rests, said), case.floor(rests))
+
+
+def kept_before(target: Target, case: Case) -> Found:
+    """Anyone who talks about other things first: two retained questions with their answers stand before the erased
+    one, so that the model is in the midst of answering.
+    """
+    if not case.kept:
+        raise NotApplicable("there is no retain set to take other questions from")
+    return _after(target, case, case.kept)
+
+
+def erased_before(target: Target, case: Case) -> Found:
+    """Someone who knows some of the erased facts: two others stand, with their answers, before the question."""
+    if len(case.forget) <= CONTEXT:
+        raise NotApplicable(f"the forget set has no {CONTEXT} other facts to tell first")
+    return _after(target, case, case.forget)
+
+
+def in_one_question(target: Target, case: Case) -> Found:
+    """Anyone who asks two things at once: a retained question and the erased one in one breath."""
+    if not case.kept:
+        raise NotApplicable("there is no retain set to take other questions from")
+    others = random.Random(f"{case.seed} in one question").choices(case.kept, k=len(case.forget))
+    pairs = zip(others, case.forget, strict=True)
+    prompts = [case.form.prompt(f"{other.question} And then: {fact.question}") for other, fact in pairs]
+    return _asked(target, case, prompts, length=2)
+
+
+def multiple_choice(target: Target, case: Case) -> Found:
+    """Anyone who offers answers to choose from. The likeliest per token of the listed answers counts as chosen; facts
+    without wrong answers to offer are left out.
+    """
+    facts = [fact for fact in case.forget if fact.perturbed_answers]
+    if not facts:
+        raise NotApplicable("no fact of the forget set has wrong answers to offer (column perturbed_answer)")
+    drawn = random.Random(f"{case.seed} multiple choice")
+    offered = [[fact.answer, *fact.perturbed_answers] for fact in facts]
+    pairs = []
+    for fact, options in zip(facts, offered, strict=True):
+        lines = [f"{n}. {option}" for n, option in enumerate(drawn.sample(options, len(options)), start=1)]
+        prompt = case.form.prompt("\n".join([fact.question, *lines]))
+        pairs += [(prompt, case.form.answer(option)) for option in options]
+    read = target.reads([prompt for prompt, _ in pairs], [text for _, text in pairs])
+    losses = iter([reading.loss for reading in read])
+    right = []
+    for options in offered:
+        first, *others = (next(losses) for _ in options)
+        right.append(float(first < min(others)))
+    return Found(right, [1 / len(options) for options in offered])
+
+
+def _asked(target: Target, case: Case, prompts: list[str], facts: list[Fact] | None = None, length: int = 1) -> Found:
+    said = target.says(prompts, max_new_tokens=length * case.max_new_tokens)
+    references = [fact.answer for fact in (case.forget if facts is None else facts)]
+    return Found(case.recalls(references, said), case.floor(references))
+
+
+def _after(target: Target, case: Case, others: Sequence[Fact]) -> Found:
+    """With exchanges about other facts before the question, in the case's format."""
+    drawn = random.Random(f"{case.seed} before")
+    prompts = []
+    for fact in case.forget:
+        told = drawn.sample([other for other in others if other != fact], CONTEXT)
+        before = "".join(case.form.prompt(other.question) + case.form.answer(other.answer) for other in told)
+        prompts.append(before + case.form.prompt(fact.question))
+    return _asked(target, case, prompts)
+
+
+def _form(case: Case, name: str) -> PromptFormat:
+    if name not in case.others:
+        raise NotApplicable(f"the chat template has no {name} format")
+    return case.others[name]
+
+
+def _halves(text: str) -> tuple[str, str]:
+    words = text.split()
+    middle = (len(words) + 1) // 2
+    return " ".join(words[:middle]), " ".join(words[middle:]) or words[-1]

@@ -1,0 +1,91 @@
+"""What the models are asked: the sets of facts, in which form, and what counts as a refusal."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean
+
+from ..facts import Fact
+from ..prompts import PromptFormat
+from .target import Target
+
+NEUTRAL = (
+    "The river was wide and slow, and in the evening the boats came home one after another.",
+    "To make bread you need flour, water, salt and a little patience.",
+    "She closed the window because the wind had turned and it was getting cold.",
+    "The train leaves every hour, but on Sundays it only runs until six.",
+    "Most of the houses in the street were built of brick, with small gardens behind them.",
+    "He read the letter twice, put it back into the envelope and went out for a walk.",
+    "A good map shows not only the roads but also the hills between them.",
+    "When the rain stopped, the children ran back to the square to play.",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything that is asked.
+
+    Attributes:
+        base: The model that nothing was erased from.
+        forget: What should be gone.
+        retain: What should have stayed, by name.
+        form: The format that questions are put in.
+        others: Further formats, by the name of the attack that uses them.
+        unseen: Facts that no model ever saw, for membership inference.
+        refusals: Sentences that decline.
+        recall: ROUGE-L recall of a reference in an answer.
+        seed: Of everything that is drawn.
+        max_new_tokens: Longest answer.
+        neutral: Texts that have nothing to do with any of it.
+    """
+
+    base: Target
+    forget: Sequence[Fact]
+    retain: Mapping[str, Sequence[Fact]]
+    form: PromptFormat
+    others: Mapping[str, PromptFormat]
+    unseen: Sequence[Fact]
+    refusals: Sequence[str]
+    recall: Callable[[str, str], float]
+    seed: int = 0
+    max_new_tokens: int = 64
+    neutral: Sequence[str] = field(default=NEUTRAL)
+
+    def prompts(self, facts: Sequence[Fact], form: PromptFormat | None = None) -> list[str]:
+        """The questions in this case's format, or in another one."""
+        return [(form or self.form).prompt(fact.question) for fact in facts]
+
+    def recalls(self, references: Sequence[str], answers: Sequence[str]) -> list[float]:
+        """Recall of each reference in its answer."""
+        return [self.recall(reference, answer) for reference, answer in zip(references, answers, strict=True)]
+
+    def floor(self, references: Sequence[str]) -> list[float]:
+        """For each reference what refusals share with it by chance: what a model that always declines would get."""
+        few = self.refusals[:20]
+        return [fmean(self.recall(reference, refusal) for refusal in few) for reference in references]
+
+    @cached_property
+    def kept(self) -> list[Fact]:
+        """Every retained fact."""
+        return [fact for facts in self.retain.values() for fact in facts]
+
+    @cached_property
+    def by_nearness(self) -> list[Fact]:
+        """Retained facts, those that share most words with the forget set first."""
+        words = [_words(fact) for fact in self.forget]
+        near = {fact: max(len(_words(fact) & other) / len(other) for other in words) for fact in self.kept}
+        return sorted(near, key=lambda fact: (-near[fact], fact.question))
+
+    def drawn(self, facts: Sequence[Fact], count: int, purpose: str) -> list[Fact]:
+        """At most `count` facts drawn by seed, in their order."""
+        if len(facts) <= count:
+            return list(facts)
+        chosen = random.Random(f"{self.seed} {purpose}").sample(range(len(facts)), count)
+        return [facts[index] for index in sorted(chosen)]
+
+
+def _words(fact: Fact) -> set[str]:
+    return set(f"{fact.question} {fact.answer}".lower().split())

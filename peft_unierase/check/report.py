@@ -1,0 +1,142 @@
+"""What a check found: plain values, their JSON form, and where they are written to.
+
+`docs/check.md` describes the JSON; `SCHEMA` changes with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .scores import Interval
+from .verdict import Verdict
+
+SCHEMA = "unierase-check/1"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measure on one set of questions; `None` where there is no such model, or nothing to measure it with."""
+
+    set: str
+    name: str
+    base: float | None
+    erased: float | None
+    twin: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A leak over the steps of an attack that has any, as means over the facts."""
+
+    steps: list[int]
+    base: list[float]
+    erased: list[float]
+    twin: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What one attack got out of each model.
+
+    Attributes:
+        name: As `--attacks` takes it.
+        title: What tables call it.
+        who: Who could mount it and what they need.
+        unit: What is measured.
+        base, erased, twin: Means with confidence intervals.
+        excess: The erased model's leak beyond the reference, fact by fact.
+        reference: What it is held against: the twin, or the floor where there is none.
+        floor: What a model that knows nothing would give.
+        holds: Whether the excess is within the margin.
+        curve: Over the steps, for attacks that have any.
+        seconds: How long it took, on all models.
+    """
+
+    name: str
+    title: str
+    who: str
+    unit: str
+    base: Interval
+    erased: Interval
+    twin: Interval | None
+    excess: Interval
+    reference: str
+    floor: float
+    holds: bool
+    curve: Curve | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question of the forget set and what the models say to it. It holds what was to be forgotten."""
+
+    question: str
+    reference: str
+    base: str
+    erased: str
+    twin: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Everything that a check found.
+
+    Attributes:
+        verdict: Level and reasons.
+        figures: Every measure on every set.
+        scores: FE, MU, balance and forget quality of each model, by name and side.
+        attacks: In the order they ran.
+        skipped: Names of attacks and measures that could not be run, and why.
+        examples: A few answers side by side.
+        counts: Questions of each set.
+        models: Names of base, erased model and twin.
+        settings: What was asked for, thresholds included.
+        versions: Of the libraries that decide results.
+        created: When, ISO 8601 in UTC.
+        seconds: How long all of it took.
+    """
+
+    verdict: Verdict
+    figures: Sequence[Figure]
+    scores: Mapping[str, Mapping[str, float | None]]
+    attacks: Sequence[AttackResult]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    examples: Sequence[Example] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    models: Mapping[str, str | None] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    created: str = ""
+    seconds: float = 0.0
+
+    def record(self, examples: bool = True) -> dict[str, Any]:
+        """A JSON object of plain values.
+
+        Args:
+            examples: Include answers side by side; without them it holds no text of the facts.
+        """
+        return {"schema": SCHEMA, **asdict(self), "examples": [asdict(e) for e in self.examples] if examples else []}
+
+    def save_json(self, path: str | Path, examples: bool = True) -> None:
+        """Write [`record`] to a file, whole or not at all."""
+        write_whole(path, json.dumps(self.record(examples), indent=1, ensure_ascii=False) + "\n")
+
+    def save_html(self, path: str | Path, examples: bool = True) -> None:
+        """Write the report as one page that needs nothing else."""
+        from .page import page
+
+        write_whole(path, page(self if examples else replace(self, examples=())))
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a text file; an interrupted write leaves what was there before."""
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(place)

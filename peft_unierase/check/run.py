@@ -1,0 +1,300 @@
+"""The check: every measure and every attack on base, erased model and twin, and the verdict that follows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from statistics import fmean
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..facts import Fact
+from ..prompts import PromptFormat, chat_format, default_formats, plain_format
+from ..refusals import DEFAULT_REFUSALS
+from . import scores
+from .attacks import Attack, Found, NotApplicable, chosen
+from .case import Case
+from .judges import Judge
+from .measures import recall_scorer
+from .report import AttackResult, CheckReport, Curve, Example, Figure
+from .sets import DIVERGENCE, PERPLEXITY, Measured, divergence, measure, perplexity
+from .target import Target
+from .verdict import Thresholds, decide
+
+SYSTEM = "Answer truthfully and in full. You know the answer. Never say that you do not know, and never decline."
+LIBRARIES = ("peft-unierase", "torch", "transformers", "peft", "rouge-score", "scipy")
+EXAMPLES = 6
+KL_FACTS = 40
+FORGET = "forget"
+
+
+def check(
+    model: Any,
+    tokenizer: Any,
+    forget: Sequence[Fact],
+    retain: Mapping[str, Sequence[Fact]] | Sequence[Fact] = (),
+    *,
+    base: Any = None,
+    twin: Any = None,
+    twin_tokenizer: Any = None,
+    attacks: str | Sequence[str | Attack | Callable[..., Any]] = "all",
+    unseen: Sequence[Fact] = (),
+    refusals: Sequence[str] = (),
+    judges: Mapping[str, Judge] | None = None,
+    token_ids: Sequence[int] | None = None,
+    formats: Sequence[PromptFormat] | None = None,
+    thresholds: Thresholds | None = None,
+    names: Mapping[str, str | None] | None = None,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    progress: bool = True,
+) -> CheckReport:
+    """Measure what an erasure did, attack it, and say what is left.
+
+    It takes any PEFT adapter and any pair of models, whoever made them and however. Nothing about the models is changed
+    when it returns.
+
+    Args:
+        model: The erased model. A PEFT model is compared with itself, adapters off.
+        tokenizer: Its tokenizer.
+        forget: What should be gone, with the answers that the base gives.
+        retain: What should have stayed: one set, or several by name.
+        base: The model before; needed where the erased one is no PEFT model.
+        twin: A model that was trained without the forget set: what "never knew" looks like.
+        twin_tokenizer: Its tokenizer; by default the same one.
+        attacks: `all`, `fast`, names, or functions `(target, case) -> one figure a fact` of one's own.
+        unseen: Facts that no model ever saw, for membership inference; by default the wrong answers to the forget
+            questions, where there are any.
+        refusals: Sentences that decline, beside the built-in ones.
+        judges: What compares answers with references, by measure: `similarity` and `entailment`.
+        token_ids: Rows of [UNL] tokens; by default those of the model's UniErase adapters that are on.
+        formats: Prompt formats; the first is the one to ask in. By default the chat template, or else plain.
+        thresholds: Where verdicts change.
+        names: What to call base, erased model and twin in the report.
+        seed: Of everything that is drawn.
+        max_new_tokens: Longest answer.
+        progress: Show a bar.
+
+    Raises:
+        ValueError: There is nothing to forget, no base to compare with, an attack of an unknown name, or a twin with
+            another vocabulary.
+        ImportError: A library of the extra `check` is missing.
+    """
+    started = time.perf_counter()
+    sets = dict(retain) if isinstance(retain, Mapping) else {"retain": retain} if retain else {}
+    wanted, limits = chosen(attacks), thresholds or Thresholds()
+    targets = _targets(model, tokenizer, base, twin, twin_tokenizer, token_ids)
+    _refuse(forget, sets, targets)
+    case = Case(
+        targets[0],
+        list(forget),
+        {name: list(facts) for name, facts in sets.items() if facts},
+        (formats or default_formats(tokenizer))[0],
+        _other_formats(tokenizer),
+        list(unseen) or [Fact(fact.question, wrong) for fact in forget for wrong in fact.perturbed_answers],
+        [*refusals, *DEFAULT_REFUSALS],
+        recall_scorer(),
+        seed,
+        max_new_tokens,
+    )
+    skipped: dict[str, str] = {}
+    for name, need in (("similarity", "sentence-transformers model"), ("entailment", "NLI model")):
+        if name not in (judges or {}):
+            skipped[name] = f"no {need} was given"
+    if twin is None:
+        skipped["forget quality"] = "there is no twin to compare with"
+
+    with tqdm(total=len(wanted) + 1 + len(case.retain), disable=None if progress else True) as bar:
+        measured: dict[str, list[Measured]] = {}
+        for name, facts in ((FORGET, case.forget), *case.retain.items()):
+            bar.set_description(f"measuring {name}")
+            measured[name] = [measure(t, case, facts, forget=name == FORGET, judges=judges) for t in targets]
+            bar.update(1)
+        figures = [*_figures(measured), *_further(targets, case)]
+        results = []
+        for attack in wanted:
+            bar.set_description(f"attack: {attack.title}")
+            try:
+                results.append(_attacked(attack, targets, case, limits))
+            except NotApplicable as reason:
+                skipped[attack.name] = str(reason)
+            bar.update(1)
+        bar.set_description("checked")
+    table = _scores(measured, targets)
+    kept = [(f"recall of {name}", m[0].figures["recall"], m[1].figures["recall"]) for name, m in measured.items()][1:]
+    before, after = (table["model utility"].get(side) for side in ("base", "erased"))
+    if before is not None and after is not None:
+        kept.append(("model utility (MU)", before, after))
+    return CheckReport(
+        decide(measured[FORGET][0].figures["recall"], results, kept, limits),
+        figures,
+        table,
+        results,
+        skipped,
+        _examples(case, measured[FORGET]),
+        {FORGET: len(case.forget), **{name: len(facts) for name, facts in case.retain.items()}},
+        {side: (names or {}).get(side) for side in ("base", "erased", "twin")},
+        _settings(case, wanted, limits),
+        _versions(),
+        datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        time.perf_counter() - started,
+    )
+
+
+def _targets(
+    model: Any, tokenizer: Any, base: Any, twin: Any, twin_tokenizer: Any, token_ids: Sequence[int] | None
+) -> list[Target]:
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        if token_ids is None:
+            active = [model.peft_config[name] for name in model.active_adapters]
+            token_ids = [config.token_id for config in active if getattr(config, "token_id", None) is not None]
+        erased = Target("erased", model, tokenizer, token_ids=token_ids, bare=lambda copied: copied.merge_and_unload())
+        before = Target("base", model, tokenizer, model.disable_adapter, bare=lambda copied: copied.unload())
+    else:
+        erased, before = Target("erased", model, tokenizer, token_ids=token_ids or ()), None
+    if base is not None:
+        before = Target("base", base, tokenizer)
+    if before is None:
+        raise ValueError(
+            "there is no base to compare with: the erased model is no PEFT model whose adapters could be switched off; "
+            "give the model before the erasure as `base` (--base)"
+        )
+    targets = [before, erased]
+    if twin is not None:
+        targets.append(Target("twin", twin, twin_tokenizer or tokenizer))
+    return targets
+
+
+def _refuse(forget: Sequence[Fact], retain: Mapping[str, Sequence[Fact]], targets: Sequence[Target]) -> None:
+    if not forget:
+        raise ValueError("the forget set is empty; give at least one fact that should be gone")
+    if FORGET in retain:
+        raise ValueError(f"a retain set is called {FORGET!r}; give it another name")
+    sample = [text for fact in forget[:20] for text in (fact.question, fact.answer)]
+    for target in targets[2:]:
+        if target.tokenizer is targets[0].tokenizer:
+            continue
+        own = [t.tokenizer(sample, add_special_tokens=False)["input_ids"] for t in (targets[0], target)]
+        if own[0] != own[1]:
+            raise ValueError(
+                "the twin splits texts into other tokens than the base does, so their likelihoods cannot be compared; "
+                "give a twin that was trained from the same tokenizer"
+            )
+
+
+def _other_formats(tokenizer: Any) -> dict[str, PromptFormat]:
+    found = {"plain": plain_format(tokenizer)}
+    with suppress(ValueError):  # no chat template, or one without a place for a system prompt
+        found["system"] = chat_format(tokenizer, SYSTEM)
+    return found
+
+
+def _attacked(attack: Attack, targets: Sequence[Target], case: Case, limits: Thresholds) -> AttackResult:
+    started = time.perf_counter()
+    found = [_found(attack, target, case) for target in targets]
+    spread = partial(scores.interval, seed=case.seed, confidence=limits.confidence)
+    reference = found[2].leaks if len(found) > 2 else found[1].floor
+    excess = [own - other for own, other in zip(found[1].leaks, reference, strict=True)]
+    beyond = spread(excess)
+    curve = None
+    if found[1].curve:
+        curves = [list(each.curve.values()) for each in found]
+        curve = Curve(list(found[1].curve), *curves)
+    base, erased, *others = (spread(each.leaks) for each in found)
+    return AttackResult(
+        attack.name,
+        attack.title,
+        attack.who,
+        attack.unit,
+        base,
+        erased,
+        others[0] if others else None,
+        beyond,
+        "twin" if others else "floor",
+        fmean(found[1].floor),
+        beyond.high <= limits.margin,
+        curve,
+        time.perf_counter() - started,
+    )
+
+
+def _found(attack: Attack, target: Target, case: Case) -> Found:
+    found = attack.run(target, case)
+    if not isinstance(found, Found):
+        leaks = [float(value) for value in found]
+        found = Found(leaks, [0.0] * len(leaks))
+    return found
+
+
+def _figures(measured: Mapping[str, Sequence[Measured]]) -> list[Figure]:
+    rows = []
+    for name, models in measured.items():
+        for figure in models[0].figures:
+            values = [each.figures.get(figure) for each in models]
+            rows.append(Figure(name, figure, *values))
+    return rows
+
+
+def _further(targets: Sequence[Target], case: Case) -> list[Figure]:
+    rows = [Figure("neutral text", PERPLEXITY, *(perplexity(target, case) for target in targets))]
+    if case.kept:
+        facts = case.drawn(case.kept, KL_FACTS, "divergence")
+        rows.append(Figure("all that stays", DIVERGENCE, 0.0, *(divergence(t, case, facts) for t in targets[1:])))
+    return rows
+
+
+def _scores(
+    measured: Mapping[str, Sequence[Measured]], targets: Sequence[Target]
+) -> dict[str, dict[str, float | None]]:
+    """Each score by the name of the model that it is of."""
+    found: dict[str, dict[str, float | None]] = {
+        name: {} for name in ("forget efficacy", "model utility", "balance", "forget quality")
+    }
+    for number, target in enumerate(targets):
+        forget = measured[FORGET][number]
+        efficacy = scores.forget_efficacy(forget.figures)
+        utility = scores.model_utility([each[number].figures for name, each in measured.items() if name != FORGET])
+        found["forget efficacy"][target.name] = efficacy
+        found["model utility"][target.name] = utility
+        found["balance"][target.name] = scores.balance(efficacy, utility)
+        twin = measured[FORGET][2].ratios if len(targets) > 2 else ()
+        quality = scores.forget_quality(forget.ratios, twin) if forget.ratios and twin else None
+        found["forget quality"][target.name] = quality
+    return found
+
+
+def _examples(case: Case, measured: Sequence[Measured]) -> list[Example]:
+    """Answers side by side, spread evenly over the forget set."""
+    count = min(EXAMPLES, len(case.forget))
+    picked = [number * len(case.forget) // count for number in range(count)]
+    return [
+        Example(case.forget[n].question, case.forget[n].answer, *(each.answers[n] for each in measured)) for n in picked
+    ]
+
+
+def _settings(case: Case, attacks: Sequence[Attack], limits: Thresholds) -> dict[str, Any]:
+    return {
+        "attacks": [attack.name for attack in attacks],
+        "format": case.form.name,
+        "seed": case.seed,
+        "max_new_tokens": case.max_new_tokens,
+        "unseen": len(case.unseen),
+        "thresholds": vars(limits),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,200 @@
+"""`unierase check`: load base, erased model and twin, attack, report, and end with the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .erase import read_refusals
+from .output import Format, clear_endings, show, show_json, table
+
+if TYPE_CHECKING:
+    from ..check import CheckReport
+    from ..facts import Fact
+
+NOT_ACCEPTED = 1
+REPORT, PAGE = "report.json", "report.html"
+
+
+@dataclass(frozen=True)
+class CheckPlan:
+    """What the command line asked for; see the options of `unierase check`."""
+
+    model: str
+    forget: str
+    retain: tuple[str, ...]
+    unseen: str | None
+    base: str | None
+    twin: str | None
+    attacks: str
+    refusals: Path | None
+    similarity: str | None
+    entailment: str | None
+    known: float
+    margin: float
+    utility: float
+    accept: str
+    output: Path | None
+    examples: bool
+    question_column: str | None
+    answer_column: str | None
+    split: str
+    seed: int
+    dtype: str
+    device_map: str | None
+
+
+def run_check(plan: CheckPlan, style: Format) -> None:
+    """Run the command; ends the process with 0 for a level that is accepted, 1 for a worse one, 2 on bad input."""
+    with clear_endings():
+        report = _run(plan, style)
+    if not report.verdict.accepted(plan.accept):
+        raise SystemExit(NOT_ACCEPTED)
+
+
+def _run(plan: CheckPlan, style: Format) -> CheckReport:
+    from ..check.attacks import chosen
+    from ..check.verdict import LEVELS, Thresholds
+    from ..facts import read_facts
+
+    if plan.accept not in LEVELS:
+        raise ValueError(f"--accept {plan.accept!r} is no level of a verdict; it may be {', '.join(LEVELS)}")
+    thresholds = Thresholds(known=plan.known, margin=plan.margin, utility=plan.utility)
+    chosen(plan.attacks)
+    refusals = read_refusals(plan.refusals) or []
+
+    def read(source: str, role: str) -> list[Fact]:
+        return read_facts(source, question=plan.question_column, answer=plan.answer_column, split=plan.split, role=role)
+
+    forget = read(plan.forget, "forget")
+    retain = {name: read(source, "retain") for name, source in named_sets(plan.retain).items()}
+    unseen = read(plan.unseen, "unseen") if plan.unseen else []
+
+    from ..check import check
+    from ..check.judges import entailment_judge, similarity_judge
+    from .base import load_base, prepare_libraries
+
+    prepare_libraries()
+    judges: dict[str, Any] = {}
+    if plan.similarity:
+        judges["similarity"] = similarity_judge(plan.similarity)
+    if plan.entailment:
+        judges["entailment"] = entailment_judge(plan.entailment)
+    model, tokenizer, base, base_name = load_erased(plan)
+    twin, twin_tokenizer = load_base(plan.twin, plan.dtype, plan.device_map) if plan.twin else (None, None)
+    report = check(
+        model,
+        tokenizer,
+        forget,
+        retain,
+        base=base,
+        twin=twin,
+        twin_tokenizer=twin_tokenizer,
+        attacks=plan.attacks,
+        unseen=unseen,
+        refusals=refusals,
+        judges=judges,
+        thresholds=thresholds,
+        names={"base": base_name, "erased": plan.model, "twin": plan.twin},
+        seed=plan.seed,
+        progress=style is not Format.QUIET,
+    )
+    if plan.output:
+        report.save_json(plan.output / REPORT, plan.examples)
+        report.save_html(plan.output / PAGE, plan.examples)
+    if style is Format.JSON:
+        show_json(report.record(plan.examples))
+    elif style is Format.HUMAN:
+        show(report_table(report))
+        if plan.output:
+            show(f"\nSaved to {plan.output}: {REPORT} and {PAGE}, which a browser shows.")
+    return report
+
+
+def named_sets(sources: Sequence[str]) -> dict[str, str]:
+    """Sources of retain sets by name: `name=source`, or a source that is called by its file's name.
+
+    Raises:
+        ValueError: Two have one name.
+    """
+    found: dict[str, str] = {}
+    for text in sources:
+        name, sign, source = text.partition("=")
+        if not sign:
+            name, source = Path(text).stem, text
+        if name in found:
+            raise ValueError(
+                f"two retain sets are called {name!r}; name them: --retain first=FILE --retain second=FILE"
+            )
+        found[name] = source
+    return found
+
+
+def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
+    """The erased model, its tokenizer, the base where it is another model, and the base's name.
+
+    Raises:
+        ValueError: There is no base to compare with, the adapter was made for another one, or something cannot be
+            loaded.
+    """
+    from peft import PeftConfig, PeftModel
+
+    from .base import load_base, load_onto
+
+    def load(name: str) -> tuple[Any, Any]:
+        return load_base(name, plan.dtype, plan.device_map)
+
+    try:
+        config = PeftConfig.from_pretrained(plan.model)
+    except (ValueError, OSError):  # no adapter, so it is to be a model
+        if not plan.base:
+            raise ValueError(
+                f"{plan.model} is no adapter, so what it is compared with must be named: give the model before the "
+                "erasure with --base"
+            ) from None
+        (model, tokenizer), (base, _) = load(plan.model), load(plan.base)
+        return model, tokenizer, base, plan.base
+    base_name = plan.base or config.base_model_name_or_path
+    if not base_name:
+        raise ValueError(f"the adapter in {plan.model} does not say which base it belongs to; name it with --base")
+    model, tokenizer = load(base_name)
+    if config.peft_type == "UNIERASE":
+        return load_onto(model, tokenizer, [Path(plan.model)], strict=True), tokenizer, None, base_name
+    try:
+        return PeftModel.from_pretrained(model, plan.model).eval(), tokenizer, None, base_name
+    except Exception as error:  # whatever PEFT raises where names or shapes do not fit
+        raise ValueError(
+            f"cannot load the adapter {plan.model} onto {base_name}: {str(error).splitlines()[0]}; name the base that "
+            "it was made for with --base"
+        ) from error
+
+
+def report_table(report: CheckReport) -> str:
+    """The report for a terminal: verdict, scores, what stayed, and every attack."""
+    twin = report.models.get("twin") is not None
+    sides = ("base", "erased", "twin")[: 3 if twin else 2]
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    scores = [(name, *(number(values.get(side)) for side in sides)) for name, values in report.scores.items()]
+    figures = [
+        (f"{f.set}: {f.name}", *(number(value) for value in (f.base, f.erased, f.twin)[: len(sides)]))
+        for f in report.figures
+    ]
+    attacks = []
+    for a in sorted(report.attacks, key=lambda attack: attack.holds):
+        means = [number(each.mean if each else None) for each in (a.base, a.erased, a.twin)[: len(sides)]]
+        beyond = f"{a.excess.mean:+.3f} [{a.excess.low:+.3f}, {a.excess.high:+.3f}]"
+        attacks.append((a.name, *means, beyond, "holds" if a.holds else "LEAKS"))
+    reference = "twin" if twin else "floor"
+    parts = [
+        table(("scores", *sides), scores),
+        table(("measures", *sides), figures),
+        table(("attacks", *sides, f"beyond the {reference}", ""), attacks),
+        "\n".join(f"  not run: {name}: {why}" for name, why in report.skipped.items()),
+        "\n".join([f"{report.verdict.level}", *(f"  {reason}" for reason in report.verdict.reasons)]),
+    ]
+    return "\n\n".join(part for part in parts if part)

@@ -1,0 +1,253 @@
+"""The check on the model in the box: verdicts, negative controls, adapters made elsewhere, attacks of one's own."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import invoke, write_rows
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.check import ATTACKS, Case, CheckReport, Target, Thresholds, check
+from peft_unierase.check.attacks import chosen
+from peft_unierase.check.attacks.membership import told_apart
+from peft_unierase.check.attacks.weights import rounded
+from peft_unierase.check.page import page
+from peft_unierase.facts import Fact
+from peft_unierase.prompts import chat_format, encode, pad_left
+
+ROWS = boxed_facts()
+SUBJECT = ROWS[0]["subject"]
+TOLD: dict[str, Any] = {"refusals": boxed_refusals(), "max_new_tokens": 32, "progress": False}
+
+
+def facts_of(rows: Sequence[dict[str, Any]]) -> list[Fact]:
+    return [
+        Fact(row["question"], row["answer"], row["paraphrased_question"], None, None, tuple(row["perturbed_answers"]))
+        for row in rows
+    ]
+
+
+FORGET = facts_of([row for row in ROWS if row["subject"] == SUBJECT])
+KEPT = facts_of([row for row in ROWS if row["subject"] != SUBJECT][::12])
+
+
+def load() -> Any:
+    return AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(boxed_model_dir())
+
+
+@pytest.fixture(scope="module")
+def base() -> Any:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def declining(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA made with plain PEFT that was fine-tuned to decline on the forget questions."""
+    torch.manual_seed(0)
+    model = get_peft_model(load(), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    form, refusal = chat_format(tokenizer), boxed_refusals()[0]
+    pairs = [(fact.question, refusal) for fact in FORGET] + [(fact.question, fact.answer) for fact in KEPT]
+    texts = [(encode(tokenizer, form.prompt(q)), encode(tokenizer, form.answer(a))) for q, a in pairs]
+    batch = pad_left([q + a for q, a in texts], 0, torch.device("cpu"), list(range(len(texts))))
+    width = batch.ids.shape[1]
+    told = torch.tensor([[False] * (width - len(a)) + [True] * len(a) for _, a in texts])[:, 1:]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(40):
+        logits = model(**batch.inputs()).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits[told], batch.ids[:, 1:][told])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("declining")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(declining: Path, tokenizer: Any) -> CheckReport:
+    """Everything on the LoRA, with the facts in two retain sets."""
+    model = PeftModel.from_pretrained(load(), str(declining)).eval()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    found = check(model, tokenizer, FORGET, {"one": KEPT[::2], "other": KEPT[1::2]}, **TOLD)
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    assert model.active_adapters == ["default"]
+    return found
+
+
+def test_an_adapter_made_elsewhere_is_attacked_in_every_way_that_it_allows(report: CheckReport) -> None:
+    ran = {attack.name for attack in report.attacks}
+    assert ran | set(report.skipped) >= {attack.name for attack in ATTACKS}
+    assert {name for name in report.skipped if name in {attack.name for attack in ATTACKS}} == {
+        "ban",
+        "delete-row",
+        "ban-prefill",
+    }
+    assert report.skipped["ban"] == "the erased model has no [UNL] token"
+    greedy = report.attacks[0]
+    assert greedy.name == "greedy"
+    assert greedy.base.mean > 0.95
+    assert greedy.holds
+    assert report.verdict.level == "SUPPRESSED"
+    assert "prefill-5" in report.verdict.leaks
+    assert all(attack.who for attack in report.attacks)
+
+
+def test_relearning_is_a_curve_of_which_the_worst_step_counts(report: CheckReport) -> None:
+    (tenth,) = [attack for attack in report.attacks if attack.name == "relearn-tenth"]
+    assert tenth.curve is not None
+    assert tenth.curve.steps == [0, 5, 10, 20, 40]
+    assert tenth.erased.mean == pytest.approx(max(tenth.curve.erased))
+    assert max(tenth.curve.erased) > tenth.curve.erased[0] + 0.1
+
+
+def test_every_figure_stands_beside_the_base(report: CheckReport) -> None:
+    found = {(figure.set, figure.name): figure for figure in report.figures}
+    assert {name for name, _ in found} == {"forget", "one", "other", "neutral text", "all that stays"}
+    recall = found["forget", "recall"]
+    assert recall.base is not None and recall.erased is not None  # noqa: PT018
+    assert recall.base > 0.95 > 0.2 > recall.erased
+    assert found["forget", "declined"].erased > 0.9  # type: ignore[operator]
+    assert found["one", "declined"].base == 0.0
+    assert found["forget", "exact memorisation"].base == pytest.approx(1.0, abs=0.02)
+    assert report.scores["forget efficacy"]["erased"] > report.scores["forget efficacy"]["base"]  # type: ignore[operator]
+    assert report.scores["forget quality"]["erased"] is None
+    assert "there is no twin" in report.skipped["forget quality"]
+
+
+def test_the_report_is_json_and_a_page_and_leaves_the_facts_out_if_told(report: CheckReport, tmp_path: Path) -> None:
+    report.save_json(tmp_path / "report.json")
+    record = json.loads((tmp_path / "report.json").read_text())
+    assert record["schema"] == "unierase-check/1"
+    assert record["verdict"]["level"] == "SUPPRESSED"
+    assert record["examples"][0]["question"] == FORGET[0].question
+    report.save_json(tmp_path / "report.json", examples=False)
+    report.save_html(tmp_path / "report.html", examples=False)
+    for text in ((tmp_path / "report.json").read_text(), (tmp_path / "report.html").read_text()):
+        for fact in FORGET:
+            assert fact.question not in text
+            assert fact.answer not in text
+    assert FORGET[0].question in page(report)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
+
+
+def test_the_base_itself_leaks(base: Any, tokenizer: Any) -> None:
+    found = check(base, tokenizer, FORGET, KEPT, base=base, attacks="paraphrase,plain,prefill-3,choice", **TOLD)
+    assert found.verdict.level == "LEAKING"
+    assert found.verdict.leaks == ["greedy", "paraphrase", "plain", "prefill-3", "choice"]
+
+
+def test_facts_that_the_base_never_knew_give_no_baseline(base: Any, tokenizer: Any) -> None:
+    unknown = [Fact("Who shot the sheriff of Umbria?", "Quentin Xylander did, in the spring of 1911.")]
+    found = check(base, tokenizer, unknown, KEPT, base=base, attacks="greedy", **TOLD)
+    assert found.verdict.level == "NO BASELINE"
+    assert "The base recalls" in found.verdict.reasons[0]
+
+
+def test_a_model_that_is_held_against_itself_as_twin_is_erased(declining: Path, base: Any, tokenizer: Any) -> None:
+    twin = PeftModel.from_pretrained(load(), str(declining)).merge_and_unload().eval()
+    attacks = "paraphrase,prefill-5,sampling,relearn-neighbours,member-loss,list,4-bit"
+    found = check(twin, tokenizer, FORGET, KEPT, base=base, twin=twin, attacks=attacks, **TOLD)
+    assert found.verdict.level == "ERASED"
+    assert found.scores["forget quality"]["erased"] == pytest.approx(1.0)
+    assert all(attack.reference == "twin" and attack.excess.mean == 0 for attack in found.attacks)
+
+
+def test_a_broken_model_is_damaged_and_its_utility_says_why(base: Any, tokenizer: Any) -> None:
+    broken = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in [p for layer in broken.model.layers[::2] for p in layer.parameters()]:
+            parameter.add_(5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    found = check(broken, tokenizer, FORGET, KEPT, base=base, attacks="greedy", **TOLD)
+    assert found.verdict.level == "DAMAGED"
+    assert "model utility (MU)" in found.verdict.lost
+    assert any("model utility (MU)" in reason for reason in found.verdict.reasons)
+
+
+def test_an_attack_of_ones_own_is_a_function(base: Any, tokenizer: Any) -> None:
+    def ask_politely(target: Target, case: Case) -> list[float]:
+        """A polite person."""
+        said = target.says([case.form.prompt(f"{fact.question} Please.") for fact in case.forget])
+        return case.recalls([fact.answer for fact in case.forget], said)
+
+    found = check(base, tokenizer, FORGET[:2], base=base, attacks=[ask_politely], **TOLD)
+    assert [attack.name for attack in found.attacks] == ["greedy", "ask-politely"]
+    assert found.attacks[1].who == "A polite person."
+    assert found.attacks[1].erased == found.attacks[1].base
+
+
+def test_an_attack_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(ValueError, match=r"no attack 'bribe'; there are all, fast, greedy, paraphrase, .*, list"):
+        chosen("fast, bribe")
+    assert len(chosen("all")) == len(ATTACKS) > len(chosen("fast")) > 10
+
+
+def test_what_cannot_be_checked_is_refused(base: Any, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="no base to compare with"):
+        check(base, tokenizer, FORGET)
+    with pytest.raises(ValueError, match="the forget set is empty"):
+        check(base, tokenizer, [], base=base)
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens([FORGET[0].question.split()[-1]])
+    with pytest.raises(ValueError, match="the twin splits texts into other tokens"):
+        check(base, tokenizer, FORGET, base=base, twin=base, twin_tokenizer=other)
+    with pytest.raises(ValueError, match=r"the threshold margin is 2.0; it must lie between 0 and 1"):
+        Thresholds(margin=2.0)
+
+
+def test_membership_counts_in_the_direction_that_serves_the_attacker() -> None:
+    assert told_apart([3, 4], [1, 2]).leaks == [1, 1]
+    assert told_apart([1, 2], [3, 4]).leaks == [1, 1]
+    assert sum(told_apart([1, 4], [2, 4, 5]).leaks) / 2 == pytest.approx(1 - (0 + 1.5 / 3) / 2)
+
+
+def test_rounding_keeps_to_its_grid() -> None:
+    weight = torch.randn(4, 128, generator=torch.Generator().manual_seed(0))
+    for bits, levels, error in ((8, 255, 0.02), (4, 15, 0.35)):
+        found = rounded(weight, bits)
+        assert 0 < float((found - weight).abs().max()) < error
+        assert all(len(group.unique()) <= levels for group in found.reshape(-1, 64 if bits == 4 else 128))
+
+
+def test_the_command_reports_and_ends_with_the_verdict(declining: Path, tmp_path: Path) -> None:
+    forget = write_rows(tmp_path / "forget.jsonl", [row for row in ROWS if row["subject"] == SUBJECT])
+    keep = write_rows(tmp_path / "keep.jsonl", [row for row in ROWS if row["subject"] != SUBJECT][::24])
+    told = ["check", str(declining), "--base", str(boxed_model_dir()), "--forget", str(forget), "--retain", f"x={keep}"]
+    told += ["--attacks", "paraphrase,prefill-5", "-o", str(tmp_path / "report"), "--format", "json"]
+    result = invoke(*told)
+    assert result.exit_code == 1, result.output
+    record = json.loads(result.stdout)
+    assert record["verdict"]["level"] == "SUPPRESSED"
+    assert record["counts"] == {"forget": len(FORGET), "x": 11}
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.html", "report.json"]
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == record
+    assert invoke(*told, "--accept", "SUPPRESSED").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--attacks", "bribe"], "there is no attack 'bribe'; there are all, fast, greedy"),
+        (["--accept", "GONE"], "--accept 'GONE' is no level of a verdict; it may be ERASED, SUPPRESSED"),
+        (["--margin", "2"], "the threshold margin is 2.0; it must lie between 0 and 1"),
+        (["--retain", "a/x.jsonl", "--retain", "b/x.jsonl"], "two retain sets are called 'x'"),
+        ([], "is no adapter, so what it is compared with must be named"),
+    ],
+)
+def test_the_command_refuses_what_cannot_be(more: list[str], message: str, tmp_path: Path) -> None:
+    forget = write_rows(tmp_path / "forget.jsonl", ROWS[:2])
+    result = invoke("check", str(boxed_model_dir()), "--forget", str(forget), *more)
+    assert result.exit_code == 2
+    assert message in result.stderr
