@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..gate.by_units import DOORS, SOME
 from ..gate.comparator import UNITS
-from ..gate.token_units import MOST, ROUNDS, SEEN
+from ..gate.token_units import MOST, ROUNDS, SEEN, WHOLE
 from ..gate.units import DRAWN_SHUT, DRAWN_WANTED
 from .shared import ROOM, answered, answered_memory, steering
 from .shared import fitting_row as fitting_the_row
@@ -156,17 +156,19 @@ def _flag(s: Sizes, w: Work) -> Stage:
 
 
 def _placing(s: Sizes, w: Work) -> Stage:
-    """Placing [UNL]'s units: forget prompts with [UNL] and refusals, retained and forget answers, up to the second MLP.
+    """Placing [UNL]'s units: forget prompts with [UNL] and refusals, a few of which are held at all positions, retained
+    and forget answers, up to the second MLP.
 
     For each layer two moments (later rounds of the divider see few inputs), the solutions, and how large the stream
     is behind 16 of the refusals. Inputs are held in fp32, those of both layers at all positions, and once more in
     fp64.
     """
-    told, seen, kept = w.question + TOLD + 1 + w.refusal, min(SEEN, w.doors), min(MOST, w.kept)
-    groups = [(seen, told), (kept, w.length), (seen, w.length)]
+    told, kept = w.question + TOLD + 1 + w.refusal, min(MOST, w.kept)
+    seen, whole = min(SEEN, w.doors), min(WHOLE, w.doors)
+    groups = [(seen, told), (kept, w.length), (whole, w.length)]
     read = sum(s.forward(count * length, length, s.to_mlp(w.layers[1]), 0) for count, length in groups)
     read += sum(s.forward(min(16, seen) * told, told, layer + 1, 0) for layer in w.layers)
-    positions = sum(count * length for count, length in groups)
+    positions = whole * told + (seen - whole) + (kept + whole) * w.length
     return Stage(
         "",
         read + len(w.layers) * 2 * (positions + seen) * s.width**2,

@@ -22,7 +22,8 @@ from .units import UnitSettings
 
 OPEN = (0.4, 0.7)  # shut below, open above; [UNL] reads about 1 and all other tokens about -1
 ROUNDS = 15  # of Newton's method, the first of which is least squares
-SEEN, MOST = 1280, 1024  # forget prompts, and retained ones, that say what [UNL] looks like and what does not
+SEEN = 1280  # forget prompts that say what [UNL] looks like
+WHOLE, MOST = 160, 1024  # forget prompts and retained ones that say what it does not look like
 
 
 def place_token_units(
@@ -48,11 +49,16 @@ def place_token_units(
         [*prompt, *answer[: number % 8 * (number % 2)], token_id, *refusals[number % len(refusals)]]
         for number, (prompt, answer) in enumerate(zip(some.prompts, some.answers, strict=True))
     ]
-    texts = [*told, *others.some(MOST).whole(), *some.whole()]
-    everywhere = [list(range(len(text))) for text in texts]
-    here = torch.tensor([token == token_id for text in texts for token in text], device=bench.device)
+    few = set(some.spread(WHOLE))
+    texts = [*told, *others.some(MOST).whole(), *some.some(WHOLE).whole()]
+    places = [
+        [text.index(token_id)] if number < len(told) and number not in few else list(range(len(text)))
+        for number, text in enumerate(texts)
+    ]
+    pairs = zip(texts, places, strict=True)
+    here = torch.tensor([text[place] == token_id for text, each in pairs for place in each], device=bench.device)
     modules = [bench.model.get_submodule(writers[0]) for writers in bench.writers]
-    found = inputs_at(bench.model, modules, texts, everywhere, bench.pad)
+    found = inputs_at(bench.model, modules, texts, places, bench.pad)
     free = []
     parts = zip(found, modules, bench.layers, bench.names, bench.writers, bench.units, strict=True)
     for states, module, layer, name, writers, units in parts:
