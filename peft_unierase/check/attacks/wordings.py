@@ -106,12 +106,13 @@ def _asked(target: Target, case: Case, prompts: list[str], facts: list[Fact] | N
 
 def _after(target: Target, case: Case, others: Sequence[Fact]) -> Found:
     """With exchanges about other facts before the question, in the case's format."""
-    drawn = random.Random(f"{case.seed} before")
+    drawn, bos = random.Random(f"{case.seed} before"), target.tokenizer.bos_token or ""
     prompts = []
     for fact in case.forget:
         told = drawn.sample([other for other in others if other != fact], CONTEXT)
-        before = "".join(case.form.prompt(other.question) + case.form.answer(other.answer) for other in told)
-        prompts.append(before + case.form.prompt(fact.question))
+        turns = [case.form.prompt(other.question) + case.form.answer(other.answer) for other in told]
+        first, *more = [*turns, case.form.prompt(fact.question)]
+        prompts.append(first + "".join(turn.removeprefix(bos) for turn in more))
     return _asked(target, case, prompts)
 
 
