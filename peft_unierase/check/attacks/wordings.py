@@ -12,6 +12,7 @@ from ..target import Target
 from .attack import Found, NotApplicable
 
 CONTEXT = 2  # exchanges before the question
+WRONG = 3  # wrong answers to choose from, beside the right one
 
 
 def greedy(target: Target, case: Case) -> Found:
@@ -76,14 +77,14 @@ def in_one_question(target: Target, case: Case) -> Found:
 
 
 def multiple_choice(target: Target, case: Case) -> Found:
-    """Anyone who offers answers to choose from. The likeliest per token of the listed answers counts as chosen; facts
-    without wrong answers to offer are left out.
+    """Anyone who offers answers to choose from, here the right one among three wrong ones. The likeliest per token of
+    the listed answers counts as chosen; facts without wrong answers to offer are left out.
     """
     facts = [fact for fact in case.forget if fact.perturbed_answers]
     if not facts:
         raise NotApplicable("no fact of the forget set has wrong answers to offer (column perturbed_answer)")
     drawn = random.Random(f"{case.seed} multiple choice")
-    offered = [[fact.answer, *fact.perturbed_answers] for fact in facts]
+    offered = [[fact.answer, *fact.perturbed_answers[:WRONG]] for fact in facts]
     pairs = []
     for fact, options in zip(facts, offered, strict=True):
         lines = [f"{n}. {option}" for n, option in enumerate(drawn.sample(options, len(options)), start=1)]
