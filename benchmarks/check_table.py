@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tofu_mini import RECIPES, facts_of, read, timed_erase
+from tofu_mini import RECIPES, timed_erase
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import read_facts
@@ -81,7 +81,7 @@ def main() -> int:
 
     judge("base", base, base=base)
     judge("twin", twin, base=base)
-    retain = facts_of(read(data / "retain_more.json"))
+    retain = read_facts(data / "retain_more.json")
     for recipe in [name for name in options.recipes.split(",") if name]:
         model, tokenizer = load("tofu-mini")
         told = {**RECIPES[recipe], "samples_cache": options.samples_cache}

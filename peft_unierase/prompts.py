@@ -254,19 +254,32 @@ def greedy_answers(
         logits[:, list(banned)] = float("-inf")
         return logits.argmax(dim=-1)
 
+    return chosen_answers(model, tokenizer, prompts, best, max_new_tokens, tokens, advance)
+
+
+def chosen_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    choose: Callable[[torch.Tensor], torch.Tensor],
+    max_new_tokens: int = 64,
+    tokens: int = 2048,
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[list[int]]:
+    """Continuations like those of [`greedy_answers`], with `choose` as [`continuations`] has it."""
     answers: list[list[int]] = [[] for _ in prompts]
     encoded = [encode(tokenizer, text) for text in prompts]
     device = model.get_input_embeddings().weight.device
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for batch in batches(encoded, pad_id(tokenizer), device, tokens):
-        most = room(model, max_new_tokens, batch.ids.shape[1])
-        found = continuations(model, batch.ids, batch.mask, most, end_ids(model), best)
+        room = _room(max_new_tokens, context, batch.ids.shape[1])
+        found = continuations(model, batch.ids, batch.mask, room, end_ids(model), choose)
         for position, answer in zip(batch.index, found, strict=True):
             answers[position] = answer
         advance(len(batch.index))
     return answers
 
 
-def room(model: Any, wanted: int, used: int) -> int:
-    """How many tokens may follow `used` ones within a model's context: as many as wanted, at least one."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def _room(wanted: int, context: int | None, used: int) -> int:
+    """How many tokens may follow `used` ones, at least one."""
     return wanted if context is None else max(1, min(wanted, context - used))

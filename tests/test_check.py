@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ import pytest
 import torch
 from helpers import invoke, write_rows
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import ATTACKS, Case, CheckReport, Target, Thresholds, check
 from peft_unierase.check.attacks import chosen
 from peft_unierase.check.attacks.membership import told_apart
 from peft_unierase.check.attacks.weights import rounded
+from peft_unierase.check.judges import entailment_judge, similarity_judge
 from peft_unierase.check.page import page
+from peft_unierase.check.sets import divergences
 from peft_unierase.facts import Fact
 from peft_unierase.prompts import chat_format, encode, pad_left
 
@@ -80,9 +83,12 @@ def declining(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(declining: Path, tokenizer: Any) -> CheckReport:
     """Everything on the LoRA, with the facts in two retain sets."""
     model = PeftModel.from_pretrained(load(), str(declining)).eval()
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    before = {name: (parameter.clone(), parameter.requires_grad) for name, parameter in model.named_parameters()}
+    assert not any(trained for _, trained in before.values())
     found = check(model, tokenizer, FORGET, {"one": KEPT[::2], "other": KEPT[1::2]}, **TOLD)
-    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(before[name][0], parameter)
+        assert parameter.requires_grad == before[name][1]
     assert model.active_adapters == ["default"]
     return found
 
@@ -211,6 +217,92 @@ def test_membership_counts_in_the_direction_that_serves_the_attacker() -> None:
     assert told_apart([3, 4], [1, 2]).leaks == [1, 1]
     assert told_apart([1, 2], [3, 4]).leaks == [1, 1]
     assert sum(told_apart([1, 4], [2, 4, 5]).leaks) / 2 == pytest.approx(1 - (0 + 1.5 / 3) / 2)
+
+
+def test_what_is_read_in_batches_is_what_each_text_gives_alone(base: Any, tokenizer: Any) -> None:
+    target, form = Target("base", base, tokenizer), chat_format(tokenizer)
+    prompts = [form.prompt(fact.question) for fact in FORGET]
+    texts = [form.answer(fact.perturbed_answers[0]) for fact in FORGET]
+    read = target.reads(prompts, texts)
+    assert [one.log_probs.tolist() for one in target.reads(prompts, texts)] == [r.log_probs.tolist() for r in read]
+    for prompt, text, reading in zip(prompts, texts, read, strict=True):
+        ids, told = encode(tokenizer, prompt), encode(tokenizer, text)
+        with torch.no_grad():
+            logits = base(input_ids=torch.tensor([ids + told])).logits[0, len(ids) - 1 : -1]
+        every = logits.log_softmax(dim=-1)
+        own = every[range(len(told)), told]
+        assert torch.allclose(reading.log_probs, own, atol=1e-3)
+        assert reading.matches == (every.argmax(dim=-1) == torch.tensor(told)).tolist()
+        spread = torch.distributions.Categorical(logits=logits)
+        mean = -spread.entropy()
+        deviation = ((spread.probs * every.square()).sum(dim=-1) - mean.square()).sqrt()
+        assert torch.allclose(reading.surprise, (own - mean) / deviation, atol=0.05, rtol=0.01)
+
+
+def test_what_is_asked_of_a_changed_model_is_not_remembered(tokenizer: Any) -> None:
+    model = load()
+    target, prompts = Target("base", model, tokenizer), [chat_format(tokenizer).prompt(FORGET[0].question)]
+    before = target.says(prompts)
+    with target.bent(), torch.no_grad():
+        model.get_output_embeddings().weight[encode(tokenizer, FORGET[0].answer)[0]] -= 100
+        during = target.says(prompts)
+    assert during != before
+    assert target.says(prompts) == before
+
+
+def test_divergence_is_the_mean_over_all_tokens_of_the_answers(base: Any, tokenizer: Any) -> None:
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        other.get_output_embeddings().weight.mul_(1.5)
+    own, form = Target("base", base, tokenizer), chat_format(tokenizer)
+    case = Case(own, FORGET, {}, form, {}, [], [], lambda *_: 0.0)
+    total, count = 0.0, 0
+    for fact in KEPT[:3]:
+        ids, told = encode(tokenizer, form.prompt(fact.question)), encode(tokenizer, form.answer(fact.answer))
+        with torch.no_grad():
+            before, after = (
+                torch.distributions.Categorical(
+                    logits=m(input_ids=torch.tensor([ids + told])).logits[0, len(ids) - 1 : -1]
+                )
+                for m in (base, other)
+            )
+        total += float(torch.distributions.kl_divergence(before, after).sum())
+        count += len(told)
+    assert total / count > 0.001
+    found = divergences([own, Target("twin", other, tokenizer)], case, KEPT[:3])
+    assert found == pytest.approx([0.0, total / count], abs=1e-5)
+
+
+def test_entailment_is_by_the_label_of_that_name(tokenizer: Any, tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=1024, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    config.id2label = {0: "CONTRADICTION", 1: "ENTAILMENT", 2: "NEUTRAL"}
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    model.save_pretrained(tmp_path)
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = padded.eos_token
+    padded.save_pretrained(tmp_path)
+    assert entailment_judge(tmp_path)(["It is."] * 40, ["It is so."] * 40) == [1.0] * 40
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    model.save_pretrained(tmp_path)
+    assert entailment_judge(tmp_path)(["It is."], ["It is so."]) == [0.0]
+    model.config.id2label = {0: "A", 1: "B", 2: "C"}
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has the labels A, B, C, none of which is entailment"):
+        entailment_judge(tmp_path)
+    with pytest.raises(ValueError, match="cannot load the NLI model"):
+        entailment_judge(tmp_path / "nothing")
+
+
+def test_similarity_without_its_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ImportError, match=r'pip install "peft-unierase\[similarity\]"'):
+        similarity_judge("any")
 
 
 def test_rounding_keeps_to_its_grid() -> None:

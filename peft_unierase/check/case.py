@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
 from ..facts import Fact
 from ..prompts import PromptFormat
 from .target import Target
-
-NEUTRAL = (
-    "The river was wide and slow, and in the evening the boats came home one after another.",
-    "To make bread you need flour, water, salt and a little patience.",
-    "She closed the window because the wind had turned and it was getting cold.",
-    "The train leaves every hour, but on Sundays it only runs until six.",
-    "Most of the houses in the street were built of brick, with small gardens behind them.",
-    "He read the letter twice, put it back into the envelope and went out for a walk.",
-    "A good map shows not only the roads but also the hills between them.",
-    "When the rain stopped, the children ran back to the square to play.",
-)
 
 
 @dataclass(frozen=True)
@@ -33,13 +22,12 @@ class Case:
         forget: What should be gone.
         retain: What should have stayed, by name.
         form: The format that questions are put in.
-        others: Further formats, by the name of the attack that uses them.
+        others: Further formats by name: `plain`, and `system` where the template has room for one.
         unseen: Facts that no model ever saw, for membership inference.
         refusals: Sentences that decline.
         recall: ROUGE-L recall of a reference in an answer.
         seed: Of everything that is drawn.
         max_new_tokens: Longest answer.
-        neutral: Texts that have nothing to do with any of it.
     """
 
     base: Target
@@ -52,7 +40,6 @@ class Case:
     recall: Callable[[str, str], float]
     seed: int = 0
     max_new_tokens: int = 64
-    neutral: Sequence[str] = field(default=NEUTRAL)
 
     def prompts(self, facts: Sequence[Fact], form: PromptFormat | None = None) -> list[str]:
         """The questions in this case's format, or in another one."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +14,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..facts import Fact
-from ..prompts import PromptFormat, chat_format, default_formats, plain_format
+from ..prompts import PromptFormat, chat_format, plain_format
 from ..refusals import DEFAULT_REFUSALS
 from . import scores
 from .attacks import Attack, Found, NotApplicable, chosen
@@ -22,7 +22,7 @@ from .case import Case
 from .judges import Judge
 from .measures import recall_scorer
 from .report import AttackResult, CheckReport, Curve, Example, Figure
-from .sets import DIVERGENCE, PERPLEXITY, Measured, divergence, measure, perplexity
+from .sets import DIVERGENCE, PERPLEXITY, Measured, divergences, measure, perplexity
 from .target import Target
 from .verdict import Thresholds, decide
 
@@ -47,7 +47,7 @@ def check(
     refusals: Sequence[str] = (),
     judges: Mapping[str, Judge] | None = None,
     token_ids: Sequence[int] | None = None,
-    formats: Sequence[PromptFormat] | None = None,
+    form: PromptFormat | None = None,
     thresholds: Thresholds | None = None,
     names: Mapping[str, str | None] | None = None,
     seed: int = 0,
@@ -73,7 +73,7 @@ def check(
         refusals: Sentences that decline, beside the built-in ones.
         judges: What compares answers with references, by measure: `similarity` and `entailment`.
         token_ids: Rows of [UNL] tokens; by default those of the model's UniErase adapters that are on.
-        formats: Prompt formats; the first is the one to ask in. By default the chat template, or else plain.
+        form: The prompt format to ask in; by default the chat template, or else plain.
         thresholds: Where verdicts change.
         names: What to call base, erased model and twin in the report.
         seed: Of everything that is drawn.
@@ -94,7 +94,7 @@ def check(
         targets[0],
         list(forget),
         {name: list(facts) for name, facts in sets.items() if facts},
-        (formats or default_formats(tokenizer))[0],
+        form or (chat_format(tokenizer) if getattr(tokenizer, "chat_template", None) else plain_format(tokenizer)),
         _other_formats(tokenizer),
         list(unseen) or [Fact(fact.question, wrong) for fact in forget for wrong in fact.perturbed_answers],
         [*refusals, *DEFAULT_REFUSALS],
@@ -156,7 +156,7 @@ def _targets(
             active = [model.peft_config[name] for name in model.active_adapters]
             token_ids = [config.token_id for config in active if getattr(config, "token_id", None) is not None]
         erased = Target("erased", model, tokenizer, token_ids=token_ids, bare=lambda copied: copied.merge_and_unload())
-        before = Target("base", model, tokenizer, model.disable_adapter, bare=lambda copied: copied.unload())
+        before = Target("base", model, tokenizer, partial(_adapters_off, model), bare=lambda copied: copied.unload())
     else:
         erased, before = Target("erased", model, tokenizer, token_ids=token_ids or ()), None
     if base is not None:
@@ -170,6 +170,18 @@ def _targets(
     if twin is not None:
         targets.append(Target("twin", twin, twin_tokenizer or tokenizer))
     return targets
+
+
+@contextmanager
+def _adapters_off(model: Any) -> Iterator[None]:
+    """What PEFT's `disable_adapter` switches on again it also makes trainable, which a loaded adapter is not."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _refuse(forget: Sequence[Fact], retain: Mapping[str, Sequence[Fact]], targets: Sequence[Target]) -> None:
@@ -243,10 +255,10 @@ def _figures(measured: Mapping[str, Sequence[Measured]]) -> list[Figure]:
 
 
 def _further(targets: Sequence[Target], case: Case) -> list[Figure]:
-    rows = [Figure("neutral text", PERPLEXITY, *(perplexity(target, case) for target in targets))]
+    rows = [Figure("neutral text", PERPLEXITY, *map(perplexity, targets))]
     if case.kept:
         facts = case.drawn(case.kept, KL_FACTS, "divergence")
-        rows.append(Figure("all that stays", DIVERGENCE, 0.0, *(divergence(t, case, facts) for t in targets[1:])))
+        rows.append(Figure("all that stays", DIVERGENCE, 0.0, *divergences(targets[1:], case, facts)))
     return rows
 
 

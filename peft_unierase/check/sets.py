@@ -15,6 +15,16 @@ from .judges import Judge
 from .target import Reading, Target
 
 DECLINED, DIVERGENCE, PERPLEXITY = "declined", "KL to the base", "perplexity"
+NEUTRAL = (
+    "The river was wide and slow, and in the evening the boats came home one after another.",
+    "To make bread you need flour, water, salt and a little patience.",
+    "She closed the window because the wind had turned and it was getting cold.",
+    "The train leaves every hour, but on Sundays it only runs until six.",
+    "Most of the houses in the street were built of brick, with small gardens behind them.",
+    "He read the letter twice, put it back into the envelope and went out for a walk.",
+    "A good map shows not only the roads but also the hills between them.",
+    "When the rain stopped, the children ran back to the square to play.",
+)
 
 
 @dataclass(frozen=True)
@@ -80,21 +90,21 @@ def declines(case: Case, target: Target, tokens: Sequence[int], text: str) -> bo
     return bool(set(tokens) & set(target.token_ids)) or " ".join(text.split()[:3]).lower() in begins
 
 
-@torch.no_grad()
-def divergence(target: Target, case: Case, facts: Sequence[Fact]) -> float:
-    """Mean KL divergence from the base's next-token distribution to the target's on retained answers, in nats."""
-    prompts, texts = case.prompts(facts), [case.form.answer(fact.answer) for fact in facts]
-    total = count = 0.0
-    pairs = zip(case.base.distributions(prompts, texts), target.distributions(prompts, texts), strict=True)
-    for before, after in pairs:
-        total += float((before.exp() * (before - after)).nan_to_num(0.0).sum())
+def divergences(targets: Sequence[Target], case: Case, facts: Sequence[Fact]) -> list[float]:
+    """Mean KL divergence from the base's next-token distribution to each target's on retained answers, in nats."""
+    totals, count = [0.0] * len(targets), 0
+    for prompt, fact in zip(case.prompts(facts), facts, strict=True):
+        before = case.base.distribution(prompt, case.form.answer(fact.answer))
         count += len(before)
-    return total / count
+        for number, target in enumerate(targets):
+            after = target.distribution(prompt, case.form.answer(fact.answer)).to(before.device)
+            totals[number] += float((before.exp() * (before - after)).nan_to_num(0.0).sum())
+    return [total / count for total in totals]
 
 
-def perplexity(target: Target, case: Case) -> float:
+def perplexity(target: Target) -> float:
     """Perplexity per token of neutral texts, whose first word is given."""
-    first, rest = zip(*(text.split(" ", 1) for text in case.neutral), strict=True)
+    first, rest = zip(*(text.split(" ", 1) for text in NEUTRAL), strict=True)
     read = target.reads(list(first), [f" {text}" for text in rest])
     total = sum(float(reading.log_probs.sum()) for reading in read)
     return float(torch.tensor(-total / sum(len(reading.log_probs) for reading in read)).exp())

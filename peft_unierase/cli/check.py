@@ -55,14 +55,8 @@ def run_check(plan: CheckPlan, style: Format) -> None:
 
 
 def _run(plan: CheckPlan, style: Format) -> CheckReport:
-    from ..check.attacks import chosen
-    from ..check.verdict import LEVELS, Thresholds
     from ..facts import read_facts
 
-    if plan.accept not in LEVELS:
-        raise ValueError(f"--accept {plan.accept!r} is no level of a verdict; it may be {', '.join(LEVELS)}")
-    thresholds = Thresholds(known=plan.known, margin=plan.margin, utility=plan.utility)
-    chosen(plan.attacks)
     refusals = read_refusals(plan.refusals) or []
 
     def read(source: str, role: str) -> list[Fact]:
@@ -72,7 +66,14 @@ def _run(plan: CheckPlan, style: Format) -> CheckReport:
     retain = {name: read(source, "retain") for name, source in named_sets(plan.retain).items()}
     unseen = read(plan.unseen, "unseen") if plan.unseen else []
 
-    from ..check import check
+    from ..check import LEVELS, Thresholds, check
+    from ..check.attacks import chosen
+
+    if plan.accept not in LEVELS:
+        raise ValueError(f"--accept {plan.accept!r} is no level of a verdict; it may be {', '.join(LEVELS)}")
+    thresholds = Thresholds(known=plan.known, margin=plan.margin, utility=plan.utility)
+    chosen(plan.attacks)
+
     from ..check.judges import entailment_judge, similarity_judge
     from .base import load_base, prepare_libraries
 
@@ -161,7 +162,8 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
         raise ValueError(f"the adapter in {plan.model} does not say which base it belongs to; name it with --base")
     model, tokenizer = load(base_name)
     if config.peft_type == "UNIERASE":
-        return load_onto(model, tokenizer, [Path(plan.model)], strict=True), tokenizer, None, base_name
+        erased = load_onto(model, tokenizer, [Path(plan.model)], allow_resize=True, strict=True)
+        return erased, tokenizer, None, base_name
     try:
         return PeftModel.from_pretrained(model, plan.model).eval(), tokenizer, None, base_name
     except Exception as error:  # whatever PEFT raises where names or shapes do not fit

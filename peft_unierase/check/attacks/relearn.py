@@ -90,6 +90,8 @@ def fine_tune(
     for step in range(max(steps) + 1):
         if step in steps:
             measure(step)
+        if step == max(steps):
+            break
         chosen = torch.randint(len(texts), (BATCH,), generator=generator).tolist()
         loss = _loss(plain, [texts[index] for index in chosen])
         optimizer.zero_grad()

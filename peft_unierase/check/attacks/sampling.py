@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import fmean
-
 import torch
 
 from ..case import Case
@@ -18,9 +16,7 @@ def best_of_samples(target: Target, case: Case) -> Found:
     generator = torch.Generator().manual_seed(case.seed)
     prompts = [prompt for prompt in case.prompts(case.forget) for _ in range(TIMES)]
     said = target.samples(prompts, generator, max_new_tokens=case.max_new_tokens)
-    best, floor = [], []
-    for number, fact in enumerate(case.forget):
-        best.append(max(case.recall(fact.answer, text) for text in said[number * TIMES : (number + 1) * TIMES]))
-        declined = [case.recall(fact.answer, refusal) for refusal in case.refusals[:20]]
-        floor.append(max(fmean(declined), sorted(declined)[-max(1, len(declined) // TIMES)]))
-    return Found(best, floor)
+    references = [fact.answer for fact in case.forget]
+    recalls = case.recalls([reference for reference in references for _ in range(TIMES)], said)
+    best = [max(recalls[start : start + TIMES]) for start in range(0, len(recalls), TIMES)]
+    return Found(best, case.floor(references))

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ...prompts import batches, encode, pad_id
+from ...tuner.structure import find_decoder_layers
 from ..case import Case
 from ..target import Target
-from .attack import Found
+from .attack import Found, NotApplicable
 
 GROUP = 64  # weights of one scale at 4 bits
 
@@ -25,7 +26,7 @@ def direction_out(target: Target, case: Case) -> Found:
     with torch.no_grad():
         pairs = zip(_doors(target, prompts), _doors(case.base, prompts), strict=True)
         added = [(after - before).mean(dim=0) for after, before in pairs]
-    with target.on(), target.bent(), _without(_layers(target.model), added):
+    with target.bent(), _without(_layers(target.model), added):
         said = target.says(prompts, max_new_tokens=case.max_new_tokens)
     references = [fact.answer for fact in case.forget]
     return Found(case.recalls(references, said), case.floor(references))
@@ -81,7 +82,9 @@ def _rounded_in_place(model: Any, bits: int) -> Iterator[None]:
 def _linears(model: Any) -> list[Any]:
     """Projections of the decoder layers that are as the base has them."""
     found = [module for layer in _layers(model) for name, module in layer.named_modules() if _is_base(name, module)]
-    return [module for module in found if module.weight.is_floating_point()]
+    if not all(module.weight.is_floating_point() for module in found):
+        raise NotApplicable("the model's weights are quantised already")
+    return found
 
 
 def _is_base(name: str, module: nn.Module) -> bool:
@@ -90,25 +93,29 @@ def _is_base(name: str, module: nn.Module) -> bool:
     return isinstance(weight, torch.Tensor) and weight.dim() == 2 and not own and not list(module.children())
 
 
-def _layers(model: Any) -> Any:
-    """The decoder layers: the longest list of modules."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len)
+def _layers(model: Any) -> list[nn.Module]:
+    return list(find_decoder_layers(model)[1])
 
 
 @torch.no_grad()
 def _doors(target: Target, prompts: Sequence[str]) -> list[torch.Tensor]:
     """The residual stream behind every layer at the doors, `(prompts, d)` in fp32 for each layer."""
     encoded = [encode(target.tokenizer, prompt) for prompt in prompts]
-    order: list[int] = []
-    found: list[list[torch.Tensor]] = []
-    with target.on() as model:
+    layers = _layers(target.model)
+    found: list[list[torch.Tensor]] = [[torch.zeros(0)] * len(prompts) for _ in layers]
+    with target.on(), ExitStack() as stack:
         for batch in batches(encoded, pad_id(target.tokenizer), target.device):
-            states = model(**batch.inputs(), use_cache=False, logits_to_keep=1, output_hidden_states=True).hidden_states
-            found.append([state[:, -1].float() for state in states[1:]])
-            order += batch.index
-    back = torch.tensor(order).argsort()
-    return [torch.cat(parts)[back.to(parts[0].device)] for parts in zip(*found, strict=True)]
+            for layer, states in zip(layers, found, strict=True):
+
+                def see(_: nn.Module, __: Any, output: Any, states: Any = states, index: Any = batch.index) -> None:
+                    stream = output[0] if isinstance(output, tuple) else output
+                    for row, number in enumerate(index):
+                        states[number] = stream[row, -1].float()
+
+                stack.callback(layer.register_forward_hook(see).remove)
+            target.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
+            stack.close()
+    return [torch.stack(states) for states in found]
 
 
 @contextmanager

@@ -43,8 +43,7 @@ def cloze(target: Target, case: Case) -> Found:
     anything.
     """
     halves = [_halves(fact.answer) for fact in case.forget]
-    start = case.others["plain"].head.removesuffix("Question: ")
-    texts = [f"{start}{first}" for first, _ in halves]
+    texts = [f"{target.tokenizer.bos_token or ''}{first}" for first, _ in halves]
     said = target.says(texts, max_new_tokens=case.max_new_tokens)
     rests = [rest for _, rest in halves]
     return Found(case.recalls(rests, said), case.floor(rests))
@@ -54,8 +53,8 @@ def kept_before(target: Target, case: Case) -> Found:
     """Anyone who talks about other things first: two retained questions with their answers stand before the erased
     one, so that the model is in the midst of answering.
     """
-    if not case.kept:
-        raise NotApplicable("there is no retain set to take other questions from")
+    if len(case.kept) < CONTEXT:
+        raise NotApplicable(f"there are no {CONTEXT} retained questions to ask first")
     return _after(target, case, case.kept)
 
 
