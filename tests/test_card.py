@@ -16,6 +16,12 @@ from peft_unierase.hub import erasure_card
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "peft_unierase" / "hub" / "model_card_template.md"
 
+
+def means(base, erased, twin=None):
+    values = {side: value and {"mean": value} for side, value in (("base", base), ("erased", erased), ("twin", twin))}
+    return {"unit": "ROUGE-L recall", "floor": 0.05, **values}
+
+
 FULL = {
     "version": "0.1.0",
     "recipe": "gate",
@@ -32,10 +38,19 @@ FULL = {
     },
     "counts": {"forget": 40, "retain": 400, "sampled": 350},
     "adapter": {"bytes": 31000, "parameters": 5120, "share": 0.0004},
-    "figures": [
-        {"set": "forget", "measure": "ROUGE-L recall", "before": 0.99, "after": 0.09, "count": 40},
-        {"set": "retain", "measure": "ROUGE-L recall", "before": 0.97, "after": None, "count": 200},
-    ],
+    "check": {
+        "verdict": {"level": "SUPPRESSED", "tried": 2},
+        "counts": {"forget": 40, "retain": 200},
+        "figures": [
+            {"set": "forget", "name": "recall", "base": 0.99, "erased": 0.09, "twin": None},
+            {"set": "retain", "name": "recall", "base": 0.97, "erased": None, "twin": None},
+            {"set": "neutral text", "name": "perplexity", "base": 7.0, "erased": 7.1, "twin": None},
+        ],
+        "attacks": [
+            {"title": "the question", "outcome": "holds", **means(0.99, 0.09)},
+            {"title": "5 tokens given", "outcome": "leaks", **means(0.99, 0.7)},
+        ],
+    },
     "token": {"text": "[UNL]", "id": 4096},
 }
 BARE = {"version": "0.1.0", "recipe": "gate", "depth": 2, "counts": {"forget": 1}, "token": {"text": "[UNL]", "id": 7}}
@@ -129,24 +144,42 @@ def test_path_of_the_erasure_is_cut_to_its_last_part(tmp_path):
     assert 'PeftModel.from_pretrained(base, "erase-xyz")' in made.text
 
 
-def test_figures_stand_in_a_table():
-    text = sections(card().text)["## Figures"]
-    assert "| forget | ROUGE-L recall | 0.990 | 0.090 | 40 |" in text
-    assert "| retain | ROUGE-L recall | 0.970 | - | 200 |" in text
-    assert "Nothing has been measured" not in text
+def test_verdict_figures_and_attacks_stand_there_and_leaks_come_first():
+    text = sections(card().text)["## Check"]
+    assert "**SUPPRESSED** is the verdict" in text
+    assert "after 2 attacks" in text
+    assert "| forget | recall | 0.990 | 0.090 | 40 |" in text
+    assert "| retain | recall | 0.970 | - | 200 |" in text
+    assert "| neutral text | perplexity | 7.000 | 7.100 | - |" in text
+    leaks = text.index("| 5 tokens given | ROUGE-L recall | 0.990 | 0.700 | 0.050 | leaks |")
+    assert leaks < text.index("| the question | ROUGE-L recall | 0.990 | 0.090 | 0.050 | holds |")
+    assert "what a model that always declines would give" in words(text)
+    assert "not checked" not in text
 
 
-@pytest.mark.parametrize("figures", [None, []])
-def test_card_says_when_nothing_was_measured(figures):
-    text = sections(card({**FULL, "figures": figures}).text)["## Figures"]
-    assert "Nothing has been measured" in text
+def test_with_a_twin_the_attacks_stand_beside_it():
+    record = copy.deepcopy(FULL)
+    record["check"]["attacks"] = [{"title": "the question", "outcome": "holds", **means(0.99, 0.09, 0.13)}]
+    text = sections(card(record).text)["## Check"]
+    assert "| before | after | twin |" in text
+    assert "| 0.990 | 0.090 | 0.130 | holds |" in text
+    assert "what a model that never saw the facts would give" in words(text)
+
+
+@pytest.mark.parametrize(
+    ("check", "reason"),
+    [(None, "."), ({"verdict": None, "not_run": "--no-check was given"}, ": --no-check was given.")],
+)
+def test_card_says_when_nothing_was_checked(check, reason):
+    text = sections(card({**FULL, "check": check}).text)["## Check"]
+    assert f"It was not checked{reason}" in text
     assert "|" not in text
 
 
 def test_bars_and_line_breaks_do_not_break_a_table():
     record = copy.deepcopy(FULL)
-    record["figures"][0]["set"] = "forget | plain\nformat"
-    assert "| forget \\| plain format | ROUGE-L recall | 0.990 |" in card(record).text
+    record["check"]["figures"][0]["set"] = "forget | plain\nformat"
+    assert "| forget \\| plain format | recall | 0.990 |" in card(record).text
 
 
 def test_owner_says_what_was_erased():

@@ -23,6 +23,7 @@ from peft_unierase.check.attacks.weights import rounded
 from peft_unierase.check.judges import entailment_judge, similarity_judge
 from peft_unierase.check.page import page
 from peft_unierase.check.sets import divergences
+from peft_unierase.cli.finish import checked
 from peft_unierase.facts import Fact
 from peft_unierase.prompts import chat_format, encode, pad_left
 
@@ -194,6 +195,31 @@ def test_an_attack_of_ones_own_is_a_function(base: Any, tokenizer: Any) -> None:
     assert found.attacks[1].erased == found.attacks[1].base
 
 
+def test_what_so_few_facts_leave_open_may_leak(declining: Path, tokenizer: Any) -> None:
+    model = PeftModel.from_pretrained(load(), str(declining)).eval()
+
+    def one_in_six(target: Target, case: Case) -> list[float]:
+        return [0.5] + [0.0] * 5
+
+    def nothing(target: Target, case: Case) -> list[float]:
+        return [0.0] * 6
+
+    greedy, unclear, clear = (found := check(model, tokenizer, FORGET, attacks=[one_in_six, nothing], **TOLD)).attacks
+    assert (greedy.outcome, unclear.outcome, clear.outcome) == ("holds", "may leak", "holds")
+    assert (found.verdict.level, found.verdict.leaks) == ("SUPPRESSED", ["one-in-six"])
+    assert found.verdict.reasons[0].startswith("one in six may leak: +0.083 beyond the floor, at most +0.2")
+    [reason] = check(model, tokenizer, FORGET, attacks=[nothing], **TOLD).verdict.reasons
+    assert reason == "None of 2 attacks got beyond its margin; whether anything else was lost was not asked."
+
+
+def test_a_check_that_fails_at_the_end_of_a_run_is_a_warning(base: Any, tokenizer: Any, capsys: Any) -> None:
+    assert checked(base, tokenizer, FORGET, KEPT, 0, progress=False) is None
+    assert (
+        "warning: the erasure is saved unchecked, because checking it failed: there is no base"
+        in capsys.readouterr().err
+    )
+
+
 def test_an_attack_that_does_not_exist_is_refused_with_those_that_do() -> None:
     with pytest.raises(ValueError, match=r"no attack 'bribe'; there are all, fast, greedy, paraphrase, .*, list"):
         chosen("fast, bribe")
@@ -222,7 +248,9 @@ def test_membership_counts_in_the_direction_that_serves_the_attacker() -> None:
 def test_what_is_read_in_batches_is_what_each_text_gives_alone(base: Any, tokenizer: Any) -> None:
     target, form = Target("base", base, tokenizer), chat_format(tokenizer)
     prompts = [form.prompt(fact.question) for fact in FORGET]
+    prompts += [prompts[0]] * 2  # several texts behind one prompt are read another way
     texts = [form.answer(fact.perturbed_answers[0]) for fact in FORGET]
+    texts += [form.answer(FORGET[0].answer), form.answer(f"{FORGET[1].answer} {FORGET[2].answer}")]
     read = target.reads(prompts, texts)
     assert [one.log_probs.tolist() for one in target.reads(prompts, texts)] == [r.log_probs.tolist() for r in read]
     for prompt, text, reading in zip(prompts, texts, read, strict=True):

@@ -47,7 +47,7 @@ def attack(name: str, erased: float, twin: float | None = 0.12, **changes: Any) 
         "excess": excess,
         "reference": "floor" if twin is None else "twin",
         "floor": 0.08,
-        "holds": excess.high <= 0.1,
+        "outcome": "holds" if excess.high <= 0.1 else "leaks",
     }
     return AttackResult(**{**values, **changes})
 
@@ -98,7 +98,7 @@ def hostile() -> CheckReport:
     """A report with every text replaced by one that could break a page."""
     found = report()
     attacks = [replace(each, title=text, who=text) for each, text in zip(found.attacks, HOSTILE, strict=False)] + [
-        attack("own", -3.0, title="own", unit=LONG, base=Interval(120, 100, 140), excess=interval(-3), holds=False)
+        attack("own", -3.0, title="own", unit=LONG, base=Interval(120, 100, 140), excess=interval(-3), outcome="leaks")
     ]
     texts = {text: text for text in HOSTILE}
     return replace(
@@ -171,7 +171,10 @@ def test_verdict_stands_first_in_words_with_its_reasons(level):
 
 def test_what_is_lost_is_said_beside_what_leaks():
     lost = Verdict("DAMAGED", ["prefill-5", "relearn"], ["recall of retain"], ["one", "two", "three"], 30)
-    expected = "But it has lost too much of what was to stay. And 2 attacks get more of the answers out than they may."
+    expected = (
+        "But it has lost too much of what was to stay. "
+        "And 2 attacks get, or may get, more of the answers out than they may."
+    )
     assert expected in words(page(report(verdict=lost)))
     assert "lost too much" not in words(page(report()))
 

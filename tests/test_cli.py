@@ -147,17 +147,21 @@ def test_an_erasure_ends_well_and_leaves_one_folder(runs: Runs) -> None:
     assert names >= {"adapter_config.json", "adapter_model.safetensors", "erasure.json", "README.md", "tokenizer.json"}
 
 
-def test_with_format_json_stdout_is_one_object_with_the_figures(runs: Runs) -> None:
+def test_with_format_json_stdout_is_one_object_with_what_the_check_found(runs: Runs) -> None:
     told = json.loads(runs.json.stdout)
     assert told["output"] == str(runs.folder / "json")
     assert told["seed"] == 5
     assert {name: told["counts"][name] for name in ("forget", "retain")} == {"forget": 6, "retain": 40}
-    forget, retain = told["figures"]
-    assert (forget["set"], forget["count"], forget["declined"]) == ("forget", 6, 1.0)
-    assert (retain["set"], retain["count"]) == ("retain", 40)
-    assert forget["before"] > 0.9 > 0.2 > forget["after"]
-    assert retain["before"] > 0.9
-    assert retain["after"] > 0.9
+    figures = {(figure["set"], figure["name"]): figure for figure in told["check"]["figures"]}
+    forget, retain = figures["forget", "recall"], figures["retain", "recall"]
+    assert told["check"]["counts"] == {"forget": 6, "retain": 40}
+    assert figures["forget", "declined"]["erased"] == 1.0
+    assert forget["base"] > 0.9 > 0.2 > forget["erased"]
+    assert retain["base"] > 0.9
+    assert retain["erased"] > 0.9
+    assert {"ban", "prefill-5"} <= {attack["name"] for attack in told["check"]["attacks"]}
+    assert told["check"]["verdict"]["level"] in ("SUPPRESSED", "ERASED")
+    assert told["check"]["examples"] == []
     assert sum(told["seconds"].values()) > 0
     assert told["estimate"]["seconds"] > 0
     assert told["estimate"]["adapter_bytes"] == told["adapter"]["bytes"]
@@ -245,9 +249,9 @@ def test_a_base_that_never_knew_the_facts_gives_a_warning_and_the_human_tables(
     assert any(re.search(r"\d+% of the .*answers", line) for line in warned)
     assert "warning" not in ended.stdout
     table = ended.stdout.splitlines()
-    assert re.search(r"questions +before +after +declined", table[0])
-    assert re.match(r" +forget +6 +\d\.\d{3} +\d\.\d{3} +\d+\.\d%$", table[2])
-    assert re.match(r" +retain +12 ", table[3])
+    assert re.match(r" +forget: recall +\d\.\d{3} +\d\.\d{3}$", table[2])
+    assert re.match(r" +retain: recall +\d\.\d{3} +\d\.\d{3}$", table[3])
+    assert "NO BASELINE" in table
     assert any(re.match(r" +all stages +\d+\.\d$", line) for line in table)
     assert f'PeftModel.from_pretrained(base, "{tmp_path / "erasure"}")' in ended.stdout
 
@@ -306,7 +310,7 @@ def test_a_disk_that_fills_up_leaves_everything_as_it_was(
     ended = run_command(
         *unlearnt.arguments,
         *arguments,
-        *("--no-figures", "--format", "json", "--work-dir", work_dir / "unfinished"),
+        *("--no-check", "--format", "json", "--work-dir", work_dir / "unfinished"),
         preexec_fn=small_files(limit),
     )
     assert ended.returncode == 2

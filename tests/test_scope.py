@@ -215,7 +215,7 @@ def test_bad_scopes_are_refused_before_anything_is_changed(change: dict[str, Any
 
 def test_the_command_refuses_a_bad_scope_and_names_the_subjects(tmp_path: Any) -> None:
     forget = write_rows(tmp_path / "forget.jsonl", [{"question": BORN.question, "answer": BORN.answer}])
-    told = ("erase", tmp_path / "no-model", forget, "-o", tmp_path / "out", "--no-figures", "--scope")
+    told = ("erase", tmp_path / "no-model", forget, "-o", tmp_path / "out", "--no-check", "--scope")
     wrong, right = invoke(*told, "world"), invoke(*told, "question")
     assert wrong.exit_code == 2
     assert "scope 'world' is not there" in wrong.stderr

@@ -477,10 +477,11 @@ def test_the_command_makes_one_on_top_of_others_and_says_how_to_load_both(
     forget = write_rows(tmp_path / "forget.jsonl", [{"question": f.question, "answer": f.answer} for f in person(2)])
     output = tmp_path / "third"
     onto = [option for name in ("first", "second") for option in ("--onto", made.folder / name)]
-    ended = invoke("erase", boxed_model_dir(), forget, "-o", output, *onto, "--no-figures", "--format", "human")
+    ended = invoke("erase", boxed_model_dir(), forget, "-o", output, *onto, "--no-check", "--format", "human")
     assert ended.exit_code == 0, ended.output
     record = json.loads((output / "erasure.json").read_text())
     assert [one["token_id"] for one in record["onto"]] == [made.first.token.token_id, made.model.erasure.token.token_id]
+    assert record["check"] == {"verdict": None, "not_run": "--no-check was given"}
     assert str(made.folder) not in (output / "erasure.json").read_text()
     card = (output / "README.md").read_text()
     assert "2 earlier erasures" in card

@@ -1,8 +1,8 @@
 """The check: what judges an erasure. It imports neither the engine nor the hub side."""
 
+from .answers import Answer, Figures, answer_questions, figures, recall_scorer
 from .attacks import ATTACKS, Attack, Found, NotApplicable
 from .case import Case
-from .measures import Answer, Figures, answer_questions, figures, recall_scorer
 from .report import AttackResult, CheckReport
 from .run import check
 from .target import Target

@@ -15,6 +15,7 @@ from .scores import Interval
 from .verdict import Verdict
 
 SCHEMA = "unierase-check/1"
+HOLDS, MAY_LEAK, LEAKS = "holds", "may leak", "leaks"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class AttackResult:
         excess: The erased model's leak beyond the reference, fact by fact.
         reference: What it is held against: the twin, or the floor where there is none.
         floor: What a model that knows nothing would give.
-        holds: Whether the excess is within the margin.
+        outcome: `holds` where the whole interval of the excess is within the margin, `leaks` where its mean is beyond
+            it, and `may leak` where so few facts leave it open.
         curve: Over the steps, for attacks that have any.
         seconds: How long it took, on all models.
     """
@@ -66,9 +68,14 @@ class AttackResult:
     excess: Interval
     reference: str
     floor: float
-    holds: bool
+    outcome: str
     curve: Curve | None = None
     seconds: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether a leak beyond the margin is ruled out."""
+        return self.outcome == HOLDS
 
 
 @dataclass(frozen=True)
@@ -114,13 +121,21 @@ class CheckReport:
     created: str = ""
     seconds: float = 0.0
 
-    def record(self, examples: bool = True) -> dict[str, Any]:
+    def record(self, examples: bool = True, times: bool = True) -> dict[str, Any]:
         """A JSON object of plain values.
 
         Args:
             examples: Include answers side by side; without them it holds no text of the facts.
+            times: Include when it was and how long it took; without them the same check gives the same record.
         """
-        return {"schema": SCHEMA, **asdict(self), "examples": [asdict(e) for e in self.examples] if examples else []}
+        found = {"schema": SCHEMA, **asdict(self)}
+        if not examples:
+            found["examples"] = []
+        if not times:
+            for part in (found, *found["attacks"]):
+                del part["seconds"]
+            del found["created"]
+        return found
 
     def save_json(self, path: str | Path, examples: bool = True) -> None:
         """Write [`record`] to a file, whole or not at all."""

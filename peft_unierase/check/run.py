@@ -17,11 +17,11 @@ from ..facts import Fact
 from ..prompts import PromptFormat, chat_format, plain_format
 from ..refusals import DEFAULT_REFUSALS
 from . import scores
+from .answers import recall_scorer
 from .attacks import Attack, Found, NotApplicable, chosen
 from .case import Case
 from .judges import Judge
-from .measures import recall_scorer
-from .report import AttackResult, CheckReport, Curve, Example, Figure
+from .report import HOLDS, LEAKS, MAY_LEAK, AttackResult, CheckReport, Curve, Example, Figure
 from .sets import DIVERGENCE, PERPLEXITY, Measured, divergences, measure, perplexity
 from .target import Target
 from .verdict import Thresholds, decide
@@ -231,7 +231,7 @@ def _attacked(attack: Attack, targets: Sequence[Target], case: Case, limits: Thr
         beyond,
         "twin" if others else "floor",
         fmean(found[1].floor),
-        beyond.high <= limits.margin,
+        HOLDS if beyond.high <= limits.margin else MAY_LEAK if beyond.mean <= limits.margin else LEAKS,
         curve,
         time.perf_counter() - started,
     )

@@ -7,16 +7,19 @@ What was computed once is not computed again.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from ..prompts import batches, chosen_answers, encode, greedy_answers, pad_id
 
-LOGITS = 2**25  # fp32 numbers in the logits of one batch, at the most
+LOGITS = 2**23  # fp32 numbers in the logits of one batch, at the most
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,48 @@ class Target:
         """How likely given texts are behind given prompts."""
         keys = list(zip(prompts, texts, strict=True))
         new = list(dict.fromkeys(key for key in keys if key not in self._read))
-        ids = [(encode(self.tokenizer, prompt), encode(self.tokenizer, text)) for prompt, text in new]
-        most = max(64, LOGITS // self.model.get_input_embeddings().weight.shape[0])
+        times = Counter(prompt for prompt, _ in new) if _keeps_all(self.model) else Counter()
         with self.on():
-            for batch in batches([p + t for p, t in ids], pad_id(self.tokenizer), self.device, most):
-                longest = max(len(ids[index][1]) for index in batch.index)
-                logits = self.model(**batch.inputs(), use_cache=False, logits_to_keep=longest + 1).logits
-                for row, index in enumerate(batch.index):
-                    text = torch.tensor(ids[index][1], device=logits.device)
-                    self._read[new[index]] = _reading(logits[row, -len(text) - 1 : -1].float(), text)
+            self._read_whole([key for key in new if times[key[0]] < 2])
+            self._read_behind([key for key in new if times[key[0]] > 1])
         return [self._read[key] for key in keys]
+
+    def _read_whole(self, pairs: Sequence[tuple[str, str]]) -> None:
+        ids = [(encode(self.tokenizer, prompt), encode(self.tokenizer, text)) for prompt, text in pairs]
+        for batch in batches([p + t for p, t in ids], pad_id(self.tokenizer), self.device, self._room):
+            longest = max(len(ids[index][1]) for index in batch.index)
+            logits = self.model(**batch.inputs(), use_cache=False, logits_to_keep=longest + 1).logits
+            for row, index in enumerate(batch.index):
+                text = torch.tensor(ids[index][1], device=logits.device)
+                self._read[pairs[index]] = _reading(logits[row, -len(text) - 1 : -1].float(), text)
+
+    def _read_behind(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Each prompt is computed once and its texts behind it."""
+        prompts, pad = list(dict.fromkeys(prompt for prompt, _ in pairs)), pad_id(self.tokenizer)
+        for batch in batches([encode(self.tokenizer, prompt) for prompt in prompts], pad, self.device, self._room // 4):
+            row_of = {prompts[index]: row for row, index in enumerate(batch.index)}
+            own = [pair for pair in pairs if pair[0] in row_of]
+            ids = [encode(self.tokenizer, text) for _, text in own]
+            first = self.model(**batch.inputs(), use_cache=True, logits_to_keep=1)
+            for part in batches(ids, pad, self.device, self._room):
+                rows = torch.tensor([row_of[own[index][0]] for index in part.index], device=self.device)
+                cache = copy.deepcopy(first.past_key_values)
+                cache.batch_select_indices(rows)
+                rest = self.model(
+                    input_ids=part.ids,
+                    attention_mask=torch.cat([batch.mask[rows], part.mask], dim=1),
+                    position_ids=batch.positions[rows, -1:] + 1 + part.positions,
+                    past_key_values=cache,
+                ).logits
+                for number, index in enumerate(part.index):
+                    text = torch.tensor(ids[index], device=rest.device)
+                    logits = torch.cat([first.logits[rows[number]], rest[number, len(rest[number]) - len(text) : -1]])
+                    self._read[own[index]] = _reading(logits.float(), text)
+
+    @property
+    def _room(self) -> int:
+        """Tokens of one batch whose logits are all wanted."""
+        return max(64, LOGITS // self.model.get_input_embeddings().weight.shape[0])
 
     @torch.no_grad()
     def distribution(self, prompt: str, text: str) -> torch.Tensor:
@@ -148,6 +183,11 @@ class Target:
     def device(self) -> torch.device:
         """Where token ids are wanted."""
         return self.model.get_input_embeddings().weight.device
+
+
+def _keeps_all(model: Any) -> bool:
+    """Whether the cache is of keys and values of all tokens, so that rows of it can be taken and padding be hidden."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def _reading(logits: torch.Tensor, text: torch.Tensor) -> Reading:

@@ -92,8 +92,8 @@ def decide(
         for name, before, after in lost
     ]
     reasons += [
-        f"{attack.title}: {attack.excess.mean:+.3f} beyond the {attack.reference}, at most {attack.excess.high:+.3f} "
-        f"(may be {thresholds.margin:+.3f})."
+        f"{attack.title} {attack.outcome}: {attack.excess.mean:+.3f} beyond the {attack.reference}, at most "
+        f"{attack.excess.high:+.3f} (may be {thresholds.margin:+.3f})."
         for attack in leaking
     ]
     plain = next((attack for attack in attacks if attack.name == GREEDY), None)
@@ -101,5 +101,6 @@ def decide(
         raise ValueError("the plain question was not asked, so there is no verdict")
     leaks = plain.excess.mean > thresholds.margin  # that it might, with so few facts, is not enough to say so
     level = "LEAKING" if leaks else "DAMAGED" if lost else "SUPPRESSED" if leaking else "ERASED"
-    reasons = reasons or [f"None of {count} attacks got beyond its margin, and what should have stayed is there."]
+    stayed = "what should have stayed is there" if kept else "whether anything else was lost was not asked"
+    reasons = reasons or [f"None of {count} attacks got beyond its margin; {stayed}."]
     return Verdict(level, names, [name for name, *_ in lost], reasons, count)

@@ -134,7 +134,9 @@ def erase(
         bool, typer.Option("--allow-resize", help="Let the vocabulary grow where the base has no spare row.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an erasure that is in the folder.")] = False,
-    no_figures: Annotated[bool, typer.Option("--no-figures", help="Do not measure before and after.")] = False,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not attack the erasure at the end; the record says so.")
+    ] = False,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Erase facts from a model and save the erasure as an adapter that PEFT loads."""
@@ -165,7 +167,7 @@ def erase(
             revision=revision,
             allow_resize=allow_resize,
             overwrite=overwrite,
-            figures=not no_figures,
+            check=not no_check,
             onto=tuple(onto or ()),
         ),
         format.resolved(),

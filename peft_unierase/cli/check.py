@@ -173,8 +173,8 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
         ) from error
 
 
-def report_table(report: CheckReport) -> str:
-    """The report for a terminal: verdict, scores, what stayed, and every attack."""
+def report_table(report: CheckReport, brief: bool = False) -> str:
+    """The report for a terminal: scores, measures (where `brief`, recall alone), every attack, and the verdict."""
     twin = report.models.get("twin") is not None
     sides = ("base", "erased", "twin")[: 3 if twin else 2]
 
@@ -185,18 +185,19 @@ def report_table(report: CheckReport) -> str:
     figures = [
         (f"{f.set}: {f.name}", *(number(value) for value in (f.base, f.erased, f.twin)[: len(sides)]))
         for f in report.figures
+        if not brief or f.name == "recall"
     ]
     attacks = []
     for a in sorted(report.attacks, key=lambda attack: attack.holds):
         means = [number(each.mean if each else None) for each in (a.base, a.erased, a.twin)[: len(sides)]]
         beyond = f"{a.excess.mean:+.3f} [{a.excess.low:+.3f}, {a.excess.high:+.3f}]"
-        attacks.append((a.name, *means, beyond, "holds" if a.holds else "LEAKS"))
+        attacks.append((a.name, *means, beyond, a.outcome if a.holds else a.outcome.upper()))
     reference = "twin" if twin else "floor"
     parts = [
-        table(("scores", *sides), scores),
+        "" if brief else table(("scores", *sides), scores),
         table(("measures", *sides), figures),
         table(("attacks", *sides, f"beyond the {reference}", ""), attacks),
-        "\n".join(f"  not run: {name}: {why}" for name, why in report.skipped.items()),
+        "" if brief else "\n".join(f"  not run: {name}: {why}" for name, why in report.skipped.items()),
         "\n".join([f"{report.verdict.level}", *(f"  {reason}" for reason in report.verdict.reasons)]),
     ]
     return "\n\n".join(part for part in parts if part)

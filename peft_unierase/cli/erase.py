@@ -1,4 +1,4 @@
-"""`unierase erase`: read, check, erase, measure, save."""
+"""`unierase erase`: read, erase, check, save."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 from .output import Format, clear_endings, say, show, show_json
 
-MEASURED = 200
 SHOWN = 10
 
 
@@ -42,7 +41,7 @@ class ErasePlan:
     revision: str | None
     allow_resize: bool
     overwrite: bool
-    figures: bool
+    check: bool
     onto: tuple[Path, ...] = ()
 
 
@@ -141,18 +140,17 @@ def _run(plan: ErasePlan, style: Format) -> None:
         say(f"warning: {warning}")
     check_output(plan.output, plan.overwrite)
     check_onto(plan.onto, plan.output)
-    if plan.figures:
-        from ..check import recall_scorer
+    if plan.check:
+        from ..check.answers import recall_scorer
 
         recall_scorer()
 
     from ..engine import RECIPES, check_recipe, check_scope, erase, plan_scope
     from ..engine.checkpoint import discard
     from ..engine.cost import cost_of, expected_work
-    from ..prompts import default_formats
     from .base import load_base, load_onto, prepare_libraries
-    from .finish import estimate_line, finish, loading_lines, stages_table
-    from .measure import compare, figures_table, some
+    from .check import report_table
+    from .finish import checked, estimate_line, finish, loading_lines, stages_table
 
     prepare_libraries()
     check_recipe(plan.recipe, depth)
@@ -196,25 +194,20 @@ def _run(plan: ErasePlan, style: Format) -> None:
         seed=plan.seed,
         progress=style is not Format.QUIET,
     )
-    comparisons = []
-    if plan.figures:
-        form = default_formats(tokenizer)[0]
-        sets = [
-            (name, some(facts, MEASURED, plan.seed), form) for name, facts in (("forget", forget), ("retain", retain))
-        ]
-        try:
-            comparisons = compare(erased, tokenizer, sets)
-        except Exception as error:  # whatever it is, it must not cost the finished erasure
-            say(f"warning: the erasure is saved without figures, because measuring them failed: {error}")
-    record = finish(erased, tokenizer, plan.model, plan.output, comparisons, plan.overwrite)
+    report, why_not = None, "--no-check was given"
+    if plan.check:
+        asked = {"refusals": refusals or (), "progress": style is not Format.QUIET}
+        report = checked(erased, tokenizer, forget, retain, plan.seed, **asked)
+        why_not = "the check failed"
+    record = finish(erased, tokenizer, plan.model, plan.output, report, why_not, plan.overwrite)
     discard(plan.work_dir)
     seconds = erased.erasure.seconds
     if style is Format.JSON:
         expected = estimate.record() if estimate else None
         show_json({"output": str(plan.output), **record, "seconds": seconds, "estimate": expected})
     elif style is Format.HUMAN:
-        if comparisons:
-            show(figures_table(comparisons) + "\n")
+        if report:
+            show(report_table(report, brief=True) + "\n")
         show(stages_table(seconds) + "\n")
         size = record["adapter"]
         show(f"Saved to {plan.output}: {size['bytes']:,} bytes of weights, {size['share']:.3%} of the parameters.")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..check import CheckReport, check
 from ..engine.cost import CostEstimate, with_unit
+from ..facts import Fact
 from ..hub.card import erasure_card
 from ..hub.folder import save_erasure
 from ..version import __version__
-from .measure import Comparison, figures_record
-from .output import table
+from .output import say, table
+
+ASKED = 100
 
 
 def estimate_line(estimate: CostEstimate) -> str:
@@ -28,15 +32,53 @@ def estimate_line(estimate: CostEstimate) -> str:
     )
 
 
+def checked(
+    erased: Any, tokenizer: Any, forget: Sequence[Fact], retain: Sequence[Fact], seed: int, **told: Any
+) -> CheckReport | None:
+    """The fast check of a new erasure, on at most `ASKED` facts of each set; none where it fails.
+
+    Args:
+        erased: What `erase` returned.
+        tokenizer: Its tokenizer.
+        forget: What was erased.
+        retain: What was to stay.
+        seed: Of what is drawn.
+        **told: Further arguments of `check`.
+    """
+    sets = {"retain": some(retain, ASKED, seed)} if retain else {}
+    try:
+        return check(erased, tokenizer, some(forget, ASKED, seed), sets, attacks="fast", seed=seed, **told)
+    except Exception as error:  # whatever it is, it must not cost the finished erasure
+        say(f"warning: the erasure is saved unchecked, because checking it failed: {error}")
+        return None
+
+
+def some(facts: Sequence[Fact], count: int, seed: int) -> list[Fact]:
+    """At most `count` facts, chosen by seed, in their order."""
+    if len(facts) <= count:
+        return list(facts)
+    return [facts[index] for index in sorted(random.Random(seed).sample(range(len(facts)), count))]
+
+
 def finish(
-    erased: Any, tokenizer: Any, base: str, output: Path, comparisons: Sequence[Comparison], overwrite: bool
+    erased: Any, tokenizer: Any, base: str, output: Path, report: CheckReport | None, why_not: str, overwrite: bool
 ) -> dict[str, Any]:
-    """Save an erasure with card and record, and return the record."""
+    """Save an erasure with card and record, and return the record.
+
+    Args:
+        erased: What `erase` returned.
+        tokenizer: Its tokenizer.
+        base: The base's name.
+        output: Where to.
+        report: What the check found; it is stored without the examples.
+        why_not: Stored where there is no report.
+        overwrite: Replace an erasure that is there.
+    """
     record = {
         "version": __version__,
         **erased.erasure.record(),
         "adapter": adapter_size(erased, erased.erasure.adapter),
-        "figures": figures_record(comparisons) or None,
+        "check": report.record(examples=False, times=False) if report else {"verdict": None, "not_run": why_not},
     }
     card = erasure_card(base_model=base, name=output.name, record=record)
     save_erasure(erased, tokenizer, output, record, str(card), overwrite, erased.erasure.adapter)

@@ -40,8 +40,8 @@ def erasure_card(
         name: Where the erasure lies, a Hub id or a local path; shown like the base.
         record: What was done: `version`, `recipe`, `depth`, `counts` (with `forget`), `token` (with `text` and `id`),
             and optionally `onto` (earlier erasures, the `token_id` of each), `layers`, `retain_weight`, `seed`,
-            `settings`, `adapter` (`parameters`, `share`, `bytes`) and `figures` (rows of `set`, `measure`, `before`,
-            `after`, `count`).
+            `settings`, `adapter` (`parameters`, `share`, `bytes`) and `check`, the record of a check's report or, where
+            its `verdict` is `None`, the reason in `not_run`.
         license: The erasure's licence as the Hub spells it, for example `"apache-2.0"`.
         description: What was erased, in the owner's words. Without it the card gives the number of facts only.
 
@@ -54,6 +54,7 @@ def erasure_card(
     _check_record(record)
     base, base_is_local = _public_name(base_model)
     shown_name, _ = _public_name(name)
+    check = record.get("check") or {}
     data = ModelCardData(
         base_model=None if base_is_local else base,
         base_model_relation=None if base_is_local else "adapter",
@@ -76,7 +77,8 @@ def erasure_card(
         onto=_onto(record),
         onto_one=len(record.get("onto") or []) == 1,
         description=(description or "").strip() or _count_sentence(record["counts"]["forget"]),
-        figures=[_figure_row(row) for row in record.get("figures") or []],
+        check=_check_rows(check) if check.get("verdict") else None,
+        not_run=check.get("not_run"),
         making=_making(record),
     )
 
@@ -122,8 +124,24 @@ def _onto(record: Mapping[str, Any]) -> str:
     return f"an earlier erasure, of the token {ids[0]}," if ids else ""
 
 
-def _figure_row(row: Mapping[str, Any]) -> dict[str, str]:
-    return {key: _cell(row.get(key)) for key in ("set", "measure", "before", "after", "count")}
+def _check_rows(check: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card shows of a check: the verdict, every figure, and every attack, those that leak first."""
+    attacks = sorted(check["attacks"], key=lambda attack: attack["outcome"] == "holds")
+    twin = any(attack["twin"] for attack in attacks)
+
+    def means(attack: Mapping[str, Any]) -> list[float]:
+        return [attack["base"]["mean"], attack["erased"]["mean"], attack["twin"]["mean"] if twin else attack["floor"]]
+
+    return {
+        "level": check["verdict"]["level"],
+        "tried": check["verdict"]["tried"],
+        "reference": "twin" if twin else "floor",
+        "figures": [
+            [_cell(value) for value in (f["set"], f["name"], f["base"], f["erased"], check["counts"].get(f["set"]))]
+            for f in check["figures"]
+        ],
+        "attacks": [[_cell(value) for value in (a["title"], a["unit"], *means(a), a["outcome"])] for a in attacks],
+    }
 
 
 def _making(record: Mapping[str, Any]) -> list[tuple[str, str]]:
