@@ -1,6 +1,6 @@
 """Attack what every recipe makes of a 13-million-parameter testbed, in every way the check knows.
 
-    python benchmarks/check_table.py [--facts 40] [--recipes paper,door,default] [--attacks all] [--json out.json]
+    python benchmarks/check_table.py [--facts 40] [--models base,twin,paper,door,default] [--attacks all]
 
 Prints one table, attacks by models: the base, the twin (trained without the forget set), recipe `paper`, recipe `gate`
 at depth 0 (`door`) and the default; `!` marks what gets more than it may. Above it stand verdict, FE, MU, balance and
@@ -34,7 +34,8 @@ def main() -> int:
     shared = Path(__file__).parents[2] / "shared"
     parser.add_argument("--shared", type=Path, default=shared, help="folder of the testbed")
     parser.add_argument("--facts", type=int, default=40, help="forget the first N facts (20 an author)")
-    parser.add_argument("--recipes", default="paper,door,default", help="which of them to run")
+    parser.add_argument("--models", default="base,twin,paper,door,default", help="which of them to attack")
+    parser.add_argument("--device-map", help="where to load models to, as transformers takes it")
     parser.add_argument("--attacks", default="all", help="all, fast, or names")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stride", type=int, default=4, help="measure every Nth question of what is kept")
@@ -48,7 +49,7 @@ def main() -> int:
         return 0
 
     def load(name: str) -> tuple[Any, Any]:
-        model = AutoModelForCausalLM.from_pretrained(testbed / name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(testbed / name, dtype=torch.float32, device_map=options.device_map)
         return model.eval(), AutoTokenizer.from_pretrained(testbed / name)
 
     forget = read_facts(data / "forget.json")[: options.facts]
@@ -79,10 +80,11 @@ def main() -> int:
             record = {each: report.record(examples=False) for each, report in reports.items()}
             options.json.write_text(json.dumps(record, indent=1) + "\n")
 
-    judge("base", base, base=base)
-    judge("twin", twin, base=base)
     retain = read_facts(data / "retain_more.json")
-    for recipe in [name for name in options.recipes.split(",") if name]:
+    for recipe in options.models.split(","):
+        if recipe in ("base", "twin"):
+            judge(recipe, base if recipe == "base" else twin, base=base)
+            continue
         model, tokenizer = load("tofu-mini")
         told = {**RECIPES[recipe], "samples_cache": options.samples_cache}
         erased, seconds, warned = timed_erase(
@@ -114,14 +116,16 @@ def show(reports: dict[str, CheckReport]) -> None:
 
 def as_they_must(reports: dict[str, CheckReport]) -> bool:
     """Whether the check found what it must; says what it did not."""
-    ran = {attack.name for attack in reports["base"].attacks}
-    known = {a.name for a in reports["base"].attacks if a.twin is not None and a.base.mean > a.twin.mean + 0.2}
-    wrong = [f"the base is {reports['base'].verdict.level}"] if reports["base"].verdict.level != "LEAKING" else []
-    wrong += [f"{name} does not leak on the base" for name in sorted(known - set(reports["base"].verdict.leaks))]
-    if reports["twin"].verdict.level != "ERASED":
-        wrong.append(f"the twin is {reports['twin'].verdict.level}")
+    wrong = [
+        f"the {name} is {reports[name].verdict.level}"
+        for name, level in (("base", "LEAKING"), ("twin", "ERASED"))
+        if name in reports and reports[name].verdict.level != level
+    ]
+    if "base" in reports:
+        known = {a.name for a in reports["base"].attacks if a.twin is not None and a.base.mean > a.twin.mean + 0.2}
+        wrong += [f"{name} does not leak on the base" for name in sorted(known - set(reports["base"].verdict.leaks))]
     if "door" in reports:
-        missed = HOLES & ran - set(reports["door"].verdict.leaks)
+        missed = HOLES & {a.name for a in reports["door"].attacks} - set(reports["door"].verdict.leaks)
         wrong += [f"{name} was not found to leak at the door" for name in sorted(missed)]
     for each in wrong:
         print(f"NOT AS IT MUST BE: {each}")
