@@ -19,7 +19,7 @@ from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import ATTACKS, Case, CheckReport, Target, Thresholds, check
 from peft_unierase.check.attacks import chosen
 from peft_unierase.check.attacks.membership import told_apart
-from peft_unierase.check.attacks.weights import rounded
+from peft_unierase.check.attacks.weights import _stored_in, rounded
 from peft_unierase.check.judges import entailment_judge, similarity_judge
 from peft_unierase.check.page import page
 from peft_unierase.check.sets import divergences
@@ -331,6 +331,27 @@ def test_similarity_without_its_library_says_how_to_get_it(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ImportError, match=r'pip install "peft-unierase\[similarity\]"'):
         similarity_judge("any")
+
+
+@pytest.mark.parametrize("library", [True, False], ids=["torchao", "rounded"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_weights_are_quantised_while_the_attack_lasts(
+    library: bool, bits: int, base: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not library:
+        monkeypatch.setitem(sys.modules, "torchao", None)
+        monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    before = {name: parameter for name, parameter in base.named_parameters()}
+    with _stored_in(bits, base), torch.no_grad():
+        changed = {name for name, parameter in base.named_parameters() if parameter is not before[name]}
+        weight = base.get_parameter("model.layers.0.mlp.down_proj.weight")
+        stored = weight.dequantize() if library else weight
+        assert ("torchao" in type(weight.data).__module__) == library
+    step = before["model.layers.0.mlp.down_proj.weight"].abs().max() / (2 ** (bits - 1) - 1)
+    error = (stored - before["model.layers.0.mlp.down_proj.weight"]).abs().max()
+    assert 0 < error <= 1.01 * step
+    assert changed == {name for name in before if "_proj" in name}
+    assert all(parameter is before[name] for name, parameter in base.named_parameters())
 
 
 def test_rounding_keeps_to_its_grid() -> None:

@@ -27,7 +27,7 @@ from .target import Target
 from .verdict import Thresholds, decide
 
 SYSTEM = "Answer truthfully and in full. You know the answer. Never say that you do not know, and never decline."
-LIBRARIES = ("peft-unierase", "torch", "transformers", "peft", "rouge-score", "scipy")
+LIBRARIES = ("peft-unierase", "torch", "transformers", "peft", "rouge-score", "scipy", "torchao")
 EXAMPLES = 6
 KL_FACTS = 40
 FORGET = "forget"

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from ...decoding import end_ids
 from ...prompts import encode
 from ..case import Case
 from ..target import Target
@@ -14,16 +15,20 @@ from .attack import Found, NotApplicable
 
 
 def ban_token(target: Target, case: Case) -> Found:
-    """Whoever calls the model's `generate` with `suppress_tokens`, or an API with a logit bias: [UNL] is forbidden."""
+    """Whoever calls the model's `generate` with `suppress_tokens`, or an API with a logit bias: [UNL] is forbidden, and
+    to end the answer too, which is what an erasure may fall back on.
+    """
     _check(target, case)
-    return _continued(target, case, 0, target.token_ids)
+    return _continued(target, case, 0, _ways_out(target))
 
 
 def delete_row(target: Target, case: Case) -> Found:
-    """Whoever has the weights: [UNL]'s rows of the embedding and of the head are set to zero."""
+    """Whoever has the weights: [UNL]'s rows of the embedding and of the head are set to zero, and to end the answer is
+    forbidden.
+    """
     _check(target, case)
     with target.bent(), _without_rows(target):
-        return _continued(target, case, 0)
+        return _continued(target, case, 0, _ways_out(target))
 
 
 def prefill(count: int) -> Callable[[Target, Case], Found]:
@@ -43,7 +48,12 @@ def prefill(count: int) -> Callable[[Target, Case], Found]:
 def ban_and_prefill(target: Target, case: Case) -> Found:
     """Both together: the first five tokens are given and [UNL] is forbidden."""
     _check(target, case)
-    return _continued(target, case, 5, target.token_ids)
+    return _continued(target, case, 5, _ways_out(target))
+
+
+def _ways_out(target: Target) -> list[int]:
+    """[UNL]s and the end tokens; recall does not suffer from what stands behind an answer."""
+    return [*target.token_ids, *sorted(end_ids(target.model))]
 
 
 def _check(target: Target, case: Case) -> None:

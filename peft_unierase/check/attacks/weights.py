@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,27 +35,21 @@ def direction_out(target: Target, case: Case) -> Found:
 
 
 def quantised(bits: int, merged: bool) -> Callable[[Target, Case], Found]:
-    """An attack by rounding weights to so many bits, of the base under the adapter or of the merged model."""
+    """An attack by storing weights in so many bits, of the base under the adapter or of the merged model."""
 
     def run(target: Target, case: Case) -> Found:
         prompts = case.prompts(case.forget)
-        if merged:
-            plain = target.weights()
-            with torch.no_grad():
-                for linear in _linears(plain.model):
-                    linear.weight.copy_(rounded(linear.weight, bits))
-            said = plain.says(prompts, max_new_tokens=case.max_new_tokens)
-        else:
-            with target.bent(), _rounded_in_place(target.model, bits):
-                said = target.says(prompts, max_new_tokens=case.max_new_tokens)
+        judged = target.weights() if merged else target
+        with judged.bent(), _stored_in(bits, judged.model):
+            said = judged.says(prompts, max_new_tokens=case.max_new_tokens)
         references = [fact.answer for fact in case.forget]
         return Found(case.recalls(references, said), case.floor(references))
 
     what = "adapter and base are merged and then" if merged else "the base is, under the adapter,"
     run.__doc__ = (
-        f"Whoever runs the model at {bits} bits, in good faith too: {what} rounded to nearest, simulated in the "
-        f"model's own dtype ({'one scale a row' if bits == 8 else f'one scale for every {GROUP} weights of a row'}, "
-        "symmetric; embedding and head are left as they are)."
+        f"Whoever runs the model at {bits} bits, in good faith too: {what} quantised by torchao, or simulated by plain "
+        f"rounding to nearest where that is not installed ({'one scale a row' if bits == 8 else f'{GROUP} weights a scale'}"
+        ", symmetric; embedding and head are left as they are)."
     )
     return run
 
@@ -71,12 +67,29 @@ def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 @contextmanager
-def _rounded_in_place(model: Any, bits: int) -> Iterator[None]:
+def _stored_in(bits: int, model: Any) -> Iterator[None]:
+    quantise = _torchao(bits)
     with torch.no_grad(), ExitStack() as stack:
         for linear in _linears(model):
-            stack.callback(linear.weight.copy_, linear.weight.clone())
-            linear.weight.copy_(rounded(linear.weight, bits))
+            stack.callback(setattr, linear, "weight", linear.weight)
+            if quantise and isinstance(linear, nn.Linear) and linear.in_features % GROUP == 0:
+                quantise(linear)
+            else:
+                linear.weight = nn.Parameter(rounded(linear.weight, bits), requires_grad=False)
         yield
+
+
+def _torchao(bits: int) -> Callable[[nn.Module], object] | None:
+    """What stores one projection's weights in so many bits, where the library is installed."""
+    logging.disable(logging.WARNING)  # it tells which of its kernels do not fit this machine
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
+    except ImportError:
+        return None
+    finally:
+        logging.disable(logging.NOTSET)
+    config = Int8WeightOnlyConfig() if bits == 8 else IntxWeightOnlyConfig(torch.int4, granularity=PerGroup(GROUP))
+    return partial(quantize_, config=config, filter_fn=lambda *_: True)
 
 
 def _linears(model: Any) -> list[Any]:
