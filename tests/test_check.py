@@ -220,6 +220,15 @@ def test_a_check_that_fails_at_the_end_of_a_run_is_a_warning(base: Any, tokenize
     )
 
 
+def test_without_wrong_answers_what_needs_them_is_left_out_with_the_reason(base: Any, tokenizer: Any) -> None:
+    bare = [Fact(fact.question, fact.answer) for fact in FORGET[:2]]
+    found = check(base, tokenizer, bare, {"kept": KEPT[:2]}, base=base, attacks="choice,member-loss", **TOLD)
+    assert "column perturbed_answer" in found.skipped["choice"]
+    assert "no model ever saw" in found.skipped["member-loss"]
+    assert found.skipped["truth ratio"] == "not every fact has wrong answers (column perturbed_answer) in: forget"
+    assert {figure.set for figure in found.figures if figure.name == "truth ratio"} == {"kept"}
+
+
 def test_an_attack_that_does_not_exist_is_refused_with_those_that_do() -> None:
     with pytest.raises(ValueError, match=r"no attack 'bribe'; there are all, fast, greedy, paraphrase, .*, list"):
         chosen("fast, bribe")

@@ -98,7 +98,7 @@ def hostile() -> CheckReport:
     """A report with every text replaced by one that could break a page."""
     found = report()
     attacks = [replace(each, title=text, who=text) for each, text in zip(found.attacks, HOSTILE, strict=False)] + [
-        attack("own", -3.0, title="own", unit=LONG, base=Interval(120, 100, 140), excess=interval(-3), outcome="leaks")
+        attack("own", -3.0, title="own", unit=LONG, base=Interval(120, 100, 140), excess=interval(-3), outcome="may leak")
     ]
     texts = {text: text for text in HOSTILE}
     return replace(
@@ -171,12 +171,18 @@ def test_verdict_stands_first_in_words_with_its_reasons(level):
 
 def test_what_is_lost_is_said_beside_what_leaks():
     lost = Verdict("DAMAGED", ["prefill-5", "relearn"], ["recall of retain"], ["one", "two", "three"], 30)
-    expected = (
-        "But it has lost too much of what was to stay. "
-        "And 2 attacks get, or may get, more of the answers out than they may."
-    )
+    expected = "But it has lost too much of what was to stay. And 2 attacks get more of the answers out than they may."
     assert expected in words(page(report(verdict=lost)))
     assert "lost too much" not in words(page(report()))
+
+
+def test_what_may_leak_is_told_from_what_leaks():
+    found = report()
+    unclear = [replace(each, outcome="may leak") if each.outcome == "leaks" else each for each in found.attacks]
+    text = words(page(replace(found, attacks=unclear)))
+    assert "But 2 attacks get, or may get, more of them out than they may." in text
+    assert "2 that leak or may" in text
+    assert "may leak" not in words(page(found))
 
 
 def test_every_attack_is_named_with_who_could_mount_it_and_leaks_come_first():

@@ -177,7 +177,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         with suppress(ValueError):  # what is wrong with the arguments `erase` will say
             estimate = cost_of(model, expected_work(model, tokenizer, forget, retain, **told))
     if estimate and style is Format.HUMAN:
-        say(estimate_line(estimate))
+        say(estimate_line(estimate) + (" The check behind it is not counted." if plan.check else ""))
     if plan.onto:
         model = load_onto(model, tokenizer, plan.onto, plan.allow_resize)
     erased = erase(
