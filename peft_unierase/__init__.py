@@ -22,8 +22,12 @@ _HOMES = {
     "PaperSettings": "engine",
     "UniEraseConfig": "tuner",
     "UniEraseModel": "tuner",
+    "align_tokenizer": "tuner",
     "erase": "engine",
+    "load": "tuner",
     "read_facts": "facts",
+    "set_active": "tuner",
+    "toggle": "tuner",
 }
 
 __all__ = ["__version__", *_HOMES]

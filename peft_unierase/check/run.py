@@ -108,7 +108,9 @@ def check(
             skipped[name] = f"no {need} was given"
     if twin is None:
         skipped["forget quality"] = "there is no twin to compare with"
-    if bare := [name for name, facts in {FORGET: forget, **sets}.items() if not all(fact.perturbed_answers for fact in facts)]:
+    if bare := [
+        name for name, facts in {FORGET: forget, **sets}.items() if not all(fact.perturbed_answers for fact in facts)
+    ]:
         skipped["truth ratio"] = f"not every fact has wrong answers (column perturbed_answer) in: {', '.join(bare)}"
 
     with tqdm(total=len(wanted) + 1 + len(case.retain), disable=None if progress else True) as bar:

@@ -93,23 +93,16 @@ def load_onto(
         strict: Refuse one that was made for another base, instead of warning of it.
 
     Raises:
-        ValueError: One was made for another base, two use the same row, or its files cannot be loaded.
+        ValueError: One was made for another base, two cannot be on together, or its files cannot be loaded.
     """
     from peft import PeftModel
 
     from ..engine.fingerprint import base_fingerprint
-    from ..engine.spare_row import SpareRow, add_to_tokenizer, resize_vocabulary
-    from ..tuner import UniEraseConfig
+    from ..engine.spare_row import resize_vocabulary
+    from ..tuner import UniEraseConfig, align_tokenizer, set_active
 
     configs = [UniEraseConfig.from_pretrained(str(folder)) for folder in folders]
-    ids = [config.token_id for config in configs]
-    for number, token_id in enumerate(ids):
-        if token_id is not None and token_id in ids[:number]:
-            raise ValueError(
-                f"{folders[ids.index(token_id)]} and {folders[number]} both use vocabulary row {token_id}, so they were"
-                " made apart and cannot be on together; make the second one anew with --onto"
-            )
-    needed = max((token_id for token_id in ids if token_id is not None), default=-1) + 1
+    needed = max((config.token_id for config in configs if config.token_id is not None), default=-1) + 1
     if allow_resize and needed > model.get_input_embeddings().weight.shape[0]:
         resize_vocabulary(model, needed)
     carrying: Any = None
@@ -126,11 +119,10 @@ def load_onto(
                 carrying = PeftModel.from_pretrained(model, str(folder))
             else:
                 carrying.load_adapter(str(folder), f"erasure-{number}")
-            if config.token_id is not None:
-                add_to_tokenizer(tokenizer, SpareRow(config.token_id, config.token))
+            align_tokenizer(tokenizer, carrying)
         except Exception as error:
             raise ValueError(f"cannot load the erasure in {folder}: {_first_line(error)}") from error
-    carrying.base_model.set_adapter(list(carrying.peft_config), inference_mode=True)
+    set_active(carrying, list(carrying.peft_config))
     return carrying.eval()
 
 

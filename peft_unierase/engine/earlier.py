@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from ..decoding import end_ids
 from ..facts import Fact
 from ..prompts import PromptFormat, batches, encode, greedy_answers, pad_id
-from ..tuner import UniEraseConfig, UniEraseModel
+from ..tuner import GateLayer, UniEraseConfig, UniEraseModel
 from ..tuner.model import check_adapter_name
 from ..tuner.structure import projection_shape
 from ..tuner.swap import SwappingLayer
@@ -111,12 +111,9 @@ def switched_off(model: Any, names: Sequence[str] | None = None) -> Iterator[Non
 
 def taken_units(model: Any, down: str, writers: Sequence[str]) -> set[int]:
     """Hidden units of an MLP that some erasure in the model has, active or not."""
-    reader = model.get_submodule(down)
-    width = projection_shape(reader)[0]  # type: ignore[index]
-    taken = {unit for units in getattr(reader, "columns", {}).values() for unit in units}
-    for name in writers:
-        taken.update(row % width for rows in getattr(model.get_submodule(name), "rows", {}).values() for row in rows)
-    return taken
+    layers = [model.get_submodule(name) for name in (down, *writers)]
+    width = projection_shape(layers[0])[0]  # type: ignore[index]
+    return {place % width for layer in layers if isinstance(layer, GateLayer) for place in layer.places()}
 
 
 def as_answered_now(model: Any, tokenizer: Any, form: PromptFormat, facts: Sequence[Fact]) -> list[Fact]:

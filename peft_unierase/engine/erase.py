@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,12 @@ from .progress import Stages
 from .retain_cache import BLOCK, base_digest, samples_for
 from .samples import drop_close
 from .scope import Scope, Scoped, ask_around, check_scope, plan_scope
-from .spare_row import add_to_tokenizer, find_spare_row, resize_vocabulary
+from .spare_row import SpareRow, add_to_tokenizer, find_spare_row, resize_vocabulary, spare_rows
 from .unchanged import unchanged_on_failure
 
 RECIPES: dict[str, type[GateSettings] | type[PaperSettings]] = {"gate": GateSettings, "paper": PaperSettings}
 EVERY_POSITION = 10**6
+SPARE_TOKENS = 32  # rows to move to beside other erasures
 
 
 def erase(
@@ -186,6 +188,7 @@ def erase(
             **edited_features(bench),
             token_id=spare.token_id,
             token=spare.text,
+            spare_tokens=_further_rows(model, tokenizer, spare, there),
             base_fingerprint=base_fingerprint(model, edited),
             inference_mode=True,
         )
@@ -220,6 +223,16 @@ def erase(
         onto,
     )
     return wrapped
+
+
+def _further_rows(
+    model: Any, tokenizer: Any, spare: SpareRow, there: Mapping[str, UniEraseConfig]
+) -> list[list[int | str]]:
+    """Rows that [UNL] can move to where the erasure is loaded beside others."""
+    if spare.resized:
+        return []
+    taken = {**there, "": UniEraseConfig(token_id=spare.token_id, token=spare.text)}
+    return [[row.token_id, row.text] for row in islice(spare_rows(model, tokenizer, taken=taken), SPARE_TOKENS)]
 
 
 def _digest(

@@ -7,16 +7,16 @@ Phi-3). Resizing the vocabulary instead would make the adapter fail on the plain
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tokenizers import AddedToken
 
 from ..tuner import UniEraseConfig
+from ..tuner.active import add_special_token
 from ..tuner.structure import find_token_modules
 
 RESERVED = re.compile(
@@ -65,28 +65,16 @@ def find_spare_row(
         NoSpareRowError: There is none, and `allow_resize` is false.
         ValueError: The tokenizer lacks the token of an erasure in the model.
     """
-    rows = min(model.get_input_embeddings().weight.shape[0], model.get_output_embeddings().weight.shape[0])
-    vocabulary = tokenizer.get_vocab()
     taken = {name: config for name, config in (carried or {}).items() if config.token_id is not None}
     for name, config in taken.items():
-        if vocabulary.get(config.token) != config.token_id:
+        if tokenizer.get_vocab().get(config.token) != config.token_id:
             raise ValueError(
                 f"the tokenizer does not have {config.token} with id {config.token_id}, the token of the model's "
                 f"adapter {name!r}; pass the tokenizer that was saved beside the last of its erasures"
             )
-    in_use = _ids_in_use(model, tokenizer) | {config.token_id for config in taken.values()}
-    stem = text.removesuffix("]")
-    texts = (f"{stem}-{number}]" if number > 1 else text for number in count(1))
-    text = next(name for name in texts if name not in {config.token for config in taken.values()})
-    if text in vocabulary and vocabulary[text] < rows and vocabulary[text] not in in_use:
-        return SpareRow(vocabulary[text], text)  # an earlier erasure of this tokenizer put it there
-    after_last = max(vocabulary.values()) + 1
-    if after_last < rows:
-        return SpareRow(after_last, text)
-    template = tokenizer.chat_template or ""
-    for token, token_id in sorted(vocabulary.items(), key=lambda item: item[1]):
-        if RESERVED.match(token) and token_id < rows and token_id not in in_use and token not in str(template):
-            return SpareRow(token_id, token)
+    if spare := next(spare_rows(model, tokenizer, text, taken), None):
+        return spare
+    rows, text = _rows(model), next(_texts(text, taken))
     if allow_resize:
         return SpareRow(rows, text, resized=True)
     raise NoSpareRowError(
@@ -94,6 +82,37 @@ def find_spare_row(
         "`allow_resize=True` (on the command line `--allow-resize`) the vocabulary grows by one row; the adapter then "
         "loads only on a base resized in the same way"
     )
+
+
+def spare_rows(
+    model: Any, tokenizer: Any, text: str = "[UNL]", taken: Mapping[str, UniEraseConfig] | None = None
+) -> Iterator[SpareRow]:
+    """All rows that are free beside those of `taken`, in the order of [`find_spare_row`]."""
+    rows, vocabulary, taken = _rows(model), tokenizer.get_vocab(), taken or {}
+    in_use = _ids_in_use(model, tokenizer) | {config.token_id for config in taken.values()}
+    texts = _texts(text, taken)
+    beyond = max(vocabulary.values()) + 1
+    named = next(texts)
+    if named in vocabulary and vocabulary[named] < rows and vocabulary[named] not in in_use:
+        yield SpareRow(vocabulary[named], named)  # an earlier erasure of this tokenizer put it there
+        named = next(texts)
+    for token_id in range(beyond, rows):
+        yield SpareRow(token_id, named)
+        named = next(texts)
+    template = tokenizer.chat_template or ""
+    for token, token_id in sorted(vocabulary.items(), key=lambda item: item[1]):
+        if RESERVED.match(token) and token_id < rows and token_id not in in_use and token not in str(template):
+            yield SpareRow(token_id, token)
+
+
+def _rows(model: Any) -> int:
+    return min(model.get_input_embeddings().weight.shape[0], model.get_output_embeddings().weight.shape[0])
+
+
+def _texts(text: str, taken: Mapping[str, UniEraseConfig]) -> Iterator[str]:
+    """`[UNL]`, `[UNL-2]` and so on, without those that erasures have."""
+    stem, used = text.removesuffix("]"), {config.token for config in taken.values()}
+    return (name for n in count(1) if (name := f"{stem}-{n}]" if n > 1 else text) not in used)
 
 
 def resize_vocabulary(model: Any, rows: int) -> None:
@@ -124,12 +143,5 @@ def _ids_in_use(model: Any, tokenizer: Any) -> set[int]:
 
 
 def add_to_tokenizer(tokenizer: Any, spare: SpareRow) -> None:
-    """Make [UNL] a special token of the tokenizer, so that `skip_special_tokens=True` hides it in decoded text.
-
-    Raises:
-        RuntimeError: The tokenizer gave the token another id; nothing can be decoded rightly then.
-    """
-    tokenizer.add_tokens([AddedToken(spare.text, special=True, normalized=False)], special_tokens=True)
-    given = tokenizer.convert_tokens_to_ids(spare.text)
-    if given != spare.token_id:
-        raise RuntimeError(f"the tokenizer gave {spare.text} the id {given}, the model uses {spare.token_id}")
+    """Make [UNL] a special token of the tokenizer; see `add_special_token`."""
+    add_special_token(tokenizer, spare.text, spare.token_id)

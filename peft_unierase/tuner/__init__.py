@@ -3,13 +3,25 @@
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 
+from .active import align_tokenizer, load, set_active, toggle
 from .config import UniEraseConfig
 from .gate import GateLayer
 from .model import UniEraseModel
 from .peft_type import METHOD, unierase_peft_type
 from .token_row import InputRowLayer, OutputRowLayer
 
-__all__ = ["GateLayer", "InputRowLayer", "OutputRowLayer", "UniEraseConfig", "UniEraseModel", "register"]
+__all__ = [
+    "GateLayer",
+    "InputRowLayer",
+    "OutputRowLayer",
+    "UniEraseConfig",
+    "UniEraseModel",
+    "align_tokenizer",
+    "load",
+    "register",
+    "set_active",
+    "toggle",
+]
 
 
 def register() -> None:

@@ -32,6 +32,10 @@ class UniEraseConfig(PeftConfig):
         token_id (`int`, *optional*): Row of [UNL] in both matrices, an id the base never uses. `None` makes an adapter
             of gates alone.
         token (`str`): Text of [UNL] in the tokenizer saved beside the adapter.
+        spare_tokens (`list`): Further rows that the base does not use, `[id, text]` each. [UNL] moves to the first free
+            one where the adapter is loaded beside one on the same row.
+        spare_units (`dict[str, list[int]]`): Down-projections, by name, with further hidden units that the base hardly
+            uses, for `columns` that another adapter has.
         token_modules (`list[str]`, *optional*): Names of the modules with [UNL]'s input row and output row. `None`
             takes the model's own input and output embeddings.
         modules_to_save (`list[str]`, *optional*): Other modules to train and save whole, as in every PEFT method.
@@ -66,6 +70,12 @@ class UniEraseConfig(PeftConfig):
     )
     token_id: int | None = field(default=None, metadata={"help": "Row of [UNL] in embedding and head."})
     token: str = field(default="[UNL]", metadata={"help": "Text of [UNL] in the tokenizer."})
+    spare_tokens: list[list] = field(
+        default_factory=list, metadata={"help": "Further rows that the base does not use, [id, text] each."}
+    )
+    spare_units: dict[str, list[int]] = field(
+        default_factory=dict, metadata={"help": "Further hidden units that the base hardly uses, by down-projection."}
+    )
     token_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules that hold [UNL]'s rows. None takes embedding and head."}
     )

@@ -5,7 +5,7 @@ Rows of `A` detect a key (the input of the down-projection at one position), col
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ class GateLayer(nn.Module, SwappingLayer):
         config: Its configuration.
         rows: Output features that are edited, where it is not all.
         columns: Input features that are edited, where it is not all.
+        moves: Rows or columns that another adapter has, and where they are instead. What is stored is relative to the
+            weights of the row or column that they come from.
 
     The maths runs in the adapter's own dtype (PEFT keeps adapters in fp32) and is cast once, to the dtype of `y`.
     """
 
     adapter_layer_names = ("unierase_A", "unierase_B")
-    other_param_names = ("rows", "columns")
+    other_param_names = ("rows", "columns", "moves")
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class GateLayer(nn.Module, SwappingLayer):
         config: UniEraseConfig,
         rows: Sequence[int] | None = None,
         columns: Sequence[int] | None = None,
+        moves: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         SwappingLayer.__init__(self, base_layer)
@@ -49,9 +52,10 @@ class GateLayer(nn.Module, SwappingLayer):
         self.unierase_B = nn.ParameterDict({})
         self.rows: dict[str, list[int]] = {}
         self.columns: dict[str, list[int]] = {}
+        self.moves: dict[str, dict[int, int]] = {}
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, rows, columns)
+        self.update_layer(adapter_name, config, rows, columns, moves)
 
     def update_layer(
         self,
@@ -59,6 +63,7 @@ class GateLayer(nn.Module, SwappingLayer):
         config: UniEraseConfig,
         rows: Sequence[int] | None = None,
         columns: Sequence[int] | None = None,
+        moves: Mapping[int, int] | None = None,
     ) -> None:
         """Add an adapter: `A` of shape `(r, d_ff)` unless `columns` are given, `B` of shape `(d, r)` unless `rows` are.
 
@@ -84,6 +89,8 @@ class GateLayer(nn.Module, SwappingLayer):
             if not config.init_weights:
                 nn.init.normal_(steer)
             self.unierase_B[adapter_name] = nn.Parameter(steer)
+        if moves:
+            self.moves[adapter_name] = dict(moves)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -112,17 +119,47 @@ class GateLayer(nn.Module, SwappingLayer):
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """The edit of one adapter in the layout of the base weight: `(d, d_ff)`, or `(d_ff, d)` for `Conv1D`."""
+        transposed = isinstance(self.get_base_layer(), Conv1D)
         if rows := self.rows.get(adapter_name):
             detector = self.unierase_A[adapter_name].detach()
             delta = detector.new_zeros(self.out_features, self.in_features)
-            delta[rows] = detector
-        elif columns := self.columns.get(adapter_name):
+            delta[self.places([adapter_name])] = detector
+        elif adapter_name in self.columns:
             steer = self.unierase_B[adapter_name].detach()
             delta = steer.new_zeros(self.out_features, self.in_features)
-            delta[:, columns] = steer
+            delta[:, self.places([adapter_name])] = steer
         else:
             delta = self.unierase_B[adapter_name].detach() @ self.unierase_A[adapter_name].detach()
-        return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
+        if moves := self.moves.get(adapter_name):
+            (weight,) = self._unmerged_weight or (self.get_base_layer().weight,)
+            weight = (weight.detach().T if transposed else weight.detach()).to(delta)
+            come, go = list(moves), list(moves.values())
+            if rows:
+                delta[go] += weight[come] - weight[go]
+            else:
+                delta[:, go] += weight[:, come] - weight[:, go]
+        return delta.T if transposed else delta
+
+    def places(self, adapter_names: Iterable[str] | None = None) -> list[int]:
+        """Rows or columns that adapters have, all of them by default, where they are now."""
+        names = [*self.rows, *self.columns] if adapter_names is None else list(adapter_names)
+        return [
+            self.moves.get(name, {}).get(number, number)
+            for name in names
+            for number in self.rows.get(name) or self.columns.get(name) or []
+        ]
+
+    def check_together(self, names: list[str]) -> None:
+        """Raise `ValueError` if two adapters have the same rows or columns."""
+        owners: dict[int, str] = {}
+        for name in self.held_adapters(names):
+            for place in self.places([name]):
+                other = owners.setdefault(place, name)
+                if other != name:
+                    raise ValueError(
+                        f"adapters {other!r} and {name!r} have the same hidden units of an MLP and cannot be active "
+                        "together; choose one of them, or make one on top of the other (on the command line `--onto`)"
+                    )
 
     def merged_weight(self, weight: torch.Tensor, adapter_name: str) -> torch.Tensor:
         delta = self.get_delta_weight(adapter_name)
@@ -131,20 +168,30 @@ class GateLayer(nn.Module, SwappingLayer):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """`(..., d_ff)` to `(..., d)`, in the dtype of the base layer's output."""
         live = self.live_adapters()
-        result = self.base_layer(x, *args, **kwargs)
+        result = base = self.base_layer(self._moved_inputs(x, live), *args, **kwargs)
         for name in live:
             dtype = (self.unierase_B if name in self.columns else self.unierase_A)[name].dtype
             cast = self._cast_input_dtype(x, dtype)
             if name in self.columns:
-                opening = cast[..., self.columns[name]]
+                opening = cast[..., self.places([name])]
             else:
                 opening = nn.functional.linear(cast, self.unierase_A[name])
             if name in self.rows:
-                index = torch.tensor(self.rows[name], device=opening.device)
-                result = result.index_add(-1, index, opening.to(result.dtype))
+                come, go = self.rows[name], torch.tensor(self.places([name]), device=opening.device)
+                if name in self.moves:  # a row that has moved is the one it comes from, with the edit on top
+                    opening = opening + (base[..., come] - base[..., go]).to(opening.dtype)
+                result = result.index_add(-1, go, opening.to(result.dtype))
             else:
                 result = result + nn.functional.linear(opening, self.unierase_B[name]).to(result.dtype)
         return result
+
+    def _moved_inputs(self, x: torch.Tensor, live: Sequence[str]) -> torch.Tensor:
+        """`x` with what lies at moved columns added where they come from, so that the base's weights there see it."""
+        moves = [pair for name in live if name in self.columns for pair in self.moves.get(name, {}).items()]
+        if not moves:
+            return x
+        come, go = (torch.tensor(index, device=x.device) for index in zip(*moves, strict=True))
+        return x.index_fill(-1, go, 0).index_add(-1, come, x[..., go])
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

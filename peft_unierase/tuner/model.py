@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .config import UniEraseConfig
 from .gate import GateLayer
+from .stacked import free_token, free_units
 from .structure import find_down_projections, find_token_modules, projection_shape
 from .swap import SwappingLayer
 from .token_row import InputRowLayer, OutputRowLayer, TokenRowLayer, check_token_row
@@ -80,6 +81,8 @@ class UniEraseModel(BaseTuner):
         if config.token_id is not None and config.token_modules is None:
             config.token_modules = find_token_modules(model)
         self._check_targets(model, config)
+        free_token(model, config)
+        self._moves = free_units(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         config.sort_sets()  # PEFT shortens a long list of targets to a set
 
@@ -162,10 +165,11 @@ class UniEraseModel(BaseTuner):
     ) -> None:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         kind = self._layer_class(peft_config, base, current_key)
-        parts = {}
+        parts: dict[str, Any] = {}
         if kind is GateLayer:
             for role, pattern in (("rows", peft_config.rows), ("columns", peft_config.columns)):
                 parts[role] = pattern.get(get_pattern_key(pattern, current_key))
+            parts["moves"] = self._moves.get(current_key)
         if isinstance(target, SwappingLayer):
             target.update_layer(adapter_name, peft_config, **parts)
             return

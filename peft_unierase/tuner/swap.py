@@ -30,6 +30,19 @@ class SwappingLayer(BaseTunerLayer):
     def merged_weight(self, weight: torch.Tensor, adapter_name: str) -> torch.Tensor:
         """`weight` with one adapter folded in: a new tensor of the same shape and dtype, `weight` untouched."""
 
+    @abstractmethod
+    def check_together(self, adapter_names: list[str]) -> None:
+        """Raise `ValueError` if two of these adapters cannot be at work in this layer at once."""
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters.
+
+        Raises:
+            ValueError: Two of them cannot be active together.
+        """
+        self.check_together([adapter_names] if isinstance(adapter_names, str) else adapter_names)
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
     def held_adapters(self, adapter_names: list[str]) -> list[str]:
         """Those of `adapter_names` that have weights in this layer, in the order given."""
         available = self._get_available_adapters()
@@ -52,8 +65,10 @@ class SwappingLayer(BaseTunerLayer):
             adapter_names: Adapters to merge; `None` merges the active ones.
 
         Raises:
-            ValueError: The base weight is quantised, or `safe_merge` found a value that is not finite.
+            ValueError: The base weight is quantised, two adapters cannot be at work together, or `safe_merge` found a
+                value that is not finite.
         """
+        self.check_together([*self.merged_adapters, *(adapter_names or self.active_adapters)])
         names = self.held_adapters(check_adapters_to_merge(self, adapter_names))
         if not names:
             return

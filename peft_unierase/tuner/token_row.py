@@ -66,26 +66,8 @@ class TokenRowLayer(nn.Module, SwappingLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Activate adapters.
-
-        Raises:
-            ValueError: Two of them stand on the same vocabulary row.
-        """
-        self._check_one_adapter_per_row([adapter_names] if isinstance(adapter_names, str) else adapter_names)
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Fold rows into the base weight; see `SwappingLayer.merge`.
-
-        Raises:
-            ValueError: Also where two of the adapters, or one of them and a merged one, stand on the same row.
-        """
-        names = self.active_adapters if adapter_names is None else adapter_names
-        self._check_one_adapter_per_row([*self.merged_adapters, *names])
-        super().merge(safe_merge, adapter_names)
-
-    def _check_one_adapter_per_row(self, adapter_names: list[str]) -> None:
+    def check_together(self, adapter_names: list[str]) -> None:
+        """Raise `ValueError` if two adapters stand on the same vocabulary row."""
         owners: dict[int, str] = {}
         for name in self.held_adapters(adapter_names):
             other = owners.setdefault(self.unierase_token_id[name], name)

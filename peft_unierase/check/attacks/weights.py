@@ -48,8 +48,8 @@ def quantised(bits: int, merged: bool) -> Callable[[Target, Case], Found]:
     what = "adapter and base are merged and then" if merged else "the base is, under the adapter,"
     run.__doc__ = (
         f"Whoever runs the model at {bits} bits, in good faith too: {what} quantised by torchao, or simulated by plain "
-        f"rounding to nearest where that is not installed ({'one scale a row' if bits == 8 else f'{GROUP} weights a scale'}"
-        ", symmetric; embedding and head are left as they are)."
+        f"rounding where that is not installed ({'one scale a row' if bits == 8 else f'{GROUP} weights a scale'}, "
+        "symmetric; embedding and head are left as they are)."
     )
     return run
 
@@ -88,7 +88,8 @@ def _torchao(bits: int) -> Callable[[nn.Module], object] | None:
         return None
     finally:
         logging.disable(logging.NOTSET)
-    config = Int8WeightOnlyConfig() if bits == 8 else IntxWeightOnlyConfig(torch.int4, granularity=PerGroup(GROUP))
+    four = torch.int4  # type: ignore[attr-defined]
+    config = Int8WeightOnlyConfig() if bits == 8 else IntxWeightOnlyConfig(four, granularity=PerGroup(GROUP))
     return partial(quantize_, config=config, filter_fn=lambda *_: True)
 
 

@@ -22,6 +22,7 @@ from .shut import Group, in_runs, refused_group
 from .units import UnitDetector, UnitSettings, least_used, unit_rows
 
 SOME = 160  # sequences on which a flag is measured
+SPARE = 64  # units to move to beside other erasures
 DOORS = 640  # that the threshold is chosen by, at the most
 
 
@@ -50,11 +51,19 @@ def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
 
 
 def edited_features(bench: Bench) -> dict[str, Any]:
-    """For `UniEraseConfig` the edited rows and columns: one a unit, two where gate and value are written together."""
-    parts = list(zip(bench.names, bench.writers, bench.units, strict=False))
+    """For `UniEraseConfig` the edited rows and columns: one a unit, two where gate and value are written together.
+
+    And units that these can move to: the least used of those left, twice as many and `SPARE` at the least.
+    """
     find = bench.model.get_submodule
-    rows = {name: unit_rows(find(name), find(down), units) for down, into, units in parts for name in into}
-    return {"rows": rows, "columns": {down: units for down, _, units in parts}}
+    rows, columns, spare = {}, {}, {}
+    for down, into, units in zip(bench.names, bench.writers, bench.units, strict=False):
+        rows.update({name: unit_rows(find(name), find(down), units) for name in into})
+        columns[down] = units
+        used = taken_units(bench.model, down, into) | set(units)
+        order = least_used(find(down), [find(name) for name in into])
+        spare[down] = [unit for unit in order if unit not in used][: max(SPARE, 2 * len(units))]
+    return {"rows": rows, "columns": columns, "spare_units": spare}
 
 
 def _digest(bench: Bench) -> bytes:

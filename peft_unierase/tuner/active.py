@@ -1,0 +1,140 @@
+"""Several erasures in one model: load them, switch them on and off, bring the tokenizer into line.
+
+PEFT's own ways work too (`load_adapter`, `base_model.set_adapter([...])`, `disable_adapter`); these check first, so
+that a refusal leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from tokenizers import AddedToken
+from torch import nn
+
+from .model import check_adapter_name
+from .swap import SwappingLayer
+
+
+def load(base: nn.Module, erasures: str | Path | Sequence[str | Path] | Mapping[Any, bool], **told: Any) -> PeftModel:
+    """Load erasures onto one base, each under the last part of its name.
+
+    Args:
+        base: The model that they were made from.
+        erasures: Folders or Hub ids: one, several, or which of them are to be on.
+        **told: Further arguments of `PeftModel.from_pretrained` and `load_adapter`, for instance `revision`.
+
+    Returns:
+        The `PeftModel`, in eval mode. `list(model.peft_config)` are the names.
+
+    Raises:
+        ValueError: There are none, or one cannot be loaded or be on together with another; the base is as it was.
+
+    Example:
+
+        ```py
+        >>> model = load(base, {"org/erase-a": True, "org/erase-b": False})
+        >>> toggle(model, "erase-b", on=True)
+        >>> align_tokenizer(tokenizer, model)
+        ```
+    """
+    if isinstance(erasures, str | Path):
+        erasures = [erasures]
+    wanted = dict(erasures) if isinstance(erasures, Mapping) else dict.fromkeys(erasures, True)
+    if not wanted:
+        raise ValueError("there are no erasures to load; name at least one")
+    named: dict[str, Any] = {}
+    for source in wanted:
+        named[_adapter_name(str(source), named)] = source
+    model: Any = None
+    try:
+        for name, source in named.items():
+            if model is None:
+                model = PeftModel.from_pretrained(base, str(source), adapter_name=name, **told)
+            else:
+                model.load_adapter(str(source), adapter_name=name, **told)
+        set_active(model, [name for name, source in named.items() if wanted[source]])
+    except BaseException:
+        if model is not None:
+            model.unload()
+        raise
+    return model.eval()
+
+
+def set_active(model: PeftModel, names: Sequence[str]) -> None:
+    """Switch on these erasures and no other; none of them gives the base.
+
+    Raises:
+        ValueError: There is none of a name, or two cannot be on together; nothing is changed then.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    if missing := [name for name in names if name not in model.peft_config]:
+        raise ValueError(f"the model has no adapter {missing[0]!r}; it has {', '.join(map(repr, model.peft_config))}")
+    for module in model.modules():
+        if isinstance(module, SwappingLayer):
+            module.check_together(names)
+    if names:
+        model.base_model.enable_adapter_layers()
+        model.base_model.set_adapter(names, inference_mode=True)
+    else:
+        model.base_model.disable_adapter_layers()
+
+
+def toggle(model: PeftModel, name: str, on: bool | None = None) -> None:
+    """Switch one erasure on or off, or over where `on` is `None`; the others stay as they are.
+
+    Raises:
+        ValueError: See [`set_active`].
+    """
+    now = active(model)
+    if name in now and not on:
+        now.remove(name)
+    elif name not in now and (on is None or on or name not in model.peft_config):
+        now.append(name)
+    set_active(model, now)
+
+
+def active(model: PeftModel) -> list[str]:
+    """The erasures that are on."""
+    off = any(module.disable_adapters for module in model.modules() if isinstance(module, SwappingLayer))
+    return [] if off else list(model.active_adapters)
+
+
+def align_tokenizer(tokenizer: Any, model: PeftModel) -> None:
+    """Make the token of every erasure in the model a special token of the tokenizer, under the id that it has there, so
+    that `skip_special_tokens=True` hides them all.
+
+    Raises:
+        RuntimeError: The tokenizer gave a token another id; nothing can be decoded rightly then.
+    """
+    tokens = {c.token_id: c.token for c in model.peft_config.values() if getattr(c, "token_id", None) is not None}
+    for token_id, text in sorted(tokens.items()):
+        add_special_token(tokenizer, text, token_id)
+
+
+def add_special_token(tokenizer: Any, text: str, token_id: int) -> None:
+    """Make one token special.
+
+    Raises:
+        RuntimeError: See [`align_tokenizer`].
+    """
+    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False)], special_tokens=True)
+    given = tokenizer.convert_tokens_to_ids(text)
+    if given != token_id:
+        raise RuntimeError(f"the tokenizer gave {text} the id {given}, the model uses {token_id}")
+
+
+def _adapter_name(source: str, taken: Mapping[str, Any]) -> str:
+    """The last part of a path or Hub id, made into a name that PEFT takes and that is not taken."""
+    name = re.sub(r"[^\w-]", "-", Path(source).name) or "erasure"
+    try:
+        check_adapter_name(name)
+    except ValueError:
+        name = f"erasure-{name}"
+    number, free = 2, name
+    while free in taken:
+        number, free = number + 1, f"{name}-{number}"
+    return free

@@ -1,0 +1,221 @@
+"""Erasures that were made apart: what both chose moves when they are loaded together, and each can be on or off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import SPARE_ROWS, save_tiny_model
+from peft import PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
+
+from peft_unierase import UniEraseConfig, align_tokenizer, load, set_active, toggle
+from peft_unierase.tuner.active import active
+
+IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
+WIDTH = 32
+KINDS: dict[str, tuple[type, type, dict[str, Any], str, list[str]]] = {
+    "llama": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {"intermediate_size": WIDTH},
+        "model.layers.1.mlp",
+        ["gate_proj", "up_proj"],
+    ),
+    "phi3": (
+        Phi3ForCausalLM,
+        Phi3Config,
+        {"intermediate_size": WIDTH, "pad_token_id": 0},
+        "model.layers.1.mlp",
+        ["gate_up_proj"],
+    ),
+    "gpt2": (GPT2LMHeadModel, GPT2Config, {"n_inner": WIDTH}, "transformer.h.1.mlp", ["c_fc"]),
+}
+UNITS = [3, 7, 11]
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    model_class, config_class, options, *_ = KINDS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, save_tiny_model(folder / "base", model_class, config_class, **options)
+
+
+def base_of(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def config_of(kind: str, model: Any, **changes: Any) -> UniEraseConfig:
+    """An adapter of three hidden units and a token; erasures of one base choose alike."""
+    *_, mlp, writers = KINDS[kind]
+    down = f"{mlp}.{'c_proj' if kind == 'gpt2' else 'down_proj'}"
+    last = model.get_input_embeddings().weight.shape[0] - 1
+    rows = UNITS + ([unit + WIDTH for unit in UNITS] if kind == "phi3" else [])
+    told: dict[str, Any] = {
+        "target_modules": [down, *(f"{mlp}.{name}" for name in writers)],
+        "rows": {f"{mlp}.{name}": rows for name in writers},
+        "columns": {down: UNITS},
+        "spare_units": {down: [11, 20, 21, 22, 23, 24, 25]},
+        "token_id": last - 2,
+        "spare_tokens": [[last - 1, "[UNL-2]"], [last, "[UNL-3]"]],
+        "init_weights": False,
+        "inference_mode": True,
+        "task_type": "CAUSAL_LM",
+    }
+    return UniEraseConfig(**{**told, **changes})
+
+
+@pytest.fixture
+def apart(kind: tuple[str, Path], tmp_path: Path) -> Callable[..., Path]:
+    """Makes an adapter of random weights on a base of its own and saves it."""
+
+    def make(name: str, seed: int, **changes: Any) -> Path:
+        torch.manual_seed(seed)
+        base = base_of(kind[1])
+        model = get_peft_model(base, config_of(kind[0], base, **changes))
+        model.save_pretrained(tmp_path / name, save_embedding_layers=False)
+        return tmp_path / name
+
+    return make
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model(input_ids=IDS).logits
+
+
+def test_units_and_token_that_both_chose_move(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
+    model = load(base_of(kind[1]), [apart("one", 1), apart("other", 2)])
+    assert [config.token_id for config in model.peft_config.values()] == [
+        model.config.vocab_size - 3,
+        model.config.vocab_size - 2,
+    ]
+    assert model.peft_config["other"].token == "[UNL-2]"
+    gates = [module for module in model.modules() if hasattr(module, "moves") and module.moves]
+    assert len(gates) == len(model.peft_config["one"].target_modules)
+    for gate in gates:
+        assert set(gate.places(["one"])).isdisjoint(gate.places(["other"]))
+        assert {place % WIDTH for place in gate.places(["other"])} == {20, 21, 22}
+
+
+def test_a_unit_that_moved_does_what_it_did_where_it_was(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
+    """By hand: the hidden units 20 to 22 get the weights that 3, 7 and 11 have with the adapter on."""
+    other = apart("other", 2)
+    alone = PeftModel.from_pretrained(base_of(kind[1]), str(other)).merge_and_unload()
+    expected = base_of(kind[1])
+    transposed = kind[0] == "gpt2"
+    *_, mlp, writers = KINDS[kind[0]]
+    with torch.no_grad():
+        for name in ["c_proj" if transposed else "down_proj", *writers]:
+            changed, source = (m.get_submodule(f"{mlp}.{name}") for m in (expected, alone))
+            into = name in writers
+            for part in range(2 if kind[0] == "phi3" and into else 1):
+                for unit, place in zip(UNITS, (20, 21, 22), strict=True):
+                    come, go = unit + part * WIDTH, place + part * WIDTH
+                    if into != transposed:
+                        changed.weight[go] = source.weight[come]
+                    else:
+                        changed.weight[:, go] = source.weight[:, come]
+                    if into and getattr(changed, "bias", None) is not None:
+                        changed.bias[go] = changed.bias[come]
+        for matrix, by in (("get_input_embeddings", -2), ("get_output_embeddings", -2)):
+            row = getattr(alone, matrix)().weight[by - 1].clone()
+            getattr(expected, matrix)().weight[by] = row
+    model = load(base_of(kind[1]), {apart("one", 1): False, other: True})
+    assert torch.allclose(logits(model)[..., :-3], logits(expected)[..., :-3], atol=1e-5)
+
+
+def test_both_on_is_both_merged_and_both_off_is_the_base(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
+    base = base_of(kind[1])
+    plain = logits(base)
+    model = load(base, [apart("one", 1), apart("other", 2)])
+    both = logits(model)
+    assert not torch.allclose(both, plain)
+    toggle(model, "one")
+    assert active(model) == ["other"]
+    only = logits(model)
+    assert not torch.allclose(only, both)
+    toggle(model, "other", on=False)
+    assert active(model) == []
+    assert torch.equal(logits(model), plain)
+    set_active(model, ["one", "other"])
+    assert torch.equal(logits(model), both)
+    model.merge_adapter()
+    assert torch.allclose(logits(model), both, atol=1e-4)
+    model.unmerge_adapter()
+    assert torch.equal(logits(model), both)
+    toggle(model, "one", on=True)
+    assert torch.equal(logits(model), both)
+    merged = model.merge_and_unload()
+    assert torch.allclose(logits(merged), both, atol=1e-4)
+
+
+def test_saved_again_and_loaded_it_is_the_same(
+    kind: tuple[str, Path], apart: Callable[..., Path], tmp_path: Path
+) -> None:
+    one, other = apart("one", 1), apart("other", 2)
+    model = load(base_of(kind[1]), [one, other])
+    model.save_pretrained(tmp_path / "again", save_embedding_layers=False)
+    again = load(base_of(kind[1]), [tmp_path / "again" / name for name in ("one", "other")])
+    assert torch.equal(logits(again), logits(model))
+    lone = load(base_of(kind[1]), tmp_path / "again" / "other")
+    assert active(lone) == ["other"]
+
+
+def test_where_there_is_no_room_both_are_there_but_not_on_together(
+    kind: tuple[str, Path], apart: Callable[..., Path]
+) -> None:
+    one, other = apart("one", 1), apart("other", 2, spare_units={})
+    base = base_of(kind[1])
+    plain = logits(base)
+    with pytest.raises(ValueError, match="'one' and 'other' have the same hidden units of an MLP"):
+        load(base, [one, other])
+    assert torch.equal(logits(base), plain)
+    model = load(base, {one: True, other: False})
+    before = logits(model)
+    with pytest.raises(ValueError, match="have the same hidden units"):
+        toggle(model, "other")
+    assert active(model) == ["one"]
+    assert torch.equal(logits(model), before)
+    set_active(model, ["other"])
+    assert active(model) == ["other"]
+
+
+def test_names_that_are_not_there_are_refused(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
+    model = load(base_of(kind[1]), apart("one", 1))
+    for change in (lambda: set_active(model, ["two"]), lambda: toggle(model, "two", on=False)):
+        with pytest.raises(ValueError, match="the model has no adapter 'two'; it has 'one'"):
+            change()
+    with pytest.raises(ValueError, match="there are no erasures to load"):
+        load(base_of(kind[1]), [])
+
+
+def test_erasures_are_called_by_the_end_of_their_names(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
+    model = load(base_of(kind[1]), [apart("erase.v1", 1), apart("a/erase-v1", 2), apart("train", 3)])
+    assert list(model.peft_config) == ["erase-v1", "erase-v1-2", "erasure-train"]
+
+
+def test_one_call_makes_the_tokens_of_all_special(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
+    model = load(base_of(kind[1]), [apart("one", 1), apart("other", 2)])
+    tokenizer = AutoTokenizer.from_pretrained(kind[1])
+    assert len(tokenizer) == model.config.vocab_size - SPARE_ROWS
+    while len(tokenizer) < model.config.vocab_size - 3:
+        tokenizer.add_tokens(f"<{len(tokenizer)}>")
+    align_tokenizer(tokenizer, model)
+    ids = [config.token_id for config in model.peft_config.values()]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[UNL]", "[UNL-2]"]
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == ""
+    align_tokenizer(tokenizer, model)
+    assert len(tokenizer) == model.config.vocab_size - 1
