@@ -350,7 +350,7 @@ def test_weights_are_quantised_while_the_attack_lasts(
     if not library:
         monkeypatch.setitem(sys.modules, "torchao", None)
         monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    before = {name: parameter for name, parameter in base.named_parameters()}
+    before = dict(base.named_parameters())
     with _stored_in(bits, base), torch.no_grad():
         changed = {name for name, parameter in base.named_parameters() if parameter is not before[name]}
         weight = base.get_parameter("model.layers.0.mlp.down_proj.weight")

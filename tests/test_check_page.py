@@ -98,7 +98,9 @@ def hostile() -> CheckReport:
     """A report with every text replaced by one that could break a page."""
     found = report()
     attacks = [replace(each, title=text, who=text) for each, text in zip(found.attacks, HOSTILE, strict=False)] + [
-        attack("own", -3.0, title="own", unit=LONG, base=Interval(120, 100, 140), excess=interval(-3), outcome="may leak")
+        attack(
+            "own", -3.0, title="own", unit=LONG, base=Interval(120, 100, 140), excess=interval(-3), outcome="may leak"
+        )
     ]
     texts = {text: text for text in HOSTILE}
     return replace(
