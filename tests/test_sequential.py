@@ -21,7 +21,7 @@ from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import answer_questions, figures
 from peft_unierase.cli.base import load_onto
 from peft_unierase.engine.earlier import as_answered_now, switched_off
-from peft_unierase.engine.fingerprint import base_fingerprint
+from peft_unierase.tuner.fingerprint import base_fingerprint
 from peft_unierase.engine.gate.beside import Beside, _rows, _written
 from peft_unierase.engine.gate.comparator import quiet_direction
 from peft_unierase.engine.gate.steer import SteerSettings
@@ -517,9 +517,9 @@ def test_the_command_refuses_what_it_cannot_load(made: Made, tmp_path: Path, ont
     assert pytest.importorskip("re").search(message, ended.output.replace("\n", " "))
 
 
-def test_a_base_that_is_not_the_erasure_s_is_warned_about(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_base_that_is_not_the_erasure_s_is_refused(made: Made) -> None:
     model, tokenizer = load()
     with torch.no_grad():
         model.get_submodule(DOWN.format(3)).weight[0, 0] += 1
-    load_onto(model, tokenizer, [made.folder / "first"])
-    assert "first was made for another base" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="first: this is not the base that the erasure was made for"):
+        load_onto(model, tokenizer, [made.folder / "first"])

@@ -80,9 +80,7 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     return model.eval(), tokenizer
 
 
-def load_onto(
-    model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize: bool = False, strict: bool = False
-) -> Any:
+def load_onto(model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize: bool = False) -> Any:
     """The base with erasures that were made before, all of them on; their tokens are added to the tokenizer.
 
     Args:
@@ -90,14 +88,12 @@ def load_onto(
         tokenizer: Its tokenizer.
         folders: Where they were saved.
         allow_resize: Let the vocabulary grow by the rows of erasures for which it had grown.
-        strict: Refuse one that was made for another base, instead of warning of it.
 
     Raises:
         ValueError: One was made for another base, two cannot be on together, or its files cannot be loaded.
     """
     from peft import PeftModel
 
-    from ..engine.fingerprint import base_fingerprint
     from ..engine.spare_row import resize_vocabulary
     from ..tuner import UniEraseConfig, align_tokenizer, set_active
 
@@ -106,14 +102,7 @@ def load_onto(
     if allow_resize and needed > model.get_input_embeddings().weight.shape[0]:
         resize_vocabulary(model, needed)
     carrying: Any = None
-    for number, (folder, config) in enumerate(zip(folders, configs, strict=True), start=1):
-        names = config.target_modules
-        present = isinstance(names, list) and set(names) <= {name for name, _ in model.named_modules()}
-        if config.base_fingerprint and present and base_fingerprint(model, names) != config.base_fingerprint:
-            told = f"{folder} was made for another base, or for this one in another dtype"
-            if strict:
-                raise ValueError(f"{told}; name the one it was made for (--base, --dtype)")
-            say(f"warning: {told}; it may not hold here")
+    for number, folder in enumerate(folders, start=1):
         try:
             if carrying is None:
                 carrying = PeftModel.from_pretrained(model, str(folder))

@@ -21,6 +21,7 @@ from ..facts import Fact, check_facts
 from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..refusals import DEFAULT_REFUSALS
 from ..tuner import UniEraseConfig
+from ..tuner.fingerprint import base_dtype, base_fingerprint
 from ..tuner.structure import check_supported, find_down_projections
 from ..version import __version__
 from .bench import Bench
@@ -36,7 +37,6 @@ from .earlier import (
     underlying_model,
 )
 from .erasure import EarlierErasure, Erasure, ErasureWarning, Outcome
-from .fingerprint import base_fingerprint
 from .gate import GateSettings, run_gate
 from .gate.by_units import edited_features, take_units
 from .gate.places import choose_places
@@ -190,6 +190,7 @@ def erase(
             token=spare.text,
             spare_tokens=_further_rows(model, tokenizer, spare, there),
             base_fingerprint=base_fingerprint(model, edited),
+            base_dtype=base_dtype(model, edited),
             inference_mode=True,
         )
         with torch.random.fork_rng(devices=[]):  # new gates start at random, which must not show outside

@@ -41,7 +41,9 @@ class UniEraseConfig(PeftConfig):
         modules_to_save (`list[str]`, *optional*): Other modules to train and save whole, as in every PEFT method.
         init_weights (`bool`): `True` starts as the identity (`B` is zero, the rows are the base's own), `False` at
             random.
-        base_fingerprint (`str`, *optional*): Digest of the base tensors that the edit touches.
+        base_fingerprint (`str`, *optional*): Digest of the base tensors that the edit touches. Where it is given,
+            another base is refused on loading.
+        base_dtype (`str`, *optional*): Format in which these were loaded then, for instance `"float32"`.
 
     Raises:
         ValueError: `r` is not a positive integer, `token_id` is not a whole number of at least 0, or `rows` and
@@ -86,6 +88,7 @@ class UniEraseConfig(PeftConfig):
     base_fingerprint: str | None = field(
         default=None, metadata={"help": "Digest of the base tensors that the edit touches."}
     )
+    base_dtype: str | None = field(default=None, metadata={"help": "Format in which these were loaded."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import UniEraseConfig
+from .fingerprint import check_base
 from .gate import GateLayer
 from .stacked import free_token, free_units
 from .structure import find_down_projections, find_token_modules, projection_shape
@@ -73,7 +74,7 @@ class UniEraseModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (as in the base class)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter; see `BaseTuner.inject_adapter`. Checks what it can before the model is changed."""
+        """Add an adapter; see `BaseTuner.inject_adapter`. What can be refused is refused before it is changed."""
         check_adapter_name(adapter_name)
         config = self.peft_config[adapter_name]
         if config.target_modules is None:
@@ -81,6 +82,7 @@ class UniEraseModel(BaseTuner):
         if config.token_id is not None and config.token_modules is None:
             config.token_modules = find_token_modules(model)
         self._check_targets(model, config)
+        check_base(model, config)
         free_token(model, config)
         self._moves = free_units(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)

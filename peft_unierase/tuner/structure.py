@@ -15,6 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+STREAM_COUNTS = ("altup_num_inputs", "hc_mult")
 WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 ATTENTION = re.compile(r"(^|[._])(attn|attention|self_attn|self_attention)([._]|$)")
 
@@ -51,7 +52,8 @@ def check_supported(model: nn.Module, target_modules: Sequence[str] | None = Non
         target_modules: Names given by the user, who then answers for a mixture of experts.
 
     Raises:
-        UnsupportedModelError: An encoder-decoder, a mixture of experts, or a model without an output head.
+        UnsupportedModelError: An encoder-decoder, a mixture of experts, a model with recurrent layers or with several
+            residual streams, or one without an output head.
     """
     config = text_config(model)
     name = type(model).__name__
@@ -67,11 +69,34 @@ def check_supported(model: nn.Module, target_modules: Sequence[str] | None = Non
                 "same MLP. If some layers have a dense or shared MLP, name their down-projections with "
                 "`target_modules=` (on the command line `--target-modules`)"
             )
+    if has_recurrent_layers(model):
+        raise UnsupportedModelError(
+            f"{name} has recurrent layers (a state-space model or linear attention), which sum up what they have read "
+            "in a state that every further token overwrites; an erasure is fitted by going back to the end of a prompt "
+            "again and again, so supported are models with attention in every layer"
+        )
+    for key in STREAM_COUNTS:
+        count = getattr(config, key, None)
+        if isinstance(count, int) and count > 1:
+            raise UnsupportedModelError(
+                f"{name} has {count} residual streams side by side ({key}={count}); supported are models with a single "
+                "one, which a gate can add its steer vector to"
+            )
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
         raise UnsupportedModelError(
             f"{name} has no output head, so it is not a causal language model; load it with AutoModelForCausalLM"
         )
+
+
+def has_recurrent_layers(model: nn.Module) -> bool:
+    """Whether some layers carry a state along: state-space models, linear attention, and hybrids with either.
+
+    transformers declares it for a class; some of these classes also serve models in which every layer attends.
+    """
+    kinds = getattr(text_config(model), "layer_types", None) or ["recurrent"]
+    attends = all(kind.endswith("attention") and kind != "linear_attention" for kind in kinds)
+    return bool(getattr(model, "_is_stateful", False)) and not attends
 
 
 def find_decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -114,6 +139,7 @@ def find_down_projections(model: nn.Module) -> list[str]:
             and shape[1] == config.hidden_size
             and not ATTENTION.search(name)
             and not name.startswith(inside)
+            and not _convolves(layer.get_submodule(name.rpartition(".")[0]))
         }
         exact = [name for name, shape in candidates.items() if shape[0] in widths]
         names = exact or [name for name, shape in candidates.items() if shape[0] > shape[1]]
@@ -124,6 +150,11 @@ def find_down_projections(model: nn.Module) -> list[str]:
             )
         found.append(f"{prefix}.{index}.{names[0]}")
     return found
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether a module is a mixer along the sequence, as in state-space models: an MLP has no convolution."""
+    return any(isinstance(child, nn.Conv1d) for child in module.children())
 
 
 def find_token_modules(model: nn.Module) -> list[str]:

@@ -16,6 +16,17 @@ from torch import nn
 MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def is_plain(weight: torch.Tensor) -> bool:
+    """Whether a weight is stored as it is, and not quantised, also where that is done behind a float's face."""
+    return weight.dtype in MERGEABLE_DTYPES and type(weight.data) is torch.Tensor
+
+
+def _kind(weight: torch.Tensor) -> str:
+    """Its format, and what is behind it where that is not the truth."""
+    behind = "" if type(weight.data) is torch.Tensor else f" ({type(weight.data).__name__})"
+    return f"{weight.dtype}{behind}"
+
+
 class SwappingLayer(BaseTunerLayer):
     """A tuner layer whose merge replaces the base weight and whose unmerge restores the original parameter."""
 
@@ -50,11 +61,11 @@ class SwappingLayer(BaseTunerLayer):
 
     def check_mergeable(self) -> None:
         """Raise `ValueError` if the base weight is quantised, also to an 8-bit float that has its scale elsewhere."""
-        dtype = self.get_base_layer().weight.dtype
-        if dtype not in MERGEABLE_DTYPES:
+        weight = self.get_base_layer().weight
+        if not is_plain(weight):
             raise ValueError(
-                f"cannot merge into a weight of dtype {dtype}: load the base in float32, bfloat16 or float16 to merge, "
-                "or keep the adapter live on the quantised base"
+                f"cannot merge into a weight of dtype {_kind(weight)}: load the base in float32, bfloat16 or float16 to "
+                "merge, or keep the adapter live on the quantised base"
             )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
