@@ -219,3 +219,52 @@ def test_one_call_makes_the_tokens_of_all_special(kind: tuple[str, Path], apart:
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == ""
     align_tokenizer(tokenizer, model)
     assert len(tokenizer) == model.config.vocab_size - 1
+
+
+def test_each_row_of_a_mixed_batch_has_its_own_erasures(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
+    model = load(base_of(kind[1]), [apart("one", 1), apart("other", 2)])
+    alone = {}
+    for name, names in (("one", ["one"]), ("other", ["other"]), ("one+other", ["one", "other"]), ("__base__", [])):
+        set_active(model, names)
+        alone[name] = logits(model)[0]
+    set_active(model, ["other"])
+    order = ["other", "__base__", "one+other", "one", "other"]
+    with torch.no_grad():
+        mixed = model(input_ids=IDS.repeat(len(order), 1), adapter_names=order).logits
+    for name, row in zip(order, mixed, strict=True):
+        assert torch.allclose(row, alone[name], atol=1e-4), name
+    assert torch.equal(logits(model)[0], alone["other"])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generate_takes_mixed_batches(kind: tuple[str, Path], apart: Callable[..., Path], beams: int) -> None:
+    model = load(base_of(kind[1]), [apart("one", 1), apart("other", 2)])
+    told: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
+    told["attention_mask"] = torch.ones_like(IDS)
+    alone = {}
+    for name, names in (("one", ["one"]), ("other", ["other"]), ("__base__", [])):
+        set_active(model, names)
+        alone[name] = model.generate(input_ids=IDS, **told)[0].tolist()
+    order = ["__base__", "other", "one"]
+    told["attention_mask"] = torch.ones_like(IDS.repeat(3, 1))
+    set_active(model, ["one"])
+    mixed = model.generate(input_ids=IDS.repeat(3, 1), adapter_names=order, **told)
+    for name, row in zip(order, mixed.tolist(), strict=True):
+        assert row[: len(alone[name])] == alone[name], name
+
+
+def test_mixed_batches_that_cannot_be_are_refused(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
+    model = load(base_of(kind[1]), apart("one", 1))
+    model.load_adapter(str(apart("other", 2, spare_units={})), "other")
+    pair = IDS.repeat(2, 1)
+    with pytest.raises(ValueError, match=r"names 'two', which the model does not have; it has 'one', 'other'"):
+        model(input_ids=pair, adapter_names=["one", "two"])
+    with pytest.raises(ValueError, match="names 3 rows, the batch has 2"):
+        model(input_ids=pair, adapter_names=["one"] * 3)
+    with pytest.raises(ValueError, match="same hidden units"):
+        model(input_ids=pair, adapter_names=["one", "one+other"])
+    with pytest.raises(ValueError, match=r"call `model.eval\(\)` first"):
+        model.train()(input_ids=pair, adapter_names=["one", "one"])
+    model.eval().merge_adapter()
+    with pytest.raises(ValueError, match=r"call `unmerge_adapter\(\)` first"):
+        model(input_ids=pair, adapter_names=["one", "one"])

@@ -611,12 +611,3 @@ def test_a_base_that_had_an_adapter_can_have_another(tied_base, token_ids):
         bare, UniEraseConfig(layers_to_transform=[1, 2], token_id=TOKEN_ID, init_weights=False, task_type="CAUSAL_LM")
     )
     assert torch.equal(logits_of(again, token_ids), expected)
-
-
-def test_a_mixed_batch_is_refused_and_not_ignored(base) -> None:
-    model = base.with_adapter()
-    ids = torch.tensor([[1, 5], [1, 6]])
-    with pytest.raises(ValueError, match="adapter_names"):
-        model(ids, adapter_names=["default", "__base__"])
-    with pytest.raises(ValueError, match="adapter_names"):
-        model.generate(input_ids=ids, adapter_names=["default", "__base__"], max_new_tokens=1)

@@ -167,7 +167,9 @@ class GateLayer(nn.Module, SwappingLayer):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """`(..., d_ff)` to `(..., d)`, in the dtype of the base layer's output."""
-        live = self.live_adapters()
+        return self.by_rows(x, *args, **kwargs)
+
+    def edited(self, x: torch.Tensor, live: list[str], *args: Any, **kwargs: Any) -> torch.Tensor:
         result = base = self.base_layer(self._moved_inputs(x, live), *args, **kwargs)
         for name in live:
             dtype = (self.unierase_B if name in self.columns else self.unierase_A)[name].dtype

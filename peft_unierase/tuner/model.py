@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,8 @@ from .stacked import free_token, free_units
 from .structure import find_down_projections, find_token_modules, projection_shape
 from .swap import SwappingLayer
 from .token_row import InputRowLayer, OutputRowLayer, TokenRowLayer, check_token_row
+
+BASE = "__base__"  # what PEFT calls a row of a mixed batch without an adapter
 
 
 def check_adapter_name(name: str) -> None:
@@ -90,13 +92,43 @@ class UniEraseModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        # PEFT would leave `adapter_names` out without a word, and every row would get the active adapters.
-        if kwargs.get("adapter_names") is not None:
+        """Mixed batches: `adapter_names` says for each row of the batch which adapter is at work, `"__base__"` for none
+        and `"a+b"` for two.
+
+        Raises:
+            ValueError: The model is in training mode, adapters are merged, or there is none of a name.
+        """
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        layers = [module for module in self.model.modules() if isinstance(module, SwappingLayer)]
+        rows = self._adapters_of_rows(names, layers)
+        for layer in layers:
+            layer.row_adapters = rows
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.row_adapters = None
+
+    def _adapters_of_rows(self, names: Sequence[str], layers: Sequence[SwappingLayer]) -> list[list[str]]:
+        if self.training:
+            raise ValueError("`adapter_names` cannot be given in training mode; call `model.eval()` first")
+        if any(layer.merged for layer in layers):
             raise ValueError(
-                "mixed batches (`adapter_names=`) are not supported by UNIERASE adapters in this version; run a batch "
-                "for each adapter with `set_adapter`"
+                "`adapter_names` cannot be given while adapters are merged; call `unmerge_adapter()` first"
             )
-        yield
+        rows = [[] if name == BASE else [name] if name in self.peft_config else name.split("+") for name in names]
+        if unknown := sorted({name for row in rows for name in row} - self.peft_config.keys()):
+            raise ValueError(
+                f"`adapter_names` names {unknown[0]!r}, which the model does not have; it has "
+                f"{', '.join(map(repr, self.peft_config))}, and {BASE!r} stands for none"
+            )
+        for layer in layers:
+            for row in rows:
+                layer.check_together(row)
+        return rows
 
     @staticmethod
     def _default_targets(model: nn.Module, config: UniEraseConfig) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -34,6 +35,7 @@ class SwappingLayer(BaseTunerLayer):
         self.base_layer = base_layer
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
+        self.row_adapters: list[list[str]] | None = None  # of a mixed batch, while one runs
         # In a tuple, because a bare parameter would be registered, and then saved as part of the adapter.
         self._unmerged_weight: tuple[nn.Parameter] | None = None
 
@@ -64,8 +66,8 @@ class SwappingLayer(BaseTunerLayer):
         weight = self.get_base_layer().weight
         if not is_plain(weight):
             raise ValueError(
-                f"cannot merge into a weight of dtype {_kind(weight)}: load the base in float32, bfloat16 or float16 to "
-                "merge, or keep the adapter live on the quantised base"
+                f"cannot merge into a weight of dtype {_kind(weight)}: load the base in float32, bfloat16 or float16 "
+                "to merge, or keep the adapter live on the quantised base"
             )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -107,6 +109,29 @@ class SwappingLayer(BaseTunerLayer):
         base_layer.weight = weight
         self._unmerged_weight = None
         self.merged_adapters.clear()
+
+    @abstractmethod
+    def edited(self, x: torch.Tensor, live: list[str], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What the layer gives with these adapters at work."""
+
+    def by_rows(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What the layer gives with the active adapters at work, or in a mixed batch with each row's own.
+
+        Rows may have become more on their way, by beams or because positions were laid out as rows; they are neighbours
+        then.
+        """
+        if self.row_adapters is None:
+            return self.edited(x, self.live_adapters(), *args, **kwargs)
+        each, left = divmod(len(x), len(self.row_adapters))
+        if left:
+            raise ValueError(f"`adapter_names` names {len(self.row_adapters)} rows, the batch has {len(x)}")
+        rows: dict[tuple[str, ...], list[int]] = {}
+        for number, names in enumerate(self.row_adapters):
+            held = () if self.disable_adapters else tuple(self.held_adapters(names))
+            rows.setdefault(held, []).extend(range(number * each, (number + 1) * each))
+        parts = [self.edited(x[index], list(names), *args, **kwargs) for names, index in rows.items()]
+        order = torch.tensor([number for index in rows.values() for number in index], device=x.device).argsort()
+        return torch.cat(parts)[order]
 
     def live_adapters(self) -> list[str]:
         """Adapters that this forward pass has to apply; first undoes a merge if adapters were disabled meanwhile."""

@@ -82,6 +82,10 @@ class TokenRowLayer(nn.Module, SwappingLayer):
         merged[self.unierase_token_id[adapter_name]] = self.unierase_row[adapter_name].detach().to(weight)
         return merged
 
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """See the kinds of row layers."""
+        return self.by_rows(x, *args, **kwargs)
+
     def __repr__(self) -> str:
         return "unierase." + super().__repr__()
 
@@ -89,9 +93,8 @@ class TokenRowLayer(nn.Module, SwappingLayer):
 class InputRowLayer(TokenRowLayer):
     """An input embedding in which [UNL] has a vector of its own (scaled like all others where the base scales)."""
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def edited(self, x: torch.Tensor, live: list[str], *args: Any, **kwargs: Any) -> torch.Tensor:
         """`(...)` ids to `(..., d)` embeddings."""
-        live = self.live_adapters()
         result = self.base_layer(x, *args, **kwargs)
         scale = self._get_embed_scale() if live else None
         for name in live:
@@ -106,9 +109,8 @@ class InputRowLayer(TokenRowLayer):
 class OutputRowLayer(TokenRowLayer):
     """An output head in which [UNL] has a logit of its own (with the base's bias, where it has one)."""
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def edited(self, x: torch.Tensor, live: list[str], *args: Any, **kwargs: Any) -> torch.Tensor:
         """`(..., d)` hidden states to `(..., vocabulary)` logits."""
-        live = self.live_adapters()
         result = self.base_layer(x, *args, **kwargs)
         bias = getattr(self.get_base_layer(), "bias", None)
         for name in live:
