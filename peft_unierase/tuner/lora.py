@@ -1,0 +1,137 @@
+"""The same erasure as a stock LoRA checkpoint, for whoever loads adapters without this package.
+
+The gates are low-rank edits already. For [UNL]'s rows there are two layouts. `T` keeps them as PEFT's trainable tokens:
+exact, small, but PEFT cannot stack it, it has no place for two different rows where embedding and head are tied, and
+vLLM refuses it. `L` writes each row as a rank-one LoRA on the whole matrix: exact up to rounding, it stacks, and goes
+with tied matrices as long as it is not merged; its files grow with the vocabulary. Both have one rank throughout,
+padded with zeros, and `lora_alpha == r`: some loaders scale by the one rank that the config names, others by each
+tensor's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
+
+from .gate import GateLayer
+from .token_row import InputRowLayer, TokenRowLayer
+
+LAYOUTS = ("T", "L")
+PREFIX = "base_model.model."
+
+
+def default_layout(model: PeftModel) -> str:
+    """`L` where embedding and head are tied, and `T` elsewhere."""
+    return "L" if getattr(model.get_base_model().config, "tie_word_embeddings", False) else "T"
+
+
+def lora_form(
+    model: PeftModel, adapters: Sequence[str] | None = None, layout: str | None = None
+) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Erasures as one LoRA: its config and its tensors, as PEFT names them in a file, in fp32.
+
+    Args:
+        model: A model with erasures, not merged.
+        adapters: Which; several are fused into one. By default those that are on.
+        layout: `T` or `L`, see above; by default the one that fits the base.
+
+    Raises:
+        ValueError: No such layout or adapter, one that cannot be put that way, adapters are merged, or two of them
+            cannot be on together.
+    """
+    adapters = list(model.active_adapters if adapters is None else adapters)
+    layout = layout or default_layout(model)
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r} is none; there are {' and '.join(LAYOUTS)}")
+    if missing := [name for name in adapters if name not in model.peft_config]:
+        raise ValueError(f"the model has no adapter {missing[0]!r}; it has {', '.join(map(repr, model.peft_config))}")
+    if layout == "T" and default_layout(model) == "L":
+        raise ValueError("layout T has one row for embedding and head, which are tied in this base; take layout L")
+    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    rows: dict[str, Any] = {}
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, GateLayer | TokenRowLayer):
+            if module.merged:
+                raise ValueError("adapters are merged; call `unmerge_adapter()` first")
+            module.check_together(adapters)
+        if isinstance(module, GateLayer) and (held := module.held_adapters(adapters)):
+            factors = [_factors(module, each) for each in held]
+            pairs[name] = (torch.cat([a for a, _ in factors]), torch.cat([b for _, b in factors], dim=1))
+        elif isinstance(module, TokenRowLayer) and (held := module.held_adapters(adapters)):
+            rows[name] = (module, {module.unierase_token_id[each]: module.unierase_row[each] for each in held})
+    if layout == "L":
+        pairs.update({name: _row_factors(*own) for name, own in rows.items()})
+    rank = max((len(a) for a, _ in pairs.values()), default=1)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (a, b) in pairs.items():
+        pad = rank - len(a)
+        stem, end = ("lora_embedding_", "") if _is_embedding(rows, name) else ("lora_", ".weight")
+        padded = (torch.nn.functional.pad(a, (0, 0, 0, pad)), torch.nn.functional.pad(b, (0, pad)))
+        for part, value in zip("AB", padded, strict=True):
+            tensors[f"{PREFIX}{name}.{stem}{part}{end}"] = _plain(value)
+    if layout == "T":
+        for name, (_, own) in rows.items():
+            stacked = torch.stack([own[token_id] for token_id in sorted(own)])
+            tensors[f"{PREFIX}{name}.token_adapter.trainable_tokens_delta"] = (
+                stacked.detach().float().cpu().contiguous()
+            )
+    config = model.peft_config[adapters[0]]
+    gates = [module for module in model.get_base_model().modules() if isinstance(module, GateLayer)]
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(pairs),
+        trainable_token_indices={name: sorted(own) for name, (_, own) in rows.items()} if layout == "T" else None,
+        fan_in_fan_out=any(isinstance(gate.get_base_layer(), Conv1D) for gate in gates),
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        inference_mode=True,
+    ), tensors
+
+
+def save_lora(
+    model: PeftModel, folder: str | Path, adapters: Sequence[str] | None = None, layout: str | None = None
+) -> None:
+    """Write [`lora_form`] to a folder that `PeftModel.from_pretrained` loads.
+
+    Raises:
+        ValueError: See [`lora_form`]; nothing is written then.
+    """
+    config, tensors = lora_form(model, adapters, layout)
+    config.save_pretrained(str(folder))
+    save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _factors(gate: GateLayer, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """`A (r, d_in)` and `B (d_out, r)` of one adapter's edit."""
+    delta = gate.get_delta_weight(adapter) if adapter in gate.rows or adapter in gate.columns else None
+    if delta is None:
+        return gate.unierase_A[adapter].detach(), gate.unierase_B[adapter].detach()
+    delta = delta.T if isinstance(gate.get_base_layer(), Conv1D) else delta
+    places = gate.places([adapter])
+    eye = torch.zeros(len(places), gate.out_features if adapter in gate.rows else gate.in_features).to(delta)
+    eye[range(len(places)), places] = 1.0
+    return (delta[places], eye.T) if adapter in gate.rows else (eye, delta[:, places])
+
+
+def _row_factors(layer: TokenRowLayer, rows: dict[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A LoRA on the embedding or the head that is nothing but these rows."""
+    weight = layer.get_base_layer().weight.detach()
+    change = torch.stack([row.detach().float() - weight[token_id].float() for token_id, row in rows.items()])
+    where = torch.zeros(len(rows), len(weight), device=change.device)
+    where[range(len(rows)), list(rows)] = 1.0
+    return (where, change.T) if isinstance(layer, InputRowLayer) else (change, where.T)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().float().cpu().contiguous()
+
+
+def _is_embedding(rows: dict[str, Any], name: str) -> bool:
+    return name in rows and isinstance(rows[name][0], InputRowLayer)
