@@ -22,8 +22,8 @@ from peft_unierase.check import answer_questions, figures
 from peft_unierase.cli.base import load_onto
 from peft_unierase.engine.earlier import as_answered_now, switched_off
 from peft_unierase.tuner.fingerprint import base_fingerprint
-from peft_unierase.engine.gate.beside import Beside, _rows, _written
-from peft_unierase.engine.gate.comparator import quiet_direction
+from peft_unierase.engine.gate.beside import Beside, _written
+from peft_unierase.engine.gate.flags import added_by
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.gate.units import UnitSettings
 from peft_unierase.engine.paper.edit import _earlier
@@ -246,16 +246,25 @@ def test_the_flag_of_the_second_is_not_seen_by_the_comparator_of_the_first(stack
         model=base, stack=base.model.layers, layers=[3, 4], adapter="erasure-2", pad=0, device=torch.device("cpu")
     )
     tokens = [encode(tokenizer, default_formats(tokenizer)[0].prompt(fact.question)) for fact in others()[::20]]
-    beside = Beside(bench, tokens, [list(range(1, len(text))) for text in tokens])
-    gate = base.get_submodule(DOWN.format(3))
-    first, second = (_written(gate, name) for name in ("default", "erasure-2"))
-    with switched_off(model, ["erasure-2"]):  # which writes its flag, and so makes the norm shrink all else
-        seen = beside.seen(torch.stack([first / first.norm(), second / second.norm()], dim=1), 1.0).norm(dim=1)
-    assert len(beside) == 4
-    assert seen[1] < 0.02 * seen[0], seen
+    gate, switch = (base.get_submodule(name) for name in (DOWN.format(3), "model.layers.4.mlp.gate_proj"))
+    flags = torch.stack([_written(gate, name) for name in ("default", "erasure-2")])
+    flags = flags / flags.norm(dim=1, keepdim=True)
+    assert (flags[0] @ flags[1]).abs() < 0.01
+    assert len({config.flag for config in model.peft_config.values()}) == 2
+    for name, own, other in (("default", 0, 1), ("erasure-2", 1, 0)):
+        with switched_off(model, list(model.peft_config)):  # both write their flags
+            seen = (added_by(bench, switch, flags, tokens) @ _rows(switch, name).T).norm(dim=1)
+        assert seen[other] < 0.03 * seen[own], (name, seen)
     # And the second was shown the flag of the first, each in three sizes.
+    beside = Beside(bench, tokens, [list(range(1, len(text))) for text in tokens])
     assert [layer for layer, _ in beside.written] == [3]
-    assert len(beside.disturbed(base.get_submodule("model.layers.4.mlp.gate_proj"))) == 3
+    assert len(beside.disturbed(switch)) == 3
+
+
+@torch.no_grad()
+def _rows(gate: Any, name: str) -> torch.Tensor:
+    """The weights of an erasure's units, `(units, d)`."""
+    return gate.get_base_layer().weight[gate.rows[name]] + gate.unierase_A[name]
 
 
 def test_what_a_comparator_takes_for_one_is_above_zero_at_the_first_token(stacked: tuple[PeftModel, Any]) -> None:
@@ -265,15 +274,6 @@ def test_what_a_comparator_takes_for_one_is_above_zero_at_the_first_token(stacke
     switch = base.get_submodule("model.layers.4.mlp.up_proj")
     start = inputs_at(base, [switch], [encode(tokenizer, default_formats(tokenizer)[0].prompt("Who?"))], [[0]], 0)[0][0]
     assert all(start @ _rows(switch, name)[0] > 0 for name in model.peft_config)
-
-
-def test_a_quiet_direction_leaves_out_what_others_see() -> None:
-    states = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
-    reader = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
-    plain = quiet_direction(states, b"seed", among=18)
-    unseen = quiet_direction(states, b"seed", among=18, seen=lambda span: (reader.double() @ span).T)
-    assert (reader @ unseen).abs().max() < 1e-5 < (reader @ plain).abs().max()
-    assert unseen.norm() == pytest.approx(1.0)
 
 
 def test_too_few_free_units_are_refused_and_the_model_is_unchanged() -> None:

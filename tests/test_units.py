@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from peft_unierase import UniEraseConfig
 from peft_unierase.engine.gate.answered import Sequences
 from peft_unierase.engine.gate.by_units import UnitGate
-from peft_unierase.engine.gate.comparator import Comparator, constant_reader, flag_reader, quiet_direction
+from peft_unierase.engine.gate.comparator import Comparator, constant_reader, flag_reader
+from peft_unierase.engine.gate.flags import flag_slots, take_flag
 from peft_unierase.engine.gate.token_units import OPEN, divider
 from peft_unierase.engine.gate.units import UnitDetector, UnitSettings, cut_down, find_writers, unit_rows, whitening
 from peft_unierase.engine.progress import Stages
@@ -195,17 +197,41 @@ def test_columns_that_are_fitted_as_one_vector_stay_in_proportion() -> None:
     assert free.rate(0.1) == pytest.approx(0.1)
 
 
-def test_a_flag_is_put_where_the_stream_hardly_moves_and_read_off_without_what_does() -> None:
+def test_flags_are_where_the_base_writes_least_and_follow_from_it_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    downs = [torch.randn(32, 64, generator=generator) * torch.linspace(0.1, 3, 32)[:, None] for _ in range(3)]
+    slots = flag_slots(downs)
+    assert slots.shape == (32, 8)
+    assert torch.allclose(slots.T @ slots, torch.eye(8), atol=1e-5)
+    assert all((slots.T @ down).norm() < 0.2 * down.norm() for down in downs)
+    assert torch.equal(slots, flag_slots(downs))
+
+
+def test_each_erasure_takes_a_flag_that_the_others_have_not() -> None:
+    model = tiny("llama")
+    bench: Any = SimpleNamespace(model=model, layers=[1, 2], device=torch.device("cpu"))
+    drawn = {take_flag(bench, bytes([number]), ()).own for number in range(40)}
+    assert len(drawn) > 4
+    last = take_flag(bench, b"", range(7))
+    assert last.own == 7
+    assert torch.equal(last.flag, last.slots[:, 7])
+    assert last.others.shape == (7, 32)
+    assert (last.others @ last.flag).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="carries 8 erasures and has no direction left"):
+        take_flag(bench, b"", range(8))
+
+
+def test_a_flag_is_read_off_without_what_moves_and_without_the_flags_of_others() -> None:
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(500, 32, generator=generator) * torch.linspace(0.1, 3, 32)
-    flag = quiet_direction(states, b"one", among=4)
-    assert (states @ flag).std() < 0.4
-    assert not torch.allclose(flag, quiet_direction(states, b"another", among=4))
-    loud = torch.nn.functional.one_hot(torch.tensor(31), 32).float()
-    reader, spread = flag_reader(states, flag + loud)
+    flag, loud = torch.eye(32)[0], torch.eye(32)[31]
+    others = torch.eye(32)[1:4] + 0.5 * flag
+    reader, spread = flag_reader(states, flag + loud, others)
     assert float(reader @ (flag + loud)) == pytest.approx(1, abs=1e-3)
+    assert (others @ reader).abs().max() < 0.01
     assert (states @ reader).std() == pytest.approx(spread, rel=0.1)
-    assert spread < 0.4
+    one = constant_reader(states[:, :] + 5 * loud, others=others)
+    assert (others @ one).abs().max() < 0.01 * float((states + 5 * loud).mean(dim=0) @ one)
 
 
 def test_only_what_is_edited_is_stored() -> None:

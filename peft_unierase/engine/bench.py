@@ -37,6 +37,7 @@ class Bench:
         names: Names of their down-projections.
         writers: For each edited layer the names of the projections into its hidden units, where units are edited too.
         units: The hidden units, for each of these layers.
+        flags: Directions that their comparators read, and which is this erasure's.
         spare: Where [UNL] sits.
         forget: What must go.
         retain: What was given as a sample of what must stay.
@@ -67,6 +68,7 @@ class Bench:
     known: float = 0.0
     writers: list[list[str]] = field(default_factory=list)
     units: list[list[int]] = field(default_factory=list)
+    flags: Any = None
     checkpoint: Checkpoint | None = None
     earlier: list[str] = field(default_factory=list)
 

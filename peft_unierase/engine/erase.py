@@ -38,7 +38,7 @@ from .earlier import (
 )
 from .erasure import EarlierErasure, Erasure, ErasureWarning, Outcome
 from .gate import GateSettings, run_gate
-from .gate.by_units import edited_features, take_units
+from .gate.by_units import edited_features, own_flag, take_units
 from .gate.places import choose_places
 from .known import ENOUGH, known_shares
 from .paper import PaperSettings, early_layers, run_paper
@@ -181,6 +181,7 @@ def erase(
             resize_vocabulary(model, spare.token_id + 1)
         if gated and gated.units:
             bench.units = take_units(bench, gated.units)
+            bench.flags = own_flag(bench, there)
         edited = [*names, *(name for into in writers for name in into)]
         config = UniEraseConfig(
             task_type="CAUSAL_LM",
@@ -189,6 +190,7 @@ def erase(
             token_id=spare.token_id,
             token=spare.text,
             spare_tokens=_further_rows(model, tokenizer, spare, there),
+            flag=bench.flags.own if bench.flags else None,
             base_fingerprint=base_fingerprint(model, edited),
             base_dtype=base_dtype(model, edited),
             inference_mode=True,

@@ -76,6 +76,14 @@ def set_active(model: PeftModel, names: Sequence[str]) -> None:
     for module in model.modules():
         if isinstance(module, SwappingLayer):
             module.check_together(names)
+    flags: dict[int | None, str] = {None: ""}
+    for name in names:
+        other = flags.setdefault(getattr(model.peft_config[name], "flag", None), name)
+        if other and other != name:
+            raise ValueError(
+                f"adapters {other!r} and {name!r} happen to use the same flag and would set each other off; make one "
+                "of them anew with another seed, or on top of the other (on the command line `--onto`)"
+            )
     if names:
         model.base_model.enable_adapter_layers()
         model.base_model.set_adapter(names, inference_mode=True)

@@ -36,6 +36,8 @@ class UniEraseConfig(PeftConfig):
             one where the adapter is loaded beside one on the same row.
         spare_units (`dict[str, list[int]]`): Down-projections, by name, with further hidden units that the base hardly
             uses, for `columns` that another adapter has.
+        flag (`int`, *optional*): Which of the base's quiet directions the hidden units of one layer use to tell those
+            of another. Two adapters with the same one would set each other off.
         token_modules (`list[str]`, *optional*): Names of the modules with [UNL]'s input row and output row. `None`
             takes the model's own input and output embeddings.
         modules_to_save (`list[str]`, *optional*): Other modules to train and save whole, as in every PEFT method.
@@ -78,6 +80,7 @@ class UniEraseConfig(PeftConfig):
     spare_units: dict[str, list[int]] = field(
         default_factory=dict, metadata={"help": "Further hidden units that the base hardly uses, by down-projection."}
     )
+    flag: int | None = field(default=None, metadata={"help": "Direction in which some units tell others."})
     token_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules that hold [UNL]'s rows. None takes embedding and head."}
     )

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from ...prompts import batches
+from ...tuner import UniEraseConfig
 from ...tuner.structure import projection_shape
 from ..bench import Bench
 from ..earlier import taken_units
 from ..trace import inputs_at, stream_behind, traced_inputs
 from .answered import Sequences
 from .beside import Beside
-from .comparator import UNITS, Comparator, constant_reader, flag_reader, quiet_direction
+from .comparator import UNITS, Comparator, constant_reader, flag_reader
+from .flags import Flags, added_by, take_flag
 from .shut import Group, in_runs, refused_group
 from .units import UnitDetector, UnitSettings, least_used, unit_rows
 
@@ -66,6 +68,11 @@ def edited_features(bench: Bench) -> dict[str, Any]:
     return {"rows": rows, "columns": columns, "spare_units": spare}
 
 
+def own_flag(bench: Bench, carried: Mapping[str, UniEraseConfig]) -> Flags:
+    """A direction that none of the erasures in the model has."""
+    return take_flag(bench, _digest(bench), {config.flag for config in carried.values() if config.flag is not None})
+
+
 def _digest(bench: Bench) -> bytes:
     """What tells this erasure from others."""
     return hashlib.sha256(repr((bench.seed, bench.prompts(bench.forget))).encode()).digest()
@@ -86,6 +93,7 @@ class UnitGate:
         self.steps = settings.steps + settings.steps_per_fact * len(bench.forget)
         self.first, self.second = (bench.model.get_submodule(names[0]) for names in bench.writers)
         self.retained = retained
+        self.flags: Flags = bench.flags
 
     @cached_property
     def shut(self) -> list[torch.Tensor]:
@@ -139,13 +147,13 @@ class UnitGate:
 
     def _state(self) -> dict[str, Any]:
         """What the stages behind a fit need of it, beside what is in the adapter."""
-        flag = {"reader": self.reader, "one": self.one, "threshold": self.threshold}
+        flag = {"reader": self.reader, "one": self.one, "others": self.others, "threshold": self.threshold}
         return {**{f"unit.{name}": value for name, value in self.unit.state().items()}, **flag}
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
         names = [name for name in state if name.startswith("unit.")]
         self.unit.set_state({name.removeprefix("unit."): state[name] for name in names})
-        self.reader, self.one = (state[name].to(self.bench.device) for name in ("reader", "one"))
+        self.reader, self.one, self.others = (state[key].to(self.bench.device) for key in ("reader", "one", "others"))
         self.set_threshold(state["threshold"])
 
     def choose_threshold(self, held: Sequences, most: float) -> float:
@@ -178,13 +186,11 @@ class UnitGate:
         tokens, positions = tokens[:SOME], positions[:SOME]
         stream = stream_behind(bench.model, bench.stack[bench.layers[0]], tokens, bench.pad)
         size = 0.1 * float(torch.cat(stream[:16]).norm(dim=1).mean())
-        beside, told = Beside(bench, tokens, positions), dict[str, Any]()
-        if len(beside):
-            told = {"among": 16 + len(beside), "seen": partial(beside.seen, size=size)}
-        flag = quiet_direction(torch.cat(stream), _digest(bench), **told).to(bench.device)
+        beside = Beside(bench, tokens, positions)
+        self.others = added_by(bench, self.second, self.flags.others * size, tokens)
         before = self._inputs(self.second, *self.some)
         base = torch.cat([self._inputs(self.second, tokens, positions), before, *beside.disturbed(self.second)])
-        return flag, size, before, base
+        return self.flags.flag, size, before, base
 
     @torch.no_grad()
     def _flag(self) -> None:
@@ -197,11 +203,11 @@ class UnitGate:
             after = self._inputs(self.second, *self.some)
             where = opened >= min(0.2, float(opened.max()))  # somewhere, also where nothing opens
             shift = ((after - before)[where] / opened[where, None]).mean(dim=0)
-            self.reader, spread = flag_reader(base, shift)
+            self.reader, spread = flag_reader(base, shift, self.others)
             if spread <= self.settings.flag_noise:
                 break
             size = size * spread / self.settings.flag_noise
-        self.one = constant_reader(after[where], base)
+        self.one = constant_reader(after[where], base, others=self.others)
         self.set_threshold(self.settings.lowest)
         self.comparator.open(torch.zeros(1))
 

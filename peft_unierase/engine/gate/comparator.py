@@ -10,8 +10,7 @@ thresholds lie near 0, where they need no constant.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 
 import torch
@@ -19,62 +18,50 @@ import torch
 from .units import UnitDetector, cut_down
 
 UNITS = 2
+BLIND = 1e3  # weight of what is not to be read
 STEEP = 12.0  # pre-activation of a unit per unit of flag, so that smooth activations are close to a hinge
 
 
-def quiet_direction(
-    states: torch.Tensor,
-    seed: bytes,
-    among: int = 16,
-    seen: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """A direction in which the residual stream hardly moves, `(d,)` of length 1.
-
-    Args:
-        states: Residual states `(n, d)`.
-        seed: Erasures made apart should not share a flag, or one would set the other off.
-        among: It is drawn from the span of this many of the quietest directions.
-        seen: How directions `(d, n)` are seen by others who must not see it, `(n, others)`.
-    """
-    states = states.double()
-    _, vectors = torch.linalg.eigh(states.T @ states / len(states))
-    drawn = random.Random(seed)
-    shares = torch.tensor([drawn.gauss(0, 1) for _ in range(min(among, len(vectors)))]).to(vectors)
-    if seen is not None:
-        left, sizes, _ = torch.linalg.svd(seen(vectors[:, :among]).to(vectors), full_matrices=False)
-        left = left[:, sizes > 1e-3 * sizes.max()]
-        shares = shares - left @ (left.T @ shares)
-    mixed = vectors[:, :among] @ shares
-    return (mixed / mixed.norm()).float()
-
-
-def flag_reader(base: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, float]:
+def flag_reader(base: torch.Tensor, shift: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, float]:
     """What reads a flag off an MLP's input and nothing else.
 
-    The least-variance reader that answers 1 to the flag: `w = S^-1 m / (m' S^-1 m)`.
+    The least-variance reader that answers 1 to the flag and 0 to others: `w = S^-1 m / (m' S^-1 m)`.
 
     Args:
         base: Inputs of the MLP on the base, `(n, d)`; `S` is their second moment.
         shift: What a flag of size 1 adds to them, `(d,)`: `m`.
+        others: What the flags of other erasures would add, `(slots, d)`.
 
     Returns:
         `w (d,)`, and the standard deviation of what it reads where there is no flag.
     """
     base, shift = base.double(), shift.double()
     moment = base.T @ base / len(base)
-    moment += 1e-4 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    solved = torch.linalg.solve(moment, shift)
+    solved = torch.linalg.solve(moment + _ridge(moment, 1e-4) + blind(moment, others), shift)
     power = shift @ solved
     return (solved / power).float(), float(power.rsqrt())
 
 
-def constant_reader(*groups: torch.Tensor) -> torch.Tensor:
-    """What answers 1 to these inputs of an MLP, groups `(n, d)` of the same weight, as well as a row `(d,)` can."""
+def constant_reader(*groups: torch.Tensor, others: torch.Tensor | None = None) -> torch.Tensor:
+    """What answers 1 to these inputs of an MLP, groups `(n, d)` of the same weight, as well as a row `(d,)` can, and 0
+    to `others (slots, d)`.
+    """
     inputs = torch.cat([group.double() / len(group) ** 0.5 for group in groups])
     mean = torch.stack([group.double().mean(dim=0) for group in groups]).sum(dim=0)
     moment = inputs.T @ inputs
-    moment += 1e-3 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    return torch.linalg.solve(moment, mean).float()
+    return torch.linalg.solve(moment + _ridge(moment, 1e-3) + blind(moment, others), mean).float()
+
+
+def _ridge(moment: torch.Tensor, share: float) -> torch.Tensor:
+    return share * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+
+
+def blind(moment: torch.Tensor, others: torch.Tensor | None) -> torch.Tensor | float:
+    """Added to a moment `(d, d)` it makes what is solved with it answer 0 to directions `(n, d)`."""
+    if others is None or not len(others):
+        return 0.0
+    units = torch.nn.functional.normalize(others.to(moment), dim=1)
+    return BLIND * moment.diagonal().mean() * (units.T @ units)
 
 
 class Comparator(UnitDetector):

@@ -136,7 +136,7 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     def fit_row() -> dict[str, Any]:
         row_steps = settings.row_steps + int(settings.row_steps_per_fact * len(bench.forget))
         with bench.stages.stage("fitting the input row", row_steps) as bar:
-            more = place_token_units(bench, forget, retained, refusals, gate.settings) if gate else []
+            more = place_token_units(bench, forget, retained, refusals, gate.settings, gate.others) if gate else []
             lesson = _lesson(bench, forget, refusals)
             lesson.settle()
             loss = fit_input_row(

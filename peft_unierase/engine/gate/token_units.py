@@ -17,7 +17,7 @@ from ..bench import Bench
 from ..refusal import FreeColumns
 from ..trace import inputs_at, stream_behind
 from .answered import Sequences
-from .comparator import UNITS, Comparator, constant_reader
+from .comparator import UNITS, Comparator, blind, constant_reader
 from .units import UnitSettings
 
 OPEN = (0.4, 0.7)  # shut below, open above; [UNL] reads about 1 and all other tokens about -1
@@ -32,6 +32,7 @@ def place_token_units(
     others: Sequences,
     refusals: Sequence[Sequence[int]],
     settings: UnitSettings,
+    flags: torch.Tensor,
 ) -> list[FreeColumns]:
     """Make the last two units of each layer open on [UNL]; they write nothing yet.
 
@@ -41,6 +42,7 @@ def place_token_units(
         others: Retained ones.
         refusals: Token ids of the refusals.
         settings: See [`UnitSettings`].
+        flags: What the flags of other erasures add to the input of the second MLP, `(slots, d)`.
     """
     token_id = bench.spare.token_id
     some = forget.some(SEEN)
@@ -64,8 +66,9 @@ def place_token_units(
     for states, module, layer, name, writers, units in parts:
         inputs = torch.cat(states).to(bench.device)
         switch = Comparator(bench.model, name, writers, bench.adapter, units[-UNITS:], settings, bench.generator)
-        reader = divider(inputs[here], inputs[~here])
-        switch.set(reader, constant_reader(inputs[here]), *OPEN)
+        seen = flags if layer > bench.layers[0] else None
+        reader = divider(inputs[here], inputs[~here], seen)
+        switch.set(reader, constant_reader(inputs[here], others=seen), *OPEN)
         switch.write()
         switch.open(torch.zeros(1))
         gate: Any = switch.down
@@ -77,7 +80,9 @@ def place_token_units(
     return free
 
 
-def divider(here: torch.Tensor, elsewhere: torch.Tensor, weight: float = 10.0) -> torch.Tensor:
+def divider(
+    here: torch.Tensor, elsewhere: torch.Tensor, others: torch.Tensor | None = None, weight: float = 10.0
+) -> torch.Tensor:
     """A row `(d,)` that answers 1 or more to some inputs of an MLP, and -1 or less to others, `(n, d)` each.
 
     With a squared hinge on both sides, by Newton's method. Least squares alone spends itself on inputs that are told
@@ -86,11 +91,13 @@ def divider(here: torch.Tensor, elsewhere: torch.Tensor, weight: float = 10.0) -
     Args:
         here: Where to open.
         elsewhere: Where not to.
+        others: What is to answer 0, `(slots, d)`.
         weight: Of the inputs elsewhere.
     """
     here, elsewhere = here.double(), elsewhere.double()
     diagonal = here.square().mean() + elsewhere.square().mean()
     ridge = 1e-3 * diagonal * torch.eye(here.shape[1], dtype=here.dtype, device=here.device)
+    ridge = ridge + blind(1e3 * ridge, others)
     row = here.new_zeros(here.shape[1])
     for _ in range(ROUNDS):
         missed, leaking = here[here @ row < 1], elsewhere[elsewhere @ row > -1]
