@@ -21,7 +21,6 @@ from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import answer_questions, figures
 from peft_unierase.cli.base import load_onto
 from peft_unierase.engine.earlier import as_answered_now, switched_off
-from peft_unierase.tuner.fingerprint import base_fingerprint
 from peft_unierase.engine.gate.beside import Beside, _written
 from peft_unierase.engine.gate.flags import added_by
 from peft_unierase.engine.gate.steer import SteerSettings
@@ -32,6 +31,7 @@ from peft_unierase.engine.spare_row import add_to_tokenizer, find_spare_row, res
 from peft_unierase.engine.trace import inputs_at
 from peft_unierase.hub.folder import save_erasure
 from peft_unierase.prompts import default_formats, encode
+from peft_unierase.tuner.fingerprint import base_fingerprint
 from peft_unierase.tuner.swap import SwappingLayer
 
 BRIEF = SteerSettings(steps=4)
@@ -253,8 +253,9 @@ def test_the_flag_of_the_second_is_not_seen_by_the_comparator_of_the_first(stack
     assert len({config.flag for config in model.peft_config.values()}) == 2
     for name, own, other in (("default", 0, 1), ("erasure-2", 1, 0)):
         with switched_off(model, list(model.peft_config)):  # both write their flags
-            seen = (added_by(bench, switch, flags, tokens) @ _rows(switch, name).T).norm(dim=1)
-        assert seen[other] < 0.03 * seen[own], (name, seen)
+            added = added_by(bench, switch, flags.repeat(12, 1), tokens).view(12, 2, -1).mean(dim=0)
+        seen = (added @ _rows(switch, name).T).norm(dim=1)
+        assert seen[other] < 0.05 * seen[own], (name, seen)
     # And the second was shown the flag of the first, each in three sizes.
     beside = Beside(bench, tokens, [list(range(1, len(text))) for text in tokens])
     assert [layer for layer, _ in beside.written] == [3]

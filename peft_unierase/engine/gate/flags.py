@@ -23,8 +23,9 @@ from ..bench import Bench
 from ..trace import bent_output, traced_inputs
 
 QUIET = 4  # one direction in so many is for flags
-BEGINNING = 16  # tokens of a text on which the flags of others are looked at
-TOGETHER = 64  # texts
+BEGINNING = 48  # tokens of a text on which the flags of others are looked at
+TEXTS = 4  # for each of them
+TOGETHER = 16  # of them
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,14 @@ def added_by(
 ) -> torch.Tensor:
     """What `vectors (n, d)` in the stream behind the detectors add to the input of a later MLP, `(n, d)`.
 
-    Half of the difference to their opposites, each on the beginning of one text: whatever is added makes the norm
+    Half of the difference to their opposites, on the beginnings of `TEXTS` texts each: whatever is added makes the norm
     before the MLP shrink all else, which is no matter of direction.
     """
     found = []
     for start in range(0, len(vectors), TOGETHER):
-        part = vectors[start : start + TOGETHER]
-        texts = [list(tokens[(start + row) % len(tokens)][:BEGINNING]) for row in range(len(part))]
+        part = vectors[start : start + TOGETHER].repeat_interleave(TEXTS, dim=0)
+        first = start * TEXTS
+        texts = [list(tokens[(first + row) % len(tokens)][:BEGINNING]) for row in range(len(part))]
         batch = pad_left(texts, bench.pad, bench.device, list(range(len(texts))))
         means = []
         for sign in (1, -1):
@@ -94,7 +96,7 @@ def added_by(
             with bent_output(bench.stack[bench.layers[0]], bend), traced_inputs([module]) as seen:
                 bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
             means.append((seen[0].float() * batch.mask[..., None]).sum(dim=1) / batch.mask.sum(dim=1)[:, None])
-        found.append((means[0] - means[1]) / 2)
+        found.append(((means[0] - means[1]) / 2).view(-1, TEXTS, means[0].shape[1]).mean(dim=1))
     return torch.cat(found)
 
 
