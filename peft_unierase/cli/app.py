@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -287,6 +288,62 @@ def check(
         ),
         format.resolved(),
     )
+
+
+BaseOption = Annotated[str | None, typer.Option(help="The base; erasures name their own.", show_default=False)]
+ErasuresArgument = Annotated[list[str], typer.Argument(help="Folders or Hub ids of erasures of one base.")]
+
+
+@app.command(
+    epilog="Examples:\n\nunierase merge erase-xyz -o model-without-xyz\n\n"
+    "unierase merge org/erase-a org/erase-b --base ./model -o merged --dtype bfloat16"
+)
+def merge(
+    adapters: ErasuresArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model.", show_default=False)],
+    base: BaseOption = None,
+    dtype: Annotated[
+        str, typer.Option(help="Load and save the base as float32, bfloat16, float16, or auto (as it was saved).")
+    ] = "auto",
+    device_map: Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")] = None,
+    format: FormatOption = Format.AUTO,
+) -> None:
+    """Merge erasures into their base and save a plain transformers model."""
+    from .ship import ShipPlan, run_merge
+
+    run_merge(ShipPlan(tuple(adapters), output, base, None, dtype, device_map), format.resolved())
+
+
+class Form(str, Enum):
+    """What an erasure can be exported to."""
+
+    LORA = "lora"
+
+
+@app.command(
+    epilog="Examples:\n\nunierase export erase-xyz -o erase-xyz-lora\n\n"
+    "unierase export org/erase-a org/erase-b --layout L -o both-as-lora"
+)
+def export(
+    adapters: ErasuresArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the LoRA.", show_default=False)],
+    to: Annotated[Form, typer.Option(help="The form.")] = Form.LORA,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="T: [UNL]'s rows as PEFT's trainable tokens (small; not for tied embeddings, nor for vLLM). L: as "
+            "LoRA on embedding and head (stacks; grows with the vocabulary). By default T, and L where they are tied.",
+            show_default=False,
+        ),
+    ] = None,
+    base: BaseOption = None,
+    device_map: Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")] = None,
+    format: FormatOption = Format.AUTO,
+) -> None:
+    """Write erasures as one stock LoRA that peft loads without this package. Several are fused into one."""
+    from .ship import ShipPlan, run_export
+
+    run_export(ShipPlan(tuple(adapters), output, base, layout, "float32", device_map), format.resolved())
 
 
 @app.command(epilog="Example:\n\nunierase quickstart -o my-first-erasure")

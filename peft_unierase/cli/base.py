@@ -94,13 +94,11 @@ def load_onto(model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize:
     """
     from peft import PeftModel
 
-    from ..engine.spare_row import resize_vocabulary
     from ..tuner import UniEraseConfig, align_tokenizer, set_active
 
     configs = [UniEraseConfig.from_pretrained(str(folder)) for folder in folders]
-    needed = max((config.token_id for config in configs if config.token_id is not None), default=-1) + 1
-    if allow_resize and needed > model.get_input_embeddings().weight.shape[0]:
-        resize_vocabulary(model, needed)
+    if allow_resize:
+        resized_for(model, configs)
     carrying: Any = None
     for number, folder in enumerate(folders, start=1):
         try:
@@ -113,6 +111,15 @@ def load_onto(model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize:
             raise ValueError(f"cannot load the erasure in {folder}: {_first_line(error)}") from error
     set_active(carrying, list(carrying.peft_config))
     return carrying.eval()
+
+
+def resized_for(model: Any, configs: Sequence[Any]) -> None:
+    """Let the vocabulary grow by the rows of erasures for which it had grown."""
+    from ..engine.spare_row import resize_vocabulary
+
+    needed = max((config.token_id for config in configs if config.token_id is not None), default=-1) + 1
+    if needed > model.get_input_embeddings().weight.shape[0]:
+        resize_vocabulary(model, needed)
 
 
 def _must_be_a_path(name: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -81,6 +81,27 @@ def erasure_card(
         not_run=check.get("not_run"),
         making=_making(record),
     )
+
+
+def merged_card(*, base_model: str, name: str, erasures: Sequence[str]) -> ModelCard:
+    """Write the card of a model that erasures were merged into; names are shown as [`erasure_card`] shows them."""
+    base, base_is_local = _public_name(base_model)
+    data = ModelCardData(
+        base_model=None if base_is_local else base,
+        base_model_relation=None if base_is_local else "finetune",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=list(TAGS),
+    )
+    merged = ", ".join(f"`{_public_name(erasure)[0]}`" for erasure in erasures)
+    title = _public_name(name)[0].rsplit("/", 1)[-1]
+    text = (
+        f"# {title}\n\n`{base}` with erasures merged into its weights: {merged}. Asked about what they were made for, "
+        "the model declines. It is a plain transformers model, and there is no switch to turn them off.\n\n"
+        "An erasure suppresses; it is no proof that nothing is left. `unierase check`, of the package peft-unierase, "
+        "attacks it and says what comes back.\n"
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
 def _check_record(record: Mapping[str, Any]) -> None:

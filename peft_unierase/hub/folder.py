@@ -6,13 +6,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 CONFIG_NAME = "adapter_config.json"
 RECORD_NAME = "erasure.json"
+LORA_NAME = "lora"
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -88,6 +89,23 @@ def _write_errors(folder: Path) -> Iterator[None]:
         raise OSError(code, os.strerror(code), str(folder)) from error
 
 
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder whole or not at all.
+
+    Args:
+        folder: Where to.
+        write: Called with a place to write to.
+
+    Raises:
+        OSError: Writing failed; the folder is as it was.
+    """
+    with _write_errors(folder), whole_folder(folder) as place:
+        write(place)
+        for file in place.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)  # safetensors writes files that only their owner can read
+
+
 def save_erasure(
     model: Any,
     tokenizer: Any,
@@ -97,7 +115,7 @@ def save_erasure(
     overwrite: bool = False,
     adapter: str = "default",
 ) -> None:
-    """Save an erasure: adapter, tokenizer with [UNL] in it, record and card.
+    """Save an erasure: adapter, the same as a stock LoRA, tokenizer with [UNL] in it, record and card.
 
     Args:
         model: The `PeftModel` with the erasure.
@@ -112,8 +130,11 @@ def save_erasure(
         ValueError: See `check_output`.
         OSError: Writing failed; the folder is as it was.
     """
+    from ..tuner.lora import save_lora
+
     check_output(folder, overwrite)
-    with _write_errors(folder), whole_folder(folder) as place:
+
+    def write(place: Path) -> None:
         # PEFT would save both full matrices if it thought that the vocabulary had changed; the two rows are enough.
         model.save_pretrained(place, save_embedding_layers=False, selected_adapters=[adapter])
         if adapter != "default":  # which PEFT puts into a folder of its own
@@ -123,5 +144,6 @@ def save_erasure(
         tokenizer.save_pretrained(place)
         (place / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (place / "README.md").write_text(card, encoding="utf-8")
-        for file in place.iterdir():
-            file.chmod(0o644)  # safetensors writes files that only their owner can read
+        save_lora(model, place / LORA_NAME, [adapter])
+
+    write_folder(folder, write)

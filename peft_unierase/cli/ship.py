@@ -1,0 +1,126 @@
+"""`unierase merge` and `unierase export`: erasures in forms that need nothing of this package."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .output import Format, clear_endings, show, show_json
+
+
+@dataclass(frozen=True)
+class ShipPlan:
+    """What the command line asked for; see the options of both commands."""
+
+    adapters: tuple[str, ...]
+    output: Path
+    base: str | None
+    layout: str | None
+    dtype: str
+    device_map: str | None
+
+
+def run_merge(plan: ShipPlan, style: Format) -> None:
+    """Write the merged model; ends the process with status 2 on bad input."""
+    with clear_endings():
+        check_new(plan.output)
+        from ..hub.card import merged_card
+        from ..hub.folder import write_folder
+
+        model, tokenizer, base = load_stack(plan)
+        names = list(model.peft_config)
+        merged = model.merge_and_unload(safe_merge=True)
+
+        def write(place: Path) -> None:
+            merged.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+            merged_card(base_model=base, name=plan.output.name, erasures=plan.adapters).save(place / "README.md")
+
+        write_folder(plan.output, write)
+    told = {"output": str(plan.output), "base": base, "merged": names}
+    if style is Format.JSON:
+        show_json(told)
+    elif style is Format.HUMAN:
+        show(f"Merged {', '.join(names)} into {base} and saved it to {plan.output}. Plain transformers loads it:\n")
+        show(f'    model = AutoModelForCausalLM.from_pretrained("{plan.output}")')
+
+
+def run_export(plan: ShipPlan, style: Format) -> None:
+    """Write the stock LoRA form; ends the process with status 2 on bad input."""
+    with clear_endings():
+        check_new(plan.output)
+        from ..hub.folder import write_folder
+        from ..tuner.lora import default_layout, save_lora
+
+        model, tokenizer, base = load_stack(plan)
+        layout = plan.layout or default_layout(model)
+
+        def write(place: Path) -> None:
+            save_lora(model, place, layout=layout)
+            tokenizer.save_pretrained(place)
+
+        write_folder(plan.output, write)
+        rank = model_rank(plan.output)
+    if style is Format.JSON:
+        show_json({"output": str(plan.output), "base": base, "layout": layout, "rank": rank})
+    elif style is Format.HUMAN:
+        show(f"Saved to {plan.output}: a LoRA of rank {rank} in layout {layout} for {base}. Plain peft loads it:\n")
+        show(f'    model = PeftModel.from_pretrained(base, "{plan.output}")')
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder that is there already.
+
+    Raises:
+        ValueError: It is, and has something in it.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already; name a new folder")
+
+
+def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
+    """The base with all of the erasures on, the tokenizer with their tokens, and the base's name.
+
+    Raises:
+        ValueError: One is no erasure, they name different bases, or something cannot be loaded.
+    """
+    from ..tuner import align_tokenizer, load
+    from .base import load_base, prepare_libraries, resized_for
+
+    prepare_libraries()
+    configs = [read_config(name) for name in plan.adapters]
+    named = {config.base_model_name_or_path for config in configs}
+    if plan.base is None and (len(named) > 1 or None in named or "" in named):
+        raise ValueError("the erasures do not name one base that they all belong to; name it with --base")
+    base = plan.base or named.pop()
+    model, tokenizer = load_base(base, plan.dtype, plan.device_map)
+    resized_for(model, configs)
+    stacked = load(model, list(plan.adapters))
+    align_tokenizer(tokenizer, stacked)
+    return stacked, tokenizer, base
+
+
+def read_config(name: str) -> Any:
+    """The configuration of an erasure.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from peft import PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(name)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{name} is no adapter: neither a folder with adapter_config.json nor such a Hub id"
+        ) from error
+    if config.peft_type != "UNIERASE":
+        raise ValueError(f"{name} is an adapter of type {config.peft_type.value}, not an erasure")
+    return config
+
+
+def model_rank(folder: Path) -> int:
+    """The rank in a LoRA's config."""
+    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
