@@ -31,11 +31,11 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test quality clean
+.PHONY: help quickstart test peft-suite quality clean
 .NOTPARALLEL:
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 quickstart: $(VENV)/.installed-test  ## Erase a few facts from the model in the box and show before and after
 	@$(BIN)/unierase quickstart
@@ -43,13 +43,16 @@ quickstart: $(VENV)/.installed-test  ## Erase a few facts from the model in the 
 test: $(VENV)/.installed-test  ## Run the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+peft-suite: $(VENV)/.installed-test  ## Run PEFT's own test-suite on the tuner
+	@PIP_ARGS="$(PIP_ARGS)" $(BIN)/python tests_peft/run.py $(PYTEST_ARGS)
+
 quality: $(VENV)/.installed-dev  ## Check style, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
 clean:  ## Remove caches, build output and the quickstart's erasure; keeps .venv
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache quickstart-erasure
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .peft-suite quickstart-erasure
 	@find . -name $(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is younger than what it was installed from, so a second call has nothing to do.

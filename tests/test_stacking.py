@@ -23,6 +23,7 @@ from transformers import (
 
 from peft_unierase import UniEraseConfig, align_tokenizer, load, set_active, toggle
 from peft_unierase.tuner.active import active
+from peft_unierase.tuner.lora import lora_form
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 WIDTH = 32
@@ -54,7 +55,14 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def base_of(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    """The base, with biases that are not zero where it has any."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def config_of(kind: str, model: Any, **changes: Any) -> UniEraseConfig:
@@ -174,6 +182,25 @@ def test_saved_again_and_loaded_it_is_the_same(
     assert active(lone) == ["other"]
 
 
+def test_one_config_can_be_given_for_several(kind: tuple[str, Path]) -> None:
+    base = base_of(kind[1])
+    config = config_of(kind[0], base)
+    model = get_peft_model(base, config, adapter_name="one")
+    model.add_adapter("other", config)
+    first = base.config.vocab_size - 3
+    assert [model.peft_config[name].token_id for name in ("one", "other")] == [first, first + 1]
+
+
+def test_a_moved_unit_with_a_bias_is_no_lora(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
+    model = load(base_of(kind[1]), [apart("one", 1), apart("other", 2)])
+    if kind[0] == "gpt2":
+        lora_form(model, ["one"])
+        with pytest.raises(ValueError, match="which a LoRA leaves alone; export each erasure by itself"):
+            lora_form(model)
+    else:
+        assert lora_form(model)[0].r == 2 * len(UNITS) * (2 if kind[0] == "phi3" else 1)
+
+
 def test_where_there_is_no_room_both_are_there_but_not_on_together(
     kind: tuple[str, Path], apart: Callable[..., Path]
 ) -> None:
@@ -259,12 +286,12 @@ def test_mixed_batches_that_cannot_be_are_refused(kind: tuple[str, Path], apart:
     pair = IDS.repeat(2, 1)
     with pytest.raises(ValueError, match=r"names 'two', which the model does not have; it has 'one', 'other'"):
         model(input_ids=pair, adapter_names=["one", "two"])
-    with pytest.raises(ValueError, match="names 3 rows, the batch has 2"):
+    with pytest.raises(ValueError, match="but got 3 and 2 respectively"):
         model(input_ids=pair, adapter_names=["one"] * 3)
     with pytest.raises(ValueError, match="same hidden units"):
         model(input_ids=pair, adapter_names=["one", "one+other"])
     with pytest.raises(ValueError, match=r"call `model.eval\(\)` first"):
         model.train()(input_ids=pair, adapter_names=["one", "one"])
     model.eval().merge_adapter()
-    with pytest.raises(ValueError, match=r"call `unmerge_adapter\(\)` first"):
+    with pytest.raises(ValueError, match="call `unmerge_adapter` first"):
         model(input_ids=pair, adapter_names=["one", "one"])

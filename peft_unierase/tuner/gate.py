@@ -165,6 +165,17 @@ class GateLayer(nn.Module, SwappingLayer):
         delta = self.get_delta_weight(adapter_name)
         return (weight.to(delta.dtype) + delta.to(weight.device)).to(weight.dtype)
 
+    def merged_bias(self, adapter_names: list[str]) -> torch.Tensor | None:
+        bias = getattr(self.get_base_layer(), "bias", None)
+        moves = [pair for name in adapter_names if name in self.rows for pair in self.moves.get(name, {}).items()]
+        if bias is None or not moves:
+            return None
+        come, go = (list(index) for index in zip(*moves, strict=True))
+        (unmerged,) = self._unmerged_bias or (bias,)
+        merged = bias.detach().clone()
+        merged[go] = unmerged.detach()[come]
+        return merged
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """`(..., d_ff)` to `(..., d)`, in the dtype of the base layer's output."""
         return self.by_rows(x, *args, **kwargs)

@@ -61,6 +61,11 @@ def lora_form(
                 raise ValueError("adapters are merged; call `unmerge_adapter()` first")
             module.check_together(adapters)
         if isinstance(module, GateLayer) and (held := module.held_adapters(adapters)):
+            if module.merged_bias(held) is not None:
+                raise ValueError(
+                    f"hidden units of {' or '.join(map(repr, held))} moved beside another adapter's, and this base's MLPs "
+                    "have biases, which a LoRA leaves alone; export each erasure by itself"
+                )
             factors = [_factors(module, each) for each in held]
             pairs[name] = (torch.cat([a for a, _ in factors]), torch.cat([b for _, b in factors], dim=1))
         elif isinstance(module, TokenRowLayer) and (held := module.held_adapters(adapters)):

@@ -85,7 +85,7 @@ class UniEraseModel(BaseTuner):
             config.token_modules = find_token_modules(model)
         self._check_targets(model, config)
         check_base(model, config)
-        free_token(model, config)
+        config = self.peft_config[adapter_name] = free_token(model, config)
         self._moves = free_units(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         config.sort_sets()  # PEFT shortens a long list of targets to a set
@@ -114,10 +114,12 @@ class UniEraseModel(BaseTuner):
 
     def _adapters_of_rows(self, names: Sequence[str], layers: Sequence[SwappingLayer]) -> list[list[str]]:
         if self.training:
-            raise ValueError("`adapter_names` cannot be given in training mode; call `model.eval()` first")
+            raise ValueError(
+                "Cannot pass `adapter_names` when the model is in training mode; call `model.eval()` first"
+            )
         if any(layer.merged for layer in layers):
             raise ValueError(
-                "`adapter_names` cannot be given while adapters are merged; call `unmerge_adapter()` first"
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
         rows = [[] if name == BASE else [name] if name in self.peft_config else name.split("+") for name in names]
         if unknown := sorted({name for row in rows for name in row} - self.peft_config.keys()):

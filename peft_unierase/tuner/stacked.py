@@ -7,6 +7,7 @@ some of the same hidden units. A config therefore names spare ones too, and what
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from peft.utils.other import get_pattern_key
@@ -17,16 +18,18 @@ from .gate import GateLayer
 from .token_row import TokenRowLayer
 
 
-def free_token(model: nn.Module, config: UniEraseConfig) -> None:
-    """Move the token to the first of `config.spare_tokens` that no other adapter has, if its own row is taken.
+def free_token(model: nn.Module, config: UniEraseConfig) -> UniEraseConfig:
+    """The config with its token on the first of `config.spare_tokens` that no other adapter has, if its row is taken.
 
-    Where all are taken it stays: the two can then be used in turn, and the layers refuse to have both on.
+    A moved token is in a copy, because one config may have been given for several adapters. Where all are taken it
+    stays: the two can then be used in turn, and the layers refuse to have both on.
     """
     layers = [module for module in model.modules() if isinstance(module, TokenRowLayer)]
     taken = {token_id for layer in layers for token_id in layer.unierase_token_id.values()}
     free = (spare for spare in config.spare_tokens if spare[0] not in taken)
     if config.token_id in taken and (spare := next(free, None)):
-        config.token_id, config.token = spare
+        return replace(config, token_id=spare[0], token=spare[1])
+    return config
 
 
 def free_units(model: nn.Module, config: UniEraseConfig) -> dict[str, dict[int, int]]:

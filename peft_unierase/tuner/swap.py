@@ -38,10 +38,15 @@ class SwappingLayer(BaseTunerLayer):
         self.row_adapters: list[list[str]] | None = None  # of a mixed batch, while one runs
         # In a tuple, because a bare parameter would be registered, and then saved as part of the adapter.
         self._unmerged_weight: tuple[nn.Parameter] | None = None
+        self._unmerged_bias: tuple[nn.Parameter] | None = None
 
     @abstractmethod
     def merged_weight(self, weight: torch.Tensor, adapter_name: str) -> torch.Tensor:
         """`weight` with one adapter folded in: a new tensor of the same shape and dtype, `weight` untouched."""
+
+    def merged_bias(self, adapter_names: list[str]) -> torch.Tensor | None:
+        """The bias with these adapters folded in, a new tensor; `None` where they leave it alone."""
+        return None
 
     @abstractmethod
     def check_together(self, adapter_names: list[str]) -> None:
@@ -91,10 +96,13 @@ class SwappingLayer(BaseTunerLayer):
         for name in names:
             weight = self.merged_weight(weight, name)
             if safe_merge and not torch.isfinite(weight).all():
-                raise ValueError(f"adapter {name!r} makes weights that are not finite; it seems to be broken")
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
         if self._unmerged_weight is None:
             self._unmerged_weight = (base_layer.weight,)
         base_layer.weight = nn.Parameter(weight, requires_grad=False)
+        if (bias := self.merged_bias(names)) is not None:
+            self._unmerged_bias = self._unmerged_bias or (base_layer.bias,)
+            base_layer.bias = nn.Parameter(bias, requires_grad=False)
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
@@ -108,6 +116,11 @@ class SwappingLayer(BaseTunerLayer):
         weight.data = weight.data.to(base_layer.weight)
         base_layer.weight = weight
         self._unmerged_weight = None
+        if self._unmerged_bias is not None:
+            (bias,) = self._unmerged_bias
+            bias.data = bias.data.to(base_layer.bias)
+            base_layer.bias = bias
+            self._unmerged_bias = None
         self.merged_adapters.clear()
 
     @abstractmethod
@@ -124,7 +137,10 @@ class SwappingLayer(BaseTunerLayer):
             return self.edited(x, self.live_adapters(), *args, **kwargs)
         each, left = divmod(len(x), len(self.row_adapters))
         if left:
-            raise ValueError(f"`adapter_names` names {len(self.row_adapters)} rows, the batch has {len(x)}")
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(self.row_adapters)} and {len(x)} respectively."
+            )
         rows: dict[tuple[str, ...], list[int]] = {}
         for number, names in enumerate(self.row_adapters):
             held = () if self.disable_adapters else tuple(self.held_adapters(names))
