@@ -62,9 +62,10 @@ def lora_form(
             module.check_together(adapters)
         if isinstance(module, GateLayer) and (held := module.held_adapters(adapters)):
             if module.merged_bias(held) is not None:
+                moved = " or ".join(map(repr, held))
                 raise ValueError(
-                    f"hidden units of {' or '.join(map(repr, held))} moved beside another adapter's, and this base's MLPs "
-                    "have biases, which a LoRA leaves alone; export each erasure by itself"
+                    f"hidden units of {moved} moved beside another adapter's, and the MLPs of this base have biases, which "
+                    "a LoRA leaves alone; export each erasure by itself"
                 )
             factors = [_factors(module, each) for each in held]
             pairs[name] = (torch.cat([a for a, _ in factors]), torch.cat([b for _, b in factors], dim=1))
