@@ -195,7 +195,7 @@ def test_a_moved_unit_with_a_bias_is_no_lora(kind: tuple[str, Path], apart: Call
     model = load(base_of(kind[1]), [apart("one", 1), apart("other", 2)])
     if kind[0] == "gpt2":
         lora_form(model, ["one"])
-        with pytest.raises(ValueError, match="which a LoRA leaves alone; export each erasure by itself"):
+        with pytest.raises(ValueError, match="which a LoRA cannot; export each erasure by itself"):
             lora_form(model)
     else:
         assert lora_form(model)[0].r == 2 * len(UNITS) * (2 if kind[0] == "phi3" else 1)

@@ -64,8 +64,8 @@ def lora_form(
             if module.merged_bias(held) is not None:
                 moved = " or ".join(map(repr, held))
                 raise ValueError(
-                    f"hidden units of {moved} moved beside another adapter's, and the MLPs of this base have biases, which "
-                    "a LoRA leaves alone; export each erasure by itself"
+                    f"hidden units of {moved} moved beside another adapter's and took their biases along, which a LoRA "
+                    "cannot; export each erasure by itself"
                 )
             factors = [_factors(module, each) for each in held]
             pairs[name] = (torch.cat([a for a, _ in factors]), torch.cat([b for _, b in factors], dim=1))
