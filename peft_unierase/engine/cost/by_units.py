@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..gate.by_units import DOORS, SOME
+from ..gate.by_units import DOORS, FEW, SOME
 from ..gate.comparator import UNITS
+from ..gate.flags import BEGINNING, QUIET, TEXTS
 from ..gate.token_units import MOST, ROUNDS, SEEN, WHOLE
 from ..gate.units import DRAWN_SHUT, DRAWN_WANTED
 from .shared import ROOM, answered, answered_memory, steering
@@ -128,16 +129,17 @@ def _fitting(s: Sizes, w: Work, steps: int, shut: float, groups: list[float]) ->
 
 
 def _quiet(s: Sizes, w: Work) -> Stage:
-    """Where a flag is quiet: some retained answers up to either layer, some forget answers up to the second MLP.
-
-    The stream's moment is taken, and its eigenvectors.
+    """What a flag is read among: some retained and forget answers up to the second MLP, how large the stream is, and
+    what the flags of others add, there and back on the beginnings of a few texts each.
     """
     kept, seen = min(SOME, w.kept), min(SOME, w.gated)
     length = w.question + w.behind
     first, second = w.layers
-    read = s.forward(kept * w.length, w.length, first + 1 + s.to_mlp(second), 0)
+    read = s.forward(kept * w.length, w.length, s.to_mlp(second), 0)
+    read += s.forward(min(FEW, kept) * w.length, w.length, first + 1, 0)
     read += s.forward(seen * length, length, s.to_mlp(second), 0)
-    return Stage("", read + 2 * kept * w.length * s.width**2, solving=EIGEN * s.width**3)
+    others, beginning = 2 * TEXTS * (s.width // QUIET - 1), min(BEGINNING, w.length)
+    return Stage("", read + s.forward(others * beginning, beginning, s.to_mlp(second), 0))
 
 
 def _flag(s: Sizes, w: Work) -> Stage:

@@ -23,7 +23,7 @@ from .flags import Flags, added_by, take_flag
 from .shut import Group, in_runs, refused_group
 from .units import UnitDetector, UnitSettings, least_used, unit_rows
 
-SOME = 160  # sequences on which a flag is measured
+SOME, FEW = 160, 16  # sequences on which a flag is measured, and how large the stream is
 SPARE = 64  # units to move to beside other erasures
 DOORS = 640  # that the threshold is chosen by, at the most
 
@@ -184,8 +184,8 @@ class UnitGate:
         self.unit.open(torch.zeros(1))
         tokens, positions = self.retained[1]
         tokens, positions = tokens[:SOME], positions[:SOME]
-        stream = stream_behind(bench.model, bench.stack[bench.layers[0]], tokens, bench.pad)
-        size = 0.1 * float(torch.cat(stream[:16]).norm(dim=1).mean())
+        stream = stream_behind(bench.model, bench.stack[bench.layers[0]], tokens[:FEW], bench.pad)
+        size = 0.1 * float(torch.cat(stream).norm(dim=1).mean())
         beside = Beside(bench, tokens, positions)
         self.others = added_by(bench, self.second, self.flags.others * size, tokens)
         before = self._inputs(self.second, *self.some)
