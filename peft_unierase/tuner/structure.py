@@ -71,9 +71,9 @@ def check_supported(model: nn.Module, target_modules: Sequence[str] | None = Non
             )
     if has_recurrent_layers(model):
         raise UnsupportedModelError(
-            f"{name} has recurrent layers (a state-space model or linear attention), which sum up what they have read "
-            "in a state that every further token overwrites; an erasure is fitted by going back to the end of a prompt "
-            "again and again, so supported are models with attention in every layer"
+            f"{name} has recurrent layers (state-space, linear attention or convolution), which sum up what they have "
+            "read in a state that every further token overwrites; an erasure is fitted by going back to the end of a "
+            "prompt again and again, so supported are models with nothing but attention in every layer"
         )
     for key in STREAM_COUNTS:
         count = getattr(config, key, None)
@@ -90,13 +90,14 @@ def check_supported(model: nn.Module, target_modules: Sequence[str] | None = Non
 
 
 def has_recurrent_layers(model: nn.Module) -> bool:
-    """Whether some layers carry a state along: state-space models, linear attention, and hybrids with either.
+    """Whether some layers carry a state along: state-space models, linear attention, short convolutions, and hybrids.
 
-    transformers declares it for a class; some of these classes also serve models in which every layer attends.
+    By the kinds of layers that the configuration lists. Where it lists none, transformers says it of a class.
     """
-    kinds = getattr(text_config(model), "layer_types", None) or ["recurrent"]
-    attends = all(kind.endswith("attention") and kind != "linear_attention" for kind in kinds)
-    return bool(getattr(model, "_is_stateful", False)) and not attends
+    kinds = getattr(text_config(model), "layer_types", None)
+    if not kinds:
+        return bool(getattr(model, "_is_stateful", False))
+    return any(kind == "linear_attention" or not kind.endswith("attention") for kind in kinds)
 
 
 def find_decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -125,6 +126,19 @@ def find_down_projections(model: nn.Module) -> list[str]:
     Raises:
         UnsupportedModelError: A layer has none, or more than one that would fit.
     """
+    found = possible_down_projections(model)
+    for index, names in enumerate(found):
+        if len(names) != 1:
+            raise UnsupportedModelError(
+                f"layer {index} of {type(model).__name__} should have one projection from the MLP's width back to "
+                f"{text_config(model).hidden_size}, found {names or 'none'}; pass `target_modules=` with the names to "
+                "edit"
+            )
+    return [name for names in found for name in names]
+
+
+def possible_down_projections(model: nn.Module) -> list[list[str]]:
+    """For each decoder layer the names of what may be its down-projection: of one with experts, for instance, none."""
     config = text_config(model)
     prefix, layers = find_decoder_layers(model)
     widths = {w for w in (getattr(config, key, None) for key in WIDTHS) if isinstance(w, int)}
@@ -143,12 +157,7 @@ def find_down_projections(model: nn.Module) -> list[str]:
         }
         exact = [name for name, shape in candidates.items() if shape[0] in widths]
         names = exact or [name for name, shape in candidates.items() if shape[0] > shape[1]]
-        if len(names) != 1:
-            raise UnsupportedModelError(
-                f"layer {index} of {type(model).__name__} should have one projection from the MLP's width back to "
-                f"{config.hidden_size}, found {names or 'none'}; pass `target_modules=` with the names to edit"
-            )
-        found.append(f"{prefix}.{index}.{names[0]}")
+        found.append([f"{prefix}.{index}.{name}" for name in names])
     return found
 
 
