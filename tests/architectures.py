@@ -126,6 +126,7 @@ ARCHITECTURES = [
     Architecture("GPT-NeoX", "gpt_neox", {**WIDE, "intermediate_size": 256}),
     Architecture("GPT-J", "gptj", {**LIKE_GPT, "rotary_dim": 16}),
     Architecture("OPT", "opt", {**WIDE, "ffn_dim": 256, "word_embed_proj_dim": 64, "init_std": 0.1}),
+    Architecture("OPT, projected", "opt", {**WIDE, "ffn_dim": 256, "word_embed_proj_dim": 32, "init_std": 0.1}),
     Architecture("Falcon", "falcon", WIDE),
     Architecture("Bloom", "bloom", {"hidden_size": 64, "n_layer": LAYERS, "n_head": 4, "initializer_range": 0.1}),
     Architecture("Phi-2", "phi"),

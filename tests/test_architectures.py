@@ -25,14 +25,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from peft_unierase import UniEraseConfig, erase
 from peft_unierase.tuner.structure import UnsupportedModelError, check_supported, find_down_projections
 
-# OPT runs its MLPs on all tokens of a batch in one row, in which the engine looks for sequences.
-BROKEN = {"OPT": pytest.mark.xfail(raises=IndexError, strict=True, reason="keys come without their sequences")}
 
-
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(each, id=each.name, marks=BROKEN.get(each.name, ())) for each in ARCHITECTURES],
-)
+@pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda architecture: architecture.name)
 def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Life:
     return live_through(request.param, tmp_path_factory.mktemp("life"))
 
@@ -110,7 +104,6 @@ def test_an_encoder_decoder_is_refused_by_name() -> None:
         erase(model, train_tokenizer(), FORGET, RETAIN, progress=False)
 
 
-@pytest.mark.xfail(raises=UnsupportedModelError, strict=True, reason="flags ask for a down-projection in every layer")
 def test_dense_layers_of_a_mixture_of_experts_can_be_named(tmp_path: Path) -> None:
     dense = {"mlp_only_layers": [1, 2], "num_experts": 4, "num_experts_per_tok": 2}
     mixed = Architecture("Qwen3 MoE", "qwen3_moe", {**LIKE_LLAMA, **dense})

@@ -151,6 +151,7 @@ def test_several_are_fused_into_one(place: Path, tmp_path: Path) -> None:
     ("change", "told", "message"),
     [
         (None, {"layout": "X"}, "layout 'X' is none; there are T and L"),
+        (None, {"adapters": []}, "there is no adapter to put as a LoRA; name at least one"),
         (None, {"adapters": ["two"]}, "the model has no adapter 'two'; it has 'default'"),
         (lambda model: model.merge_adapter(), {}, r"adapters are merged; call `unmerge_adapter\(\)` first"),
     ],

@@ -94,7 +94,8 @@ def test_exported_several_are_one_lora(place: Path, tmp_path: Path) -> None:
     assert json.loads(ended.stdout)["layout"] == ("L" if tied else "T")
     found = PeftModel.from_pretrained(base_of(place), str(tmp_path / "lora")).eval()
     assert torch.allclose(logits(found), wanted, atol=1e-4)
-    assert "2" in invoke("export", place / "one", place / "other", "-o", tmp_path / "again", "--format", "human").stdout
+    told = invoke("export", place / "one", place / "other", "-o", tmp_path / "again", "--format", "human").stdout
+    assert f"a LoRA of rank 2 in layout {'L' if tied else 'T'}" in told
 
 
 def lora(folder: Path) -> list[Any]:
@@ -110,7 +111,7 @@ def lora(folder: Path) -> list[Any]:
         (lambda place: [place / "nothing"], "nothing is no adapter: neither a folder with adapter_config.json nor"),
         (lambda place: lora(place / "lora"), "lora is an adapter of type LORA, not an erasure"),
         (lambda place: [place / "one", "-o", place / "base"], "base is there already; name a new folder"),
-        (lambda place: [place / "one", "--base", place / "none"], "none"),
+        (lambda place: [place / "one", "--base", place / "none"], "/none; give a model's folder or Hub id"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_is_written(

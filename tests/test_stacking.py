@@ -220,6 +220,41 @@ def test_where_there_is_no_room_both_are_there_but_not_on_together(
     assert active(model) == ["other"]
 
 
+def test_two_with_one_flag_are_not_on_together_by_any_way(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
+    one, other, third = apart("one", 1, flag=5), apart("other", 2, flag=5), apart("third", 3, flag=6)
+    model = load(base_of(kind[1]), {one: True, other: False, third: True})
+    before = logits(model)
+    ways: list[Callable[[], Any]] = [
+        lambda: set_active(model, ["one", "other"]),
+        lambda: model.base_model.set_adapter(["one", "other"]),
+        lambda: model(input_ids=IDS, adapter_names=["one+other"]),
+        lambda: model.merge_adapter(["one", "other"]),
+        lambda: lora_form(model, ["one", "other"]),
+    ]
+    for way in ways:
+        with pytest.raises(ValueError, match="'one' and 'other' happen to use the same flag"):
+            way()
+    set_active(model, ["one", "third"])
+    assert torch.equal(logits(model), before)
+    set_active(model, ["other", "third"])
+
+
+@pytest.mark.parametrize("broken", ["one", "other"])
+def test_one_that_cannot_be_read_leaves_the_base_as_it_was(
+    kind: tuple[str, Path], apart: Callable[..., Path], broken: str
+) -> None:
+    places = [apart("one", 1), apart("other", 2)]
+    weights = places[0].with_name(broken) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    base = base_of(kind[1])
+    plain, names = logits(base), [name for name, _ in base.named_modules()]
+    with pytest.raises(Exception, match=r"(?i)incomplete|deserializ|invalid"):
+        load(base, places)
+    assert [name for name, _ in base.named_modules()] == names
+    assert torch.equal(logits(base), plain)
+    assert not hasattr(base, "peft_config")
+
+
 def test_names_that_are_not_there_are_refused(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
     model = load(base_of(kind[1]), apart("one", 1))
     for change in (lambda: set_active(model, ["two"]), lambda: toggle(model, "two", on=False)):

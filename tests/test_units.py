@@ -124,7 +124,7 @@ def test_a_cut_down_mlp_gives_the_values_of_its_units() -> None:
     model = tiny("llama")
     mlp, index = model.model.layers[1].mlp, [0, 7, 95]
     states = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), traced_inputs([mlp.down_proj]) as seen:
+    with torch.no_grad(), traced_inputs([mlp.down_proj], len(states)) as seen:
         mlp(states)
     small = cut_down(mlp, ["gate_proj", "up_proj"], "down_proj", index)
     assert torch.allclose(small(states), seen[0][..., index], atol=1e-6)

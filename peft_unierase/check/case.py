@@ -68,10 +68,15 @@ class Case:
 
     def drawn(self, facts: Sequence[Fact], count: int, purpose: str) -> list[Fact]:
         """At most `count` facts drawn by seed, in their order."""
-        if len(facts) <= count:
-            return list(facts)
-        chosen = random.Random(f"{self.seed} {purpose}").sample(range(len(facts)), count)
-        return [facts[index] for index in sorted(chosen)]
+        return drawn(facts, count, f"{self.seed} {purpose}")
+
+
+def drawn(facts: Sequence[Fact], count: int, seed: str) -> list[Fact]:
+    """At most `count` facts drawn by seed, in their order."""
+    if len(facts) <= count:
+        return list(facts)
+    chosen = random.Random(seed).sample(range(len(facts)), count)
+    return [facts[index] for index in sorted(chosen)]
 
 
 def _words(fact: Fact) -> set[str]:

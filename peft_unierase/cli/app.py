@@ -40,6 +40,7 @@ def options(
     """Make a language model decline on chosen knowledge, as a small PEFT adapter."""
 
 
+DeviceMapOption = Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")]
 FormatOption = Annotated[
     Format, typer.Option("--format", help="What stdout shows; auto is human on a terminal, json in a pipe.")
 ]
@@ -130,7 +131,7 @@ def erase(
     dtype: Annotated[
         str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto (as it was saved).")
     ] = "float32",
-    device_map: Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")] = None,
+    device_map: DeviceMapOption = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the base on the Hub.")] = None,
     allow_resize: Annotated[
         bool, typer.Option("--allow-resize", help="Let the vocabulary grow where the base has no spare row.")
@@ -255,7 +256,7 @@ def check(
     split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of everything that is drawn.")] = 0,
     dtype: Annotated[str, typer.Option(help="Load models as float32, bfloat16, float16, or auto.")] = "float32",
-    device_map: Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")] = None,
+    device_map: DeviceMapOption = None,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Attack an erasure, whoever made it, and say what is left: ERASED, SUPPRESSED, DAMAGED, LEAKING or NO BASELINE."""
@@ -305,7 +306,7 @@ def merge(
     dtype: Annotated[
         str, typer.Option(help="Load and save the base as float32, bfloat16, float16, or auto (as it was saved).")
     ] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")] = None,
+    device_map: DeviceMapOption = None,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Merge erasures into their base and save a plain transformers model."""
@@ -337,7 +338,7 @@ def export(
         ),
     ] = None,
     base: BaseOption = None,
-    device_map: Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")] = None,
+    device_map: DeviceMapOption = None,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Write erasures as one stock LoRA that peft loads without this package. Several are fused into one."""

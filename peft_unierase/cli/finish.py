@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..check import CheckReport, check
+from ..check.case import drawn
 from ..engine.cost import CostEstimate, with_unit
 from ..facts import Fact
 from ..hub.card import erasure_card
@@ -45,19 +45,12 @@ def checked(
         seed: Of what is drawn.
         **told: Further arguments of `check`.
     """
-    sets = {"retain": some(retain, ASKED, seed)} if retain else {}
+    sets = {"retain": drawn(retain, ASKED, f"{seed}")} if retain else {}
     try:
-        return check(erased, tokenizer, some(forget, ASKED, seed), sets, attacks="fast", seed=seed, **told)
+        return check(erased, tokenizer, drawn(forget, ASKED, f"{seed}"), sets, attacks="fast", seed=seed, **told)
     except Exception as error:  # whatever it is, it must not cost the finished erasure
         say(f"warning: the erasure is saved unchecked, because checking it failed: {error}")
         return None
-
-
-def some(facts: Sequence[Fact], count: int, seed: int) -> list[Fact]:
-    """At most `count` facts, chosen by seed, in their order."""
-    if len(facts) <= count:
-        return list(facts)
-    return [facts[index] for index in sorted(random.Random(seed).sample(range(len(facts)), count))]
 
 
 def finish(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ class ShipPlan:
 def run_merge(plan: ShipPlan, style: Format) -> None:
     """Write the merged model; ends the process with status 2 on bad input."""
     with clear_endings():
+        from ..hub.folder import check_new, write_folder
+
         check_new(plan.output)
         from ..hub.card import merged_card
-        from ..hub.folder import write_folder
 
         model, tokenizer, base = load_stack(plan)
         names = list(model.peft_config)
@@ -50,34 +50,25 @@ def run_merge(plan: ShipPlan, style: Format) -> None:
 def run_export(plan: ShipPlan, style: Format) -> None:
     """Write the stock LoRA form; ends the process with status 2 on bad input."""
     with clear_endings():
+        from ..hub.folder import check_new, write_folder
+
         check_new(plan.output)
-        from ..hub.folder import write_folder
         from ..tuner.lora import default_layout, save_lora
 
         model, tokenizer, base = load_stack(plan)
-        layout = plan.layout or default_layout(model)
+        layout, rank = plan.layout or default_layout(model), 0
 
         def write(place: Path) -> None:
-            save_lora(model, place, layout=layout)
+            nonlocal rank
+            rank = save_lora(model, place, layout=layout).r
             tokenizer.save_pretrained(place)
 
         write_folder(plan.output, write)
-        rank = model_rank(plan.output)
     if style is Format.JSON:
         show_json({"output": str(plan.output), "base": base, "layout": layout, "rank": rank})
     elif style is Format.HUMAN:
         show(f"Saved to {plan.output}: a LoRA of rank {rank} in layout {layout} for {base}. Plain peft loads it:\n")
         show(f'    model = PeftModel.from_pretrained(base, "{plan.output}")')
-
-
-def check_new(folder: Path) -> None:
-    """Refuse a folder that is there already.
-
-    Raises:
-        ValueError: It is, and has something in it.
-    """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already; name a new folder")
 
 
 def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
@@ -119,8 +110,3 @@ def read_config(name: str) -> Any:
     if config.peft_type != "UNIERASE":
         raise ValueError(f"{name} is an adapter of type {config.peft_type.value}, not an erasure")
     return config
-
-
-def model_rank(folder: Path) -> int:
-    """The rank in a LoRA's config."""
-    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]

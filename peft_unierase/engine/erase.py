@@ -191,8 +191,6 @@ def erase(
             token=spare.text,
             spare_tokens=_further_rows(model, tokenizer, spare, there),
             flag=bench.flags.own if bench.flags else None,
-            base_fingerprint=base_fingerprint(model, edited),
-            base_dtype=base_dtype(model, edited),
             inference_mode=True,
         )
         with torch.random.fork_rng(devices=[]):  # new gates start at random, which must not show outside
@@ -202,6 +200,8 @@ def erase(
                 wrapped = peft_model
                 wrapped.add_adapter(adapter_name, config)
                 wrapped.base_model.set_adapter([*active, adapter_name], inference_mode=True)
+        config = wrapped.peft_config[adapter_name]  # filled in only now: putting it on would hash the base once more
+        config.base_fingerprint, config.base_dtype = base_fingerprint(model, edited), base_dtype(model, edited)
         wrapped.eval()
         wrapped.requires_grad_(False)
         outcome: Outcome

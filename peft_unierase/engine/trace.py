@@ -17,12 +17,16 @@ class _SeenEverything(Exception):  # noqa: N818 (a signal, not an error)
 
 
 @contextmanager
-def traced_inputs(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """Collect what goes into `modules`, which must run in this order, and end the forward pass at the last of them."""
+def traced_inputs(modules: Sequence[nn.Module], rows: int) -> Iterator[list[torch.Tensor]]:
+    """Collect what goes into `modules`, which must run in this order, and end the forward pass at the last of them.
+
+    Each is `(rows, length, width)`, also where a model runs its MLPs on all tokens of a batch in one row, as OPT does.
+    """
     seen: list[torch.Tensor] = []
 
     def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        seen.append(args[0].detach())
+        states = args[0].detach()
+        seen.append(states.reshape(rows, -1, states.shape[-1]))
         if len(seen) == len(modules):
             raise _SeenEverything
 
@@ -81,7 +85,7 @@ def inputs_at(
 
     Args:
         model: The model to run.
-        modules: Modules whose first input has shape `(batch, length, width)`, in the order they run.
+        modules: Modules whose first input holds a state for every token, in the order they run.
         sequences: Token ids.
         positions: For each sequence the positions wanted.
         pad: Id to pad batches with.
@@ -93,7 +97,7 @@ def inputs_at(
     found: list[list[Any]] = [[None] * len(sequences) for _ in modules]
     device = model.get_input_embeddings().weight.device
     for batch in batches(sequences, pad, device):
-        with traced_inputs(modules) as seen:
+        with traced_inputs(modules, len(batch.index)) as seen:
             model(**batch.inputs(), use_cache=False, logits_to_keep=1)
         for per_module, states in zip(found, seen, strict=True):
             for row, index in enumerate(batch.index):

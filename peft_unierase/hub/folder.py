@@ -24,13 +24,30 @@ def check_output(folder: Path, overwrite: bool = False) -> None:
         ValueError: It is a file, it holds something else, it holds an erasure and `overwrite` is false, or it cannot be
             written to.
     """
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; name a new folder for the erasure")
     if folder.is_dir() and any(folder.iterdir()):
         if not holds_erasure(folder):
             raise ValueError(f"{folder} holds something else than an erasure; name a new folder, or empty this one")
         if not overwrite:
             raise ValueError(f"{folder} already holds an erasure; name a new folder, or pass --overwrite to replace it")
+        _check_writable(folder)
+    else:
+        check_new(folder)
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder that something is in, before any work is done.
+
+    Raises:
+        ValueError: There is, it is a file, or it cannot be written to.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; name a new folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is there already; name a new folder")
+    _check_writable(folder)
+
+
+def _check_writable(folder: Path) -> None:
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent

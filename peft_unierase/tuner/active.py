@@ -58,8 +58,10 @@ def load(base: nn.Module, erasures: str | Path | Sequence[str | Path] | Mapping[
                 model.load_adapter(str(source), adapter_name=name, **told)
         set_active(model, [name for name, source in named.items() if wanted[source]])
     except BaseException:
-        if model is not None:
-            model.unload()
+        # Not by `unload`: where the first one's weights cannot be read, there is no `PeftModel` yet.
+        for name, layer in [pair for pair in base.named_modules() if isinstance(pair[1], SwappingLayer)]:
+            base.set_submodule(name, layer.get_base_layer())
+        vars(base).pop("peft_config", None)
         raise
     return model.eval()
 
@@ -71,24 +73,21 @@ def set_active(model: PeftModel, names: Sequence[str]) -> None:
         ValueError: There is none of a name, or two cannot be on together; nothing is changed then.
     """
     names = [names] if isinstance(names, str) else list(names)
-    if missing := [name for name in names if name not in model.peft_config]:
-        raise ValueError(f"the model has no adapter {missing[0]!r}; it has {', '.join(map(repr, model.peft_config))}")
-    for module in model.modules():
-        if isinstance(module, SwappingLayer):
-            module.check_together(names)
-    flags: dict[int | None, str] = {None: ""}
-    for name in names:
-        other = flags.setdefault(getattr(model.peft_config[name], "flag", None), name)
-        if other and other != name:
-            raise ValueError(
-                f"adapters {other!r} and {name!r} happen to use the same flag and would set each other off; make one "
-                "of them anew with another seed, or on top of the other (on the command line `--onto`)"
-            )
+    check_together(model, names)
     if names:
         model.base_model.enable_adapter_layers()
         model.base_model.set_adapter(names, inference_mode=True)
     else:
         model.base_model.disable_adapter_layers()
+
+
+def check_together(model: PeftModel, names: list[str]) -> None:
+    """Raise `ValueError` if the model has no adapter of a name, or two of them cannot be on together."""
+    if missing := [name for name in names if name not in model.peft_config]:
+        raise ValueError(f"the model has no adapter {missing[0]!r}; it has {', '.join(map(repr, model.peft_config))}")
+    for module in model.modules():
+        if isinstance(module, SwappingLayer):
+            module.check_together(names)
 
 
 def toggle(model: PeftModel, name: str, on: bool | None = None) -> None:

@@ -35,7 +35,7 @@ class GateLayer(nn.Module, SwappingLayer):
     """
 
     adapter_layer_names = ("unierase_A", "unierase_B")
-    other_param_names = ("rows", "columns", "moves")
+    other_param_names = ("rows", "columns", "moves", "flags")
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class GateLayer(nn.Module, SwappingLayer):
         self.rows: dict[str, list[int]] = {}
         self.columns: dict[str, list[int]] = {}
         self.moves: dict[str, dict[int, int]] = {}
+        self.flags: dict[str, int] = {}
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, rows, columns, moves)
@@ -91,6 +92,8 @@ class GateLayer(nn.Module, SwappingLayer):
             self.unierase_B[adapter_name] = nn.Parameter(steer)
         if moves:
             self.moves[adapter_name] = dict(moves)
+        if config.flag is not None:
+            self.flags[adapter_name] = config.flag
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -150,9 +153,16 @@ class GateLayer(nn.Module, SwappingLayer):
         ]
 
     def check_together(self, names: list[str]) -> None:
-        """Raise `ValueError` if two adapters have the same rows or columns."""
+        """Raise `ValueError` if two adapters have the same rows or columns, or the same flag."""
         owners: dict[int, str] = {}
+        flagged: dict[int, str] = {}
         for name in self.held_adapters(names):
+            other = flagged.setdefault(self.flags[name], name) if name in self.flags else name
+            if other != name:
+                raise ValueError(
+                    f"adapters {other!r} and {name!r} happen to use the same flag and would set each other off; make "
+                    "one of them anew with another seed, or on top of the other (on the command line `--onto`)"
+                )
             for place in self.places([name]):
                 other = owners.setdefault(place, name)
                 if other != name:

@@ -19,7 +19,9 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
+from .active import check_together
 from .gate import GateLayer
+from .swap import SwappingLayer
 from .token_row import InputRowLayer, TokenRowLayer
 
 LAYOUTS = ("T", "L")
@@ -49,17 +51,16 @@ def lora_form(
     layout = layout or default_layout(model)
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is none; there are {' and '.join(LAYOUTS)}")
-    if missing := [name for name in adapters if name not in model.peft_config]:
-        raise ValueError(f"the model has no adapter {missing[0]!r}; it has {', '.join(map(repr, model.peft_config))}")
+    if not adapters:
+        raise ValueError("there is no adapter to put as a LoRA; name at least one")
+    check_together(model, adapters)
     if layout == "T" and default_layout(model) == "L":
         raise ValueError("layout T has one row for embedding and head, which are tied in this base; take layout L")
     pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     rows: dict[str, Any] = {}
     for name, module in model.get_base_model().named_modules():
-        if isinstance(module, GateLayer | TokenRowLayer):
-            if module.merged:
-                raise ValueError("adapters are merged; call `unmerge_adapter()` first")
-            module.check_together(adapters)
+        if isinstance(module, SwappingLayer) and module.merged:
+            raise ValueError("adapters are merged; call `unmerge_adapter()` first")
         if isinstance(module, GateLayer) and (held := module.held_adapters(adapters)):
             if module.merged_bias(held) is not None:
                 moved = " or ".join(map(repr, held))
@@ -77,16 +78,15 @@ def lora_form(
     tensors: dict[str, torch.Tensor] = {}
     for name, (a, b) in pairs.items():
         pad = rank - len(a)
-        stem, end = ("lora_embedding_", "") if _is_embedding(rows, name) else ("lora_", ".weight")
+        embedding = name in rows and isinstance(rows[name][0], InputRowLayer)
+        stem, end = ("lora_embedding_", "") if embedding else ("lora_", ".weight")
         padded = (torch.nn.functional.pad(a, (0, 0, 0, pad)), torch.nn.functional.pad(b, (0, pad)))
         for part, value in zip("AB", padded, strict=True):
             tensors[f"{PREFIX}{name}.{stem}{part}{end}"] = _plain(value)
     if layout == "T":
         for name, (_, own) in rows.items():
             stacked = torch.stack([own[token_id] for token_id in sorted(own)])
-            tensors[f"{PREFIX}{name}.token_adapter.trainable_tokens_delta"] = (
-                stacked.detach().float().cpu().contiguous()
-            )
+            tensors[f"{PREFIX}{name}.token_adapter.trainable_tokens_delta"] = _plain(stacked)
     config = model.peft_config[adapters[0]]
     gates = [module for module in model.get_base_model().modules() if isinstance(module, GateLayer)]
     return LoraConfig(
@@ -103,8 +103,8 @@ def lora_form(
 
 def save_lora(
     model: PeftModel, folder: str | Path, adapters: Sequence[str] | None = None, layout: str | None = None
-) -> None:
-    """Write [`lora_form`] to a folder that `PeftModel.from_pretrained` loads.
+) -> LoraConfig:
+    """Write [`lora_form`] to a folder that `PeftModel.from_pretrained` loads, and return its config.
 
     Raises:
         ValueError: See [`lora_form`]; nothing is written then.
@@ -112,6 +112,7 @@ def save_lora(
     config, tensors = lora_form(model, adapters, layout)
     config.save_pretrained(str(folder))
     save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
+    return config
 
 
 def _factors(gate: GateLayer, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,7 +138,3 @@ def _row_factors(layer: TokenRowLayer, rows: dict[int, torch.Tensor]) -> tuple[t
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().float().cpu().contiguous()
-
-
-def _is_embedding(rows: dict[str, Any], name: str) -> bool:
-    return name in rows and isinstance(rows[name][0], InputRowLayer)

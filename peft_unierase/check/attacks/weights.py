@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -81,13 +80,10 @@ def _stored_in(bits: int, model: Any) -> Iterator[None]:
 
 def _torchao(bits: int) -> Callable[[nn.Module], object] | None:
     """What stores one projection's weights in so many bits, where the library is installed."""
-    logging.disable(logging.WARNING)  # it tells which of its kernels do not fit this machine
     try:
         from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
     except ImportError:
         return None
-    finally:
-        logging.disable(logging.NOTSET)
     four = torch.int4  # type: ignore[attr-defined]
     config = Int8WeightOnlyConfig() if bits == 8 else IntxWeightOnlyConfig(four, granularity=PerGroup(GROUP))
     return partial(quantize_, config=config, filter_fn=lambda *_: True)

@@ -228,7 +228,7 @@ class UnitGate:
         whole = sequences.whole()
         found: list[torch.Tensor] = [torch.zeros(0)] * len(whole)
         for batch in batches(whole, self.bench.pad, self.bench.device):
-            with traced_inputs([self.second]) as seen:
+            with traced_inputs([self.second], len(batch.index)) as seen:
                 self.bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
             opened = self.comparator.openings(seen[0]).to(self.bench.device)
             for row, index in enumerate(batch.index):

@@ -18,7 +18,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from ...prompts import pad_left
-from ...tuner.structure import find_down_projections
+from ...tuner.structure import possible_down_projections
 from ..bench import Bench
 from ..trace import bent_output, traced_inputs
 
@@ -57,8 +57,10 @@ def take_flag(bench: Bench, seed: bytes, taken: Collection[int]) -> Flags:
     Raises:
         ValueError: All are taken.
     """
-    layers = [bench.model.get_submodule(name) for name in find_down_projections(bench.model)[: bench.layers[0] + 1]]
-    slots = flag_slots([_weight(layer) for layer in layers]).to(bench.device)
+    # Layers with experts, say, have none; where all are such, what is edited is all that there is to go by.
+    below = [names for names in possible_down_projections(bench.model)[: bench.layers[0] + 1] if len(names) == 1]
+    names = [name for (name,) in below] or bench.names[:1]
+    slots = flag_slots([_weight(bench.model.get_submodule(name)) for name in names]).to(bench.device)
     free = [slot for slot in range(slots.shape[1]) if slot not in taken]
     if not free:
         raise ValueError(f"the model carries {len(taken)} erasures and has no direction left to flag one more with")
@@ -71,7 +73,11 @@ def flag_slots(downs: Sequence[torch.Tensor]) -> torch.Tensor:
     Args:
         downs: Weights of the down-projections up to the detectors' layer, `(d, d_ff)` each.
     """
-    written = torch.stack([down.double() @ down.double().T for down in downs]).sum(dim=0)
+    width = downs[0].shape[0]
+    written = downs[0].new_zeros(width, width, dtype=torch.float64)
+    for down in downs:  # one after another, since each takes d x d
+        wide = down.to(written)  # layers may lie on several devices
+        written += wide @ wide.T
     return torch.linalg.eigh(written)[1][:, : max(1, len(written) // QUIET)].float()
 
 
@@ -93,7 +99,7 @@ def added_by(
         means = []
         for sign in (1, -1):
             bend = partial(_bent, by=sign * part[:, None])
-            with bent_output(bench.stack[bench.layers[0]], bend), traced_inputs([module]) as seen:
+            with bent_output(bench.stack[bench.layers[0]], bend), traced_inputs([module], len(part)) as seen:
                 bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
             means.append((seen[0].float() * batch.mask[..., None]).sum(dim=1) / batch.mask.sum(dim=1)[:, None])
         found.append(((means[0] - means[1]) / 2).view(-1, TEXTS, means[0].shape[1]).mean(dim=1))

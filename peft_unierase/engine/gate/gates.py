@@ -91,7 +91,7 @@ class GateEdit:
         found: list[torch.Tensor] = [torch.zeros(0)] * len(whole)
         gates = [gate for block in self.blocks for gate in block]
         for batch in batches(whole, self.pad, self.device):
-            with traced_inputs([projection for projection, _, _ in gates]) as seen:
+            with traced_inputs([projection for projection, _, _ in gates], len(batch.index)) as seen:
                 self.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
             answers = [
                 (keys.float() @ rows[-1]).to(self.device) for keys, (_, rows, _) in zip(seen, gates, strict=True)

@@ -76,7 +76,7 @@ def shut_keys(bench: Bench, name: str, groups: Sequence[Group], widest: int) -> 
         for sequences, positions in groups:
             weight = 1 / sum(map(len, positions))
             for batch in batches(sequences, bench.pad, bench.device):
-                with traced_inputs(projections) as seen:
+                with traced_inputs(projections, len(batch.index)) as seen:
                     bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
                 wanted = torch.zeros_like(batch.mask, dtype=torch.bool)
                 for row, index in enumerate(batch.index):

@@ -106,7 +106,8 @@ def fit_steer(
     Returns:
         The steer vector, `(d,)` in fp32.
     """
-    device, width = output_row.device, output_row.shape[0]
+    device = output_row.device
+    width = forget[0].recording.states.shape[-1]  # not always that of the rows: some models project between the two
     scale = torch.cat([item.recording.states[item.at_door()].float() for item in forget]).norm(dim=-1).mean().to(device)
     direction = (torch.randn(width, generator=generator) * 0.01).to(device).requires_grad_(True)
     own = [_own(item) for item in retained]

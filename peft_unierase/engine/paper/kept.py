@@ -38,7 +38,7 @@ def record_kept(bench: Bench) -> tuple[list[SecondMoment], Silence]:
     silence: list[Silence] = []
     with bench.stages.stage("recording retained texts", len(texts)) as bar:
         for batch in batches(texts, bench.pad, bench.device):
-            with traced_inputs([*projections, head]) as seen:
+            with traced_inputs([*projections, head], len(batch.index)) as seen:
                 bench.model(**batch.inputs(), use_cache=False)
             real = batch.mask.bool()
             retained = real & (torch.tensor(batch.index, device=real.device) < len(doors))[:, None]

@@ -72,11 +72,12 @@ def fit_output_row(
         The change, `(d,)` in fp32.
     """
     norm = torch.cat([tail.marked().float().norm(dim=-1) for tail in tails]).mean()
-    change = torch.zeros(row.shape, device=row.device, requires_grad=True)
+    width = tails[0].states.shape[-1]  # not always that of the row: some models project between the two
+    change = torch.zeros(width, device=row.device, requires_grad=True)
     row.requires_grad_(True)
     optimizer = torch.optim.Adam(
         [
-            {"params": [change], "lr": settings.target_learning_rate * float(norm) / len(row) ** 0.5},
+            {"params": [change], "lr": settings.target_learning_rate * float(norm) / width**0.5},
             {"params": [row], "lr": settings.output_learning_rate * float(row.detach().float().square().mean().sqrt())},
         ]
     )
