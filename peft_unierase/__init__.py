@@ -27,6 +27,7 @@ _HOMES = {
     "load": "tuner",
     "read_facts": "facts",
     "set_active": "tuner",
+    "stack": "hub",
     "toggle": "tuner",
 }
 

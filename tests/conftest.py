@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import save_tiny_model
+from made_apart import KINDS, base_of, config_of
 from peft import PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import peft_unierase  # noqa: F401 (registers UNIERASE with PEFT)
 from peft_unierase.tuner import UniEraseConfig
@@ -203,3 +205,27 @@ def fresh_processes(
         assert process.returncode == 0
         finished.append(FreshProcess(json.loads(output.splitlines()[-1]), folder))
     return finished
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    model_class, config_class, options, *_ = KINDS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, save_tiny_model(folder / "base", model_class, config_class, **options)
+
+
+@pytest.fixture
+def apart(kind: tuple[str, Path], tmp_path: Path) -> Callable[..., Path]:
+    """Makes an adapter of random weights on a base of its own and saves it, with a tokenizer."""
+
+    def make(name: str, seed: int, **changes: Any) -> Path:
+        torch.manual_seed(seed)
+        base = base_of(kind[1])
+        model = get_peft_model(base, config_of(kind[0], base, **changes))
+        model.save_pretrained(tmp_path / name, save_embedding_layers=False)
+        tokenizer = AutoTokenizer.from_pretrained(kind[1])
+        tokenizer.add_tokens([f"<{n}>" for n in range(len(tokenizer), model.config.vocab_size - 3)])
+        tokenizer.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make

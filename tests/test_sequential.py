@@ -110,7 +110,7 @@ def carrying(
     """A model that carries an adapter of random weights, on a row of its own, without a run."""
     if model is None:
         model, tokenizer = load()
-    spare = find_spare_row(model, tokenizer, carried=getattr(model, "peft_config", None))
+    spare = find_spare_row(model, tokenizer, carried=list(getattr(model, "peft_config", {}).values()))
     settings: dict[str, Any] = {"target_modules": [DOWN.format(3), DOWN.format(4)], "init_weights": False, **changes}
     config = UniEraseConfig(task_type="CAUSAL_LM", token_id=spare.token_id, token=spare.text, **settings)
     torch.manual_seed(len(name))
@@ -374,8 +374,8 @@ def test_the_next_row_has_the_next_name_and_a_new_row_is_made_only_if_that_is_al
     config = model.peft_config["default"]
     assert config.token == "[UNL]"
     with pytest.raises(ValueError, match=r"so there is none for \[UNL-2\]"):
-        find_spare_row(base, tokenizer, carried=model.peft_config)
-    spare = find_spare_row(base, tokenizer, carried=model.peft_config, allow_resize=True)
+        find_spare_row(base, tokenizer, carried=list(model.peft_config.values()))
+    spare = find_spare_row(base, tokenizer, carried=list(model.peft_config.values()), allow_resize=True)
     assert (spare.text, spare.token_id, spare.resized) == ("[UNL-2]", config.token_id + 1, True)
     before = logits(model)
     resize_vocabulary(base, spare.token_id + 1)
@@ -389,7 +389,7 @@ def test_a_tokenizer_without_the_token_of_an_earlier_erasure_is_refused(made: Ma
     model, _ = carrying()
     _, plain = load()
     model.peft_config["default"].token = "[UNL]"
-    with pytest.raises(ValueError, match=r"does not have \[UNL\] with id \d+, the token of the model's adapter 'defau"):
+    with pytest.raises(ValueError, match=r"does not have \[UNL\] with id \d+, the token of an erasure that the model"):
         erase(model, plain, person(0), settings=QUICK)
 
 

@@ -8,100 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SPARE_ROWS, save_tiny_model
+from helpers import SPARE_ROWS
+from made_apart import IDS, KINDS, UNITS, WIDTH, base_of, config_of, logits
 from peft import PeftModel, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-)
+from transformers import AutoTokenizer
 
-from peft_unierase import UniEraseConfig, align_tokenizer, load, set_active, toggle
+from peft_unierase import align_tokenizer, load, set_active, toggle
 from peft_unierase.tuner.active import active
 from peft_unierase.tuner.lora import lora_form
-
-IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
-WIDTH = 32
-KINDS: dict[str, tuple[type, type, dict[str, Any], str, list[str]]] = {
-    "llama": (
-        LlamaForCausalLM,
-        LlamaConfig,
-        {"intermediate_size": WIDTH},
-        "model.layers.1.mlp",
-        ["gate_proj", "up_proj"],
-    ),
-    "phi3": (
-        Phi3ForCausalLM,
-        Phi3Config,
-        {"intermediate_size": WIDTH, "pad_token_id": 0},
-        "model.layers.1.mlp",
-        ["gate_up_proj"],
-    ),
-    "gpt2": (GPT2LMHeadModel, GPT2Config, {"n_inner": WIDTH}, "transformer.h.1.mlp", ["c_fc"]),
-}
-UNITS = [3, 7, 11]
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    model_class, config_class, options, *_ = KINDS[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
-    return request.param, save_tiny_model(folder / "base", model_class, config_class, **options)
-
-
-def base_of(folder: Path) -> Any:
-    """The base, with biases that are not zero where it has any."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def config_of(kind: str, model: Any, **changes: Any) -> UniEraseConfig:
-    """An adapter of three hidden units and a token; erasures of one base choose alike."""
-    *_, mlp, writers = KINDS[kind]
-    down = f"{mlp}.{'c_proj' if kind == 'gpt2' else 'down_proj'}"
-    last = model.get_input_embeddings().weight.shape[0] - 1
-    rows = UNITS + ([unit + WIDTH for unit in UNITS] if kind == "phi3" else [])
-    told: dict[str, Any] = {
-        "target_modules": [down, *(f"{mlp}.{name}" for name in writers)],
-        "rows": {f"{mlp}.{name}": rows for name in writers},
-        "columns": {down: UNITS},
-        "spare_units": {down: [11, 20, 21, 22, 23, 24, 25]},
-        "token_id": last - 2,
-        "spare_tokens": [[last - 1, "[UNL-2]"], [last, "[UNL-3]"]],
-        "init_weights": False,
-        "inference_mode": True,
-        "task_type": "CAUSAL_LM",
-    }
-    return UniEraseConfig(**{**told, **changes})
-
-
-@pytest.fixture
-def apart(kind: tuple[str, Path], tmp_path: Path) -> Callable[..., Path]:
-    """Makes an adapter of random weights on a base of its own and saves it."""
-
-    def make(name: str, seed: int, **changes: Any) -> Path:
-        torch.manual_seed(seed)
-        base = base_of(kind[1])
-        model = get_peft_model(base, config_of(kind[0], base, **changes))
-        model.save_pretrained(tmp_path / name, save_embedding_layers=False)
-        return tmp_path / name
-
-    return make
-
-
-@torch.no_grad()
-def logits(model: Any) -> torch.Tensor:
-    return model(input_ids=IDS).logits
 
 
 def test_units_and_token_that_both_chose_move(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
@@ -111,7 +25,7 @@ def test_units_and_token_that_both_chose_move(kind: tuple[str, Path], apart: Cal
         model.config.vocab_size - 2,
     ]
     assert model.peft_config["other"].token == "[UNL-2]"
-    gates = [module for module in model.modules() if hasattr(module, "moves") and module.moves]
+    gates = [module for module in model.modules() if hasattr(module, "moved") and module.moved]
     assert len(gates) == len(model.peft_config["one"].target_modules)
     for gate in gates:
         assert set(gate.places(["one"])).isdisjoint(gate.places(["other"]))

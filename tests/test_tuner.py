@@ -439,7 +439,7 @@ def test_deleting_one_of_two_adapters_leaves_the_other(tied_base, save_adapter, 
     assert model.active_adapters == ["second"]
     assert torch.equal(logits_of(model, token_ids), logits_of(tied_base.with_adapter(seed=2), token_ids))
     assert not any("first" in name for name in model.state_dict())
-    assert model.get_input_embeddings().unierase_token_id == {"second": TOKEN_ID}
+    assert model.get_input_embeddings().unierase_token_ids == {"second": [TOKEN_ID]}
     # The name and the row are free again.
     model.load_adapter(save_adapter(tied_base), "first")
     model.set_adapter("first")

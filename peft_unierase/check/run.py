@@ -158,7 +158,7 @@ def _targets(
     if isinstance(model, PeftModel):
         if token_ids is None:
             active = [model.peft_config[name] for name in model.active_adapters]
-            token_ids = [config.token_id for config in active if getattr(config, "token_id", None) is not None]
+            token_ids = [token_id for config in active for token_id, _ in getattr(config, "tokens", [])]
         erased = Target("erased", model, tokenizer, token_ids=token_ids, bare=lambda copied: copied.merge_and_unload())
         before = Target("base", model, tokenizer, partial(_adapters_off, model), bare=lambda copied: copied.unload())
     else:

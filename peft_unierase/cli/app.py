@@ -347,6 +347,26 @@ def export(
     run_export(ShipPlan(tuple(adapters), output, base, layout, "float32", device_map), format.resolved())
 
 
+@app.command(
+    epilog="Examples:\n\nunierase stack erase-a org/erase-b -o both\n\nunierase stack both --without erase-a -o only-b"
+)
+def stack(
+    adapters: ErasuresArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.", show_default=False)],
+    without: Annotated[
+        list[str] | None, typer.Option(help="Take this one out again; may be repeated.", show_default=False)
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="What to call the base, where they name several.", show_default=False)
+    ] = None,
+    format: FormatOption = Format.AUTO,
+) -> None:
+    """Fuse erasures into one adapter, or take one out again. Needs their files alone and not the base."""
+    from .stack import run_stack
+
+    run_stack(adapters, output, without or (), base, format.resolved())
+
+
 @app.command(epilog="Example:\n\nunierase quickstart -o my-first-erasure")
 def quickstart(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")] = Path(

@@ -117,7 +117,7 @@ def resized_for(model: Any, configs: Sequence[Any]) -> None:
     """Let the vocabulary grow by the rows of erasures for which it had grown."""
     from ..engine.spare_row import resize_vocabulary
 
-    needed = max((config.token_id for config in configs if config.token_id is not None), default=-1) + 1
+    needed = max((token_id for config in configs for token_id, _ in config.tokens), default=-1) + 1
     if needed > model.get_input_embeddings().weight.shape[0]:
         resize_vocabulary(model, needed)
 

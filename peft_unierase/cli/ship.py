@@ -77,6 +77,7 @@ def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
     Raises:
         ValueError: One is no erasure, they name different bases, or something cannot be loaded.
     """
+    from ..hub.read import read_config
     from ..tuner import align_tokenizer, load
     from .base import load_base, prepare_libraries, resized_for
 
@@ -91,22 +92,3 @@ def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
     stacked = load(model, list(plan.adapters))
     align_tokenizer(tokenizer, stacked)
     return stacked, tokenizer, base
-
-
-def read_config(name: str) -> Any:
-    """The configuration of an erasure.
-
-    Raises:
-        ValueError: There is none.
-    """
-    from peft import PeftConfig
-
-    try:
-        config = PeftConfig.from_pretrained(name)
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{name} is no adapter: neither a folder with adapter_config.json nor such a Hub id"
-        ) from error
-    if config.peft_type != "UNIERASE":
-        raise ValueError(f"{name} is an adapter of type {config.peft_type.value}, not an erasure")
-    return config

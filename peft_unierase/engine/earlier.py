@@ -144,8 +144,9 @@ def changed_answers(model: Any, tokenizer: Any, form: PromptFormat, facts: Seque
     with switched_off(model):
         bare = _said(model, tokenizer, form, facts)
     said = _said(model, tokenizer, form, facts)
-    tokens = {config.token_id for config in getattr(model, "peft_config", {}).values()}
-    return [now[0] != before[0] or bool(tokens & set(now)) for now, before in zip(said, bare, strict=True)]
+    configs = getattr(model, "peft_config", {}).values()
+    ours = {token_id for config in configs for token_id, _ in config.tokens}
+    return [now[0] != before[0] or bool(ours & set(now)) for now, before in zip(said, bare, strict=True)]
 
 
 @torch.no_grad()
@@ -170,5 +171,6 @@ def erasure_digest(model: PeftModel, name: str) -> str:
             digest.update(f"{key.removesuffix(name)}{tuple(parameter.shape)}".encode())
             digest.update(parameter.detach().float().cpu().numpy().tobytes())
     config = model.peft_config[name]
-    digest.update(repr((config.token_id, sorted(config.rows.items()), sorted(config.columns.items()))).encode())
+    for part in config.split():
+        digest.update(repr((part.token_id, sorted(part.rows.items()), sorted(part.columns.items()))).encode())
     return f"sha256:{digest.hexdigest()}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -138,7 +138,8 @@ def erase(
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
     check_lengths(model, tokenizer, retain, formats, "retain")
-    spare = find_spare_row(model, tokenizer, allow_resize=allow_resize, carried=there)
+    parts = [part for config in there.values() for part in config.split()]
+    spare = find_spare_row(model, tokenizer, allow_resize=allow_resize, carried=parts)
 
     onto = [EarlierErasure(name, there[name].token_id, erasure_digest(peft_model, name)) for name in active]
 
@@ -181,7 +182,7 @@ def erase(
             resize_vocabulary(model, spare.token_id + 1)
         if gated and gated.units:
             bench.units = take_units(bench, gated.units)
-            bench.flags = own_flag(bench, there)
+            bench.flags = own_flag(bench, parts)
         edited = [*names, *(name for into in writers for name in into)]
         config = UniEraseConfig(
             task_type="CAUSAL_LM",
@@ -189,7 +190,7 @@ def erase(
             **edited_features(bench),
             token_id=spare.token_id,
             token=spare.text,
-            spare_tokens=_further_rows(model, tokenizer, spare, there),
+            spare_tokens=_further_rows(model, tokenizer, spare, parts),
             flag=bench.flags.own if bench.flags else None,
             inference_mode=True,
         )
@@ -229,12 +230,12 @@ def erase(
 
 
 def _further_rows(
-    model: Any, tokenizer: Any, spare: SpareRow, there: Mapping[str, UniEraseConfig]
+    model: Any, tokenizer: Any, spare: SpareRow, there: Sequence[UniEraseConfig]
 ) -> list[list[int | str]]:
     """Rows that [UNL] can move to where the erasure is loaded beside others."""
     if spare.resized:
         return []
-    taken = {**there, "": UniEraseConfig(token_id=spare.token_id, token=spare.text)}
+    taken = [*there, UniEraseConfig(token_id=spare.token_id, token=spare.text)]
     return [[row.token_id, row.text] for row in islice(spare_rows(model, tokenizer, taken=taken), SPARE_TOKENS)]
 
 

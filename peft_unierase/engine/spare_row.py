@@ -7,7 +7,7 @@ Phi-3). Resizing the vocabulary instead would make the adapter fail on the plain
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -50,7 +50,7 @@ def find_spare_row(
     tokenizer: Any,
     text: str = "[UNL]",
     allow_resize: bool = False,
-    carried: Mapping[str, UniEraseConfig] | None = None,
+    carried: Sequence[UniEraseConfig] = (),
 ) -> SpareRow:
     """Choose a row: one beyond the tokenizer first, a reserved token next, a new row only if that is allowed.
 
@@ -59,18 +59,18 @@ def find_spare_row(
         tokenizer: Its tokenizer.
         text: What to call the token; where an erasure in the model has that name, the first free of `[UNL-2]`, ….
         allow_resize: See above.
-        carried: Erasures that the model carries already, by name. Their rows and their tokens' texts are taken.
+        carried: Erasures that the model carries already. Their rows and their tokens' texts are taken.
 
     Raises:
         NoSpareRowError: There is none, and `allow_resize` is false.
         ValueError: The tokenizer lacks the token of an erasure in the model.
     """
-    taken = {name: config for name, config in (carried or {}).items() if config.token_id is not None}
-    for name, config in taken.items():
+    taken = [config for config in carried if config.token_id is not None]
+    for config in taken:
         if tokenizer.get_vocab().get(config.token) != config.token_id:
             raise ValueError(
-                f"the tokenizer does not have {config.token} with id {config.token_id}, the token of the model's "
-                f"adapter {name!r}; pass the tokenizer that was saved beside the last of its erasures"
+                f"the tokenizer does not have {config.token} with id {config.token_id}, the token of an erasure that "
+                "the model carries; pass the tokenizer that was saved beside the last of its erasures"
             )
     if spare := next(spare_rows(model, tokenizer, text, taken), None):
         return spare
@@ -85,11 +85,11 @@ def find_spare_row(
 
 
 def spare_rows(
-    model: Any, tokenizer: Any, text: str = "[UNL]", taken: Mapping[str, UniEraseConfig] | None = None
+    model: Any, tokenizer: Any, text: str = "[UNL]", taken: Sequence[UniEraseConfig] = ()
 ) -> Iterator[SpareRow]:
     """All rows that are free beside those of `taken`, in the order of [`find_spare_row`]."""
-    rows, vocabulary, taken = _rows(model), tokenizer.get_vocab(), taken or {}
-    in_use = _ids_in_use(model, tokenizer) | {config.token_id for config in taken.values()}
+    rows, vocabulary = _rows(model), tokenizer.get_vocab()
+    in_use = _ids_in_use(model, tokenizer) | {config.token_id for config in taken}
     texts = _texts(text, taken)
     beyond = max(vocabulary.values()) + 1
     named = next(texts)
@@ -109,9 +109,9 @@ def _rows(model: Any) -> int:
     return min(model.get_input_embeddings().weight.shape[0], model.get_output_embeddings().weight.shape[0])
 
 
-def _texts(text: str, taken: Mapping[str, UniEraseConfig]) -> Iterator[str]:
+def _texts(text: str, taken: Sequence[UniEraseConfig]) -> Iterator[str]:
     """`[UNL]`, `[UNL-2]` and so on, without those that erasures have."""
-    stem, used = text.removesuffix("]"), {config.token for config in taken.values()}
+    stem, used = text.removesuffix("]"), {config.token for config in taken}
     return (name for n in count(1) if (name := f"{stem}-{n}]" if n > 1 else text) not in used)
 
 

@@ -1,5 +1,6 @@
 """The hub side: what shares an erasure and records it. Needs huggingface_hub and neither torch nor the other rooms."""
 
 from .card import erasure_card
+from .stack import Stack, stack
 
-__all__ = ["erasure_card"]
+__all__ = ["Stack", "erasure_card", "stack"]

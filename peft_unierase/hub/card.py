@@ -104,6 +104,29 @@ def merged_card(*, base_model: str, name: str, erasures: Sequence[str]) -> Model
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
+def stacked_card(*, base_model: str, name: str, erasures: Sequence[str], tokens: Sequence[str]) -> ModelCard:
+    """Write the card of several erasures in one adapter; names are shown as [`erasure_card`] shows them."""
+    base, base_is_local = _public_name(base_model)
+    data = ModelCardData(
+        base_model=None if base_is_local else base,
+        base_model_relation=None if base_is_local else "adapter",
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=list(TAGS),
+    )
+    shown = _public_name(name)[0]
+    rows = "\n".join(f"| {_cell(each)} | `{_cell(token)}` |" for each, token in zip(erasures, tokens, strict=True))
+    text = (
+        f"# {shown.rsplit('/', 1)[-1]}\n\nErasures for `{base}` in one adapter. Asked about what they were made for, "
+        f"the model declines.\n\n| erasure | its token |\n|---|---|\n{rows}\n\n```py\nimport peft_unierase\n"
+        "from peft import PeftModel\n\n"
+        f"model = PeftModel.from_pretrained(base, {json.dumps(shown, ensure_ascii=False)})\n```\n\n"
+        "What was done and measured for each is in `erasure.json`. An erasure suppresses; it is no proof that nothing "
+        "is left. `unierase check`, of the package peft-unierase, attacks it and says what comes back.\n"
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
 def _check_record(record: Mapping[str, Any]) -> None:
     missing = [key for key in NEEDED if record.get(key) is None]
     missing += [

@@ -7,7 +7,7 @@ that a refusal leaves everything as it was.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def load(base: nn.Module, erasures: str | Path | Sequence[str | Path] | Mapping[
         raise ValueError("there are no erasures to load; name at least one")
     named: dict[str, Any] = {}
     for source in wanted:
-        named[_adapter_name(str(source), named)] = source
+        named[adapter_name(str(source), named)] = source
     model: Any = None
     try:
         for name, source in named.items():
@@ -117,8 +117,8 @@ def align_tokenizer(tokenizer: Any, model: PeftModel) -> None:
     Raises:
         RuntimeError: The tokenizer gave a token another id; nothing can be decoded rightly then.
     """
-    tokens = {c.token_id: c.token for c in model.peft_config.values() if getattr(c, "token_id", None) is not None}
-    for token_id, text in sorted(tokens.items()):
+    tokens = [pair for config in model.peft_config.values() for pair in getattr(config, "tokens", [])]
+    for token_id, text in sorted(tokens):
         add_special_token(tokenizer, text, token_id)
 
 
@@ -134,7 +134,7 @@ def add_special_token(tokenizer: Any, text: str, token_id: int) -> None:
         raise RuntimeError(f"the tokenizer gave {text} the id {given}, the model uses {token_id}")
 
 
-def _adapter_name(source: str, taken: Mapping[str, Any]) -> str:
+def adapter_name(source: str, taken: Container[str]) -> str:
     """The last part of a path or Hub id, made into a name that PEFT takes and that is not taken."""
     name = re.sub(r"[^\w-]", "-", Path(source).name) or "erasure"
     try:

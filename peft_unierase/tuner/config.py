@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from peft.config import PeftConfig
 
@@ -38,6 +38,8 @@ class UniEraseConfig(PeftConfig):
             uses, for `columns` that another adapter has.
         flag (`int`, *optional*): Which of the base's quiet directions the hidden units of one layer use to tell those
             of another. Two adapters with the same one would set each other off.
+        parts (`list[dict]`): Erasures that were fused into this one, each with its `name` and its own values of the
+            fields that an erasure by itself has. Their weights lie one behind the other.
         token_modules (`list[str]`, *optional*): Names of the modules with [UNL]'s input row and output row. `None`
             takes the model's own input and output embeddings.
         modules_to_save (`list[str]`, *optional*): Other modules to train and save whole, as in every PEFT method.
@@ -81,6 +83,7 @@ class UniEraseConfig(PeftConfig):
         default_factory=dict, metadata={"help": "Further hidden units that the base hardly uses, by down-projection."}
     )
     flag: int | None = field(default=None, metadata={"help": "Direction in which some units tell others."})
+    parts: list[dict] = field(default_factory=list, metadata={"help": "Erasures that were fused into this one."})
     token_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules that hold [UNL]'s rows. None takes embedding and head."}
     )
@@ -115,6 +118,20 @@ class UniEraseConfig(PeftConfig):
             raise ValueError("layers_to_transform does not go with a regular expression in target_modules; use a list")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform to be given too")
+
+    def split(self) -> list[UniEraseConfig]:
+        """The erasures in it, each as a config of its own: itself, unless several were fused."""
+        if not self.parts:
+            return [self]
+        return [
+            replace(self, parts=[], **{key: value for key, value in part.items() if key != "name"})
+            for part in self.parts
+        ]
+
+    @property
+    def tokens(self) -> list[tuple[int, str]]:
+        """Id and text of its token, or of all where several erasures were fused."""
+        return [(part.token_id, part.token) for part in self.split() if part.token_id is not None]
 
     def sort_sets(self) -> None:
         """Make every set a sorted list: the order of a set differs from run to run, and the saved file should not."""

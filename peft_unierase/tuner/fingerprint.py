@@ -55,6 +55,11 @@ def check_base(model: nn.Module, config: UniEraseConfig) -> None:
         ValueError: It is another one. Where that cannot be said, because weights are quantised, offloaded or in another
             format than they were, it is a `BaseWarning`.
     """
+    for part in config.split():
+        _check_base(model, part)
+
+
+def _check_base(model: nn.Module, config: UniEraseConfig) -> None:
     names = config.target_modules
     present = {name for name, _ in model.named_modules()}
     if not config.base_fingerprint or not isinstance(names, list) or not present.issuperset(names):

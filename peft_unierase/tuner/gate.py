@@ -5,7 +5,7 @@ Rows of `A` detect a key (the input of the down-projection at one position), col
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,25 +26,27 @@ class GateLayer(nn.Module, SwappingLayer):
         base_layer: The down-projection, `nn.Linear` (also a quantised kind of it) or `Conv1D`, `d_ff` to `d`.
         adapter_name: First adapter.
         config: Its configuration.
+        rank: Rank of `A` and `B`, where both are stored.
         rows: Output features that are edited, where it is not all.
         columns: Input features that are edited, where it is not all.
-        moves: Rows or columns that another adapter has, and where they are instead. What is stored is relative to the
-            weights of the row or column that they come from.
+        moved: Where each of these is instead, because another adapter has some of them. What is stored is relative to
+            the weights of the row or column that it comes from.
 
     The maths runs in the adapter's own dtype (PEFT keeps adapters in fp32) and is cast once, to the dtype of `y`.
     """
 
     adapter_layer_names = ("unierase_A", "unierase_B")
-    other_param_names = ("rows", "columns", "moves", "flags")
+    other_param_names = ("rows", "columns", "moved", "flags")
 
     def __init__(
         self,
         base_layer: nn.Module,
         adapter_name: str,
         config: UniEraseConfig,
+        rank: int | None = None,
         rows: Sequence[int] | None = None,
         columns: Sequence[int] | None = None,
-        moves: Mapping[int, int] | None = None,
+        moved: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         SwappingLayer.__init__(self, base_layer)
@@ -52,19 +54,21 @@ class GateLayer(nn.Module, SwappingLayer):
         self.unierase_B = nn.ParameterDict({})
         self.rows: dict[str, list[int]] = {}
         self.columns: dict[str, list[int]] = {}
-        self.moves: dict[str, dict[int, int]] = {}
-        self.flags: dict[str, int] = {}
+        self.moved: dict[str, list[int]] = {}
+        self.flags: dict[str, list[int]] = {}
+        self._indices: dict[tuple[str, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, rows, columns, moves)
+        self.update_layer(adapter_name, config, rank, rows, columns, moved)
 
     def update_layer(
         self,
         adapter_name: str,
         config: UniEraseConfig,
+        rank: int | None = None,
         rows: Sequence[int] | None = None,
         columns: Sequence[int] | None = None,
-        moves: Mapping[int, int] | None = None,
+        moved: Sequence[int] | None = None,
     ) -> None:
         """Add an adapter: `A` of shape `(r, d_ff)` unless `columns` are given, `B` of shape `(d, r)` unless `rows` are.
 
@@ -74,7 +78,8 @@ class GateLayer(nn.Module, SwappingLayer):
         for role, index, width in (("rows", rows, self.out_features), ("columns", columns, self.in_features)):
             if index and max(index) >= width:
                 raise ValueError(f"{role} {[n for n in index if n >= width]} are beyond the projection's {width}")
-        rank = len(rows or columns or ()) or config.r
+        rank = len(rows or columns or ()) or rank or config.r
+        self._indices.clear()
         if columns:
             self.columns[adapter_name] = list(columns)
         else:
@@ -90,10 +95,10 @@ class GateLayer(nn.Module, SwappingLayer):
             if not config.init_weights:
                 nn.init.normal_(steer)
             self.unierase_B[adapter_name] = nn.Parameter(steer)
-        if moves:
-            self.moves[adapter_name] = dict(moves)
-        if config.flag is not None:
-            self.flags[adapter_name] = config.flag
+        if moved:
+            self.moved[adapter_name] = list(moved)
+        if flags := [part.flag for part in config.split() if part.flag is not None]:
+            self.flags[adapter_name] = flags
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -123,7 +128,7 @@ class GateLayer(nn.Module, SwappingLayer):
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """The edit of one adapter in the layout of the base weight: `(d, d_ff)`, or `(d_ff, d)` for `Conv1D`."""
         transposed = isinstance(self.get_base_layer(), Conv1D)
-        if rows := self.rows.get(adapter_name):
+        if adapter_name in self.rows:
             detector = self.unierase_A[adapter_name].detach()
             delta = detector.new_zeros(self.out_features, self.in_features)
             delta[self.places([adapter_name])] = detector
@@ -133,11 +138,11 @@ class GateLayer(nn.Module, SwappingLayer):
             delta[:, self.places([adapter_name])] = steer
         else:
             delta = self.unierase_B[adapter_name].detach() @ self.unierase_A[adapter_name].detach()
-        if moves := self.moves.get(adapter_name):
+        if adapter_name in self.moved:
             (weight,) = self._unmerged_weight or (self.get_base_layer().weight,)
             weight = (weight.detach().T if transposed else weight.detach()).to(delta)
-            come, go = list(moves), list(moves.values())
-            if rows:
+            come, go = self._features(adapter_name), self.moved[adapter_name]
+            if adapter_name in self.rows:
                 delta[go] += weight[come] - weight[go]
             else:
                 delta[:, go] += weight[:, come] - weight[:, go]
@@ -146,23 +151,23 @@ class GateLayer(nn.Module, SwappingLayer):
     def places(self, adapter_names: Iterable[str] | None = None) -> list[int]:
         """Rows or columns that adapters have, all of them by default, where they are now."""
         names = [*self.rows, *self.columns] if adapter_names is None else list(adapter_names)
-        return [
-            self.moves.get(name, {}).get(number, number)
-            for name in names
-            for number in self.rows.get(name) or self.columns.get(name) or []
-        ]
+        return [place for name in names for place in self.moved.get(name) or self._features(name)]
+
+    def _features(self, adapter_name: str) -> list[int]:
+        return self.rows.get(adapter_name) or self.columns.get(adapter_name) or []
 
     def check_together(self, names: list[str]) -> None:
         """Raise `ValueError` if two adapters have the same rows or columns, or the same flag."""
         owners: dict[int, str] = {}
         flagged: dict[int, str] = {}
         for name in self.held_adapters(names):
-            other = flagged.setdefault(self.flags[name], name) if name in self.flags else name
-            if other != name:
-                raise ValueError(
-                    f"adapters {other!r} and {name!r} happen to use the same flag and would set each other off; make "
-                    "one of them anew with another seed, or on top of the other (on the command line `--onto`)"
-                )
+            for flag in self.flags.get(name, []):
+                other = flagged.setdefault(flag, name)
+                if other != name:
+                    raise ValueError(
+                        f"adapters {other!r} and {name!r} happen to use the same flag and would set each other off; "
+                        "make one of them anew with another seed, or on top of the other (on the command line `--onto`)"
+                    )
             for place in self.places([name]):
                 other = owners.setdefault(place, name)
                 if other != name:
@@ -177,13 +182,13 @@ class GateLayer(nn.Module, SwappingLayer):
 
     def merged_bias(self, adapter_names: list[str]) -> torch.Tensor | None:
         bias = getattr(self.get_base_layer(), "bias", None)
-        moves = [pair for name in adapter_names if name in self.rows for pair in self.moves.get(name, {}).items()]
-        if bias is None or not moves:
+        moving = [name for name in adapter_names if name in self.rows and name in self.moved]
+        if bias is None or not moving:
             return None
-        come, go = (list(index) for index in zip(*moves, strict=True))
         (unmerged,) = self._unmerged_bias or (bias,)
         merged = bias.detach().clone()
-        merged[go] = unmerged.detach()[come]
+        for name in moving:
+            merged[self.moved[name]] = unmerged.detach()[self.rows[name]]
         return merged
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -196,12 +201,12 @@ class GateLayer(nn.Module, SwappingLayer):
             dtype = (self.unierase_B if name in self.columns else self.unierase_A)[name].dtype
             cast = self._cast_input_dtype(x, dtype)
             if name in self.columns:
-                opening = cast[..., self.places([name])]
+                opening = cast.index_select(-1, self._index(name, cast.device)[1])
             else:
                 opening = nn.functional.linear(cast, self.unierase_A[name])
             if name in self.rows:
-                come, go = self.rows[name], torch.tensor(self.places([name]), device=opening.device)
-                if name in self.moves:  # a row that has moved is the one it comes from, with the edit on top
+                come, go = self._index(name, opening.device)
+                if name in self.moved:  # a row that has moved is the one it comes from, with the edit on top
                     opening = opening + (base[..., come] - base[..., go]).to(opening.dtype)
                 result = result.index_add(-1, go, opening.to(result.dtype))
             else:
@@ -210,11 +215,26 @@ class GateLayer(nn.Module, SwappingLayer):
 
     def _moved_inputs(self, x: torch.Tensor, live: Sequence[str]) -> torch.Tensor:
         """`x` with what lies at moved columns added where they come from, so that the base's weights there see it."""
-        moves = [pair for name in live if name in self.columns for pair in self.moves.get(name, {}).items()]
-        if not moves:
-            return x
-        come, go = (torch.tensor(index, device=x.device) for index in zip(*moves, strict=True))
-        return x.index_fill(-1, go, 0).index_add(-1, come, x[..., go])
+        seen = x
+        for name in live:
+            if name in self.columns and name in self.moved:
+                come, go = self._index(name, x.device)
+                seen = seen.index_fill(-1, go, 0).index_add(-1, come, x[..., go])
+        return seen
+
+    def _index(self, name: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The features of an adapter, where they come from and where they are, as indices that are made once."""
+        found = self._indices.get((name, device))
+        if found is None:
+            come, go = (torch.tensor(index, device=device) for index in (self._features(name), self.places([name])))
+            found = come, go
+            if not torch.compiler.is_compiling():
+                self._indices[name, device] = found
+        return found
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        self._indices.clear()
+        super().delete_adapter(adapter_name)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

@@ -71,7 +71,7 @@ def lora_form(
             factors = [_factors(module, each) for each in held]
             pairs[name] = (torch.cat([a for a, _ in factors]), torch.cat([b for _, b in factors], dim=1))
         elif isinstance(module, TokenRowLayer) and (held := module.held_adapters(adapters)):
-            rows[name] = (module, {module.unierase_token_id[each]: module.unierase_row[each] for each in held})
+            rows[name] = (module, dict(module.rows(held)))
     if layout == "L":
         pairs.update({name: _row_factors(*own) for name, own in rows.items()})
     rank = max((len(a) for a, _ in pairs.values()), default=1)

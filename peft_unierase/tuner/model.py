@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import UniEraseConfig
 from .fingerprint import check_base
 from .gate import GateLayer
-from .stacked import free_token, free_units
+from .stacked import features, free_tokens, taken_tokens
 from .structure import find_down_projections, find_token_modules, projection_shape
 from .swap import SwappingLayer
 from .token_row import InputRowLayer, OutputRowLayer, TokenRowLayer, check_token_row
@@ -85,8 +84,8 @@ class UniEraseModel(BaseTuner):
             config.token_modules = find_token_modules(model)
         self._check_targets(model, config)
         check_base(model, config)
-        config = self.peft_config[adapter_name] = free_token(model, config)
-        self._moves = free_units(model, config)
+        config = self.peft_config[adapter_name] = free_tokens(config, taken_tokens(model))
+        self._features = features(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         config.sort_sets()  # PEFT shortens a long list of targets to a set
 
@@ -164,7 +163,8 @@ class UniEraseModel(BaseTuner):
             if cls._layer_class(config, base, key) is GateLayer:
                 gates += 1
             else:
-                check_token_row(base.weight, config.token_id)
+                for part in config.split():
+                    check_token_row(base.weight, part.token_id)
         if config.token_id is None:
             return  # gates alone: PEFT's own rules hold
 
@@ -203,9 +203,8 @@ class UniEraseModel(BaseTuner):
         kind = self._layer_class(peft_config, base, current_key)
         parts: dict[str, Any] = {}
         if kind is GateLayer:
-            for role, pattern in (("rows", peft_config.rows), ("columns", peft_config.columns)):
-                parts[role] = pattern.get(get_pattern_key(pattern, current_key))
-            parts["moves"] = self._moves.get(current_key)
+            holders = [part for part in peft_config.split() if self._check_target_module_exists(part, current_key)]
+            parts = {"rank": sum(part.r for part in holders), **self._features.get(current_key, {})}
         if isinstance(target, SwappingLayer):
             target.update_layer(adapter_name, peft_config, **parts)
             return

@@ -5,6 +5,7 @@ No matrix is copied, live or saved: the embedding layer replaces the vectors of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,9 +31,9 @@ def check_token_row(weight: torch.Tensor, token_id: int | None) -> int:
 
 
 class TokenRowLayer(nn.Module, SwappingLayer):
-    """What the two row layers share: a row `(d,)` and the id it stands on, per adapter.
+    """What the two row layers share: a row `(d,)` and the id it stands on, per adapter; fused ones have `(n, d)`.
 
-    The id belongs to the layer and not to the weights, so that an adapter can be moved to another spare row.
+    The ids belong to the layer and not to the weights, so that an adapter can be moved to another spare row.
 
     Args:
         base_layer: The embedding or the head.
@@ -41,13 +42,13 @@ class TokenRowLayer(nn.Module, SwappingLayer):
     """
 
     adapter_layer_names = ("unierase_row",)
-    other_param_names = ("unierase_token_id",)
+    other_param_names = ("unierase_token_ids",)
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: UniEraseConfig) -> None:
         super().__init__()
         SwappingLayer.__init__(self, base_layer)
         self.unierase_row = nn.ParameterDict({})
-        self.unierase_token_id: dict[str, int] = {}
+        self.unierase_token_ids: dict[str, list[int]] = {}
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
@@ -59,27 +60,37 @@ class TokenRowLayer(nn.Module, SwappingLayer):
             ValueError: The base has no row `config.token_id`.
         """
         weight = self.get_base_layer().weight
-        token_id = check_token_row(weight, config.token_id)
-        row = weight[token_id].detach().clone()
-        self.unierase_token_id[adapter_name] = token_id
+        ids = [check_token_row(weight, part.token_id) for part in config.split()]
+        row = weight[ids if config.parts else ids[0]].detach().clone()
+        self.unierase_token_ids[adapter_name] = ids
         self.unierase_row[adapter_name] = nn.Parameter(row if config.init_weights else torch.randn_like(row))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def rows(self, adapter_names: Iterable[str]) -> list[tuple[int, torch.Tensor]]:
+        """The ids of adapters, each with its row `(d,)`."""
+        return [
+            pair
+            for name in adapter_names
+            for pair in zip(self.unierase_token_ids[name], _each(self.unierase_row[name]), strict=True)
+        ]
 
     def check_together(self, adapter_names: list[str]) -> None:
         """Raise `ValueError` if two adapters stand on the same vocabulary row."""
         owners: dict[int, str] = {}
         for name in self.held_adapters(adapter_names):
-            other = owners.setdefault(self.unierase_token_id[name], name)
-            if other != name:
-                raise ValueError(
-                    f"adapters {other!r} and {name!r} both use vocabulary row {self.unierase_token_id[name]} for [UNL] "
-                    "and cannot be active or merged together; choose one of them, or make one with another token_id"
-                )
+            for token_id in self.unierase_token_ids[name]:
+                other = owners.setdefault(token_id, name)
+                if other != name:
+                    raise ValueError(
+                        f"adapters {other!r} and {name!r} both use vocabulary row {token_id} for [UNL] and cannot be "
+                        "active or merged together; choose one of them, or make one with another token_id"
+                    )
 
     def merged_weight(self, weight: torch.Tensor, adapter_name: str) -> torch.Tensor:
         merged = weight.clone()
-        merged[self.unierase_token_id[adapter_name]] = self.unierase_row[adapter_name].detach().to(weight)
+        for token_id, row in self.rows([adapter_name]):
+            merged[token_id] = row.detach().to(weight)
         return merged
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -97,11 +108,10 @@ class InputRowLayer(TokenRowLayer):
         """`(...)` ids to `(..., d)` embeddings."""
         result = self.base_layer(x, *args, **kwargs)
         scale = self._get_embed_scale() if live else None
-        for name in live:
-            row = self.unierase_row[name]
+        for token_id, row in self.rows(live):
             if scale is not None:
                 row = row * scale.to(row)
-            here = (x == self.unierase_token_id[name]).unsqueeze(-1)
+            here = (x == token_id).unsqueeze(-1)
             result = torch.where(here, row.to(result.dtype), result)
         return result
 
@@ -113,11 +123,14 @@ class OutputRowLayer(TokenRowLayer):
         """`(..., d)` hidden states to `(..., vocabulary)` logits."""
         result = self.base_layer(x, *args, **kwargs)
         bias = getattr(self.get_base_layer(), "bias", None)
-        for name in live:
-            row, token_id = self.unierase_row[name], self.unierase_token_id[name]
+        for token_id, row in self.rows(live):
             logit = self._cast_input_dtype(x, row.dtype) @ row
             if bias is not None:
                 logit = logit + bias[token_id]
             # In place: these logits were just made by the base layer and nobody else holds them.
             result[..., token_id] = logit.to(result.dtype)
         return result
+
+
+def _each(rows: torch.Tensor) -> Sequence[torch.Tensor]:
+    return [rows] if rows.dim() == 1 else rows.unbind()

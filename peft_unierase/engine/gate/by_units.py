@@ -68,9 +68,9 @@ def edited_features(bench: Bench) -> dict[str, Any]:
     return {"rows": rows, "columns": columns, "spare_units": spare}
 
 
-def own_flag(bench: Bench, carried: Mapping[str, UniEraseConfig]) -> Flags:
+def own_flag(bench: Bench, carried: Sequence[UniEraseConfig]) -> Flags:
     """A direction that none of the erasures in the model has."""
-    return take_flag(bench, _digest(bench), {config.flag for config in carried.values() if config.flag is not None})
+    return take_flag(bench, _digest(bench), {config.flag for config in carried if config.flag is not None})
 
 
 def _digest(bench: Bench) -> bytes:

@@ -1,0 +1,31 @@
+"""`unierase stack`: several erasures in one folder, or one of them taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .output import Format, clear_endings, show, show_json
+
+
+def run_stack(adapters: Sequence[str], output: Path, without: Sequence[str], base: str | None, style: Format) -> None:
+    """Write the folder; ends the process with status 2 on bad input."""
+    with clear_endings():
+        from ..hub.folder import check_new
+
+        check_new(output)
+        from ..hub.stack import stack
+        from .base import prepare_libraries
+
+        prepare_libraries()
+        stacked = stack(*adapters, base=base)
+        for name in without:
+            stacked -= name
+        stacked.save(output)
+    if style is Format.JSON:
+        show_json(
+            {"output": str(output), "erasures": stacked.names, "tokens": [text for _, text in stacked.config.tokens]}
+        )
+    elif style is Format.HUMAN:
+        show(f"Saved to {output}, with {', '.join(stacked.names)} in it. Next:\n")
+        show(f'    model = PeftModel.from_pretrained(base, "{output}")')

@@ -1,0 +1,49 @@
+"""Reading what lies in an erasure's folder or repository."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .folder import CONFIG_NAME, RECORD_NAME
+
+
+def read_config(source: str) -> Any:
+    """The configuration of an erasure, a `UniEraseConfig`.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from peft import PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(source)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{source} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id") from error
+    if config.peft_type != "UNIERASE":
+        raise ValueError(f"{source} is an adapter of type {config.peft_type.value}, not an erasure")
+    return config
+
+
+def read_record(source: str) -> dict[str, Any] | None:
+    """The record of an erasure, `erasure.json`; `None` where it has none.
+
+    Raises:
+        ValueError: It is there and cannot be read.
+    """
+    file = Path(source) / RECORD_NAME
+    if not Path(source).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            file = Path(hf_hub_download(source, RECORD_NAME))
+        except EntryNotFoundError:
+            return None
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error

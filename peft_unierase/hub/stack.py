@@ -1,0 +1,121 @@
+"""`stack`: several saved erasures in one folder, which loads as one adapter; `-` takes one out again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .card import stacked_card
+from .folder import RECORD_NAME, check_new, write_folder
+
+if TYPE_CHECKING:
+    from ..tuner import UniEraseConfig
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Erasures of one base in one adapter.
+
+    Attributes:
+        names: What the erasures in it are called.
+        config: Config of the adapter.
+        tensors: Its weights, as PEFT names them in a file.
+        records: `erasure.json` of each, where there was one.
+        tokenizer: A tokenizer that knows the token of each.
+
+    Example:
+
+        ```py
+        >>> both = stack("org/erase-a", "org/erase-b")
+        >>> both.save("erase-both")
+        >>> (both - "erase-a").save("erase-b-alone")
+        ```
+    """
+
+    names: list[str]
+    config: UniEraseConfig
+    tensors: dict[str, Any]
+    tokenizer: Any
+    records: dict[str, Any] = field(default_factory=dict)
+
+    def __sub__(self, name: str) -> Stack:
+        from ..tuner.fused import take_out
+
+        config, tensors = take_out(self.config, self.tensors, name)
+        return replace(
+            self,
+            names=[each for each in self.names if each != name],
+            config=config,
+            tensors=tensors,
+            records={each: record for each, record in self.records.items() if each != name},
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write adapter, tokenizer, records and card to a new folder, whole or not at all.
+
+        Raises:
+            ValueError: There is something in the folder, or it cannot be written to.
+            OSError: Writing failed.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        check_new(folder)
+        card = stacked_card(
+            base_model=self.config.base_model_name_or_path or "",
+            name=str(folder),
+            erasures=self.names,
+            tokens=[text for _, text in self.config.tokens],
+        )
+
+        def write(place: Path) -> None:
+            self.tokenizer.save_pretrained(place)
+            self.config.save_pretrained(str(place))
+            save_file(self.tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+            text = json.dumps({"parts": self.records}, indent=2, sort_keys=True) + "\n"
+            (place / RECORD_NAME).write_text(text, encoding="utf-8")
+            card.save(place / "README.md")
+
+        write_folder(folder, write)
+
+
+def stack(*erasures: str | Path, base: str | None = None) -> Stack:
+    """Fuse saved erasures of one base into one adapter. The base itself is not needed.
+
+    What two of them both chose, a vocabulary row or hidden units, moves as it does where they are loaded one beside the
+    other, and they do what they do there.
+
+    Args:
+        erasures: Folders or Hub ids; one may itself be a stack.
+        base: What to call the base, where they call it by different names.
+
+    Raises:
+        ValueError: One is no erasure, they are not of one base, or two cannot be on together.
+    """
+    from peft.utils import load_peft_weights
+    from transformers import AutoTokenizer
+
+    from ..tuner.active import adapter_name, add_special_token
+    from ..tuner.fused import fuse
+    from .read import read_config, read_record
+
+    if not erasures:
+        raise ValueError("there are no erasures to stack; name at least one")
+    read: dict[str, Any] = {}
+    records: dict[str, Any] = {}
+    for source in map(str, erasures):
+        config = read_config(source)
+        if base is not None:
+            config.base_model_name_or_path = base
+        name = adapter_name(source, read)
+        read[name] = (config, load_peft_weights(source, device="cpu"))
+        record = read_record(source)
+        if record:
+            records.update(record["parts"] if config.parts else {name: record})
+    config, tensors = fuse(read)
+    tokenizer = AutoTokenizer.from_pretrained(str(erasures[0]))
+    for token_id, text in sorted(config.tokens):
+        add_special_token(tokenizer, text, token_id)
+    return Stack([part["name"] for part in config.parts], config, tensors, tokenizer, records)
