@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import ENVIRONMENT, save_tiny_model
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftMixedModel, PeftModel, convert_to_lora, get_peft_model, save_as_lora
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -185,3 +185,27 @@ def test_a_users_own_lora_goes_beside_it(place: Path, tmp_path: Path) -> None:
     assert relative(logits(both), logits(own.eval())) > 1e-3
     both.base_model.set_adapter(["erasure"])
     assert relative(logits(both), logits(model)) < 1e-5
+
+
+def test_pefts_own_conversion_takes_gates_and_refuses_rows(place: Path, tmp_path: Path) -> None:
+    """It knows linear layers only, and an erasure without its token's rows would not be one."""
+    model = erased(place)
+    with pytest.raises(TypeError, match="do not support LoRA conversion"):
+        save_as_lora(tmp_path / "lora", model, rank=2)
+    assert not list((tmp_path / "lora").iterdir())
+    base = base_of(place)
+    config = UniEraseConfig(r=2, target_modules=find_down_projections(base)[1:3], init_weights=False)
+    gates = get_peft_model(base, config).eval()
+    wanted, (found, tensors) = logits(gates), convert_to_lora(gates, rank=2)
+    found.fan_in_fan_out = "c_proj" in str(config.target_modules)  # which PEFT leaves to the user
+    lora = get_peft_model(base_of(place), found).eval()
+    lora.load_state_dict(
+        {key.replace(".weight", ".default.weight"): value for key, value in tensors.items()}, strict=False
+    )
+    assert relative(logits(lora), wanted) < 1e-5
+
+
+def test_pefts_mixed_model_takes_its_own_types_only(place: Path) -> None:
+    model = erased(place)
+    with pytest.raises(ValueError, match="type"):
+        PeftMixedModel(base_of(place), model.peft_config["default"])
