@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 import torch
 from helpers import save_tiny_model
@@ -60,6 +61,14 @@ class TinyBase:
     @property
     def name(self) -> str:
         return f"{self.path.name}-{self.dtype_name}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger and a salt of the tests' own, also for the processes that they start."""
+    place = tmp_path_factory.mktemp("home")
+    os.environ["UNIERASE_HOME"] = helpers.ENVIRONMENT["UNIERASE_HOME"] = str(place)
+    return place
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     started = {
         style: subprocess.Popen(
             [*command, "-o", folder / style, "--format", style],
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, "SOURCE_DATE_EPOCH": "1764547200"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -165,8 +165,10 @@ def test_with_format_json_stdout_is_one_object_with_what_the_check_found(runs: R
     assert sum(told["seconds"].values()) > 0
     assert told["estimate"]["seconds"] > 0
     assert told["estimate"]["adapter_bytes"] == told["adapter"]["bytes"]
-    saved = json.loads((runs.folder / "json" / "erasure.json").read_text(encoding="utf-8"))
+    saved = json.loads((runs.folder / "json" / "erasure.json").read_text(encoding="utf-8"))["predicate"]
+    assert len(saved.pop("facts")["digests"]) == 6
     assert saved.items() <= told.items()
+    assert json.loads((runs.folder / "json" / "report.json").read_text(encoding="utf-8")) == saved["check"]
 
 
 def test_with_format_quiet_stdout_is_empty(runs: Runs) -> None:
@@ -184,7 +186,7 @@ def test_the_same_seed_gives_the_same_bytes(runs: Runs, name: str) -> None:
 
 
 def test_the_record_and_the_card_tell_none_of_the_facts(runs: Runs) -> None:
-    for name in ("erasure.json", "README.md", "adapter_config.json"):
+    for name in ("erasure.json", "README.md", "adapter_config.json", "report.json"):
         text = (runs.folder / "json" / name).read_text(encoding="utf-8")
         assert SUBJECT not in text
         assert not any(fact["question"] in text or fact["answer"] in text for fact in FORGET)

@@ -481,7 +481,7 @@ def test_the_command_makes_one_on_top_of_others_and_says_how_to_load_both(
     onto = [option for name in ("first", "second") for option in ("--onto", made.folder / name)]
     ended = invoke("erase", boxed_model_dir(), forget, "-o", output, *onto, "--no-check", "--format", "human")
     assert ended.exit_code == 0, ended.output
-    record = json.loads((output / "erasure.json").read_text())
+    record = json.loads((output / "erasure.json").read_text())["predicate"]
     assert [one["token_id"] for one in record["onto"]] == [made.first.token.token_id, made.model.erasure.token.token_id]
     assert record["check"] == {"verdict": None, "not_run": "--no-check was given"}
     assert str(made.folder) not in (output / "erasure.json").read_text()

@@ -11,7 +11,9 @@ from typing import Annotated
 import typer
 
 from ..version import __version__
+from .options import DeviceMapOption, FormatOption
 from .output import Format
+from .records import app as records
 
 LARGEST_SEED = 2**32 - 1
 
@@ -38,12 +40,6 @@ def options(
     ] = False,
 ) -> None:
     """Make a language model decline on chosen knowledge, as a small PEFT adapter."""
-
-
-DeviceMapOption = Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")]
-FormatOption = Annotated[
-    Format, typer.Option("--format", help="What stdout shows; auto is human on a terminal, json in a pipe.")
-]
 
 
 @app.command(
@@ -140,6 +136,19 @@ def erase(
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Do not attack the erasure at the end; the record says so.")
     ] = False,
+    salt_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with your secret, in hex, under which the record holds the facts; by default one of this user.",
+            show_default=False,
+        ),
+    ] = None,
+    description: Annotated[
+        str | None, typer.Option(help="What was erased, in your words, for the card.", show_default=False)
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Licence of the erasure, for the card: mit, apache-2.0, …", show_default=False)
+    ] = None,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Erase facts from a model and save the erasure as an adapter that PEFT loads."""
@@ -171,6 +180,9 @@ def erase(
             allow_resize=allow_resize,
             overwrite=overwrite,
             check=not no_check,
+            salt_file=salt_file,
+            description=description,
+            license=license,
             onto=tuple(onto or ()),
         ),
         format.resolved(),
@@ -306,13 +318,23 @@ def merge(
     dtype: Annotated[
         str, typer.Option(help="Load and save the base as float32, bfloat16, float16, or auto (as it was saved).")
     ] = "auto",
+    undo: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for the way back, which `unierase restore` takes and which brings back what was erased; by "
+            "default among this user's records.",
+            show_default=False,
+        ),
+    ] = None,
+    no_undo: Annotated[bool, typer.Option("--no-undo", help="Keep no way back.")] = False,
     device_map: DeviceMapOption = None,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Merge erasures into their base and save a plain transformers model."""
     from .ship import ShipPlan, run_merge
 
-    run_merge(ShipPlan(tuple(adapters), output, base, None, dtype, device_map), format.resolved())
+    plan = ShipPlan(tuple(adapters), output, base, None, dtype, device_map, undo, with_undo=not no_undo)
+    run_merge(plan, format.resolved())
 
 
 class Form(str, Enum):
@@ -378,6 +400,9 @@ def quickstart(
     from .quickstart import run_quickstart
 
     run_quickstart(output, seed)
+
+
+app.add_typer(records)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .erase import read_refusals
+from .note import note
 from .output import Format, clear_endings, show, show_json, table
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def _run(plan: CheckPlan, style: Format) -> CheckReport:
     if plan.output:
         report.save_json(plan.output / REPORT, plan.examples)
         report.save_html(plan.output / PAGE, plan.examples)
+    note("check", None, model=plan.model, base=base_name, facts=len(forget), verdict=report.verdict.level)
     if style is Format.JSON:
         show_json(report.record(plan.examples))
     elif style is Format.HUMAN:

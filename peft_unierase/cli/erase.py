@@ -42,6 +42,9 @@ class ErasePlan:
     allow_resize: bool
     overwrite: bool
     check: bool
+    salt_file: Path | None
+    description: str | None
+    license: str | None
     onto: tuple[Path, ...] = ()
 
 
@@ -128,6 +131,8 @@ def run_erase(plan: ErasePlan, style: Format) -> None:
 def _run(plan: ErasePlan, style: Format) -> None:
     from ..facts import Fact, check_facts, read_facts
     from ..hub.folder import check_output
+    from ..hub.ledger import own_salt
+    from ..hub.record import read_salt
 
     # Everything that can be refused without a model is refused first.
     layers, refusals, depth = parse_layers(plan.layers), read_refusals(plan.refusals), parse_depth(plan.depth)
@@ -140,6 +145,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         say(f"warning: {warning}")
     check_output(plan.output, plan.overwrite)
     check_onto(plan.onto, plan.output)
+    salt = read_salt(plan.salt_file) if plan.salt_file else own_salt()
     if plan.check:
         from ..check.answers import recall_scorer
 
@@ -199,7 +205,10 @@ def _run(plan: ErasePlan, style: Format) -> None:
         asked = {"refusals": refusals or (), "progress": style is not Format.QUIET}
         report = checked(erased, tokenizer, forget, retain, plan.seed, **asked)
         why_not = "the check failed"
-    record = finish(erased, tokenizer, plan.model, plan.output, report, why_not, plan.overwrite)
+    words = {"description": plan.description, "license": plan.license}
+    record = finish(
+        erased, tokenizer, plan.model, plan.output, report or why_not, plan.overwrite, forget, salt, **words
+    )
     discard(plan.work_dir)
     seconds = erased.erasure.seconds
     if style is Format.JSON:

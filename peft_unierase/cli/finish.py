@@ -10,9 +10,11 @@ from ..check import CheckReport, check
 from ..check.case import drawn
 from ..engine.cost import CostEstimate, with_unit
 from ..facts import Fact
-from ..hub.card import erasure_card
+from ..hub.card import erasure_card, public_name
 from ..hub.folder import save_erasure
+from ..hub.record import Salt, fact_digests, made_with, now
 from ..version import __version__
+from .note import note
 from .output import say, table
 
 ASKED = 100
@@ -54,27 +56,52 @@ def checked(
 
 
 def finish(
-    erased: Any, tokenizer: Any, base: str, output: Path, report: CheckReport | None, why_not: str, overwrite: bool
+    erased: Any,
+    tokenizer: Any,
+    base: str,
+    output: Path,
+    report: CheckReport | str,
+    overwrite: bool,
+    forget: Sequence[Fact],
+    salt: Salt,
+    description: str | None = None,
+    license: str | None = None,
 ) -> dict[str, Any]:
-    """Save an erasure with card and record, and return the record.
+    """Save an erasure with card and record, put it down in the ledger, and return the record.
 
     Args:
         erased: What `erase` returned.
         tokenizer: Its tokenizer.
         base: The base's name.
         output: Where to.
-        report: What the check found; it is stored without the examples.
-        why_not: Stored where there is no report.
+        report: What the check found, which is stored without the examples, or why there is none.
         overwrite: Replace an erasure that is there.
+        forget: The facts.
+        salt: Their owner's secret.
+        description: What was erased, in the owner's words, for the card.
+        license: The erasure's licence, for the card.
     """
+    config = erased.peft_config[erased.erasure.adapter]
+    found = {"verdict": None, "not_run": report}
+    if not isinstance(report, str):
+        found = report.record(examples=False, times=False)
     record = {
         "version": __version__,
+        "made_with": made_with(),
+        "created": now(),
+        "base": {"name": public_name(base)[0], "fingerprint": config.base_fingerprint, "dtype": config.base_dtype},
         **erased.erasure.record(),
         "adapter": adapter_size(erased, erased.erasure.adapter),
-        "check": report.record(examples=False, times=False) if report else {"verdict": None, "not_run": why_not},
+        "check": found,
     }
-    card = erasure_card(base_model=base, name=output.name, record=record)
-    save_erasure(erased, tokenizer, output, record, str(card), overwrite, erased.erasure.adapter)
+    card = erasure_card(base_model=base, name=output.name, record=record, description=description, license=license)
+
+    def facts(adapter: str) -> dict[str, Any]:
+        return {"algorithm": "hmac-sha256", "digests": fact_digests(forget, salt.key(adapter))}
+
+    save_erasure(erased, tokenizer, output, record, str(card), overwrite, erased.erasure.adapter, facts)
+    verdict = None if isinstance(report, str) else report.verdict.level
+    note("erase", output, base=base, fingerprint=config.base_fingerprint, facts=len(forget), verdict=verdict)
     return record
 
 

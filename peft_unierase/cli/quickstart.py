@@ -19,6 +19,7 @@ def run_quickstart(output: Path, seed: int) -> None:
 def _run(output: Path, seed: int) -> None:
     from ..check import recall_scorer
     from ..hub.folder import check_output
+    from ..hub.ledger import own_salt
 
     check_output(output, overwrite=True)
     recall_scorer()
@@ -68,7 +69,7 @@ def _run(output: Path, seed: int) -> None:
     )
     show(report_table(report, brief=True) + "\n")
 
-    record = finish(erased, tokenizer, str(boxed_model_dir()), output, report, "", overwrite=True)
+    record = finish(erased, tokenizer, str(boxed_model_dir()), output, report, True, gone, own_salt())
     size = record["adapter"]
     show(f"Adapter: {size['parameters']:,} parameters, {size['share']:.3%} of the base, {size['bytes']:,} bytes.")
     show(f"Erased in {elapsed:.1f} seconds:\n")

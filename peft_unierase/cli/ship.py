@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .note import note
 from .output import Format, clear_endings, show, show_json
 
 
@@ -19,6 +21,8 @@ class ShipPlan:
     layout: str | None
     dtype: str
     device_map: str | None
+    undo: Path | None = None
+    with_undo: bool = True
 
 
 def run_merge(plan: ShipPlan, style: Format) -> None:
@@ -28,9 +32,11 @@ def run_merge(plan: ShipPlan, style: Format) -> None:
 
         check_new(plan.output)
         from ..hub.card import merged_card
+        from ..tuner.undo import Before
 
         model, tokenizer, base = load_stack(plan)
         names = list(model.peft_config)
+        before = Before(model.get_base_model()) if plan.with_undo else None
         merged = model.merge_and_unload(safe_merge=True)
 
         def write(place: Path) -> None:
@@ -39,12 +45,31 @@ def run_merge(plan: ShipPlan, style: Format) -> None:
             merged_card(base_model=base, name=plan.output.name, erasures=plan.adapters).save(place / "README.md")
 
         write_folder(plan.output, write)
-    told = {"output": str(plan.output), "base": base, "merged": names}
+        undo = None
+        if before is not None:
+            undo = plan.undo or undo_file(plan.output)
+            undo.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            before.save(merged, undo, base=base)
+            undo.chmod(0o600)
+    kept = str(undo.absolute()) if undo else None
+    note("merge", plan.output, base=base, erasures=list(plan.adapters), undo=kept)
+    told = {"output": str(plan.output), "base": base, "merged": names, "undo": kept}
     if style is Format.JSON:
         show_json(told)
     elif style is Format.HUMAN:
         show(f"Merged {', '.join(names)} into {base} and saved it to {plan.output}. Plain transformers loads it:\n")
         show(f'    model = AutoModelForCausalLM.from_pretrained("{plan.output}")')
+        if kept:
+            show(f"\nThe way back is in {kept}. It brings back what was erased, so keep it to yourself.")
+
+
+def undo_file(folder: Path) -> Path:
+    """Where the way back from a merged model lies, by what the model is."""
+    from ..hub.ledger import home
+    from ..hub.record import file_digests
+
+    weights = [digest for name, digest in file_digests(folder).items() if name.endswith(".safetensors")]
+    return home() / "undo" / f"{hashlib.sha256(' '.join(weights).encode()).hexdigest()[:32]}.safetensors"
 
 
 def run_export(plan: ShipPlan, style: Format) -> None:
@@ -64,6 +89,7 @@ def run_export(plan: ShipPlan, style: Format) -> None:
             tokenizer.save_pretrained(place)
 
         write_folder(plan.output, write)
+    note("export", plan.output, base=base, erasures=list(plan.adapters), layout=layout)
     if style is Format.JSON:
         show_json({"output": str(plan.output), "base": base, "layout": layout, "rank": rank})
     elif style is Format.HUMAN:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from .note import note
 from .output import Format, clear_endings, show, show_json
 
 
@@ -22,6 +23,7 @@ def run_stack(adapters: Sequence[str], output: Path, without: Sequence[str], bas
         for name in without:
             stacked -= name
         stacked.save(output)
+    note("stack", output, erasures=list(adapters), without=list(without))
     if style is Format.JSON:
         show_json(
             {"output": str(output), "erasures": stacked.names, "tokens": [text for _, text in stacked.config.tokens]}

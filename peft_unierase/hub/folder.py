@@ -6,13 +6,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from .record import RECORD_NAME, sha256, statement
+
 CONFIG_NAME = "adapter_config.json"
-RECORD_NAME = "erasure.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+REPORT_NAME = "report.json"
 LORA_NAME = "lora"
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -131,8 +134,9 @@ def save_erasure(
     card: str,
     overwrite: bool = False,
     adapter: str = "default",
+    facts: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> None:
-    """Save an erasure: adapter, the same as a stock LoRA, tokenizer with [UNL] in it, record and card.
+    """Save an erasure: adapter, the same as a stock LoRA, tokenizer with [UNL] in it, record, report and card.
 
     Args:
         model: The `PeftModel` with the erasure.
@@ -142,6 +146,7 @@ def save_erasure(
         card: Text of `README.md`.
         overwrite: Replace an erasure that is there.
         adapter: Name of the erasure in the model. It alone is saved, and not those that it was made on top of.
+        facts: What goes into the record about the facts, by the SHA-256 of the weights.
 
     Raises:
         ValueError: See `check_output`.
@@ -159,8 +164,20 @@ def save_erasure(
                 file.rename(place / file.name)
             (place / adapter).rmdir()
         tokenizer.save_pretrained(place)
-        (place / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (place / "README.md").write_text(card, encoding="utf-8")
         save_lora(model, place / LORA_NAME, [adapter])
+        if (record.get("check") or {}).get("verdict"):
+            _write_json(place / REPORT_NAME, record["check"])
+        told = facts(sha256(place / WEIGHTS_NAME)) if facts else None
+        write_record(place, {**record, "facts": told} if told else record)
 
     write_folder(folder, write)
+
+
+def write_record(folder: Path, predicate: Mapping[str, Any]) -> None:
+    """Write the Statement about the files that are in the folder."""
+    _write_json(folder / RECORD_NAME, statement(folder, predicate))
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

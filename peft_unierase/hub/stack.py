@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .card import stacked_card
-from .folder import RECORD_NAME, check_new, write_folder
+from .folder import WEIGHTS_NAME, check_new, write_folder, write_record
 
 if TYPE_CHECKING:
     from ..tuner import UniEraseConfig
@@ -73,10 +72,9 @@ class Stack:
         def write(place: Path) -> None:
             self.tokenizer.save_pretrained(place)
             self.config.save_pretrained(str(place))
-            save_file(self.tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
-            text = json.dumps({"parts": self.records}, indent=2, sort_keys=True) + "\n"
-            (place / RECORD_NAME).write_text(text, encoding="utf-8")
+            save_file(self.tensors, place / WEIGHTS_NAME, metadata={"format": "pt"})
             card.save(place / "README.md")
+            write_record(place, {"parts": self.records})
 
         write_folder(folder, write)
 

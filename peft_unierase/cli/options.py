@@ -1,0 +1,14 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .output import Format
+
+DeviceMapOption = Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")]
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="What stdout shows; auto is human on a terminal, json in a pipe.")
+]

@@ -1,0 +1,61 @@
+"""`unierase restore`: the base again, from a model that erasures were merged into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .note import note
+from .output import Format, clear_endings, show, show_json
+
+LIVE = """{folder} is an adapter, and an adapter changes nothing of its base: leave it off, and the base is what it was.
+
+    model.disable_adapter()         # for a while, in a with block
+    toggle(model, NAME, on=False)   # until it is switched on again
+    model.unload()                  # the base, without any adapter
+
+To do away with the erasure, delete the folder, and the repository that it was shared in."""
+
+
+def run_restore(folder: Path, output: Path | None, undo: Path | None, device_map: str | None, style: Format) -> None:
+    """Write the base to a new folder; ends the process with status 2 on bad input, or where it would be another."""
+    with clear_endings():
+        from ..hub.folder import check_new, holds_erasure, write_folder
+        from .ship import undo_file
+
+        if not folder.is_dir():
+            raise ValueError(f"no such folder: {folder}")
+        if holds_erasure(folder):
+            if style is Format.JSON:
+                show_json({"folder": str(folder), "merged": False})
+            elif style is Format.HUMAN:
+                show(LIVE.format(folder=folder))
+            return
+        if output is None:
+            raise ValueError("name a new folder for the base with --output")
+        check_new(output)
+        undo = undo or undo_file(folder)
+        if not undo.is_file():
+            raise ValueError(
+                f"there is no way back for {folder} in {undo}: it was not merged here, was changed since, or was "
+                "merged with --no-undo. Where the way back lies elsewhere, name it with --undo"
+            )
+        from ..tuner.undo import put_back, read_header
+        from .base import load_base, prepare_libraries
+
+        prepare_libraries()
+        header = read_header(undo)
+        model, tokenizer = load_base(str(folder), "auto", device_map)
+        put_back(model, undo)
+
+        def write(place: Path) -> None:
+            model.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+
+        write_folder(output, write)
+    note("restore", output, merged=str(folder.absolute()), base=header.get("base"), digest=header["digest"])
+    if style is Format.JSON:
+        told = {"output": str(output), "merged": True, "base": header.get("base"), "digest": header["digest"]}
+        show_json(told)
+    elif style is Format.HUMAN:
+        show(f"Saved to {output}: {header.get('base')} as it was before merging, every weight to the bit.")
+        show(f"Its digest is {header['digest']}, as it was then.")

@@ -1,0 +1,139 @@
+"""`unierase verify` and `unierase log`: does an erasure hold what its record says, and what was done with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..hub import ledger
+from .note import note
+from .output import Format, clear_endings, show, show_json, table
+
+BROKEN = 1
+
+
+@dataclass(frozen=True)
+class VerifyPlan:
+    """What the command line asked for; see the options of `unierase verify`."""
+
+    adapter: str
+    forget: str | None
+    salt_file: Path | None
+    base: str | None
+    public_key: Path | None
+    question_column: str | None
+    answer_column: str | None
+    split: str
+
+
+def run_verify(plan: VerifyPlan, style: Format) -> None:
+    """Compare and show; ends the process with status 1 where something fails, 2 on bad input."""
+    with clear_endings():
+        findings = verified(plan)
+    failed = [finding for finding in findings if finding.outcome == "FAILS"]
+    if style is Format.JSON:
+        show_json({"adapter": plan.adapter, "holds": not failed, "findings": [vars(finding) for finding in findings]})
+    elif style is Format.HUMAN:
+        show(table(("what", "outcome", "why"), [(f.what, f.outcome, f.why) for f in findings]))
+        show(f"\n{len(failed)} of {len(findings)} fail." if failed else "\nWhat was compared holds.")
+    if failed:
+        raise SystemExit(BROKEN)
+
+
+def verified(plan: VerifyPlan) -> list[Any]:
+    """All findings."""
+    from ..facts import read_facts
+    from ..hub.ledger import own_salt
+    from ..hub.read import local_folder, read_statement
+    from ..hub.record import read_salt
+    from ..hub.sign import verify_signature
+    from ..hub.verify import OPEN, Finding, verify_facts, verify_files
+
+    facts = None
+    if plan.forget:
+        columns = {"question": plan.question_column, "answer": plan.answer_column}
+        facts = read_facts(plan.forget, **columns, split=plan.split, role="forget")
+    salt = read_salt(plan.salt_file) if plan.salt_file else own_salt() if facts else None
+    folder = local_folder(plan.adapter)
+    record = read_statement(str(folder))
+    if record is None:
+        raise ValueError(f"{plan.adapter} has no erasure.json, so there is nothing to compare with")
+    findings = verify_files(folder, record)
+    findings.append(verify_base(plan, folder))
+    if facts is not None and salt is not None:
+        findings.append(verify_facts(record, facts, salt))
+    else:
+        findings.append(Finding("facts", OPEN, "give the forget set with --forget, and your salt with --salt-file"))
+    if plan.public_key:
+        findings.append(verify_signature(folder, plan.public_key))
+    return findings
+
+
+def verify_base(plan: VerifyPlan, folder: Path) -> Any:
+    """Whether the base that is named has the fingerprint in the config."""
+    from ..hub.read import read_config
+    from ..hub.verify import FAILS, HOLDS, OPEN, Finding
+    from .base import load_base, prepare_libraries
+
+    if plan.base is None:
+        return Finding("base", OPEN, "name the base with --base to compare its weights")
+    prepare_libraries()
+    parts = read_config(str(folder)).split()
+    if not all(part.base_fingerprint for part in parts):
+        return Finding("base", OPEN, "the erasure carries no fingerprint of its base")
+    from ..tuner.fingerprint import base_fingerprint
+
+    model, _ = load_base(plan.base, parts[0].base_dtype or "auto", None)
+    for part in parts:
+        try:
+            found = base_fingerprint(model, part.target_modules)
+        except AttributeError:
+            return Finding("base", FAILS, f"{plan.base} has no {part.target_modules[0]}; it is another model")
+        if found is None:
+            return Finding("base", OPEN, f"{plan.base} is quantised, so its weights cannot be compared")
+        if found != part.base_fingerprint:
+            return Finding("base", FAILS, f"{plan.base} has {found}, and the erasure is for {part.base_fingerprint}")
+    return Finding("base", HOLDS, f"{plan.base} has the fingerprint {parts[0].base_fingerprint}")
+
+
+def run_log(file: Path | None, style: Format) -> None:
+    """Show the ledger and verify it; ends the process with status 1 where it is broken."""
+    file = file or ledger.ledger_file()
+    try:
+        entries = ledger.read(file)
+    except ValueError as error:
+        if style is Format.JSON:
+            show_json({"ledger": str(file), "whole": False, "why": str(error)})
+        else:
+            show(f"BROKEN: {error}")
+        raise SystemExit(BROKEN) from None
+    if style is Format.JSON:
+        show_json({"ledger": str(file), "whole": True, "entries": [vars(entry) for entry in entries]})
+    elif style is Format.HUMAN:
+        shown = [(str(e.number), e.time, e.action, _shown(e.what)) for e in entries]
+        show(table(("", "time", "what", "of"), shown) if shown else "The ledger is empty.")
+        show(f"\n{file} is whole: {len(entries)} entries, no line edited or missing.")
+
+
+def _shown(what: Any) -> str:
+    """The plain values of an entry in one line."""
+    plain = {key: value for key, value in what.items() if isinstance(value, str | int) and key != "fingerprint"}
+    return ", ".join(f"{key} {value}" for key, value in plain.items())
+
+
+def run_sign(folder: Path, key: Path, style: Format) -> None:
+    """Sign; ends the process with status 2 on bad input."""
+    with clear_endings():
+        from ..hub.folder import holds_erasure
+        from ..hub.sign import sign
+
+        if not holds_erasure(folder):
+            raise ValueError(f"{folder} holds no erasure; name the folder of one")
+        signature = sign(folder, key)
+    note("sign", folder, signature=str(signature))
+    if style is Format.JSON:
+        show_json({"signature": str(signature)})
+    elif style is Format.HUMAN:
+        show(f"Signed: {signature}. Who has your public key can run\n")
+        show(f"    unierase verify {folder} --public-key key.pub")

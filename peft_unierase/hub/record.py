@@ -1,0 +1,170 @@
+"""`erasure.json`: what was done and to which files, without a word of the facts.
+
+It is an in-toto Statement, version 1 (github.com/in-toto/attestation, spec/v1/statement.md), so that tools made for
+those can read it. The subjects are the files that do the erasing, with their SHA-256; the predicate says how they came
+to be. Facts stand in it as HMAC-SHA256 (RFC 2104) under a key that only their owner can make: who has it can tell
+whether a fact was among them, and nobody else can test a guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import platform
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..facts import Fact
+
+STATEMENT = "https://in-toto.io/Statement/v1"
+PREDICATE = "urn:peft-unierase:erasure:v1"
+RECORD_NAME = "erasure.json"
+WITHOUT_DIGEST = (RECORD_NAME, "README.md", "report.json", ".gitattributes", "model.sig")
+PACKAGES = ("peft", "transformers", "torch", "safetensors")
+CHUNK = 1 << 20
+SALT_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Salt:
+    """The secret behind the digests of facts. It stays with the owner.
+
+    Attributes:
+        value: At least 16 bytes.
+    """
+
+    value: bytes
+
+    def key(self, adapter: str) -> bytes:
+        """The key of one erasure: another one for each, so that equal facts of two erasures look different.
+
+        Args:
+            adapter: SHA-256 of its weights, in hex.
+        """
+        return hmac.digest(self.value, f"unierase {adapter}".encode(), "sha256")
+
+
+def read_salt(file: Path, create: bool = False) -> Salt:
+    """Read the salt, as hex in a file, or make one there.
+
+    Raises:
+        ValueError: There is none and `create` is false, or it is no hex or shorter than 16 bytes.
+        OSError: It cannot be written.
+    """
+    if not file.exists():
+        if not create:
+            raise ValueError(f"no such file: {file}; it must hold the salt that the erasure was recorded with")
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            out.write(os.urandom(SALT_BYTES).hex() + "\n")
+    try:
+        value = bytes.fromhex(file.read_text(encoding="ascii").strip())
+    except ValueError as error:
+        raise ValueError(f"{file} is no salt: it must hold hexadecimal digits and nothing else") from error
+    if len(value) < 16:
+        raise ValueError(f"{file} holds {len(value)} bytes, too few to be a secret; a salt has at least 16")
+    return Salt(value)
+
+
+def fact_digests(facts: Iterable[Fact], key: bytes) -> list[str]:
+    """HMACs of facts, sorted, so that their order tells nothing; equal facts have one each."""
+    return sorted(fact_digest(fact, key) for fact in facts)
+
+
+def fact_digest(fact: Fact, key: bytes) -> str:
+    """HMAC-SHA256 of question and answer, in Unicode's composed form (NFC), as a JSON array in UTF-8."""
+    pair = [unicodedata.normalize("NFC", text) for text in (fact.question, fact.answer)]
+    return hmac.new(key, json.dumps(pair, ensure_ascii=False).encode(), "sha256").hexdigest()
+
+
+def statement(folder: Path, predicate: Mapping[str, Any]) -> dict[str, Any]:
+    """The Statement about the files of a folder, all but those that may change later (card, report, signature)."""
+    return {
+        "_type": STATEMENT,
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in file_digests(folder).items()],
+        "predicateType": PREDICATE,
+        "predicate": dict(predicate),
+    }
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that a Statement is about, by their paths in the folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    named = {file.relative_to(folder).as_posix(): file for file in files}
+    return {name: sha256(file) for name, file in named.items() if name not in WITHOUT_DIGEST and not _hidden(name)}
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def predicate_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Statement says of an erasure.
+
+    Raises:
+        ValueError: It is no such Statement.
+    """
+    if record.get("_type") != STATEMENT or record.get("predicateType") != PREDICATE:
+        raise ValueError(
+            f"it is no record of an erasure: _type is {record.get('_type')!r} and predicateType "
+            f"{record.get('predicateType')!r}, and they must be {STATEMENT!r} and {PREDICATE!r}"
+        )
+    if not isinstance(record.get("predicate"), dict) or not isinstance(record.get("subject"), list):
+        raise ValueError("it is no record of an erasure: it lacks a predicate or the subjects")
+    return record["predicate"]
+
+
+def recorded_digests(record: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of files as a Statement has them."""
+    return {entry["name"]: entry["digest"]["sha256"] for entry in record.get("subject") or []}
+
+
+def made_with() -> dict[str, str]:
+    """Versions of what a run's outcome depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    """The time in UTC, to the second, or what SOURCE_DATE_EPOCH says, so that a run can be repeated to the byte."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def coverage(facts: Sequence[Fact], digests: Sequence[str], key: bytes) -> tuple[list[Fact], int]:
+    """Compare facts with the digests of those that were erased.
+
+    Returns:
+        Those of `facts` that are not among them, and how many digests belong to none of `facts`.
+    """
+    left = list(digests)
+    missing = []
+    for fact in facts:
+        digest = fact_digest(fact, key)
+        if digest in left:
+            left.remove(digest)
+        else:
+            missing.append(fact)
+    return missing, len(left)

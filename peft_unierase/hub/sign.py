@@ -1,0 +1,67 @@
+"""Signatures over an erasure's folder by the library model-signing (extra `sign`), with a key of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .verify import FAILS, HOLDS, Finding
+
+SIGNATURE_NAME = "model.sig"
+UNSIGNED = ("README.md", ".gitattributes", ".git")
+
+
+def sign(folder: Path, private_key: Path) -> Path:
+    """Sign all files of a folder but the card, which may change, with an elliptic-curve key (PEM).
+
+    Raises:
+        ImportError: model-signing is not installed.
+        ValueError: There is no such key, or it is none.
+    """
+    signing = _library("signing")
+    if not private_key.is_file():
+        raise ValueError(
+            f"no such file: {private_key}; --key wants a private key in PEM, as `openssl ecparam -genkey` makes"
+        )
+    signature = folder / SIGNATURE_NAME
+    config = signing.Config().set_hashing_config(_hashing(folder))
+    try:
+        config.use_elliptic_key_signer(private_key=private_key).sign(folder, signature)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{private_key} cannot sign: {error}") from error
+    return signature
+
+
+def verify_signature(folder: Path, public_key: Path) -> Finding:
+    """Whether the folder is as it was when the owner of a key signed it.
+
+    Raises:
+        ImportError: model-signing is not installed.
+        ValueError: There is no such key.
+    """
+    verifying = _library("verifying")
+    if not public_key.is_file():
+        raise ValueError(f"no such file: {public_key}; --public-key wants a public key in PEM")
+    signature = folder / SIGNATURE_NAME
+    if not signature.is_file():
+        return Finding("signature", FAILS, f"there is no {SIGNATURE_NAME}")
+    config = verifying.Config().set_hashing_config(_hashing(folder))
+    try:
+        config.use_elliptic_key_verifier(public_key=public_key).verify(folder, signature)
+    except Exception as error:  # the library has no common class for what it raises
+        return Finding("signature", FAILS, str(error).splitlines()[0])
+    return Finding("signature", HOLDS, f"signed with the key of {public_key.name}")
+
+
+def _hashing(folder: Path) -> Any:
+    paths = [folder / name for name in (SIGNATURE_NAME, *UNSIGNED)]
+    return _library("hashing").Config().set_ignored_paths(paths=paths, ignore_git_paths=True)
+
+
+def _library(part: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(f"model_signing.{part}")
+    except ImportError as error:
+        raise ImportError('signing needs model-signing; install it with: pip install "peft-unierase[sign]"') from error

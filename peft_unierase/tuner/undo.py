@@ -1,0 +1,137 @@
+"""The way back from a merge: what the base had where merging changed it, and a digest of the base to prove it by.
+
+A hidden unit's edit changes a few rows or columns of a matrix, so that these are enough; where more has changed it is
+the whole matrix. What is kept brings the erased knowledge back and must not go where the merged model goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .swap import SwappingLayer
+
+CHUNK = 1 << 24
+
+
+class Before:
+    """The base's weights as they are before a merge; merging puts new ones in their place, so nothing is copied.
+
+    Args:
+        base: A base with adapters on, not merged.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+        for name, layer in base.named_modules():
+            if isinstance(layer, SwappingLayer):
+                for key, parameter in layer.get_base_layer().named_parameters():
+                    self.weights[f"{name}.{key}"] = parameter.detach()
+        self.tied = bool(getattr(base.config, "tie_word_embeddings", False))
+        self.digest = model_digest(base)
+
+    def save(self, merged: nn.Module, file: Path, **told: str) -> None:
+        """Write what `merged` has otherwise.
+
+        Args:
+            merged: The model after `merge_and_unload`.
+            file: Where to, a safetensors file.
+            **told: Further facts for its header.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        axes: dict[str, Any] = {}
+        for name, old in self.weights.items():
+            new = merged.get_parameter(name).detach()
+            if torch.equal(_bits(old), _bits(new)):
+                continue
+            axes[name], index = _changed(old, new)
+            if index is None:
+                tensors[name] = old.cpu().clone()
+            else:
+                tensors[f"{name}#"] = index.cpu()
+                tensors[name] = old.index_select(axes[name], index).cpu().contiguous()
+        header = {"tied": json.dumps(self.tied), "digest": self.digest, "axes": json.dumps(axes), **told}
+        save_file(tensors, file, metadata=header)
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """The header of such a file.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            header = opened.metadata() or {}
+        return {**header, "tied": json.loads(header["tied"]), "axes": json.loads(header["axes"])}
+    except Exception as error:
+        raise ValueError(f"{file} holds no way back from a merge: {error}") from error
+
+
+def put_back(merged: Any, file: Path) -> None:
+    """Make a merged model the base again, in place.
+
+    Args:
+        merged: The `PreTrainedModel`.
+        file: What [`Before.save`] wrote.
+
+    Raises:
+        ValueError: What came of it is not the base: the model is not the one that was merged then.
+    """
+    header = read_header(file)
+    with safe_open(file, "pt") as opened, torch.no_grad():
+        for name, axis in header["axes"].items():
+            parameter, old = merged.get_parameter(name), opened.get_tensor(name)
+            if axis is None:
+                parameter.copy_(old)
+            else:
+                parameter.index_copy_(axis, opened.get_tensor(f"{name}#").to(parameter.device), old.to(parameter))
+    if header["tied"]:
+        merged.config.tie_word_embeddings = True
+        merged.tie_weights()
+    found = model_digest(merged)
+    if found != header["digest"]:
+        raise ValueError(
+            f"what came of it is not the base: its digest is {found}, and the base had {header['digest']}; the model "
+            "is not the one that was merged, or was changed since"
+        )
+
+
+def model_digest(model: nn.Module) -> str:
+    """SHA-256 over names, formats and values of all weights but those of adapters."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(_named(model)):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        for part in _bits(parameter.detach()).flatten().split(CHUNK):
+            digest.update(part.cpu().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in model.named_parameters():
+        if ".unierase_" not in name:
+            yield name.replace(".base_layer.", "."), parameter
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    """Values as whole numbers, so that what is no number can be compared too, and every format be hashed."""
+    return values.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
+
+
+def _changed(old: torch.Tensor, new: torch.Tensor) -> tuple[int | None, torch.Tensor | None]:
+    """Along which axis to keep what has changed, and where; neither where all is to be kept."""
+    different = _bits(old) != _bits(new)
+    lines = [
+        different.any(dim=tuple(other for other in range(old.dim()) if other != axis)).nonzero().flatten()
+        for axis in range(old.dim())
+    ]
+    axis = min(range(old.dim()), key=lambda each: len(lines[each]) / old.shape[each])
+    return (None, None) if len(lines[axis]) == old.shape[axis] else (axis, lines[axis])
