@@ -136,8 +136,8 @@ ARCHITECTURES = [
         "granite",
         {**LIKE_LLAMA, "embedding_multiplier": 4.0, "residual_multiplier": 0.7, "logits_scaling": 2.0},
     ),
-    Architecture("Cohere", "cohere", {**LIKE_LLAMA, "logit_scale": 0.5}),
-    Architecture("Cohere 2", "cohere2", {**LIKE_LLAMA, **BY_TURNS, "logit_scale": 0.5}),
+    Architecture("Cohere", "cohere"),
+    Architecture("Cohere 2", "cohere2", {**LIKE_LLAMA, **BY_TURNS}),
 ]
 
 
