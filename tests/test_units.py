@@ -233,6 +233,38 @@ def test_a_flag_is_read_off_without_what_moves_and_without_the_flags_of_others()
     assert (others @ one).abs().max() < 0.01 * float((states + 5 * loud).mean(dim=0) @ one)
 
 
+def measured(opened: torch.Tensor) -> Any:
+    """A gate whose detectors answer this at three positions, after it has measured its flag."""
+    generator = torch.Generator().manual_seed(0)
+    before, base = torch.randn(3, 8, generator=generator), torch.randn(50, 8, generator=generator)
+    flag, said = torch.eye(8)[0], {"size": torch.zeros(8)}
+    gate: Any = UnitGate.__new__(UnitGate)
+    gate.settings, gate.bench, gate.others = UnitSettings(), SimpleNamespace(layers=[1, 2]), torch.eye(8)[2:3]
+    gate.first, gate.second, gate.some = "first", "second", ([], [])
+    gate._quiet = flag, 1.0, before, base
+    gate.unit = SimpleNamespace(
+        write=lambda: None, openings=lambda inputs: opened, open=lambda steer: said.update(size=steer)
+    )
+    gate._inputs = lambda module, *_: before + opened[:, None] * said["size"] if module == "second" else before
+    gate.comparator = SimpleNamespace(open=lambda steer: None)
+    gate.set_threshold = lambda threshold: None
+    gate._flag()
+    return gate
+
+
+@pytest.mark.parametrize("opened", [[0.9, 0.3, -0.5], [0.0, -0.4, -0.6], [-0.2, -0.4, 0.0]])
+def test_a_flag_is_measured_also_where_detectors_answer_nothing_at_some_positions(opened: list[float]) -> None:
+    gate = measured(torch.tensor(opened))
+    assert torch.isfinite(gate.reader).all()
+    assert gate.reader[0] > 0
+    assert torch.isfinite(gate.one).all()
+
+
+def test_detectors_that_answer_nothing_at_all_are_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"in layer 1 answer 0 at every forget position.*GateSettings\(units=None\)"):
+        measured(torch.zeros(3))
+
+
 def test_only_what_is_edited_is_stored() -> None:
     model, *_ = fitted("llama")
     stored = {
