@@ -129,6 +129,7 @@ ARCHITECTURES = [
     Architecture("OPT, projected", "opt", {**WIDE, "ffn_dim": 256, "word_embed_proj_dim": 32, "init_std": 0.1}),
     Architecture("Falcon", "falcon", WIDE),
     Architecture("Bloom", "bloom", {"hidden_size": 64, "n_layer": LAYERS, "n_head": 4, "initializer_range": 0.1}),
+    Architecture("Nemotron", "nemotron"),
     Architecture("Phi-2", "phi"),
     Architecture("StableLM", "stablelm"),
     Architecture(

@@ -14,8 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from peft_unierase import UniEraseConfig
 from peft_unierase.engine.gate.answered import Sequences
 from peft_unierase.engine.gate.by_units import UnitGate
-from peft_unierase.engine.gate.comparator import Comparator, constant_reader, flag_reader
+from peft_unierase.engine.gate.comparator import Comparator, can_switch, constant_reader, flag_reader
 from peft_unierase.engine.gate.flags import flag_slots, take_flag
+from peft_unierase.engine.gate.places import choose_places
+from peft_unierase.engine.gate.settings import GateSettings
 from peft_unierase.engine.gate.token_units import OPEN, divider
 from peft_unierase.engine.gate.units import UnitDetector, UnitSettings, cut_down, find_writers, unit_rows, whitening
 from peft_unierase.engine.progress import Stages
@@ -34,9 +36,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(kind: str) -> Any:
+def tiny(kind: str, **changes: Any) -> Any:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **KINDS[kind])).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**KINDS[kind], **changes})).eval()
 
 
 def test_groups_of_positions_are_recorded_in_one_run_as_in_several() -> None:
@@ -165,6 +167,19 @@ def test_a_comparator_is_shut_below_its_range_and_fully_open_above(kind: str) ->
         switch.open(steer)
         opened = switch.mlp(inputs[None])[0]
     assert torch.allclose(opened - shut, switch.openings(inputs)[:, None] * steer, atol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("llama", "hidden_act"), ("gpt_neox", "hidden_act"), ("gpt2", None)])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_new", "relu", "relu2", "tanh"])
+def test_units_are_used_where_two_of_them_make_a_clean_switch(kind: str, told: str | None, activation: str) -> None:
+    model = tiny(kind, **{told or "activation_function": activation})
+    downs = find_down_projections(model)
+    clean = activation not in ("relu2", "tanh")
+    assert all(can_switch(model, down, find_writers(model, down)) == clean for down in downs)
+    settings = GateSettings(units=UnitSettings(narrowest=0))
+    _, layers, names, writers = choose_places(model, settings, 4, [0, 1])
+    assert (layers, names) == ([0, 1], downs[:2])
+    assert bool(writers) == clean
 
 
 def test_groups_of_one_weight_read_the_same_however_few_are_in_one() -> None:

@@ -30,7 +30,7 @@ class GateSettings:
         fit_weight: Weight of the retain keys at which the gates of the steer fit are solved.
         steer: Steps, ranges and weights of the steer fit with linear detectors; `units` has its own.
         units: How hidden units are made into detectors; `None` keeps to linear detectors on the keys, as is done for
-            MLPs whose units cannot be given new weights.
+            MLPs whose units cannot be given new weights, or of which two make no clean switch (squared ReLU, tanh).
         widest: Largest width of the keys that are solved together: layers are edited in blocks that are at most this
             wide, or of one layer. Memory and time grow with its square and cube.
         refusal_count: Refusals to choose from, the ones that come easiest to this model; the gate is held shut in all.
