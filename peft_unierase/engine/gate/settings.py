@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..bounds import check_at_least, check_not_empty, check_positive
 from .steer import SteerSettings
 from .units import UnitSettings
 
@@ -57,6 +58,15 @@ class GateSettings:
     row_steps: int = 130
     row_steps_per_fact: float = 1.25
     row_learning_rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.samples is not None:
+            check_at_least(0, self, "samples")
+        check_at_least(0, self, "fit_weight", "row_steps_per_fact")
+        check_at_least(1, self, "fit_samples", "reach", "widest", "refusal_count", "row_steps")
+        check_at_least(2, self, "held_out")  # with 1 nothing would be left to be shown
+        check_not_empty(self, "depths", "door_weights", "deep_weights")
+        check_positive(self, "row_learning_rate")
 
     def sample_count(self, facts: int) -> int:
         """How many questions the model is made to ask itself, for this many facts."""

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..bounds import check_at_least, check_positive
 from ..logits import Logits
 from ..refusal import RefusalLesson, without
+from ..schedule import one_cycle
 from ..trace import bent_output
 from .answered import Answered
 
@@ -73,6 +75,10 @@ class SteerSettings:
     banned: float = 2.0
     refusal: float = 2.0
 
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "steps", "retain_every")
+        check_positive(self, "learning_rate", "row_learning_rate", "saturation")
+
 
 def fit_steer(
     layers: Sequence[nn.Module],
@@ -123,7 +129,7 @@ def fit_steer(
         parameter.requires_grad_(True)
     parts = [{"params": [p], "lr": rate} for p, rate in zip(groups, rates, strict=True)]
     optimizer = torch.optim.Adam(parts, betas=(0.9, 0.99))  # a hard batch is soon forgotten
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=settings.steps, pct_start=0.1)
+    schedule = one_cycle(optimizer, rates, settings.steps)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return (low + (high - low) * torch.rand(*shape, generator=generator)).to(device)
