@@ -129,6 +129,7 @@ ARCHITECTURES = [
     Architecture("OPT, projected", "opt", {**WIDE, "ffn_dim": 256, "word_embed_proj_dim": 32, "init_std": 0.1}),
     Architecture("Falcon", "falcon", WIDE),
     Architecture("Bloom", "bloom", {"hidden_size": 64, "n_layer": LAYERS, "n_head": 4, "initializer_range": 0.1}),
+    Architecture("Nemotron", "nemotron"),
     Architecture("Phi-2", "phi"),
     Architecture("StableLM", "stablelm"),
     Architecture(
@@ -136,8 +137,8 @@ ARCHITECTURES = [
         "granite",
         {**LIKE_LLAMA, "embedding_multiplier": 4.0, "residual_multiplier": 0.7, "logits_scaling": 2.0},
     ),
-    Architecture("Cohere", "cohere", {**LIKE_LLAMA, "logit_scale": 0.5}),
-    Architecture("Cohere 2", "cohere2", {**LIKE_LLAMA, **BY_TURNS, "logit_scale": 0.5}),
+    Architecture("Cohere", "cohere"),
+    Architecture("Cohere 2", "cohere2", {**LIKE_LLAMA, **BY_TURNS}),
 ]
 
 

@@ -70,6 +70,18 @@ BY_TURNS = {"layer_types": ["linear_attention", "full_attention"]}
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "Mixtral": ("mixtral", {**ATTENDING, "num_local_experts": 4}, r"experts \(num_local_experts=4\).*`target_modules="),
     "Qwen3 MoE": ("qwen3_moe", {**ATTENDING, "num_experts": 4}, r"experts \(num_local_experts=4\).*`target_modules="),
+    "DBRX": (
+        "dbrx",
+        {
+            "vocab_size": 48,
+            "d_model": 16,
+            "n_heads": 2,
+            "n_layers": 2,
+            "attn_config": {"rope_theta": 10000.0},
+            "ffn_config": {"ffn_hidden_size": 40, "moe_num_experts": 4},
+        },
+        r"DbrxForCausalLM is a mixture of experts \(ffn_config\.moe_num_experts=4\).*`target_modules=",
+    ),
     "Mamba": ("mamba", TINY, "MambaForCausalLM has recurrent layers .*nothing but attention"),
     "Mamba 2": ("mamba2", {**TINY, "num_heads": 4, "head_dim": 8}, "Mamba2ForCausalLM has recurrent layers"),
     "RWKV": ("rwkv", {**TINY, "attention_hidden_size": 16}, "RwkvForCausalLM has recurrent layers"),

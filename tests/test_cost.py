@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_unierase.decoding import continuations
 from peft_unierase.engine import cost
-from peft_unierase.engine.cost import Work, estimate_cost, expected_work, sizes_of, with_unit
+from peft_unierase.engine.cost import Work, by_units, estimate_cost, expected_work, sizes_of, with_unit
 from peft_unierase.engine.erase import erase
 from peft_unierase.engine.erasure import ErasureWarning
 from peft_unierase.engine.gate import GateSettings
+from peft_unierase.engine.gate.flags import flag_slots
 from peft_unierase.engine.gate.run import ENOUGH_HELD
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.gate.units import UnitSettings
@@ -243,6 +244,25 @@ def test_every_stage_grows_with_what_it_works_on() -> None:
     grown = {a.name for a, b in zip(few.stages, more.stages, strict=True) if b.flops > 1.2 * a.flops}
     assert {"sampling retain data", "recording retain keys"} <= grown
     assert not grown & {"asking the base", "fitting the input row"}
+
+
+def test_drawing_a_flag_costs_what_torch_counts() -> None:
+    downs = [torch.randn(64, 160, generator=torch.Generator().manual_seed(0)) for _ in range(3)]
+    sizes = sizes_of({"width": 64, "mlp": 160, "layers": 6, "vocabulary": 500})
+    eigenvectors = by_units.EIGEN * 64**3  # torch counts none
+    expected = by_units.drawing_flag(sizes, work(layers=(2, 3), units=8)) - eigenvectors
+    assert counted(lambda: flag_slots(downs)) == pytest.approx(expected, rel=0.15)
+
+
+def test_the_more_layers_lie_below_the_detectors_the_more_a_flag_costs() -> None:
+    def fitting(layer: int, mlp: int = 1024) -> cost.Stage:
+        told = {"layers": (layer, layer + 1), "units": True}
+        stages = estimate_cost({**SMALL, "mlp": mlp}, 10, **told).stages  # type: ignore[arg-type]
+        return next(stage for stage in stages if stage.name == "fitting the gate")
+
+    assert fitting(7).solving - fitting(3).solving == pytest.approx(4 * 2 * 512**2 * 1024)
+    assert fitting(3, mlp=4096).solving - fitting(3).solving == pytest.approx(4 * 2 * 512**2 * 3072)
+    assert fitting(3, mlp=10**6).memory > 8 * 512 * 10**6
 
 
 def test_the_adapter_has_the_size_that_is_saved() -> None:

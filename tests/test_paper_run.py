@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import ErasureWarning, Fact, UniEraseConfig
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
@@ -48,10 +48,12 @@ def people() -> tuple[list[dict], list[dict]]:
     ]
 
 
-def make_bench(forget: Sequence[Fact], retain: Sequence[Fact], seed: int = 0) -> tuple[Bench, PeftModel]:
-    """The boxed model with an adapter in place, as `erase` hands it to a recipe."""
+def make_bench(
+    forget: Sequence[Fact], retain: Sequence[Fact], seed: int = 0, model: Any = None
+) -> tuple[Bench, PeftModel]:
+    """The boxed model, or another with its tokenizer, with an adapter in place, as `erase` hands it to a recipe."""
     tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
-    model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
+    model = model or AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
     stack, layers, names = choose_gates(model, early_layers(model.config.num_hidden_layers))
     spare = find_spare_row(model, tokenizer)
     config = UniEraseConfig(
@@ -315,6 +317,24 @@ def test_the_output_row_is_silent_on_what_stays_and_on_forget_questions_without_
         return float(silence.excess(bench.rows()[1].detach(), settings.silent_log_prob))
 
     assert excess(10.0) < 0.5 * excess(0.0)
+
+
+def test_silence_is_counted_in_the_logits_that_the_model_gives() -> None:
+    boxed = AutoConfig.from_pretrained(boxed_model_dir())
+    sizes = {name: getattr(boxed, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    config = AutoConfig.for_model("granite", **sizes, num_attention_heads=4, logits_scaling=8.0)
+    gone, others = people()
+    bench, _ = make_bench(
+        facts_of(gone)[:4], facts_of(others)[:4], model=AutoModelForCausalLM.from_config(config).eval()
+    )
+    bench.rows()[1].data.normal_(generator=bench.generator)
+    _, silence = record_kept(bench)
+    with torch.no_grad():
+        logits = bench.model.get_output_embeddings()(silence.states) / 8.0
+    log_probs = logits.log_softmax(dim=-1)[:, bench.spare.token_id]
+    excess = torch.relu(log_probs + 10.0)
+    wanted = torch.stack([excess[silence.kinds == kind].mean() for kind in range(3)]).mean()
+    torch.testing.assert_close(silence.excess(bench.rows()[1], -10.0), wanted)
 
 
 def test_every_fact_is_asked_in_every_format_however_few_the_steps() -> None:

@@ -14,8 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from peft_unierase import UniEraseConfig
 from peft_unierase.engine.gate.answered import Sequences
 from peft_unierase.engine.gate.by_units import UnitGate
-from peft_unierase.engine.gate.comparator import Comparator, constant_reader, flag_reader
+from peft_unierase.engine.gate.comparator import Comparator, can_switch, constant_reader, flag_reader
 from peft_unierase.engine.gate.flags import flag_slots, take_flag
+from peft_unierase.engine.gate.places import choose_places
+from peft_unierase.engine.gate.settings import GateSettings
 from peft_unierase.engine.gate.token_units import OPEN, divider
 from peft_unierase.engine.gate.units import UnitDetector, UnitSettings, cut_down, find_writers, unit_rows, whitening
 from peft_unierase.engine.progress import Stages
@@ -34,9 +36,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(kind: str) -> Any:
+def tiny(kind: str, **changes: Any) -> Any:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **KINDS[kind])).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**KINDS[kind], **changes})).eval()
 
 
 def test_groups_of_positions_are_recorded_in_one_run_as_in_several() -> None:
@@ -167,6 +169,19 @@ def test_a_comparator_is_shut_below_its_range_and_fully_open_above(kind: str) ->
     assert torch.allclose(opened - shut, switch.openings(inputs)[:, None] * steer, atol=1e-3)
 
 
+@pytest.mark.parametrize(("kind", "told"), [("llama", "hidden_act"), ("gpt_neox", "hidden_act"), ("gpt2", None)])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_new", "relu", "relu2", "tanh"])
+def test_units_are_used_where_two_of_them_make_a_clean_switch(kind: str, told: str | None, activation: str) -> None:
+    model = tiny(kind, **{told or "activation_function": activation})
+    downs = find_down_projections(model)
+    clean = activation not in ("relu2", "tanh")
+    assert all(can_switch(model, down, find_writers(model, down)) == clean for down in downs)
+    settings = GateSettings(units=UnitSettings(narrowest=0))
+    _, layers, names, writers = choose_places(model, settings, 4, [0, 1])
+    assert (layers, names) == ([0, 1], downs[:2])
+    assert bool(writers) == clean
+
+
 def test_groups_of_one_weight_read_the_same_however_few_are_in_one() -> None:
     generator = torch.Generator().manual_seed(0)
     many = torch.randn(2000, 8, generator=generator) + 2 * torch.eye(8)[0]
@@ -231,6 +246,38 @@ def test_a_flag_is_read_off_without_what_moves_and_without_the_flags_of_others()
     assert (states @ reader).std() == pytest.approx(spread, rel=0.1)
     one = constant_reader(states[:, :] + 5 * loud, others=others)
     assert (others @ one).abs().max() < 0.01 * float((states + 5 * loud).mean(dim=0) @ one)
+
+
+def measured(opened: torch.Tensor) -> Any:
+    """A gate whose detectors answer this at three positions, after it has measured its flag."""
+    generator = torch.Generator().manual_seed(0)
+    before, base = torch.randn(3, 8, generator=generator), torch.randn(50, 8, generator=generator)
+    flag, said = torch.eye(8)[0], {"size": torch.zeros(8)}
+    gate: Any = UnitGate.__new__(UnitGate)
+    gate.settings, gate.bench, gate.others = UnitSettings(), SimpleNamespace(layers=[1, 2]), torch.eye(8)[2:3]
+    gate.first, gate.second, gate.some = "first", "second", ([], [])
+    gate._quiet = flag, 1.0, before, base
+    gate.unit = SimpleNamespace(
+        write=lambda: None, openings=lambda inputs: opened, open=lambda steer: said.update(size=steer)
+    )
+    gate._inputs = lambda module, *_: before + opened[:, None] * said["size"] if module == "second" else before
+    gate.comparator = SimpleNamespace(open=lambda steer: None)
+    gate.set_threshold = lambda threshold: None
+    gate._flag()
+    return gate
+
+
+@pytest.mark.parametrize("opened", [[0.9, 0.3, -0.5], [0.0, -0.4, -0.6], [-0.2, -0.4, 0.0]])
+def test_a_flag_is_measured_also_where_detectors_answer_nothing_at_some_positions(opened: list[float]) -> None:
+    gate = measured(torch.tensor(opened))
+    assert torch.isfinite(gate.reader).all()
+    assert gate.reader[0] > 0
+    assert torch.isfinite(gate.one).all()
+
+
+def test_detectors_that_answer_nothing_at_all_are_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"in layer 1 answer 0 at every forget position.*GateSettings\(units=None\)"):
+        measured(torch.zeros(3))
 
 
 def test_only_what_is_edited_is_stored() -> None:

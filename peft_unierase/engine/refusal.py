@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..prompts import Batch, batches
+from .schedule import one_cycle
 
 IGNORE = -100
 LEARNT = 0.005
@@ -289,7 +290,7 @@ def fit_input_row(
     handles += [parameter.register_hook(_of_unit_length) for parameter in fitted]
     groups = [{"params": [p], "lr": rate} for p, rate in zip(fitted, rates, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
+    schedule = one_cycle(optimizer, rates, steps)
     losses: list[float] = []
     try:
         for step in range(steps):

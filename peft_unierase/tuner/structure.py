@@ -12,6 +12,7 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
@@ -61,14 +62,12 @@ def check_supported(model: nn.Module, target_modules: Sequence[str] | None = Non
         raise UnsupportedModelError(
             f"{name} is an encoder-decoder model; supported are decoder-only causal language models"
         )
-    for key in EXPERT_COUNTS:
-        count = getattr(config, key, None)
-        if isinstance(count, int) and count > 1 and not target_modules:
-            raise UnsupportedModelError(
-                f"{name} is a mixture of experts ({key}={count}); supported are models in which every token passes the "
-                "same MLP. If some layers have a dense or shared MLP, name their down-projections with "
-                "`target_modules=` (on the command line `--target-modules`)"
-            )
+    if not target_modules and (experts := _counted_experts(config)):
+        raise UnsupportedModelError(
+            f"{name} is a mixture of experts ({experts}); supported are models in which every token passes the "
+            "same MLP. If some layers have a dense or shared MLP, name their down-projections with "
+            "`target_modules=` (on the command line `--target-modules`)"
+        )
     if has_recurrent_layers(model):
         raise UnsupportedModelError(
             f"{name} has recurrent layers (state-space, linear attention or convolution), which sum up what they have "
@@ -87,6 +86,17 @@ def check_supported(model: nn.Module, target_modules: Sequence[str] | None = Non
         raise UnsupportedModelError(
             f"{name} has no output head, so it is not a causal language model; load it with AutoModelForCausalLM"
         )
+
+
+def _counted_experts(config: Any) -> str | None:
+    """Where a configuration counts several experts, also in one for a part of each layer as DBRX has: `key=count`."""
+    parts = {f"{key}.": part for key, part in vars(config).items() if isinstance(part, PreTrainedConfig)}
+    for prefix, part in {"": config, **parts}.items():
+        for key in EXPERT_COUNTS:
+            count = getattr(part, key, None)
+            if isinstance(count, int) and count > 1:
+                return f"{prefix}{key}={count}"
+    return None
 
 
 def has_recurrent_layers(model: nn.Module) -> bool:

@@ -34,7 +34,7 @@ def recording(s: Sizes, w: Work) -> Stage:
 def fitting_gate(s: Sizes, w: Work) -> Stage:
     """Fitting the gate: the forget positions are recorded, all inputs whitened, the units fitted and a flag measured.
 
-    Whitening takes two second moments in fp64, a solution and all eigenvectors.
+    Whitening takes two second moments in fp64, a solution and all eigenvectors. Before all stages the flag was drawn.
     """
     length = w.question + w.behind
     read = s.forward(w.gated * length, length, s.to_mlp(w.layers[0]), 0)
@@ -44,9 +44,9 @@ def fitting_gate(s: Sizes, w: Work) -> Stage:
     return Stage(
         "fitting the gate",
         read + moments + fitted.batched + quiet.batched + flag.batched,
-        solving=_whitening(s) + quiet.solving + flag.solving,
+        solving=drawing_flag(s, w) + _whitening(s) + quiet.solving + flag.solving,
         drawn=fitted.drawn,
-        memory=fitted.memory + _inputs(s, w.forget_keys + w.shut_positions, FP64),
+        memory=max(fitted.memory + _inputs(s, w.forget_keys + w.shut_positions, FP64), _drawing_memory(s)),
     )
 
 
@@ -96,6 +96,13 @@ def fitting_row(s: Sizes, w: Work) -> Stage:
         solving=placed.solving,
         memory=max(stage.memory, placed.memory) + _kept_inputs(s, w),
     )
+
+
+def drawing_flag(s: Sizes, w: Work) -> float:
+    """Operations of drawing a flag, in fp64: the moments of all down-projections up to that of the detectors, and all
+    eigenvectors of their sum.
+    """
+    return (w.layers[0] + 1) * 2 * s.width**2 * s.mlp + EIGEN * s.width**3
 
 
 def edited(w: Work) -> int:
@@ -182,6 +189,11 @@ def _placing(s: Sizes, w: Work) -> Stage:
 def _whitening(s: Sizes) -> float:
     """Operations of a solution and of all eigenvectors."""
     return (EIGEN + SOLVE) * s.width**3
+
+
+def _drawing_memory(s: Sizes) -> float:
+    """Bytes of a down-projection in fp64, its moment, their sum and its eigenvectors."""
+    return FP64 * (s.width * s.mlp + 3 * s.width**2)
 
 
 def _refused_length(w: Work) -> float:

@@ -198,10 +198,18 @@ class UnitGate:
         flag, size, before, base = self._quiet
         self.unit.write()
         opened = self.unit.openings(self._inputs(self.first, *self.some))
+        # Where nothing opens, what is held shut tells the flag too: it writes it the other way round.
+        heard = opened if float(opened.max()) > 0 else -opened
+        if not heard.any():
+            raise ValueError(
+                f"the detectors in layer {self.bench.layers[0]} answer 0 at every forget position, so there is nothing "
+                "to switch by; try another seed, name two other layers with `layers` (on the command line `--layers`), "
+                "or ask for gates without units, `GateSettings(units=None)`"
+            )
+        where = heard >= min(0.2, float(heard.max()))
         for _ in range(2):  # the norm before the MLP makes the second guess a better one
             self.unit.open(flag * size)
             after = self._inputs(self.second, *self.some)
-            where = opened >= min(0.2, float(opened.max()))  # somewhere, also where nothing opens
             shift = ((after - before)[where] / opened[where, None]).mean(dim=0)
             self.reader, spread = flag_reader(base, shift, self.others)
             if spread <= self.settings.flag_noise:

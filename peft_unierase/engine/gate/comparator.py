@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from .units import UnitDetector, cut_down
 
 UNITS = 2
 BLIND = 1e3  # weight of what is not to be read
+FLAT = 0.1  # how far its ends may be from flat, beside its height
 STEEP = 12.0  # pre-activation of a unit per unit of flag, so that smooth activations are close to a hinge
 
 
@@ -77,31 +79,63 @@ class Comparator(UnitDetector):
             high: Threshold.
         """
         self.space = torch.stack([reader, one], dim=1)
-        steep = STEEP / (high - low)
-        hinges = torch.tensor([[steep, -steep * low], [steep, -steep * high]])
-        best = -float("inf")
-        for order in permutations(range(max(len(self.names), 1))):
-            small = self._small(order, hinges)
-            answers = small(torch.tensor([[low - 0.1, 1.0], [high + 0.1, 1.0], [high + 1.0, 1.0]]).to(reader))
-            ramp = answers[:, 0] - answers[:, 1]
-            # The activation belongs to the projection with which the ramp comes out flat at both ends.
-            flat = float(ramp[1]) - float((ramp[2] - ramp[1]).abs()) - float(ramp[0].abs())
-            if flat > best:
-                best, self.small = flat, small
-                self.read = torch.nn.Parameter((torch.tensor([1.0, -1.0]) / ramp[1].cpu()).to(reader))
+        self.small, ramp = _two_hinges(self.mlp, self.names, self.reader, self.index, low, high, reader)
+        self.read = torch.nn.Parameter((torch.tensor([1.0, -1.0]) / ramp[1].cpu()).to(reader))
         self.read.requires_grad_(False)
 
-    def _small(self, order: Sequence[int], hinges: torch.Tensor) -> torch.nn.Module:
-        """The MLP of two units whose projection `order[0]` holds the hinges; what the others write is 1."""
-        small = cut_down(self.mlp, self.names, self.reader, self.index, 2)
-        for role, number in enumerate(order):
-            linear = small.get_submodule(self.names[number])
-            with torch.no_grad():
-                linear.weight.zero_()
-                linear.weight[:, 1] = 1.0
-                if role == 0:
-                    linear.weight[:UNITS] = hinges.to(linear.weight)
-                if linear.bias is not None:
-                    linear.weight[:, 1] -= linear.bias
-            linear.requires_grad_(False)
-        return small
+
+def can_switch(model: Any, down: str, writers: Sequence[str]) -> bool:
+    """Whether two hidden units of an MLP make a ramp that is flat at both ends.
+
+    They do with an activation that comes close to a hinge, as ReLU, GELU and SiLU do. The difference of two squared
+    hinges has no upper end, and that of two units that saturate is 0 there.
+
+    Args:
+        model: The base.
+        down: Name of the MLP's down-projection.
+        writers: Names of the projections into its hidden units.
+    """
+    parent, _, reader = down.rpartition(".")
+    names = [name.rpartition(".")[2] for name in writers]
+    like = model.get_submodule(writers[0]).weight.detach().float()
+    _, (below, above, far) = _two_hinges(model.get_submodule(parent), names, reader, range(UNITS), 0.0, 0.1, like)
+    return bool(above > 0 and max((far - above).abs(), below.abs()) <= FLAT * above)
+
+
+def _two_hinges(
+    mlp: Any, names: Sequence[str], reader: str, index: Sequence[int], low: float, high: float, like: torch.Tensor
+) -> tuple[Any, torch.Tensor]:
+    """The MLP of two units whose difference is a ramp from `low` to `high`, of inputs `(..., 2)`: a size and a 1.
+
+    And how high the ramp is a little below its lower end, a little above its upper one, and far above, `(3,)`.
+    """
+    steep = STEEP / (high - low)
+    hinges = torch.tensor([[steep, -steep * low], [steep, -steep * high]])
+    found: list[tuple[float, Any, torch.Tensor]] = []
+    for order in permutations(range(max(len(names), 1))):
+        small = _small(mlp, names, reader, index, order, hinges)
+        answers = small(torch.tensor([[low - 0.1, 1.0], [high + 0.1, 1.0], [high + 1.0, 1.0]]).to(like))
+        ramp = answers[:, 0] - answers[:, 1]
+        # The activation belongs to the projection with which the ramp comes out flat at both ends.
+        flat = float(ramp[1]) - float((ramp[2] - ramp[1]).abs()) - float(ramp[0].abs())
+        found.append((flat, small, ramp))
+    _, small, ramp = max(found, key=lambda each: each[0])
+    return small, ramp
+
+
+def _small(
+    mlp: Any, names: Sequence[str], reader: str, index: Sequence[int], order: Sequence[int], hinges: torch.Tensor
+) -> Any:
+    """The MLP of two units whose projection `order[0]` holds the hinges; what the others write is 1."""
+    small = cut_down(mlp, names, reader, index, 2)
+    for role, number in enumerate(order):
+        linear = small.get_submodule(names[number])
+        with torch.no_grad():
+            linear.weight.zero_()
+            linear.weight[:, 1] = 1.0
+            if role == 0:
+                linear.weight[:UNITS] = hinges.to(linear.weight)
+            if linear.bias is not None:
+                linear.weight[:, 1] -= linear.bias
+        linear.requires_grad_(False)
+    return small

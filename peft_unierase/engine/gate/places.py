@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from ...tuner.structure import projection_shape
 from ..earlier import switched_off
 from ..layers import choose_gates, two_for_units
+from .comparator import can_switch
 from .settings import GateSettings
 from .units import find_writers
 
@@ -46,6 +48,6 @@ def choose_places(
     if all(wide[two]) and len(names[two]) == 2:
         with switched_off(model):  # units that an earlier erasure has would not pass the test
             writers = [find_writers(model, name) for name in names[two]]
-    if not writers or not all(writers):
+    if not writers or not all(writers) or not all(map(partial(can_switch, model), names[two], writers)):
         return stack, indices, names, []
     return stack, indices[two], names[two], writers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..bounds import check_at_least, check_not_empty, check_positive
 from .steer import SteerSettings
 from .units import UnitSettings
 
@@ -30,7 +31,7 @@ class GateSettings:
         fit_weight: Weight of the retain keys at which the gates of the steer fit are solved.
         steer: Steps, ranges and weights of the steer fit with linear detectors; `units` has its own.
         units: How hidden units are made into detectors; `None` keeps to linear detectors on the keys, as is done for
-            MLPs whose units cannot be given new weights.
+            MLPs whose units cannot be given new weights, or of which two make no clean switch (squared ReLU, tanh).
         widest: Largest width of the keys that are solved together: layers are edited in blocks that are at most this
             wide, or of one layer. Memory and time grow with its square and cube.
         refusal_count: Refusals to choose from, the ones that come easiest to this model; the gate is held shut in all.
@@ -57,6 +58,15 @@ class GateSettings:
     row_steps: int = 130
     row_steps_per_fact: float = 1.25
     row_learning_rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.samples is not None:
+            check_at_least(0, self, "samples")
+        check_at_least(0, self, "fit_weight", "row_steps_per_fact")
+        check_at_least(1, self, "fit_samples", "reach", "widest", "refusal_count", "row_steps")
+        check_at_least(2, self, "held_out")  # with 1 nothing would be left to be shown
+        check_not_empty(self, "depths", "door_weights", "deep_weights")
+        check_positive(self, "row_learning_rate")
 
     def sample_count(self, facts: int) -> int:
         """How many questions the model is made to ask itself, for this many facts."""

@@ -17,7 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..bounds import check_at_least, check_positive
+from ..logits import Logits
 from ..refusal import RefusalLesson, without
+from ..schedule import one_cycle
 from ..trace import bent_output
 from .answered import Answered
 
@@ -30,7 +33,8 @@ class SteerSettings:
 
     Attributes:
         steps: Gradient steps.
-        learning_rate: Adam's highest, for the vector (relative to the residual stream's size) and the output row.
+        learning_rate: Adam's highest, for the vector (relative to the residual stream's size) and the output row (of a
+            head whose outputs are logits; more where the model makes less of them).
         row_learning_rate: The same for the input row, relative to its components.
         forget_gain: Range of the factor on each forget answer's openings. Below 1, since the gates that are written in
             the end are held further shut.
@@ -70,6 +74,10 @@ class SteerSettings:
     worst: float = 2.0
     banned: float = 2.0
     refusal: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "steps", "retain_every")
+        check_positive(self, "learning_rate", "row_learning_rate", "saturation")
 
 
 def fit_steer(
@@ -112,14 +120,16 @@ def fit_steer(
     direction = (torch.randn(width, generator=generator) * 0.01).to(device).requires_grad_(True)
     own = [_own(item) for item in retained]
     states, total = torch.cat([one.states for one in own]), torch.cat([one.total for one in own])
+    logits_of = Logits(forget[0].recording.model, forget[0].recording.layers)
     often = _hard_ones_often(retained)
-    rates = [settings.learning_rate, settings.learning_rate, settings.row_learning_rate * _spread(input_row)]
+    rates = [settings.learning_rate, settings.learning_rate / logits_of.slope]
+    rates.append(settings.row_learning_rate * _spread(input_row))
     groups = [direction, output_row, input_row]
     for parameter in (output_row, input_row):
         parameter.requires_grad_(True)
     parts = [{"params": [p], "lr": rate} for p, rate in zip(groups, rates, strict=True)]
     optimizer = torch.optim.Adam(parts, betas=(0.9, 0.99))  # a hard batch is soon forgotten
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=settings.steps, pct_start=0.1)
+    schedule = one_cycle(optimizer, rates, settings.steps)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return (low + (high - low) * torch.rand(*shape, generator=generator)).to(device)
@@ -132,7 +142,7 @@ def fit_steer(
 
     def quiet_loss() -> torch.Tensor:
         """Where no gate opens the head reads what it reads on the base, and [UNL] must not win there by itself."""
-        excess = torch.relu(states @ output_row.to(states) - total - settings.shut_log_prob)
+        excess = torch.relu(logits_of.of_token(states, output_row, token_id) - total - settings.shut_log_prob)
         return settings.shut * excess.mean() + settings.worst * excess.max()
 
     def retain_loss() -> torch.Tensor:

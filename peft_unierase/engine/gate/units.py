@@ -23,6 +23,8 @@ from torch.nn.functional import relu, softplus
 from transformers.pytorch_utils import Conv1D
 
 from ...tuner.structure import projection_shape
+from ..bounds import check_at_least, check_positive
+from ..schedule import one_cycle
 from .steer import SteerSettings
 
 DRAWN_WANTED, DRAWN_SHUT = 512, 4096  # positions in one step: of each group to open on, of all to stay shut on
@@ -82,6 +84,12 @@ class UnitSettings:
             retain_every=6,
         )
     )
+
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "narrowest", "per_root", "steps_per_fact", "noise", "missed")
+        check_at_least(1, self, "least", "wordings")
+        check_at_least(2, self, "steps")  # half as many are gone on with
+        check_positive(self, "learning_rate", "flag_noise", "ramp")
 
     def steering(self, facts: int) -> SteerSettings:
         """Settings of the steer fit for this many facts."""
@@ -251,7 +259,7 @@ class UnitDetector:
         for parameter in (*weights, self.read):
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW([*weights, self.read], lr=rate, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+        schedule = one_cycle(optimizer, rate, steps, rising=0.3)
         loss = torch.zeros(())
         for _ in range(steps):
             loss = torch.zeros((), device=self.read.device)

@@ -9,6 +9,7 @@ import torch
 from ...prompts import Batch, batches
 from ...tuner.structure import find_token_modules
 from ..bench import Bench
+from ..logits import Logits
 from ..trace import traced_inputs
 from .null_space import NullSpace, SecondMoment, null_space
 from .output_row import Silence
@@ -34,7 +35,7 @@ def record_kept(bench: Bench) -> tuple[list[SecondMoment], Silence]:
 
     projections = bench.projections()
     head = bench.model.get_submodule(find_token_modules(bench.model)[1])
-    moments = [SecondMoment() for _ in projections]
+    moments, logits_of = [SecondMoment() for _ in projections], Logits(bench.model, bench.stack)
     silence: list[Silence] = []
     with bench.stages.stage("recording retained texts", len(texts)) as bar:
         for batch in batches(texts, bench.pad, bench.device):
@@ -45,9 +46,10 @@ def record_kept(bench: Bench) -> tuple[list[SecondMoment], Silence]:
             for moment, keys in zip(moments, seen[:-1], strict=True):
                 moment.add(keys[retained].float())
             states = seen[-1][real]
-            logits = head(states).float()
-            logits[:, bench.spare.token_id] = float("-inf")
-            silence.append(Silence(states.float(), logits.logsumexp(dim=-1), _kinds(batch, doors)[real]))
+            logits, token_id = logits_of(head(states)), bench.spare.token_id
+            logits[:, token_id] = float("-inf")
+            others, kinds = logits.logsumexp(dim=-1), _kinds(batch, doors)[real]
+            silence.append(Silence(states.float(), others, kinds, token_id, logits_of))
             bar.update(len(batch.index))
     return moments, Silence.joined(silence)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..bounds import check_at_least, check_positive
+
 
 @dataclass(frozen=True)
 class PaperSettings:
@@ -66,24 +68,13 @@ class PaperSettings:
         return self.samples
 
     def __post_init__(self) -> None:
-        whole = ("token_steps", "robust_draws", "token_batch", "output_steps", "output_facts", "target_steps")
-        for name in whole:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        for name in (
-            "samples",
-            "robust_steps",
-            "robust_noise",
-            "target_start",
-            "target_decay",
-            "refusal_weight",
-            "silent_weight",
-            "null_threshold",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}")
-        for name in ("token_learning_rate", "target_learning_rate", "target_norm", "output_learning_rate", "ridge"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)!r}")
+        check_at_least(
+            1, self, "token_steps", "robust_draws", "token_batch", "output_steps", "output_facts", "target_steps"
+        )
+        check_at_least(0, self, "samples", "robust_steps", "robust_noise", "target_start", "target_decay")
+        check_at_least(0, self, "refusal_weight", "silent_weight", "null_threshold")
+        check_positive(
+            self, "token_learning_rate", "target_learning_rate", "target_norm", "output_learning_rate", "ridge"
+        )
         if self.truncate is not None and not 0 < self.truncate <= 1:
             raise ValueError(f"truncate must be None or a share above 0 and at most 1, got {self.truncate!r}")

@@ -17,6 +17,7 @@ import torch
 from ...prompts import batches
 from ..bench import Bench
 from ..refusal import CachedPrompts
+from ..schedule import one_cycle
 from .noise import perturbed
 from .settings import PaperSettings
 
@@ -45,7 +46,7 @@ def learn_refusals(bench: Bench, settings: PaperSettings) -> float:
     row.requires_grad_(True)
     optimizer = torch.optim.Adam([row], lr=rate)
     total = len(asked) * settings.token_steps + settings.robust_steps
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total, pct_start=0.1)
+    schedule = one_cycle(optimizer, rate, total)
     losses: list[float] = []
 
     def lessons(prompts: Sequence[Sequence[int]], steps: int) -> list[tuple[CachedPrompts, list[list[int]]]]:
