@@ -190,6 +190,36 @@ def erase(
 
 
 @app.command(
+    epilog='Examples:\n\nunierase plan ./model "Ada Finch" -o plan\n\nunierase plan org/model letter.txt -o plan\n\n'
+    "unierase plan org/model forget.jsonl -o plan"
+)
+def plan(
+    model: Annotated[str, typer.Argument(help="The base: a folder or a Hub id.")],
+    target: Annotated[
+        str,
+        typer.Argument(help="What should go: a name or a topic in words, a text (.txt, .md), or a forget set."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the two sets.", show_default=False)],
+    count: Annotated[int, typer.Option(min=1, help="Questions about each subject, in each of two rounds.")] = 192,
+    retain: Annotated[int, typer.Option(min=0, help="Questions to keep, at most.")] = 128,
+    sure: Annotated[float, typer.Option(min=0, max=1, help="How sure the base must be of an answer.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same plan.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto.")] = "float32",
+    device_map: DeviceMapOption = None,
+    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
+    split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train",
+    format: FormatOption = Format.AUTO,
+) -> None:
+    """Ask a model what it knows about something, and write a forget and a retain set to review before erasing."""
+    from .plan import PlanOrder, run_plan
+
+    columns = (question_column, answer_column, split)
+    order = PlanOrder(model, target, output, count, retain, sure, seed, dtype, device_map, *columns)
+    run_plan(order, format.resolved())
+
+
+@app.command(
     epilog="Examples:\n\n"
     "unierase check erase-xyz --forget forget.jsonl --retain keep.jsonl -o report\n\n"
     "unierase check erase-xyz --forget forget.jsonl --attacks fast --twin org/never-knew --accept SUPPRESSED\n\n"
@@ -299,6 +329,39 @@ def check(
             dtype=dtype,
             device_map=device_map,
         ),
+        format.resolved(),
+    )
+
+
+@app.command(
+    epilog="Examples:\n\nunierase ramp ./model forget.jsonl --retain keep.jsonl -o ramp\n\n"
+    "unierase ramp org/model forget.jsonl --retain keep.jsonl --steps 10,100,all --leak 0.1 --kept 0.98 -o ramp"
+)
+def ramp(
+    model: Annotated[str, typer.Argument(help="The base: a folder or a Hub id.")],
+    forget: Annotated[str, typer.Argument(help="What must go, in the forms that erase reads, in the order of steps.")],
+    retain: Annotated[str, typer.Option(help="What must stay, in the same forms.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the last good erasure and figures.", show_default=False)
+    ],
+    steps: Annotated[str, typer.Option(help="How many facts to erase in each step.")] = "1,5,20,all",
+    leak: Annotated[float, typer.Option(min=0, max=1, help="Most that may come back of an erased answer.")] = 0.2,
+    kept: Annotated[float, typer.Option(min=0, max=1, help="Least of the base's retained answers to be left.")] = 0.95,
+    refusals: Annotated[Path | None, typer.Option(help="Ways of declining, one sentence a line.")] = None,
+    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
+    split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train",
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same bytes.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto.")] = "float32",
+    device_map: DeviceMapOption = None,
+    format: FormatOption = Format.AUTO,
+) -> None:
+    """Erase in growing steps, look after each at what comes back, keep the last good one. Status 1 if one fails."""
+    from .ramp import RampPlan, run_ramp
+
+    columns = (question_column, answer_column, split)
+    run_ramp(
+        RampPlan(model, forget, retain, output, steps, leak, kept, refusals, *columns, seed, dtype, device_map),
         format.resolved(),
     )
 

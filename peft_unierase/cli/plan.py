@@ -1,0 +1,100 @@
+"""`unierase plan`: what an erasure would be about, before anything is erased."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .output import Format, clear_endings, show, show_json, table
+
+SHOWN = 5
+TEXTS = (".txt", ".md")
+
+
+@dataclass(frozen=True)
+class PlanOrder:
+    """What the command line asked for; see the options of `unierase plan`."""
+
+    model: str
+    target: str
+    output: Path
+    count: int
+    retain: int
+    sure: float
+    seed: int
+    dtype: str
+    device_map: str | None
+    question_column: str | None
+    answer_column: str | None
+    split: str
+
+
+def run_plan(order: PlanOrder, style: Format) -> None:
+    """Ask, show and write; ends the process with status 2 on bad input."""
+    with clear_endings():
+        from ..hub.folder import check_new, write_folder
+
+        check_new(order.output)
+        target, text = read_target(order)
+        from ..plan import plan
+        from .base import load_base, prepare_libraries
+
+        prepare_libraries()
+        model, tokenizer = load_base(order.model, order.dtype, order.device_map)
+        told: dict[str, Any] = {"count": order.count, "retain": order.retain, "sure": order.sure, "seed": order.seed}
+        found = plan(model, tokenizer, target, text=text, progress=style is not Format.QUIET, **told)
+        write_folder(order.output, found.save)
+    if style is Format.JSON:
+        show_json({"output": str(order.output), **found.record()})
+    elif style is Format.HUMAN:
+        show(shown(found, order))
+
+
+def read_target(order: PlanOrder) -> tuple[Any, str | None]:
+    """Words, a forget set, or a text and the name of its file.
+
+    Raises:
+        ValueError: A file is missing, empty, or cannot be read.
+    """
+    from ..facts import READABLE_SUFFIXES, read_facts
+
+    path = Path(order.target)
+    if path.suffix in READABLE_SUFFIXES:
+        columns = {"question": order.question_column, "answer": order.answer_column}
+        return read_facts(order.target, **columns, split=order.split, role="forget"), None
+    if path.suffix in TEXTS:
+        if not path.is_file():
+            raise ValueError(f"no such file: {path}; TARGET is a forget set, a text (.txt, .md), or words")
+        try:
+            return path.stem, path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    if path.exists():
+        raise ValueError(f"{path} is neither a forget set ({', '.join(READABLE_SUFFIXES)}) nor a text (.txt, .md)")
+    return order.target, None
+
+
+def shown(found: Any, order: PlanOrder) -> str:
+    """The plan for a terminal."""
+    from .finish import estimate_line
+
+    def rows(planned: Any) -> list[tuple[str, str, str]]:
+        return [(f"{each.confidence:.2f}", each.fact.question, each.fact.answer) for each in planned[:SHOWN]]
+
+    about = f" about {', '.join(found.subjects)}" if found.subjects else ""
+    parts = [f"{len(found.forget)} facts to erase{about}, {len(found.retain)} near them to keep."]
+    if found.forget:
+        parts.append(table(("sure", "what the base answers, to be erased", ""), rows(found.forget)))
+    if found.retain:
+        parts.append(table(("close", "the nearest to keep, which would suffer first", ""), rows(found.retain)))
+    if found.unknown:
+        parts.append(f"{len(found.unknown)} facts the base does not know: nothing to erase. They are in unknown.jsonl.")
+    parts += [f"Does not go together: {each}" for each in found.contradictions]
+    if found.cost:
+        parts.append(estimate_line(found.cost))
+    parts.append(f"Saved to {order.output}: read forget.jsonl and retain.jsonl and take out what should not be there.")
+    if found.forget:
+        files = f"{order.output}/forget.jsonl --retain {order.output}/retain.jsonl"
+        parts.append(f"Then:\n\n    unierase erase {order.model} {files} -o my-erasure")
+    return "\n\n".join(parts)

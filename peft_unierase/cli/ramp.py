@@ -1,0 +1,215 @@
+"""`unierase ramp`: erase in growing steps, look after each, stop at the first that fails and keep the last good one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .note import note
+from .output import Format, clear_endings, say, show, show_json, table
+
+ASKED = 100  # facts of each set, after each step
+STOPPED = 1
+REPORT = "ramp.json"
+PICTURE = "ramp.png"
+
+
+@dataclass(frozen=True)
+class RampPlan:
+    """What the command line asked for; see the options of `unierase ramp`."""
+
+    model: str
+    forget: str
+    retain: str
+    output: Path
+    steps: str
+    leak: float
+    kept: float
+    refusals: Path | None
+    question_column: str | None
+    answer_column: str | None
+    split: str
+    seed: int
+    dtype: str
+    device_map: str | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step and what was measured after it.
+
+    Attributes:
+        facts: How many facts were erased.
+        leaks: Recall of what each step so far added, in their order.
+        kept: Recall of the retained questions, as a share of the base's.
+        failed: Why it is not good; empty if it is.
+    """
+
+    facts: int
+    leaks: list[float]
+    kept: float
+    failed: list[str]
+
+
+def parse_steps(text: str, facts: int) -> list[int]:
+    """`1,5,20,all` as numbers of facts, growing, those beyond the set left out.
+
+    Raises:
+        ValueError: It is no such list.
+    """
+    numbers = []
+    for part in text.split(","):
+        word = part.strip()
+        if word != "all" and not (word.isascii() and word.isdigit() and int(word) > 0):
+            raise ValueError(f"--steps {text!r} is not a list of numbers of facts; write it like 1,5,20,all")
+        numbers.append(facts if word == "all" else int(word))
+    steps = [number for number in numbers if number <= facts]
+    if steps != sorted(set(steps)):
+        raise ValueError(f"--steps {text!r} does not grow from step to step; write it like 1,5,20,all")
+    if not steps:
+        raise ValueError(f"--steps {text!r} begins beyond the {facts} facts of the forget set; begin with 1")
+    return steps
+
+
+def run_ramp(plan: RampPlan, style: Format) -> None:
+    """Run the command; ends the process with status 1 where a step fails, 2 on bad input."""
+    with clear_endings():
+        steps = ramp(plan, style)
+    good = [step for step in steps if not step.failed]
+    if style is Format.JSON:
+        kept = str(plan.output / "erasure") if good else None
+        show_json({"output": str(plan.output), "erasure": kept, "steps": [vars(step) for step in steps]})
+    elif style is Format.HUMAN:
+        show(matrix(steps))
+        for step in steps:
+            for why in step.failed:
+                show(f"\nStopped at {step.facts} facts: {why}.")
+        if good:
+            show(f"\nThe erasure of {good[-1].facts} facts is in {plan.output / 'erasure'}, the picture in {PICTURE}.")
+        else:
+            show("\nNo step was good, so no erasure was kept.")
+    if steps[-1].failed:
+        raise SystemExit(STOPPED)
+
+
+def ramp(plan: RampPlan, style: Format) -> list[Step]:
+    """Erase step by step; what is good is saved before the next step begins."""
+    from ..check.answers import answer_questions, recall_scorer
+    from ..check.case import drawn
+    from ..facts import check_facts, read_facts
+    from ..hub.folder import check_new
+    from ..hub.ledger import own_salt
+    from .erase import read_refusals
+
+    refusals, salt = read_refusals(plan.refusals), own_salt()
+    columns: dict[str, Any] = {"question": plan.question_column, "answer": plan.answer_column, "split": plan.split}
+    forget = read_facts(plan.forget, **columns, role="forget")
+    retain = read_facts(plan.retain, **columns, role="retain")
+    for warning in check_facts(forget, retain):
+        say(f"warning: {warning}")
+    counts = parse_steps(plan.steps, len(forget))
+    check_new(plan.output)
+    recall_scorer()
+    picture_library()
+
+    from ..engine import erase
+    from ..prompts import default_formats
+    from .base import load_base, prepare_libraries
+    from .finish import finish
+
+    prepare_libraries()
+    asked = drawn(retain, ASKED, f"{plan.seed} ramp")
+    groups = [forget[start:end] for start, end in zip([0, *counts], counts, strict=False)]
+    told: dict[str, Any] = {"refusals": refusals, "seed": plan.seed, "progress": style is not Format.QUIET}
+    plan.output.mkdir(parents=True, exist_ok=True)
+    steps: list[Step] = []
+    base = None
+    for number, count in enumerate(counts, start=1):
+        model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map)
+        form = default_formats(tokenizer)[0]
+
+        def recall(asking: Any, facts: Sequence[Any], tokenizer: Any = tokenizer, form: Any = form) -> float:
+            answers = answer_questions(asking, tokenizer, facts, form)
+            return sum(answer.recall for answer in answers) / len(answers)
+
+        if base is None:
+            base = recall(model, asked)
+        cache = plan.output / "samples"
+        erased = erase(model, tokenizer, forget[:count], retain, samples_cache=cache, **told)
+        leaks = [recall(erased, drawn(group, ASKED, f"{plan.seed} ramp")) for group in groups[:number]]
+        kept = recall(erased, asked) / max(base, 1e-9)
+        failed = [
+            f"{leak:.3f} of what step {step} erased comes back, and --leak allows {plan.leak}"
+            for step, leak in enumerate(leaks, start=1)
+            if leak > plan.leak
+        ]
+        if kept < plan.kept:
+            failed.append(f"{kept:.3f} of the retained answers are left, and --kept asks for {plan.kept}")
+        steps.append(Step(count, leaks, kept, failed))
+        if not failed:
+            why = "measured by the gates of a ramp"
+            finish(erased, tokenizer, plan.model, plan.output / "erasure", why, True, forget[:count], salt)
+        save(steps, plan.output)
+        if failed:
+            break
+    note("erase", None, ramp=str(plan.output.absolute()), steps=[step.facts for step in steps], failed=steps[-1].failed)
+    return steps
+
+
+def matrix(steps: Sequence[Step]) -> str:
+    """Steps down, and across what each step so far added: how much of it comes back."""
+    head = ("facts erased", *(f"step {number}" for number in range(1, len(steps) + 1)), "kept", "")
+    rows = [
+        (
+            str(step.facts),
+            *(f"{leak:.3f}" for leak in step.leaks),
+            *("-" for _ in range(len(steps) - len(step.leaks))),
+            f"{step.kept:.3f}",
+            "FAILS" if step.failed else "good",
+        )
+        for step in steps
+    ]
+    return table(head, rows)
+
+
+def save(steps: Sequence[Step], folder: Path) -> None:
+    """Write figures and picture."""
+    new = folder / f".{REPORT}"
+    new.write_text(json.dumps([vars(step) for step in steps], indent=2) + "\n", encoding="utf-8")
+    new.replace(folder / REPORT)
+    draw(steps, folder / PICTURE)
+
+
+def picture_library() -> Any:
+    """matplotlib's figures.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        from matplotlib import figure
+    except ImportError as error:
+        raise ImportError('the picture needs matplotlib; install it with: pip install "peft-unierase[ramp]"') from error
+    return figure
+
+
+def draw(steps: Sequence[Step], file: Path) -> None:
+    """The stability matrix as a picture: steps down, across what each added; dark is what comes back."""
+    count = len(steps)
+    cells = [[*step.leaks, *[float("nan")] * (count - len(step.leaks)), 1 - step.kept] for step in steps]
+    figure = picture_library().Figure(figsize=(1.6 + 0.9 * (count + 1), 1.4 + 0.6 * count), layout="constrained")
+    axes = figure.add_subplot()
+    shown = axes.imshow(cells, cmap="Reds", vmin=0, vmax=1, aspect="auto")
+    for row, line in enumerate(cells):
+        for column, value in enumerate(line):
+            if value == value:
+                dark = "white" if value > 0.5 else "black"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=dark)
+    axes.set_xticks(range(count + 1), [*(f"facts of\nstep {n}" for n in range(1, count + 1)), "retained,\nlost"])
+    axes.set_yticks(range(count), [f"{step.facts} erased" for step in steps])
+    axes.set_title("what comes back after each step (recall)")
+    figure.colorbar(shown, ax=axes)
+    figure.savefig(file, dpi=120, metadata={"Software": None})

@@ -1,0 +1,110 @@
+"""What a base knows about a name, a topic or what a text is about: questions that it asks itself, with its answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..engine.about import ask_about, find_beginnings, names
+from ..engine.known import certainties
+from ..engine.samples import WORD, word_weights
+from ..engine.subjects import find_names
+from ..facts import Fact
+from ..prompts import PromptFormat, greedy_answers
+
+# Kinds of questions: who and what, when, where, why, how, with whom. They open what a base would not begin by itself.
+TEMPLATES = (
+    "Who is {}?",
+    "What is {}?",
+    "What is {} known for?",
+    "When was {} born?",
+    "Where was {} born?",
+    "Where is {}?",
+    "What is the full name of {}?",
+    "What does {} do?",
+    "Who are the parents of {}?",
+    "What has {} written?",
+    "What has {} won?",
+    "What is the profession of {}?",
+    "Who belongs to {}?",
+    "When was {} founded?",
+    "Why is {} important?",
+    "How does {} work?",
+    "What happened to {}?",
+    "Tell me about {}.",
+)
+FEWEST = 2  # times that a text names what it is about
+MOST_SUBJECTS = 8
+SHARED = 0.5  # of an answer's news, weighed by how rare its words are, that a text tells too
+
+
+def subjects_of(text: str) -> list[str]:
+    """What a text is about: the names that it says more than once, the most frequent first; at most eight."""
+    counts = Counter(name for line in text.splitlines() for name in find_names(line))
+    longest = [name for name in counts if not any(name != other and name in other for other in counts)]
+    found = {name: len(text.split(name)) - 1 for name in longest}
+    return sorted((name for name in found if found[name] >= FEWEST), key=lambda name: -found[name])[:MOST_SUBJECTS]
+
+
+def known_about(
+    model: Any,
+    tokenizer: Any,
+    form: PromptFormat,
+    subject: str,
+    questions: Sequence[str],
+    count: int,
+    seed: int,
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[Fact]:
+    """What the base answers about a subject: first to `TEMPLATES`, then to what it asks itself, in two rounds.
+
+    In the second round the questions of the first one lend their beginnings: they are about the subject already, so
+    that the base names it in places where it never did in others.
+
+    Args:
+        model: The base.
+        tokenizer: Its tokenizer.
+        form: The prompt format to ask and to answer in.
+        subject: Whom or what to ask about.
+        questions: Questions about anything that the base asks itself, to begin with.
+        count: Questions wanted of each round.
+        seed: Seed of the sampling.
+        advance: Called with the number of questions that are done, `4 * count` in all.
+    """
+    asked = [template.format(subject) for template in TEMPLATES]
+    answers = greedy_answers(model, tokenizer, [form.prompt(question) for question in asked], 48)
+    texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+    found = [Fact(question, text, subject=subject) for question, text in zip(asked, texts, strict=True) if text]
+    for turn in range(2):
+        lent = list(questions) + [fact.question for fact in found]
+        (beginnings,) = find_beginnings(model, tokenizer, form, [subject], lent, count)
+        found += ask_about(model, tokenizer, form, subject, beginnings, count, seed + turn, advance=advance)
+    return list({" ".join(fact.question.lower().split()): fact for fact in found}.values())
+
+
+def confident(
+    model: Any, tokenizer: Any, form: PromptFormat, facts: Sequence[Fact], least: float
+) -> list[tuple[Fact, float]]:
+    """Facts with the geometric mean of their answers' tokens' probabilities, those that reach `least`."""
+    if not facts:
+        return []
+    sure = certainties(model, tokenizer, facts, form).tolist()
+    return [(fact, each) for fact, each in zip(facts, sure, strict=True) if each >= least]
+
+
+def told_by(text: str, facts: Sequence[Fact]) -> list[Fact]:
+    """The facts whose answers tell what a text tells."""
+    weigh = word_weights(facts)
+    words = set(WORD.findall(text.lower()))
+    kept = []
+    for fact in facts:
+        own = set(WORD.findall(fact.answer.lower())) - set(WORD.findall(fact.question.lower()))
+        if own and weigh(own & words) >= SHARED * weigh(own):
+            kept.append(fact)
+    return kept
+
+
+def not_about(facts: Sequence[Fact], subjects: Sequence[str]) -> list[Fact]:
+    """The facts that name none of the subjects."""
+    return [fact for fact in facts if not any(names(f"{fact.question}\n{fact.answer}", each) for each in subjects)]
