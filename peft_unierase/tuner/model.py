@@ -164,7 +164,7 @@ class UniEraseModel(BaseTuner):
             if cls._layer_class(config, base, key) is GateLayer:
                 gates += 1
             else:
-                check_token_row(base.weight, config.token_id)
+                check_token_row(base, config.token_id)
         if config.token_id is None:
             return  # gates alone: PEFT's own rules hold
 
