@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -80,14 +82,29 @@ class SwappingLayer(BaseTunerLayer):
         self.check_together([adapter_names] if isinstance(adapter_names, str) else adapter_names)
         super().set_adapter(adapter_names, inference_mode=inference_mode)
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # An offloaded weight is on the meta device, where the adapter's would be lost without a word.
+        base_layer = self.get_base_layer()
+        if device is None and base_layer.weight.is_meta:
+            runs_on = getattr(getattr(base_layer, "_hf_hook", None), "execution_device", None)
+            device = torch.device("cpu" if runs_on is None else runs_on)
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+
     def held_adapters(self, adapter_names: list[str]) -> list[str]:
         """Those of `adapter_names` that have weights in this layer, in the order given."""
         available = self._get_available_adapters()
         return [name for name in adapter_names if name in available]
 
     def check_mergeable(self) -> None:
-        """Raise `ValueError` if the base weight is quantised, also to an 8-bit float that has its scale elsewhere."""
+        """Raise `ValueError` if the base weight is offloaded or quantised, also to an 8-bit float that has its scale
+        elsewhere.
+        """
         weight = self.get_base_layer().weight
+        if weight.is_meta:
+            raise ValueError(
+                "cannot merge into a weight that is offloaded: load the whole base into memory to merge, or keep the "
+                "adapter live on the offloaded base"
+            )
         if not is_plain(weight):
             raise ValueError(
                 f"cannot merge into a weight of dtype {_kind(weight)}: load the base in float32, bfloat16 or float16 "
@@ -102,8 +119,8 @@ class SwappingLayer(BaseTunerLayer):
             adapter_names: Adapters to merge; `None` merges the active ones.
 
         Raises:
-            ValueError: The base weight is quantised, two adapters cannot be at work together, or `safe_merge` found a
-                value that is not finite.
+            ValueError: The base weight is quantised or offloaded, two adapters cannot be at work together, or
+                `safe_merge` found a value that is not finite.
         """
         self.check_together([*self.merged_adapters, *(adapter_names or self.active_adapters)])
         names = self.held_adapters(check_adapters_to_merge(self, adapter_names))
@@ -151,7 +168,15 @@ class SwappingLayer(BaseTunerLayer):
 
         Rows may have become more on their way, by beams or because positions were laid out as rows; they are neighbours
         then.
+
+        Raises:
+            RuntimeError: The adapter was offloaded, so that nothing would be erased.
         """
+        if not x.is_meta and any(part.is_meta for part in self.adapter_parts()):
+            raise RuntimeError(
+                "PEFT has offloaded the erasure together with the base, from where it cannot be used; load the base "
+                "anew and put the erasure on it with `peft_unierase.load`, which leaves it in memory"
+            )
         if self.row_adapters is None:
             return self.edited(x, self.live_adapters(), *args, **kwargs)
         each, left = divmod(len(x), len(self.row_adapters))
@@ -167,6 +192,10 @@ class SwappingLayer(BaseTunerLayer):
         parts = [self.edited(x[index], list(names), *args, **kwargs) for names, index in rows.items()]
         order = torch.tensor([number for index in rows.values() for number in index], device=x.device).argsort()
         return torch.cat(parts)[order]
+
+    def adapter_parts(self) -> Iterator[torch.Tensor]:
+        """The weights of all adapters in this layer."""
+        return chain.from_iterable(getattr(self, name).values() for name in self.adapter_layer_names)
 
     def live_adapters(self) -> list[str]:
         """Adapters that this forward pass has to apply; first undoes a merge if adapters were disabled meanwhile."""
