@@ -473,7 +473,7 @@ def main() -> None:
     # Threads that spin while they wait make a run five times slower as soon as anything else wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    # torchao, which peft imports where it is installed, tells at each start which of its kernels do not fit.
-    for name in ("torchao", "torch.utils._pytree"):
+    # Quantisers, which peft imports where they are installed, tell at each start which of their kernels do not fit.
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     app()

@@ -12,6 +12,7 @@ from torch import nn
 from ..facts import Fact
 from ..prompts import PromptFormat, encode
 from ..tuner.structure import find_token_modules
+from ..tuner.swap import plain_weight
 from .checkpoint import Checkpoint
 from .progress import Stages
 from .spare_row import SpareRow
@@ -149,5 +150,5 @@ class Bench:
     def start_rows(self) -> None:
         """Start both rows at random, in the scale of the base's own: a spare row may hold anything."""
         for name, row in zip(find_token_modules(self.model), self.rows(), strict=True):
-            spread = self.model.get_submodule(name).get_base_layer().weight.detach().float().std()
+            spread = plain_weight(self.model.get_submodule(name).get_base_layer()).float().std()
             row.data.copy_(torch.randn(row.shape, generator=self.generator).to(row.device) * spread)

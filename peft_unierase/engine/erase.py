@@ -40,6 +40,7 @@ from .erasure import EarlierErasure, Erasure, ErasureWarning, Outcome
 from .gate import GateSettings, run_gate
 from .gate.by_units import edited_features, own_flag, take_units
 from .gate.places import choose_places
+from .gradients import check_gradients
 from .known import ENOUGH, known_shares
 from .paper import PaperSettings, early_layers, run_paper
 from .progress import Stages
@@ -115,9 +116,9 @@ def erase(
         that was given, where that was one. Its `erasure` attribute, an [`Erasure`], tells what was done.
 
     Raises:
-        ValueError: Bad arguments or facts, no spare row, a model of an unsupported kind, adapters of another kind or
-            merged ones, a taken `adapter_name`, or a model that is offloaded in part where it has to be told from
-            others (`samples_cache`, `work_dir`); the model is unchanged.
+        ValueError: Bad arguments or facts, no spare row, a model of an unsupported kind or quantised in a way that
+            lets no gradient pass, adapters of another kind or merged ones, a taken `adapter_name`, or a model that is
+            offloaded in part where it has to be told from others (`samples_cache`, `work_dir`); the model is unchanged.
     """
     check_recipe(recipe, depth, settings)
     check_scope(scope, recipe)
@@ -145,6 +146,7 @@ def erase(
 
     with unchanged_on_failure(model, peft_model, adapter_name):
         (peft_model or model).eval()
+        check_gradients(model)
         bench = Bench(
             model=model,
             tokenizer=tokenizer,
@@ -180,7 +182,7 @@ def erase(
             )
         if spare.resized:
             resize_vocabulary(model, spare.token_id + 1)
-        if gated and gated.units:
+        if gated and gated.units and writers:
             bench.units = take_units(bench, gated.units)
             bench.flags = own_flag(bench, parts)
         edited = [*names, *(name for into in writers for name in into)]

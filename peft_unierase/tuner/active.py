@@ -50,6 +50,8 @@ def load(base: nn.Module, erasures: str | Path | Sequence[str | Path] | Mapping[
     for source in wanted:
         named[adapter_name(str(source), named)] = source
     model: Any = None
+    # PEFT takes an offloaded base apart and distributes it anew, with hooks that lose the erasure.
+    device_map = vars(base).pop("hf_device_map", None)
     try:
         for name, source in named.items():
             if model is None:
@@ -63,6 +65,9 @@ def load(base: nn.Module, erasures: str | Path | Sequence[str | Path] | Mapping[
             base.set_submodule(name, layer.get_base_layer())
         vars(base).pop("peft_config", None)
         raise
+    finally:
+        if device_map is not None:
+            base.hf_device_map = device_map
     return model.eval()
 
 

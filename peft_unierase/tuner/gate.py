@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import UniEraseConfig
-from .swap import SwappingLayer
+from .swap import SwappingLayer, plain_weight
 
 
 class GateLayer(nn.Module, SwappingLayer):
@@ -139,7 +139,7 @@ class GateLayer(nn.Module, SwappingLayer):
         else:
             delta = self.unierase_B[adapter_name].detach() @ self.unierase_A[adapter_name].detach()
         if adapter_name in self.moved:
-            (weight,) = self._unmerged_weight or (self.get_base_layer().weight,)
+            (weight,) = self._unmerged_weight or (plain_weight(self.get_base_layer()),)
             weight = (weight.detach().T if transposed else weight.detach()).to(delta)
             come, go = self._features(adapter_name), self.moved[adapter_name]
             if adapter_name in self.rows:

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .active import check_together
 from .gate import GateLayer
-from .swap import SwappingLayer
+from .swap import SwappingLayer, plain_weight
 from .token_row import InputRowLayer, TokenRowLayer
 
 LAYOUTS = ("T", "L")
@@ -129,7 +129,7 @@ def _factors(gate: GateLayer, adapter: str) -> tuple[torch.Tensor, torch.Tensor]
 
 def _row_factors(layer: TokenRowLayer, rows: dict[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """A LoRA on the embedding or the head that is nothing but these rows."""
-    weight = layer.get_base_layer().weight.detach()
+    weight = plain_weight(layer.get_base_layer())
     change = torch.stack([row.detach().float() - weight[token_id].float() for token_id, row in rows.items()])
     where = torch.zeros(len(rows), len(weight), device=change.device)
     where[range(len(rows)), list(rows)] = 1.0

@@ -164,7 +164,7 @@ class UniEraseModel(BaseTuner):
                 gates += 1
             else:
                 for part in config.split():
-                    check_token_row(base.weight, part.token_id)
+                    check_token_row(base, part.token_id)
         if config.token_id is None:
             return  # gates alone: PEFT's own rules hold
 
@@ -211,7 +211,8 @@ class UniEraseModel(BaseTuner):
         layer = kind(target, adapter_name, peft_config, **parts)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
-        self._replace_module(parent, target_name, layer, target)
+        # Not by `_replace_module`, which moves an adapter to where the base weight is: nowhere, if that is offloaded.
+        setattr(parent, target_name, layer)
 
     @staticmethod
     def _layer_class(config: UniEraseConfig, base: nn.Module, key: str) -> type[GateLayer] | type[TokenRowLayer]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,11 +17,30 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+UNITS_AT_ONCE = 256
 
 
 def is_plain(weight: torch.Tensor) -> bool:
     """Whether a weight is stored as it is, and not quantised, also where that is done behind a float's face."""
     return weight.dtype in MERGEABLE_DTYPES and type(weight.data) is torch.Tensor
+
+
+@torch.no_grad()
+def plain_weight(module: Any) -> torch.Tensor:
+    """The weight of a projection or an embedding in the shape that it stands for, detached.
+
+    A quantised projection is asked what it does with unit vectors: every quantiser stores in a way of its own, and
+    bitsandbytes leaves its layers unusable on a CPU when they are dequantised after a first forward pass.
+    """
+    weight = module.weight.detach()
+    if is_plain(weight):
+        return weight
+    if isinstance(module, nn.Embedding):
+        return nn.functional.embedding(torch.arange(module.num_embeddings, device=weight.device), weight)
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+    units = torch.eye(module.in_features, dtype=dtype, device=weight.device)
+    offset = module(torch.zeros_like(units[:1]))
+    return torch.cat([module(part) - offset for part in units.split(UNITS_AT_ONCE)]).T
 
 
 def _kind(weight: torch.Tensor) -> str:
@@ -61,14 +82,29 @@ class SwappingLayer(BaseTunerLayer):
         self.check_together([adapter_names] if isinstance(adapter_names, str) else adapter_names)
         super().set_adapter(adapter_names, inference_mode=inference_mode)
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # An offloaded weight is on the meta device, where the adapter's would be lost without a word.
+        base_layer = self.get_base_layer()
+        if device is None and base_layer.weight.is_meta:
+            runs_on = getattr(getattr(base_layer, "_hf_hook", None), "execution_device", None)
+            device = torch.device("cpu" if runs_on is None else runs_on)
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+
     def held_adapters(self, adapter_names: list[str]) -> list[str]:
         """Those of `adapter_names` that have weights in this layer, in the order given."""
         available = self._get_available_adapters()
         return [name for name in adapter_names if name in available]
 
     def check_mergeable(self) -> None:
-        """Raise `ValueError` if the base weight is quantised, also to an 8-bit float that has its scale elsewhere."""
+        """Raise `ValueError` if the base weight is offloaded or quantised, also to an 8-bit float that has its scale
+        elsewhere.
+        """
         weight = self.get_base_layer().weight
+        if weight.is_meta:
+            raise ValueError(
+                "cannot merge into a weight that is offloaded: load the whole base into memory to merge, or keep the "
+                "adapter live on the offloaded base"
+            )
         if not is_plain(weight):
             raise ValueError(
                 f"cannot merge into a weight of dtype {_kind(weight)}: load the base in float32, bfloat16 or float16 "
@@ -83,8 +119,8 @@ class SwappingLayer(BaseTunerLayer):
             adapter_names: Adapters to merge; `None` merges the active ones.
 
         Raises:
-            ValueError: The base weight is quantised, two adapters cannot be at work together, or `safe_merge` found a
-                value that is not finite.
+            ValueError: The base weight is quantised or offloaded, two adapters cannot be at work together, or
+                `safe_merge` found a value that is not finite.
         """
         self.check_together([*self.merged_adapters, *(adapter_names or self.active_adapters)])
         names = self.held_adapters(check_adapters_to_merge(self, adapter_names))
@@ -132,7 +168,15 @@ class SwappingLayer(BaseTunerLayer):
 
         Rows may have become more on their way, by beams or because positions were laid out as rows; they are neighbours
         then.
+
+        Raises:
+            RuntimeError: The adapter was offloaded, so that nothing would be erased.
         """
+        if not x.is_meta and any(part.is_meta for part in self.adapter_parts()):
+            raise RuntimeError(
+                "PEFT has offloaded the erasure together with the base, from where it cannot be used; load the base "
+                "anew and put the erasure on it with `peft_unierase.load`, which leaves it in memory"
+            )
         if self.row_adapters is None:
             return self.edited(x, self.live_adapters(), *args, **kwargs)
         each, left = divmod(len(x), len(self.row_adapters))
@@ -148,6 +192,10 @@ class SwappingLayer(BaseTunerLayer):
         parts = [self.edited(x[index], list(names), *args, **kwargs) for names, index in rows.items()]
         order = torch.tensor([number for index in rows.values() for number in index], device=x.device).argsort()
         return torch.cat(parts)[order]
+
+    def adapter_parts(self) -> Iterator[torch.Tensor]:
+        """The weights of all adapters in this layer."""
+        return chain.from_iterable(getattr(self, name).values() for name in self.adapter_layer_names)
 
     def live_adapters(self) -> list[str]:
         """Adapters that this forward pass has to apply; first undoes a merge if adapters were disabled meanwhile."""

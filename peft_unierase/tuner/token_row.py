@@ -13,19 +13,20 @@ from peft.tuners.tuners_utils import _get_in_out_features
 from torch import nn
 
 from .config import UniEraseConfig
-from .swap import SwappingLayer
+from .swap import SwappingLayer, is_plain
 
 
-def check_token_row(weight: torch.Tensor, token_id: int | None) -> int:
-    """`token_id`, if `weight` of shape `(rows, d)` has that row.
+def check_token_row(module: Any, token_id: int | None) -> int:
+    """`token_id`, if an embedding or a head, quantised or not, has that row.
 
     Raises:
         ValueError: It has not.
     """
-    if token_id is None or token_id >= weight.shape[0]:
+    rows = module.num_embeddings if isinstance(module, nn.Embedding) else module.out_features
+    if token_id is None or token_id >= rows:
         raise ValueError(
-            f"token_id {token_id} is outside the vocabulary of the base, which has {weight.shape[0]} rows: the adapter "
-            "was made for another base, or for this one after its vocabulary had been resized"
+            f"token_id {token_id} is outside the vocabulary of the base, which has {rows} rows: the adapter was made "
+            "for another base, or for this one after its vocabulary had been resized"
         )
     return token_id
 
@@ -56,12 +57,19 @@ class TokenRowLayer(nn.Module, SwappingLayer):
     def update_layer(self, adapter_name: str, config: UniEraseConfig) -> None:
         """Add an adapter whose row starts as a copy of the base's own (or at random, for tests).
 
+        Where that is quantised or offloaded it starts at zero.
+
         Raises:
             ValueError: The base has no row `config.token_id`.
         """
-        weight = self.get_base_layer().weight
-        ids = [check_token_row(weight, part.token_id) for part in config.split()]
-        row = weight[ids if config.parts else ids[0]].detach().clone()
+        base_layer: Any = self.get_base_layer()
+        ids = [check_token_row(base_layer, part.token_id) for part in config.split()]
+        weight = base_layer.weight.detach()
+        if is_plain(weight) and not weight.is_meta:
+            row = weight[ids].clone()
+        else:
+            row = torch.zeros(len(ids), self.out_features if isinstance(base_layer, nn.Embedding) else self.in_features)
+        row = row if config.parts else row[0]
         self.unierase_token_ids[adapter_name] = ids
         self.unierase_row[adapter_name] = nn.Parameter(row if config.init_weights else torch.randn_like(row))
         self._move_adapter_to_device_of_base_layer(adapter_name)

@@ -23,6 +23,7 @@ from torch.nn.functional import relu, softplus
 from transformers.pytorch_utils import Conv1D
 
 from ...tuner.structure import projection_shape
+from ...tuner.swap import is_plain
 from ..bounds import check_at_least, check_positive
 from ..schedule import one_cycle
 from .steer import SteerSettings
@@ -104,15 +105,15 @@ def find_writers(model: Any, down: str) -> list[str]:
     """Names of the projections that write the MLP's hidden units, whose units can be given new weights.
 
     They are found by structure and then put to the test: the MLP cut down to a few units has to give what the whole one
-    gives. Empty where it does not, or where the MLP has a form of its own.
+    gives. Empty where it does not, where the MLP has a form of its own, or where it is quantised.
     """
     parent, _, reader = down.rpartition(".")
     mlp = model.get_submodule(parent)
     width, outputs = projection_shape(model.get_submodule(down)) or (0, 0)
     shapes = {name: projection_shape(child) for name, child in mlp.named_children() if name != reader}
     names = [name for name, shape in shapes.items() if shape in ((outputs, width), (outputs, 2 * width))]
-    weights = [getattr(mlp.get_submodule(name), "weight", None) for name in names]
-    if not names or any(weight is None or not weight.is_floating_point() for weight in weights):
+    weights = [mlp.get_submodule(name).weight for name in (*names, reader)]
+    if not names or not all(map(is_plain, weights)):
         return []
     probe = torch.randn(4, outputs, generator=torch.Generator().manual_seed(0)).to(weights[0])
     index = list(range(0, width, max(1, width // 7)))
