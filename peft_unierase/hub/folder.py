@@ -11,9 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-CONFIG_NAME = "adapter_config.json"
-RECORD_NAME = "erasure.json"
-LORA_NAME = "lora"
+from ..source import CONFIG_NAME, LORA_NAME, RECORD_NAME
+
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 

@@ -6,7 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .folder import CONFIG_NAME, RECORD_NAME
+from ..source import CONFIG_NAME, RECORD_NAME, resolve
+
+
+def local_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of an erasure, downloaded where `source` is a Hub id.
+
+    Raises:
+        ValueError: There is no such folder or repository.
+    """
+    return resolve(source, revision).folder
+
+
+def adapter_type(source: str) -> str | None:
+    """The PEFT type that an adapter's config names, without more of it being read; `None` if there is no adapter."""
+    file = Path(source) / CONFIG_NAME
+    try:
+        if not Path(source).is_dir():
+            from huggingface_hub import hf_hub_download
+
+            file = Path(hf_hub_download(source, CONFIG_NAME))
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return None
+    return found.get("peft_type") if isinstance(found, dict) else None
 
 
 def read_config(source: str) -> Any:
