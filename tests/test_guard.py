@@ -219,9 +219,20 @@ def remote_tokenizer(folder: Path) -> None:
 
 
 # Name: how the clean erasure is spoiled, and what `load` and `unierase inspect` say.
-MALICIOUS: dict[str, tuple[Callable[[Path], None], str]] = {
+MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickle beside the weights": (pickled, r"a file of a kind that may run code: adapter_model\.bin"),
     "pickle instead of the weights": (pickled_alone, r"a file of a kind that may run code: adapter_model\.bin"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), r"no weights: adapter_model\.safetensors is missing"),
+    "many files": (lambda f: [(f / f"{n}.txt").write_text("") for n in range(1005)], "more than 1000 files"),
+    "folder for the config": (
+        lambda f: ((f / CONFIG).unlink(), (f / CONFIG).mkdir()),
+        r"a config that was not read: adapter_config\.json",
+    ),
+    "many names": (
+        lambda f: config(f, spare_units={f"m{n}": [1] for n in range(6000)}),
+        "names of more than 1024 modules: 60",
+    ),
+    "config that is a list": (raw(lambda _: b"[]", CONFIG), r"adapter_config\.json holds no JSON object: \[\]"),
     "source": (lambda f: (f / "modeling.py").write_text("1"), r"a kind that may run code: modeling\.py"),
     "library in a folder": (
         lambda f: (f / "lora" / "kernel.so").write_text("1"),

@@ -6,6 +6,7 @@ erasure is what it declares to be, and not that what it declares is well meant (
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -136,10 +137,11 @@ def inspect_folder(folder: str | Path, listed: Mapping[str, int | None] | None =
         raise ValueError(f"{folder} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id")
     files, findings = check_files(folder)
     findings += _check_listed(listed or {}, files)
-    if CONFIG_NAME not in files:
-        if any(finding.value.startswith(CONFIG_NAME) for finding in findings):
-            return Inspection(folder, tuple(findings), files=files)
+    if not os.path.lexists(folder / CONFIG_NAME):
         raise ValueError(f"{folder} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id")
+    if CONFIG_NAME not in files:
+        findings.append(refuse("a config that was not read", CONFIG_NAME, "it must be a plain file"))
+        return Inspection(folder, tuple(findings), files=files)
     values, found = read_json(folder, CONFIG_NAME, MAX_CONFIG)
     findings += found
     if values is not None and values.get("peft_type") != "UNIERASE":
