@@ -63,7 +63,10 @@ def resolve(source: str | Path, revision: str | None = None, subfolder: str | No
     try:
         folder, listed = _download(str(source), revision, inner, hub)
     except Exception as error:  # names that are no ids, missing or gated repositories, no network
-        raise ValueError(f"{source} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id") from error
+        reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200]
+        raise ValueError(
+            f"{source} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id ({reason})"
+        ) from error
     start = "" if inner == PurePosixPath() else f"{inner}/"
     return Place(folder / inner, {name[len(start) :]: size for name, size in listed.items() if name.startswith(start)})
 
@@ -71,19 +74,20 @@ def resolve(source: str | Path, revision: str | None = None, subfolder: str | No
 def _download(
     source: str, revision: str | None, inner: PurePosixPath, hub: dict[str, Any]
 ) -> tuple[Path, dict[str, int | None]]:
-    from httpx import TransportError
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     listed: dict[str, int | None] = {}
-    try:
-        if hub.get("local_files_only"):
-            raise ConnectionError
+    if not hub.get("local_files_only"):
         token: Any = hub.get("token")
-        info = HfApi().model_info(source, revision=revision, files_metadata=True, token=token)
-        revision = info.sha or revision  # so that what was listed is what is downloaded
-        listed = {file.rfilename: file.size for file in info.siblings or ()}
-    except (ConnectionError, TimeoutError, TransportError):
-        pass  # without a network what was downloaded before will do
+        try:
+            info = HfApi().model_info(source, revision=revision, files_metadata=True, token=token)
+            revision = info.sha or revision  # so that what was listed is what is downloaded
+            listed = {file.rfilename: file.size for file in info.siblings or ()}
+        except (HfHubHTTPError, HFValidationError):
+            raise
+        except Exception:  # no network, by whichever client: what was downloaded before will do
+            listed = {}
     start = "" if inner == PurePosixPath() else f"{inner}/"
     too_large = [name for name, size in listed.items() if (size or 0) > MAX_BYTES]
     folder = snapshot_download(

@@ -11,11 +11,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers import invoke, listing, save_tiny_model
+from huggingface_hub.utils import filter_repo_objects
 from made_apart import base_of, config_of, logits
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
@@ -23,6 +25,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import GuardError, UniEraseConfig, load, stack
 from peft_unierase.cli.base import load_onto
+from peft_unierase.hub.read import local_folder
 from peft_unierase.source import resolve
 from peft_unierase.tuner import inspect_folder, recorded_digests
 from peft_unierase.tuner.fields import MAX_RANK, OF_PEFT, OWN
@@ -575,7 +578,41 @@ def test_links_of_the_cache_are_followed_and_no_others(adapter: Path, base: Any,
     blobs = snapshot.parents[1] / "blobs"
     blobs.rename(tmp_path / "elsewhere")
     blobs.symlink_to(tmp_path / "elsewhere")
-    assert {finding.what for finding in inspect_folder(snapshot).refused} == {"a symbolic link"}
+    whats = {finding.what for finding in inspect_folder(snapshot).refused}
+    assert whats == {"a symbolic link", "a config that was not read"}
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_of_a_repository_no_more_is_downloaded_than_an_erasure_is_made_of(
+    network: bool, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Any
+) -> None:
+    names = {path.relative_to(adapter).as_posix(): 10 for path in adapter.rglob("*") if path.is_file()}
+    names.update({"evil.pkl": 10, "huge.safetensors": 3 << 30})
+    snapshot = as_download(adapter, tmp_path / "cache")
+    told: dict[str, Any] = {}
+
+    def model_info(*_: Any, **__: Any) -> Any:
+        if not network:
+            raise ConnectionError
+        return SimpleNamespace(sha="abc", siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in names.items()])
+
+    def download(source: str, **given: Any) -> str:
+        told.update(given, source=source)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    place = resolve("org/erase", revision="v1")
+    wanted = filter_repo_objects(names, allow_patterns=told["allow_patterns"], ignore_patterns=told["ignore_patterns"])
+    expected = {name for name in names if "/" not in name} - {"evil.pkl"} - ({"huge.safetensors"} if network else set())
+    assert set(wanted) == expected
+    assert told["revision"] == ("abc" if network else "v1")
+    assert place.folder == snapshot
+    if network:
+        with pytest.raises(GuardError, match=r"(?s)may run code: evil\.pkl.*larger than .* huge\.safetensors"):
+            load(base, "org/erase")
+    else:
+        assert local_folder("org/erase", "v1") == snapshot
 
 
 def test_files_that_are_on_the_hub_alone_count(place: Path) -> None:
