@@ -19,6 +19,7 @@ _HOMES = {
     "Fact": "facts",
     "FactError": "facts",
     "GateSettings": "engine",
+    "GuardError": "tuner",
     "PaperSettings": "engine",
     "UniEraseConfig": "tuner",
     "UniEraseModel": "tuner",

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..version import __version__
-from .options import DeviceMapOption, FormatOption
+from .options import DeviceMapOption, FormatOption, TrustOption
 from .output import Format
 from .records import app as records
 
@@ -149,6 +149,7 @@ def erase(
     license: Annotated[
         str | None, typer.Option(help="Licence of the erasure, for the card: mit, apache-2.0, …", show_default=False)
     ] = None,
+    trust: TrustOption = False,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Erase facts from a model and save the erasure as an adapter that PEFT loads."""
@@ -184,6 +185,7 @@ def erase(
             description=description,
             license=license,
             onto=tuple(onto or ()),
+            trust=trust,
         ),
         format.resolved(),
     )
@@ -299,6 +301,7 @@ def check(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of everything that is drawn.")] = 0,
     dtype: Annotated[str, typer.Option(help="Load models as float32, bfloat16, float16, or auto.")] = "float32",
     device_map: DeviceMapOption = None,
+    trust: TrustOption = False,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Attack an erasure, whoever made it, and say what is left: ERASED, SUPPRESSED, DAMAGED, LEAKING or NO BASELINE."""
@@ -328,6 +331,7 @@ def check(
             seed=seed,
             dtype=dtype,
             device_map=device_map,
+            trust=trust,
         ),
         format.resolved(),
     )
@@ -391,12 +395,13 @@ def merge(
     ] = None,
     no_undo: Annotated[bool, typer.Option("--no-undo", help="Keep no way back.")] = False,
     device_map: DeviceMapOption = None,
+    trust: TrustOption = False,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Merge erasures into their base and save a plain transformers model."""
     from .ship import ShipPlan, run_merge
 
-    plan = ShipPlan(tuple(adapters), output, base, None, dtype, device_map, undo, with_undo=not no_undo)
+    plan = ShipPlan(tuple(adapters), output, base, None, dtype, device_map, trust, undo, with_undo=not no_undo)
     run_merge(plan, format.resolved())
 
 
@@ -424,12 +429,13 @@ def export(
     ] = None,
     base: BaseOption = None,
     device_map: DeviceMapOption = None,
+    trust: TrustOption = False,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Write erasures as one stock LoRA that peft loads without this package. Several are fused into one."""
     from .ship import ShipPlan, run_export
 
-    run_export(ShipPlan(tuple(adapters), output, base, layout, "float32", device_map), format.resolved())
+    run_export(ShipPlan(tuple(adapters), output, base, layout, "float32", device_map, trust), format.resolved())
 
 
 @app.command(
@@ -444,12 +450,38 @@ def stack(
     base: Annotated[
         str | None, typer.Option(help="What to call the base, where they name several.", show_default=False)
     ] = None,
+    trust: TrustOption = False,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Fuse erasures into one adapter, or take one out again. Needs their files alone and not the base."""
     from .stack import run_stack
 
-    run_stack(adapters, output, without or (), base, format.resolved())
+    run_stack(adapters, output, without or (), base, format.resolved(), trust)
+
+
+class Report(str, Enum):
+    """What `unierase inspect` shows."""
+
+    AUTO = "auto"
+    HUMAN = "human"
+    JSON = "json"
+
+
+@app.command(
+    epilog="Examples:\n\nunierase inspect erase-xyz\n\nunierase inspect org/erase-xyz --revision v1 --format json\n\n"
+    "The exit status is 0 where the guard passes it and 1 where it refuses it."
+)
+def inspect(
+    adapter: Annotated[str, typer.Argument(help="Folder or Hub id of an erasure, whoever made it.")],
+    revision: Annotated[str | None, typer.Option(help="Revision on the Hub.", show_default=False)] = None,
+    format: Annotated[
+        Report, typer.Option("--format", help="What stdout shows; auto is human on a terminal, json in a pipe.")
+    ] = Report.AUTO,
+) -> None:
+    """Look at an erasure without loading it: what it touches, what its record says, and whether the guard passes it."""
+    from .inspect import run_inspect
+
+    run_inspect(adapter, revision, Format(format.value).resolved())
 
 
 @app.command(epilog="Example:\n\nunierase quickstart -o my-first-erasure")

@@ -80,7 +80,9 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     return model.eval(), tokenizer
 
 
-def load_onto(model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize: bool = False) -> Any:
+def load_onto(
+    model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize: bool = False, trust: bool = False
+) -> Any:
     """The base with erasures that were made before, all of them on; their tokens are added to the tokenizer.
 
     Args:
@@ -88,24 +90,27 @@ def load_onto(model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize:
         tokenizer: Its tokenizer.
         folders: Where they were saved.
         allow_resize: Let the vocabulary grow by the rows of erasures for which it had grown.
+        trust: Load what the guard refuses.
 
     Raises:
-        ValueError: One was made for another base, two cannot be on together, or its files cannot be loaded.
+        ValueError: The guard refuses one, one was made for another base or cannot be loaded, or two cannot be on
+            together.
     """
     from peft import PeftModel
 
-    from ..tuner import UniEraseConfig, align_tokenizer, set_active
+    from ..tuner import UniEraseConfig, align_tokenizer, guarded, set_active
 
-    configs = [UniEraseConfig.from_pretrained(str(folder)) for folder in folders]
+    places = [folder if trust else guarded(folder) for folder in folders]
+    configs = [UniEraseConfig.from_pretrained(str(place)) for place in places]
     if allow_resize:
         resized_for(model, configs)
     carrying: Any = None
-    for number, folder in enumerate(folders, start=1):
+    for number, (folder, place) in enumerate(zip(folders, places, strict=True), start=1):
         try:
             if carrying is None:
-                carrying = PeftModel.from_pretrained(model, str(folder))
+                carrying = PeftModel.from_pretrained(model, str(place))
             else:
-                carrying.load_adapter(str(folder), f"erasure-{number}")
+                carrying.load_adapter(str(place), f"erasure-{number}")
             align_tokenizer(tokenizer, carrying)
         except Exception as error:
             raise ValueError(f"cannot load the erasure in {folder}: {_first_line(error)}") from error

@@ -45,6 +45,7 @@ class CheckPlan:
     seed: int
     dtype: str
     device_map: str | None
+    trust: bool = False
 
 
 def run_check(plan: CheckPlan, style: Format) -> None:
@@ -139,18 +140,23 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
     """The erased model, its tokenizer, the base where it is another model, and the base's name.
 
     Raises:
-        ValueError: There is no base to compare with, the adapter was made for another one, or something cannot be
-            loaded.
+        ValueError: There is no base to compare with, the adapter was made for another one, the guard refuses it, or
+            something cannot be loaded.
     """
     from peft import PeftConfig, PeftModel
 
+    from ..hub.read import adapter_type
+    from ..tuner import guarded
     from .base import load_base, load_onto
 
     def load(name: str) -> tuple[Any, Any]:
         return load_base(name, plan.dtype, plan.device_map)
 
+    place = plan.model
+    if adapter_type(plan.model) == "UNIERASE" and not plan.trust:
+        place = str(guarded(plan.model))
     try:
-        config = PeftConfig.from_pretrained(plan.model)
+        config = PeftConfig.from_pretrained(place)
     except (ValueError, OSError):  # no adapter, so it is to be a model
         if not plan.base:
             raise ValueError(
@@ -164,7 +170,7 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
         raise ValueError(f"the adapter in {plan.model} does not say which base it belongs to; name it with --base")
     model, tokenizer = load(base_name)
     if config.peft_type == "UNIERASE":
-        erased = load_onto(model, tokenizer, [Path(plan.model)], allow_resize=True)
+        erased = load_onto(model, tokenizer, [Path(plan.model)], allow_resize=True, trust=plan.trust)
         return erased, tokenizer, None, base_name
     try:
         return PeftModel.from_pretrained(model, plan.model).eval(), tokenizer, None, base_name

@@ -46,6 +46,7 @@ class ErasePlan:
     description: str | None
     license: str | None
     onto: tuple[Path, ...] = ()
+    trust: bool = False
 
 
 def parse_layers(text: str | None) -> list[int] | None:
@@ -154,11 +155,14 @@ def _run(plan: ErasePlan, style: Format) -> None:
     from ..engine import RECIPES, check_recipe, check_scope, erase, plan_scope
     from ..engine.checkpoint import discard
     from ..engine.cost import cost_of, expected_work
+    from ..tuner import guarded
     from .base import load_base, load_onto, prepare_libraries
     from .check import report_table
     from .finish import checked, estimate_line, finish, loading_lines, stages_table
 
     prepare_libraries()
+    for folder in () if plan.trust else plan.onto:
+        guarded(folder)
     check_recipe(plan.recipe, depth)
     check_scope(plan.scope, plan.recipe)
     if plan.scope:
@@ -185,7 +189,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     if estimate and style is Format.HUMAN:
         say(estimate_line(estimate) + (" The check behind it is not counted." if plan.check else ""))
     if plan.onto:
-        model = load_onto(model, tokenizer, plan.onto, plan.allow_resize)
+        model = load_onto(model, tokenizer, plan.onto, plan.allow_resize, plan.trust)
     erased = erase(
         model,
         tokenizer,

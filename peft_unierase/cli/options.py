@@ -12,3 +12,6 @@ DeviceMapOption = Annotated[str | None, typer.Option(help="Passed on to transfor
 FormatOption = Annotated[
     Format, typer.Option("--format", help="What stdout shows; auto is human on a terminal, json in a pipe.")
 ]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Load erasures that the guard refuses; see unierase inspect.")
+]

@@ -21,6 +21,7 @@ class ShipPlan:
     layout: str | None
     dtype: str
     device_map: str | None
+    trust: bool = False
     undo: Path | None = None
     with_undo: bool = True
 
@@ -101,20 +102,20 @@ def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
     """The base with all of the erasures on, the tokenizer with their tokens, and the base's name.
 
     Raises:
-        ValueError: One is no erasure, they name different bases, or something cannot be loaded.
+        ValueError: One is no erasure, the guard refuses one, they name different bases, or something cannot be loaded.
     """
-    from ..hub.read import read_config
-    from ..tuner import align_tokenizer, load
+    from ..hub.read import local_folder, read_config
+    from ..tuner import align_tokenizer, guarded, load
     from .base import load_base, prepare_libraries, resized_for
 
     prepare_libraries()
-    configs = [read_config(name) for name in plan.adapters]
+    configs = [read_config(str(local_folder(name) if plan.trust else guarded(name))) for name in plan.adapters]
     named = {config.base_model_name_or_path for config in configs}
     if plan.base is None and (len(named) > 1 or None in named or "" in named):
         raise ValueError("the erasures do not name one base that they all belong to; name it with --base")
     base = plan.base or named.pop()
     model, tokenizer = load_base(base, plan.dtype, plan.device_map)
     resized_for(model, configs)
-    stacked = load(model, list(plan.adapters))
+    stacked = load(model, list(plan.adapters), trust=plan.trust)
     align_tokenizer(tokenizer, stacked)
     return stacked, tokenizer, base

@@ -9,7 +9,9 @@ from .note import note
 from .output import Format, clear_endings, show, show_json
 
 
-def run_stack(adapters: Sequence[str], output: Path, without: Sequence[str], base: str | None, style: Format) -> None:
+def run_stack(
+    adapters: Sequence[str], output: Path, without: Sequence[str], base: str | None, style: Format, trust: bool = False
+) -> None:
     """Write the folder; ends the process with status 2 on bad input."""
     with clear_endings():
         from ..hub.folder import check_new
@@ -19,7 +21,7 @@ def run_stack(adapters: Sequence[str], output: Path, without: Sequence[str], bas
         from .base import prepare_libraries
 
         prepare_libraries()
-        stacked = stack(*adapters, base=base)
+        stacked = stack(*adapters, base=base, trust=trust)
         for name in without:
             stacked -= name
         stacked.save(output)

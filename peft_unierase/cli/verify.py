@@ -45,7 +45,7 @@ def verified(plan: VerifyPlan) -> list[Any]:
     """All findings."""
     from ..facts import read_facts
     from ..hub.ledger import own_salt
-    from ..hub.read import local_folder, read_statement
+    from ..hub.read import read_statement, whole_folder
     from ..hub.record import read_salt
     from ..hub.sign import verify_signature
     from ..hub.verify import OPEN, Finding, verify_facts, verify_files
@@ -55,7 +55,7 @@ def verified(plan: VerifyPlan) -> list[Any]:
         columns = {"question": plan.question_column, "answer": plan.answer_column}
         facts = read_facts(plan.forget, **columns, split=plan.split, role="forget")
     salt = read_salt(plan.salt_file) if plan.salt_file else own_salt() if facts else None
-    folder = local_folder(plan.adapter)
+    folder = whole_folder(plan.adapter)
     record = read_statement(str(folder))
     if record is None:
         raise ValueError(f"{plan.adapter} has no erasure.json, so there is nothing to compare with")

@@ -11,12 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .record import RECORD_NAME, sha256, statement
+from ..source import CONFIG_NAME, LORA_NAME, RECORD_NAME, WEIGHTS_NAME
+from .record import sha256, statement
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
 REPORT_NAME = "report.json"
-LORA_NAME = "lora"
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 

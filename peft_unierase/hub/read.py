@@ -6,8 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .folder import CONFIG_NAME
-from .record import RECORD_NAME, predicate_of
+from ..source import CONFIG_NAME, RECORD_NAME, SUFFIXES, resolve
+from .record import predicate_of
+
+
+def local_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of an erasure, downloaded where `source` is a Hub id.
+
+    Raises:
+        ValueError: There is no such folder or repository.
+    """
+    return resolve(source, revision).folder
+
+
+def adapter_type(source: str) -> str | None:
+    """The PEFT type that an adapter's config names, without more of it being read; `None` if there is no adapter."""
+    file = Path(source) / CONFIG_NAME
+    try:
+        if not Path(source).is_dir():
+            from huggingface_hub import hf_hub_download
+
+            file = Path(hf_hub_download(source, CONFIG_NAME))
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return None
+    return found.get("peft_type") if isinstance(found, dict) else None
 
 
 def read_config(source: str) -> Any:
@@ -62,8 +85,8 @@ def read_statement(source: str) -> dict[str, Any] | None:
     return statement
 
 
-def local_folder(source: str, revision: str | None = None) -> Path:
-    """The folder of an erasure, downloaded where it is a Hub id.
+def whole_folder(source: str, revision: str | None = None) -> Path:
+    """The folder of an erasure with all that its record names, downloaded where it is a Hub id.
 
     Raises:
         ValueError: There is neither.
@@ -74,6 +97,7 @@ def local_folder(source: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source, revision=revision))
+        allowed = [f"*{suffix}" for suffix in sorted(SUFFIXES)]
+        return Path(snapshot_download(source, revision=revision, allow_patterns=allowed))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(f"{source} is neither a folder nor a Hub id that can be read: {error}") from error

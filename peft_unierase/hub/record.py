@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from ..facts import Fact
+from ..source import RECORD_NAME
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:peft-unierase:erasure:v1"
-RECORD_NAME = "erasure.json"
 WITHOUT_DIGEST = (RECORD_NAME, "README.md", "report.json", ".gitattributes", "model.sig")
 PACKAGES = ("peft", "transformers", "torch", "safetensors")
 CHUNK = 1 << 20

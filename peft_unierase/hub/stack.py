@@ -79,7 +79,7 @@ class Stack:
         write_folder(folder, write)
 
 
-def stack(*erasures: str | Path, base: str | None = None) -> Stack:
+def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -> Stack:
     """Fuse saved erasures of one base into one adapter. The base itself is not needed.
 
     What two of them both chose, a vocabulary row or hidden units, moves as it does where they are loaded one beside the
@@ -88,8 +88,10 @@ def stack(*erasures: str | Path, base: str | None = None) -> Stack:
     Args:
         erasures: Folders or Hub ids; one may itself be a stack.
         base: What to call the base, where they call it by different names.
+        trust: Stack what the guard refuses.
 
     Raises:
+        GuardError: The guard refuses one.
         ValueError: One is no erasure, they are not of one base, or two cannot be on together.
     """
     from peft.utils import load_peft_weights
@@ -97,23 +99,25 @@ def stack(*erasures: str | Path, base: str | None = None) -> Stack:
 
     from ..tuner.active import adapter_name, add_special_token
     from ..tuner.fused import fuse
-    from .read import read_config, read_record
+    from ..tuner.guard import guarded
+    from .read import local_folder, read_config, read_record
 
     if not erasures:
         raise ValueError("there are no erasures to stack; name at least one")
     read: dict[str, Any] = {}
     records: dict[str, Any] = {}
-    for source in map(str, erasures):
-        config = read_config(source)
+    places = [str(local_folder(source) if trust else guarded(source)) for source in erasures]
+    for source, place in zip(map(str, erasures), places, strict=True):
+        config = read_config(place)
         if base is not None:
             config.base_model_name_or_path = base
         name = adapter_name(source, read)
-        read[name] = (config, load_peft_weights(source, device="cpu"))
-        record = read_record(source)
+        read[name] = (config, load_peft_weights(place, device="cpu"))
+        record = read_record(place)
         if record:
             records.update(record["parts"] if config.parts else {name: record})
     config, tensors = fuse(read)
-    tokenizer = AutoTokenizer.from_pretrained(str(erasures[0]))
+    tokenizer = AutoTokenizer.from_pretrained(places[0])
     for token_id, text in sorted(config.tokens):
         add_special_token(tokenizer, text, token_id)
     return Stack([part["name"] for part in config.parts], config, tensors, tokenizer, records)

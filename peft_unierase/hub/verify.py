@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..facts import Fact
-from .record import RECORD_NAME, Salt, coverage, file_digests, predicate_of, recorded_digests
+from ..source import RECORD_NAME
+from .record import Salt, coverage, file_digests, predicate_of, recorded_digests
 
 HOLDS, FAILS, OPEN = "holds", "FAILS", "not compared"
 

@@ -15,22 +15,35 @@ from peft import PeftModel
 from tokenizers import AddedToken
 from torch import nn
 
+from .guard import guarded
 from .model import check_adapter_name
 from .swap import SwappingLayer
 
+OF_A_SOURCE = ("revision", "subfolder", "token", "cache_dir", "force_download", "local_files_only")
 
-def load(base: nn.Module, erasures: str | Path | Sequence[str | Path] | Mapping[Any, bool], **told: Any) -> PeftModel:
+
+def load(
+    base: nn.Module,
+    erasures: str | Path | Sequence[str | Path] | Mapping[Any, bool],
+    *,
+    trust: bool = False,
+    **told: Any,
+) -> PeftModel:
     """Load erasures onto one base, each under the last part of its name.
+
+    The guard looks at the files of all of them first, and what is loaded is what it has looked at.
 
     Args:
         base: The model that they were made from.
         erasures: Folders or Hub ids: one, several, or which of them are to be on.
+        trust: Load what the guard refuses. An erasure that cannot be loaded, or not onto this base, still fails.
         **told: Further arguments of `PeftModel.from_pretrained` and `load_adapter`, for instance `revision`.
 
     Returns:
         The `PeftModel`, in eval mode. `list(model.peft_config)` are the names.
 
     Raises:
+        GuardError: The guard refuses one; nothing was loaded.
         ValueError: There are none, or one cannot be loaded or be on together with another; the base is as it was.
 
     Example:
@@ -49,15 +62,19 @@ def load(base: nn.Module, erasures: str | Path | Sequence[str | Path] | Mapping[
     named: dict[str, Any] = {}
     for source in wanted:
         named[adapter_name(str(source), named)] = source
+    places = dict(named)
+    if not trust:
+        where = {key: told.pop(key) for key in OF_A_SOURCE if key in told}
+        places = {name: guarded(source, **where) for name, source in named.items()}
     model: Any = None
     # PEFT takes an offloaded base apart and distributes it anew, with hooks that lose the erasure.
     device_map = vars(base).pop("hf_device_map", None)
     try:
-        for name, source in named.items():
+        for name, place in places.items():
             if model is None:
-                model = PeftModel.from_pretrained(base, str(source), adapter_name=name, **told)
+                model = PeftModel.from_pretrained(base, str(place), adapter_name=name, **told)
             else:
-                model.load_adapter(str(source), adapter_name=name, **told)
+                model.load_adapter(str(place), adapter_name=name, **told)
         set_active(model, [name for name, source in named.items() if wanted[source]])
     except BaseException:
         # Not by `unload`: where the first one's weights cannot be read, there is no `PeftModel` yet.

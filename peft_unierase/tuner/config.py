@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from peft.config import PeftConfig
 
+from .fields import MAX_RANK, OF_A_PART, OWN, wrong_values
 from .peft_type import unierase_peft_type
 
 
@@ -50,8 +51,8 @@ class UniEraseConfig(PeftConfig):
         base_dtype (`str`, *optional*): Format in which these were loaded then, for instance `"float32"`.
 
     Raises:
-        ValueError: `r` is not a positive integer, `token_id` is not a whole number of at least 0, or `rows` and
-            `columns` do not list features.
+        ValueError: A field holds what it must not, `r` is beyond the width of any model, or `rows` and `columns` do not
+            list features.
     """
 
     r: int = field(default=1, metadata={"help": "Rank of each gate."})
@@ -100,8 +101,11 @@ class UniEraseConfig(PeftConfig):
         super().__post_init__()
         # From a JSON file the type arrives as a string; PEFT's look-ups need the member.
         self.peft_type = unierase_peft_type()
-        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
-            raise ValueError(f"r must be a positive integer, got {self.r!r}")
+        own = {name: getattr(self, name) for name in OWN}
+        for name, wanted, value in wrong_values(own):
+            raise ValueError(f"{name} must be {wanted}, got {value!r:.200}")
+        if self.r > MAX_RANK:
+            raise ValueError(f"r must be at most {MAX_RANK}, which no model's width is beyond, got {self.r}")
         for role, pattern in (("rows", self.rows), ("columns", self.columns)):
             for name, index in pattern.items():
                 whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in index)
@@ -109,10 +113,11 @@ class UniEraseConfig(PeftConfig):
                     raise ValueError(f"{role}[{name!r}] must list different whole numbers of at least 0, got {index!r}")
         if both := sorted(self.rows.keys() & self.columns.keys()):
             raise ValueError(f"{both} are in rows and in columns; a module can be in one of them")
-        if self.token_id is not None and (
-            isinstance(self.token_id, bool) or not isinstance(self.token_id, int) or self.token_id < 0
-        ):
-            raise ValueError(f"token_id must be None or a whole number of at least 0, got {self.token_id!r}")
+        for part in self.parts:
+            if unknown := sorted(part.keys() - {"name", *OF_A_PART}):
+                raise ValueError(
+                    f"the part {part['name']!r} has {unknown[0]!r}, which is no field of an erasure by itself"
+                )
         self.sort_sets()
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError("layers_to_transform does not go with a regular expression in target_modules; use a list")

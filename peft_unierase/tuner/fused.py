@@ -14,12 +14,9 @@ import torch
 from peft.utils.other import get_pattern_key
 
 from .config import UniEraseConfig
+from .fields import OF_A_PART
 from .stacked import free_tokens
 
-OWN = (
-    *("r", "rows", "columns", "target_modules", "token_id", "token", "spare_tokens", "spare_units", "flag"),
-    *("base_fingerprint", "base_dtype"),
-)
 ALIKE = ("base_model_name_or_path", "token_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 Tensors = dict[str, torch.Tensor]
 
@@ -40,7 +37,7 @@ def fuse(erasures: Mapping[str, tuple[UniEraseConfig, Tensors]]) -> tuple[UniEra
     tensors: dict[str, list[torch.Tensor]] = {}
     for name, (config, own) in erasures.items():
         _check_alike(name, config, first)
-        for part in config.parts or [{"name": name, **{key: getattr(config, key) for key in OWN}}]:
+        for part in config.parts or [{"name": name, **{key: getattr(config, key) for key in OF_A_PART}}]:
             if any(part["name"] == other["name"] for other in parts):
                 raise ValueError(f"two of the erasures are called {part['name']!r}; rename the folder of one of them")
             parts.append(part)

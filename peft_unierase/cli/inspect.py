@@ -1,0 +1,153 @@
+"""`unierase inspect`: what an erasure is made of, what its record says, and whether the guard passes it."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from .output import Format, clear_endings, show, show_json, table
+
+if TYPE_CHECKING:
+    from ..tuner import Inspection
+
+REFUSED = 1
+MADE = ("created", "created_at", "finished", "date")
+
+
+def run_inspect(adapter: str, revision: str | None, style: Format) -> None:
+    """Show it; ends the process with 0 where the guard passes it, 1 where it does not, 2 where there is no erasure."""
+    with clear_endings():
+        from ..source import resolve
+
+        place = resolve(adapter, revision)
+        logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+        from ..tuner import inspect_folder
+
+        inspection = inspect_folder(place.folder, place.listed)
+        told = report(adapter, inspection)
+    if style is Format.JSON:
+        show_json(told)
+    else:
+        show(page(told))
+    if inspection.refused:
+        raise SystemExit(REFUSED)
+
+
+def report(adapter: str, inspection: Inspection) -> dict[str, Any]:
+    """What was found, as plain values."""
+    return {
+        "adapter": adapter,
+        "passes": not inspection.refused,
+        "findings": [
+            {"level": each.level, "what": each.what, "value": each.value, "advice": each.advice}
+            for each in inspection.findings
+        ],
+        **inspection.facts(),
+        "record": _recorded(inspection.record),
+    }
+
+
+def page(told: Mapping[str, Any]) -> str:
+    """The same for a terminal."""
+    from ..tuner.guard_files import printable
+
+    base, record = told["base"], told["record"]
+
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            return ", ".join(text(each) for each in value) or "-"
+        return "-" if value is None else printable(value)
+
+    fingerprints = [f"{printable(each)[:19]}…" for each in base["fingerprints"] if each]
+    compared = (
+        f"the weights of {len(base['compared'])} modules with the base's, where that is in {text(base['dtypes'])}"
+    )
+    rows = [
+        ("base", text(base["name"]) + (f" at {text(base['revision'])}" if base["revision"] else "")),
+        ("fingerprint of the base", text(fingerprints)),
+        ("compared on loading", compared if fingerprints else "nothing, another base is not noticed"),
+        ("token", text([f"{text(each['text'])} (row {text(each['id'])})" for each in told["tokens"]])),
+        ("spare tokens", text(told["spare_tokens"])),
+        ("flag", text(told["flags"])),
+        ("erasures in it", text(told["parts"]) if told["parts"] else "one"),
+        ("edited layers", text(told["layers"])),
+        ("largest rank", f"{told['rank']:,}"),
+        ("parameters", f"{told['parameters']:,}, {told['bytes']:,} bytes of {text(told['dtypes'])}"),
+        (
+            "made",
+            text(record["made"]) + (f", {record['age_days']:,} days ago" if record["age_days"] is not None else ""),
+        ),
+        ("verdict", text(record["verdict"]) if record["there"] else "no record"),
+    ]
+    modules = [
+        (
+            name,
+            each["edits"],
+            " ".join(f"{kind} {'x'.join(map(str, shape))}" for kind, shape in sorted(each["shapes"].items())),
+            " ".join(f"{kind} {each['norms'][kind]:.3g}" for kind in sorted(each["norms"])) or "-",
+        )
+        for name, each in told["modules"].items()
+    ]
+    files = [(printable(name), f"{each['bytes']:,}", each["sha256"] or "-") for name, each in told["files"].items()]
+    width = max(len(name) for name, _ in rows)
+    parts = ["\n".join(f"  {name.ljust(width)}   {value}" for name, value in rows)]
+    if modules:
+        parts.append(table(("module", "edits", "shapes", "largest norm of a row or column"), modules))
+    if files:
+        parts.append(table(("file", "bytes", "sha256"), files))
+    findings = [f"  {each['level']}: {each['what']}: {each['value']} ({each['advice']})" for each in told["findings"]]
+    if findings:
+        parts.append("\n".join(findings))
+    shown = shlex.quote(told["adapter"])
+    if told["passes"]:
+        parts.append(
+            "PASSES: it is what it declares to be. Whether that is well meant nothing here can tell. Next:\n\n"
+            f"    model = peft_unierase.load(base, {told['adapter']!r})\n"
+            f"    unierase check {shown} --forget forget.jsonl"
+        )
+    else:
+        parts.append(
+            "REFUSED: load and the commands leave it alone. Where you trust whoever made it:\n\n"
+            f"    model = peft_unierase.load(base, {told['adapter']!r}, trust=True)"
+        )
+    return "\n\n".join(parts)
+
+
+def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Verdict and age, from a record as it is or in a Statement."""
+    content = record.get("predicate")
+    content = content if isinstance(content, Mapping) else record
+    parts = content.get("parts")
+    made = next((content[key] for key in MADE if isinstance(content.get(key), str)), None)
+    return {
+        "there": bool(record),
+        "verdict": {str(name): _verdict(part) for name, part in parts.items()}
+        if isinstance(parts, Mapping)
+        else _verdict(content),
+        "made": made,
+        "age_days": _days(made),
+    }
+
+
+def _verdict(content: Any) -> str | None:
+    """The level, or why there is none."""
+    if isinstance(content, Mapping) and isinstance(content.get("predicate"), Mapping):
+        content = content["predicate"]
+    check = content.get("check") if isinstance(content, Mapping) else None
+    if not isinstance(check, Mapping):
+        return None
+    verdict = check.get("verdict")
+    level = verdict.get("level") if isinstance(verdict, Mapping) else None
+    return str(level) if level else f"not checked: {check.get('not_run')}"
+
+
+def _days(made: str | None) -> int | None:
+    try:
+        then = datetime.fromisoformat((made or "").replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    then = then if then.tzinfo else then.replace(tzinfo=timezone.utc)
+    return (datetime.now(timezone.utc) - then).days

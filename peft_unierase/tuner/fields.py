@@ -1,0 +1,103 @@
+"""What each field of a config may hold, so that a wrong value is refused by name, in code and from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+# The residual width of the widest open models. A rank beyond the width adds nothing to an edit.
+MAX_RANK = 16_384
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _positive(value: Any) -> bool:
+    return _whole(value) and value > 0
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _several(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping) and all(map(fits, value))
+
+
+def _names(value: Any) -> bool:
+    return _several(value, _text)
+
+
+def _by_module(value: Any) -> bool:
+    # What is in the lists `UniEraseConfig` says itself, with the module's name.
+    return isinstance(value, Mapping) and all(_text(name) and isinstance(value[name], list | tuple) for name in value)
+
+
+def _units(value: Any) -> bool:
+    return _by_module(value) and all(_several(index, _whole) for index in value.values())
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _spare(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and _whole(value[0]) and _text(value[1])
+
+
+def _part(value: Any) -> bool:
+    return isinstance(value, Mapping) and _text(value.get("name")) and all(map(_text, value))
+
+
+# What each must be, and whether a value is that; `None` is taken care of by `wrong_values`.
+_NAMES = ("None, a name, an expression or a list of names", lambda value: _text(value) or _names(value))
+_BY_MODULE = ("a mapping of module names to lists of whole numbers", _by_module)
+_LAYERS = ("None, a whole number or a list of them", lambda value: _number(value) or _several(value, _number))
+_STRING = ("None or a text", lambda value: isinstance(value, str))
+_BOOL = ("True or False", lambda value: isinstance(value, bool))
+NEVER_NONE = ("r", "rows", "columns", "token", "spare_tokens", "spare_units", "parts", "init_weights", "inference_mode")
+OWN: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "r": ("a positive integer", _positive),
+    "rows": _BY_MODULE,
+    "columns": _BY_MODULE,
+    "target_modules": _NAMES,
+    "exclude_modules": _NAMES,
+    "layers_to_transform": _LAYERS,
+    "layers_pattern": ("None, a name or a list of names", lambda value: isinstance(value, str) or _names(value)),
+    "token_id": ("None or a whole number of at least 0", _whole),
+    "token": ("a text", _text),
+    "spare_tokens": ("a list of [id, text] pairs", lambda value: _several(value, _spare)),
+    "spare_units": ("a mapping of module names to lists of whole numbers", _units),
+    "flag": ("None or a whole number of at least 0", _whole),
+    "parts": ("a list of mappings with a name each", lambda value: _several(value, _part)),
+    "token_modules": ("None or a list of names", _names),
+    "modules_to_save": ("None or a list of names", _names),
+    "init_weights": _BOOL,
+    "base_fingerprint": _STRING,
+    "base_dtype": _STRING,
+}
+OF_PEFT: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "task_type": _STRING,
+    "peft_type": _STRING,
+    "auto_mapping": ("None or a mapping", lambda value: isinstance(value, Mapping)),
+    "peft_version": _STRING,
+    "base_model_name_or_path": _STRING,
+    "revision": _STRING,
+    "inference_mode": _BOOL,
+}
+# What an erasure that was fused into another has values of its own for.
+OF_A_PART = (
+    *("r", "rows", "columns", "target_modules", "token_id", "token", "spare_tokens", "spare_units", "flag"),
+    *("base_fingerprint", "base_dtype"),
+)
+
+
+def wrong_values(values: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """The fields among `values` that hold what they must not, each with what it must be and the value."""
+    known = {**OWN, **OF_PEFT}
+    return [
+        (name, known[name][0], value)
+        for name, value in values.items()
+        if name in known and not (known[name][1](value) if value is not None else name not in NEVER_NONE)
+    ]

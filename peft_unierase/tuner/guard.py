@@ -1,0 +1,368 @@
+"""The guard: what a stranger's erasure touches, from its files alone, and whether it may be loaded.
+
+It needs no base, builds no model, runs none of what it reads and follows nothing out of the folder. It shows that an
+erasure is what it declares to be, and not that what it declares is well meant (docs/guard.md).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..source import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, WEIGHTS_NAME, Place, resolve
+from .config import UniEraseConfig
+from .fields import MAX_RANK, OF_A_PART, wrong_values
+from .guard_files import (
+    MAX_CONFIG,
+    Finding,
+    Header,
+    check_files,
+    check_names,
+    note,
+    printable,
+    read_header,
+    read_json,
+    refuse,
+    sha256,
+    too_large,
+)
+from .guard_weights import IN_A_LAYER, MAX_MODULES, Edited, check_modules, check_values, edited_modules
+
+FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+MODULE = re.compile(r"[\w-]+(\.[\w-]+)*")
+DTYPE = re.compile(r"[a-z0-9_]{1,32}")
+REMOTE_CODE = "auto_map"
+MAX_PARTS = 256
+TOLD = 20
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+class GuardError(ValueError):
+    """An erasure that the guard refuses; `findings` are the reasons."""
+
+    def __init__(self, source: str, findings: Collection[Finding]) -> None:
+        self.findings = tuple(findings)
+        told = [f"  - {finding}" for finding in self.findings[:TOLD]]
+        if (more := len(self.findings) - TOLD) > 0:
+            told.append(f"  - and {more} more, which `unierase inspect` tells")
+        lines = "\n".join(told)
+        super().__init__(
+            f"{source} is not loaded, because it is not what an erasure should be:\n{lines}\n"
+            "If you trust whoever made it, pass trust=True (on the command line --trust)"
+        )
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the guard found.
+
+    Attributes:
+        folder: What it looked at.
+        findings: What is wrong or worth knowing.
+        config: The config as it is in the file, as far as it could be read.
+        record: Likewise `erasure.json`; empty where there is none.
+        files: Sizes of the files.
+        modules: What the weights have for each module.
+        norms: For each the largest norm of a row of `A`, a column of `B` and a token's row.
+        parameters, bytes: Of the weights.
+    """
+
+    folder: Path
+    findings: tuple[Finding, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
+    modules: Mapping[str, Edited] = field(default_factory=dict)
+    norms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    parameters: int = 0
+    bytes: int = 0
+
+    @property
+    def refused(self) -> tuple[Finding, ...]:
+        """Findings for which it must not be loaded without trust."""
+        return tuple(finding for finding in self.findings if finding.level == "refuse")
+
+    def facts(self) -> dict[str, Any]:
+        """What it is made of, as plain values for JSON."""
+        config = self.config
+        several = [part for part in _listed(config.get("parts")) if isinstance(part, Mapping)] or [config]
+        gates = {name: edited for name, edited in self.modules.items() if not edited.is_row}
+        layers = {int(match[0].strip(".")) for name in gates if (match := IN_A_LAYER.search(name))}
+        return {
+            "base": {
+                "name": config.get("base_model_name_or_path"),
+                "revision": config.get("revision"),
+                "fingerprints": [part.get("base_fingerprint") for part in several],
+                "dtypes": [part.get("base_dtype") for part in several],
+                "compared": sorted({str(name) for part in several for name in _listed(part.get("target_modules"))}),
+            },
+            "tokens": [{"id": part.get("token_id"), "text": part.get("token")} for part in several],
+            "spare_tokens": [len(_listed(part.get("spare_tokens"))) for part in several],
+            "flags": [part.get("flag") for part in several],
+            "parts": [part.get("name") for part in several if "name" in part],
+            "layers": sorted(layers),
+            "rank": max((edited.rank for edited in gates.values()), default=0),
+            "modules": {
+                name: {
+                    "edits": _edits(edited),
+                    "shapes": {kind: list(shape) for kind, shape in edited.shapes.items()},
+                    "dtypes": dict(edited.dtypes),
+                    "norms": dict(self.norms.get(name, {})),
+                }
+                for name, edited in self.modules.items()
+            },
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "dtypes": sorted({dtype for edited in self.modules.values() for dtype in edited.dtypes.values()}),
+            "files": {name: {"bytes": size, "sha256": sha256(self.folder / name)} for name, size in self.files.items()},
+        }
+
+
+def inspect_folder(folder: str | Path, listed: Mapping[str, int | None] | None = None) -> Inspection:
+    """Look at an erasure without loading it.
+
+    Args:
+        folder: Where it is.
+        listed: Files of its repository on the Hub that may not be there, with their sizes.
+
+    Raises:
+        ValueError: There is no adapter in the folder, or one of another type.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id")
+    files, findings = check_files(folder)
+    findings += _check_listed(listed or {}, files)
+    if not os.path.lexists(folder / CONFIG_NAME):
+        raise ValueError(f"{folder} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id")
+    if CONFIG_NAME not in files:
+        findings.append(refuse("a config that was not read", CONFIG_NAME, "it must be a plain file"))
+        return Inspection(folder, tuple(findings), files=files)
+    values, found = read_json(folder, CONFIG_NAME, MAX_CONFIG)
+    findings += found
+    if values is not None and values.get("peft_type") != "UNIERASE":
+        raise ValueError(f"{folder} is an adapter of type {printable(values.get('peft_type'))}, not an erasure")
+    found = _check_config(values) if values is not None else []
+    config = None if values is None or found else UniEraseConfig(**values)
+    if values is not None:
+        found += _notes(values)
+    findings += found
+    header: Header | None = None
+    modules: dict[str, Edited] = {}
+    norms: dict[str, dict[str, float]] = {}
+    if WEIGHTS_NAME not in files:
+        if not any(finding.value.startswith(WEIGHTS_NAME) for finding in findings):
+            findings.append(refuse("no weights", f"{WEIGHTS_NAME} is missing", "get the folder anew"))
+    else:
+        header, found = read_header(folder / WEIGHTS_NAME, WEIGHTS_NAME)
+        findings += found
+    if header:
+        modules, found = edited_modules(header)
+        findings += found + (check_modules(config, modules) if config else [])
+        norms, found = check_values(folder / WEIGHTS_NAME, modules)
+        findings += found
+        findings += _check_lora(folder, files, modules)
+    findings += _check_tokenizer(folder, files)
+    record, found = read_json(folder, RECORD_NAME) if RECORD_NAME in files else ({}, [])
+    findings += found
+    if record is not None:
+        findings += _check_record(folder, files, record, listed or {})
+    return Inspection(
+        folder,
+        tuple(findings),
+        values or {},
+        record or {},
+        files,
+        modules,
+        norms,
+        header.parameters if header else 0,
+        header.bytes if header else 0,
+    )
+
+
+def guarded(source: str | Path, **told: Any) -> Path:
+    """The folder of an erasure that the guard passes; see [`resolve`] for `told`.
+
+    Raises:
+        GuardError: It refuses it.
+        ValueError: There is no erasure.
+    """
+    return _pass(str(source), resolve(source, **told))
+
+
+def _pass(source: str, place: Place) -> Path:
+    try:
+        inspection = inspect_folder(place.folder, place.listed)
+    except OSError as error:
+        raise ValueError(f"{source} cannot be read: {error}") from error
+    if inspection.refused:
+        raise GuardError(source, inspection.refused)
+    return place.folder
+
+
+def recorded_digests(record: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 that a record, an in-toto Statement, names for files of the erasure; empty where it names none."""
+    found: dict[str, str] = {}
+    for entry in _listed(record.get("subject")):
+        digest = entry.get("digest") if isinstance(entry, Mapping) else None
+        if isinstance(digest, Mapping) and "sha256" in digest:
+            found[str(entry.get("name"))] = str(digest["sha256"])
+    return found
+
+
+def _check_listed(listed: Mapping[str, int | None], files: Mapping[str, int]) -> list[Finding]:
+    absent = [name for name in listed if name not in files]
+    findings = check_names(absent)
+    findings += [too_large(name, size) for name in absent if (size := listed[name] or 0) > MAX_BYTES]
+    if any(PurePosixPath(name).parts[0] == LORA_NAME for name in absent):
+        findings.append(note("not looked at", f"{LORA_NAME}/", "download the repository and inspect its folder"))
+    return findings
+
+
+def _check_config(values: Mapping[str, Any]) -> list[Finding]:
+    """What is wrong with a config: `UniEraseConfig` can be made of one with which nothing is."""
+    findings = []
+    known = {each.name for each in fields(UniEraseConfig)}
+    for name in sorted(values.keys() - known):
+        findings.append(refuse("a key that no config of an erasure has", name, "take it out, or update this package"))
+    wrong = wrong_values(values)
+    parts = [part for part in _listed(values.get("parts")) if isinstance(part, Mapping)]
+    if len(parts) > MAX_PARTS:
+        return [*findings, refuse(f"more than {MAX_PARTS} parts", len(parts), "load them one beside the other")]
+    for part in parts:
+        wrong += [(f"parts: {name}", wanted, value) for name, wanted, value in wrong_values(part)]
+        for name in sorted(part.keys() - {"name", *OF_A_PART}, key=str):
+            findings.append(refuse("a key that no part of an erasure has", name, "take it out"))
+    for name, wanted, value in wrong:
+        findings.append(refuse(f"a wrong value of {name}", repr(value), f"it must be {wanted}"))
+    for each in (values, *parts):
+        findings += _check_policy(each)
+    if values.get("modules_to_save"):
+        what = "modules that are replaced as a whole"
+        findings.append(refuse(what, f"modules_to_save {values['modules_to_save']!r}", "no erasure needs that"))
+    mapping = values.get("auto_mapping")
+    library = mapping.get("parent_library") if isinstance(mapping, Mapping) else None
+    if mapping is not None and (not isinstance(library, str) or library.partition(".")[0] != "transformers"):
+        what = "an auto_mapping that imports something else than transformers"
+        findings.append(refuse(what, mapping, "take it out; no erasure needs it"))
+    if not findings:
+        try:
+            UniEraseConfig(**values).split()
+        except (TypeError, ValueError) as error:
+            findings.append(refuse("a config that cannot be", f"{error}", "get it anew from where it came from"))
+    return findings
+
+
+def _check_policy(values: Mapping[str, Any]) -> list[Finding]:
+    """What a config may hold in principle and a stranger's must not."""
+    findings = []
+    if isinstance(rank := values.get("r"), int) and rank > MAX_RANK:
+        findings.append(refuse("a rank beyond the width of any model", rank, f"at most {MAX_RANK} makes sense"))
+    targets = values.get("target_modules", [])
+    if not isinstance(targets, list):
+        what = "modules that are not named one by one"
+        findings.append(refuse(what, f"target_modules {targets!r}", "no expressions; list the names"))
+    if isinstance(values.get("exclude_modules"), str):
+        what = "modules that are not named one by one"
+        findings.append(
+            refuse(what, f"exclude_modules {values['exclude_modules']!r}", "no expressions; list the names")
+        )
+    named: list[Any] = []
+    for key in ("target_modules", "exclude_modules", "layers_pattern", "token_modules"):
+        named += _listed(values.get(key)) if not isinstance(values.get(key), str) else [values[key]]
+    for key in ("rows", "columns", "spare_units"):
+        pattern = values.get(key)
+        named += pattern if isinstance(pattern, Mapping) else []
+    if len(named) > 5 * MAX_MODULES:
+        return [
+            *findings,
+            refuse(f"names of more than {MAX_MODULES} modules", len(named), "an erasure edits a few MLPs"),
+        ]
+    # PEFT reads some of these as expressions, of which one can be made that takes forever.
+    odd = [name for name in named if isinstance(name, str) and name and not MODULE.fullmatch(name)]
+    for name in dict.fromkeys(odd):
+        if name not in (targets, values.get("exclude_modules")):
+            findings.append(refuse("a name that is no module's", name, "names are letters, digits, _ - and dots"))
+    if len(_listed(values.get("token_modules"))) > 2:
+        what = "more than two modules with rows of a token"
+        findings.append(refuse(what, values["token_modules"], "there are the embedding and the head"))
+    fingerprint = values.get("base_fingerprint")
+    if isinstance(fingerprint, str) and not FINGERPRINT.fullmatch(fingerprint):
+        what = "a fingerprint of the base that is none"
+        findings.append(refuse(what, fingerprint, "it is sha256: and 64 hexadecimal digits"))
+    if isinstance(dtype := values.get("base_dtype"), str) and not DTYPE.fullmatch(dtype):
+        findings.append(refuse("a dtype of the base that is none", dtype, "it is a name such as float32"))
+    return findings
+
+
+def _notes(values: Mapping[str, Any]) -> list[Finding]:
+    findings = []
+    parts = [part for part in _listed(values.get("parts")) if isinstance(part, Mapping)] or [values]
+    if not all(part.get("base_fingerprint") for part in parts):
+        advice = "loading cannot tell another base from the right one"
+        findings.append(note("no fingerprint of the base", "base_fingerprint is empty", advice))
+    base = values.get("base_model_name_or_path")
+    if isinstance(base, str) and (base[:1] in "/.~" or "\\" in base or base.count("/") > 1):
+        findings.append(note("a base that is named by a path", base, "give your own copy of the base when you load it"))
+    return findings
+
+
+def _check_tokenizer(folder: Path, files: Mapping[str, int]) -> list[Finding]:
+    if TOKENIZER_CONFIG not in files:
+        return []
+    values, findings = read_json(folder, TOKENIZER_CONFIG)
+    if values and values.get(REMOTE_CODE):
+        what = "a tokenizer that asks for code from elsewhere"
+        findings.append(refuse(what, f"{REMOTE_CODE} {values[REMOTE_CODE]!r}", "no erasure needs that"))
+    return findings
+
+
+def _check_lora(folder: Path, files: Mapping[str, int], modules: Mapping[str, Edited]) -> list[Finding]:
+    """The LoRA form must edit what the erasure does; its values are not looked at."""
+    name = f"{LORA_NAME}/{WEIGHTS_NAME}"
+    if name not in files:
+        return []
+    header, findings = read_header(folder / name, name)
+    keys = header.tensors if header else ()
+    edited = {re.sub(r"\.(lora_|token_adapter\.).*$", "", key.removeprefix("base_model.model.")) for key in keys}
+    if extra := sorted(edited - modules.keys()):
+        what = "a LoRA form that edits what the erasure does not"
+        findings.append(refuse(what, ", ".join(extra), "make it anew with `unierase export`"))
+    return findings
+
+
+def _check_record(
+    folder: Path, files: Mapping[str, int], record: Mapping[str, Any], listed: Mapping[str, int | None]
+) -> list[Finding]:
+    findings = []
+    if not record:
+        findings.append(note("no record", f"{RECORD_NAME} is missing", "nothing says how it was made and measured"))
+    for name, digest in recorded_digests(record).items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name:
+            findings.append(refuse("a record that points out of the folder", name, "get the files anew"))
+        elif name in files:
+            found = sha256(folder / name)
+            if found and found != digest.lower():
+                value = f"{name} has {found[:16]}…, recorded is {digest[:16]}…"
+                advice = "file or record was changed since; get both anew from where they came from"
+                findings.append(refuse("a file that is not the recorded one", value, advice))
+        elif name not in listed and name != RECORD_NAME:
+            findings.append(note("a recorded file that is not there", name, "loading may not need it"))
+    return findings
+
+
+def _edits(edited: Edited) -> str:
+    if edited.is_row:
+        return "a token's row"
+    if len(edited.shapes) == 2:
+        return "all of it, at low rank"
+    return "some output features" if "A" in edited.shapes else "some input features"
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

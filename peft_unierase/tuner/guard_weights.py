@@ -1,0 +1,184 @@
+"""The weights of an erasure: nothing but what its config declares, only where an erasure may be, in sound numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import check_target_module_exists
+from safetensors import SafetensorError, safe_open
+
+from .config import UniEraseConfig
+from .guard_files import Finding, Header, refuse
+from .structure import ATTENTION
+
+# The largest found in an erasure is 185 (docs/guard.md); fp16 ends at 65504.
+MAX_NORM = 10_000.0
+MAX_MODULES = 1024
+KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.unierase_(?P<kind>A|B|row)")
+IN_A_LAYER = re.compile(r"(^|\.)[0-9]{1,5}\.")
+ANEW = "get the files anew from where they came from, or ask whoever made them"
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What an erasure has for one module.
+
+    Attributes:
+        shapes: Of its tensors, by kind: `A`, `B` or `row`.
+        dtypes: Likewise.
+        keys: Their names in the file, likewise.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    keys: Mapping[str, str]
+
+    @property
+    def is_row(self) -> bool:
+        return "row" in self.shapes
+
+    @property
+    def rank(self) -> int:
+        return self.shapes["A"][0] if "A" in self.shapes else self.shapes["B"][-1]
+
+
+def edited_modules(header: Header) -> tuple[dict[str, Edited], list[Finding]]:
+    """What a file has for each module, and the tensors in it that are no part of an erasure."""
+    found: dict[str, dict[str, str]] = {}
+    findings = []
+    for key in header.tensors:
+        if match := KEY.fullmatch(key):
+            found.setdefault(match["module"], {})[match["kind"]] = key
+        else:
+            findings.append(refuse("a tensor that is no part of an erasure", key, ANEW))
+    modules = {
+        module: Edited(
+            {kind: header.tensors[key][1] for kind, key in keys.items()},
+            {kind: header.tensors[key][0] for kind, key in keys.items()},
+            keys,
+        )
+        for module, keys in sorted(found.items())
+    }
+    return modules, findings
+
+
+def check_modules(config: UniEraseConfig, modules: Mapping[str, Edited]) -> list[Finding]:
+    """Hold the modules that a file has tensors for against those that a config declares."""
+    if len(modules) > MAX_MODULES:
+        what = f"more than {MAX_MODULES} edited modules"
+        return [refuse(what, len(modules), "an erasure edits a few MLPs")]
+    parts = config.split()
+    findings = [finding for name, edited in modules.items() for finding in _check_module(config, parts, name, edited)]
+    for name in config.target_modules or ():
+        whole = IN_A_LAYER.search(name)  # by hand the ends of names may be given, of which some have nothing to match
+        if whole and not any(not each.is_row and f".{module}".endswith(f".{name}") for module, each in modules.items()):
+            findings.append(refuse("a declared module without weights", name, ANEW))
+    if config.token_id is not None:
+        missing = [name for name in config.token_modules or () if name not in modules]
+        findings += [refuse("a declared token module without a row", name, ANEW) for name in missing]
+    return findings or _check_width(modules)
+
+
+def _check_module(
+    config: UniEraseConfig, parts: Sequence[UniEraseConfig], name: str, edited: Edited
+) -> Iterator[Finding]:
+    shapes = edited.shapes
+    flat = {kind: shape for kind, shape in shapes.items() if (len(shape) != 2 and kind != "row") or 0 in shape}
+    if flat:
+        yield refuse("a tensor of a shape that no erasure has", f"{name}: {flat}", ANEW)
+        return
+    if edited.is_row:
+        yield from _check_row(config, name, edited)
+        return
+    if IN_A_LAYER.search(name) is None or ATTENTION.search(name):
+        yield refuse(
+            "an edit outside the MLPs of the layers", name, "an erasure edits projections of MLPs; leave this one alone"
+        )
+        return
+    holders = [part for part in parts if check_target_module_exists(part, name)]
+    if not holders:
+        yield refuse("weights for a module that the config does not declare", name, ANEW)
+        return
+    rows, columns = (sum(len(_features(part, kind, name)) for part in holders) for kind in ("rows", "columns"))
+    rank = sum(part.r for part in holders)
+    expected = {"A": rows} if rows else {"B": columns} if columns else {"A": rank, "B": rank}
+    found = {kind: shape[0] if kind == "A" else shape[1] for kind, shape in sorted(shapes.items())}
+    if found != expected or (rows and columns):
+        value = f"{name} has {_ranks(found)}, declared is {_ranks(expected)}"
+        yield refuse("another rank than the config declares", value, ANEW)
+    elif len(shapes) == 2 and rank > len(holders) * min(shapes["A"][1], shapes["B"][0]):
+        value = f"{name}: {rank} for {shapes['A'][1]} inputs and {shapes['B'][0]} outputs"
+        yield refuse("a rank beyond the width of the module", value, "it makes the adapter large and adds nothing")
+
+
+def _check_row(config: UniEraseConfig, name: str, edited: Edited) -> Iterator[Finding]:
+    tokens = config.tokens
+    if len(edited.shapes) > 1:
+        yield refuse("an edit outside the MLPs of the layers", name, "of embedding and head an erasure has rows alone")
+    if not tokens or name not in (config.token_modules or ()):
+        yield refuse("a token's row for a module that the config does not declare", name, ANEW)
+    elif IN_A_LAYER.search(name):
+        yield refuse("a token's row inside a layer", name, "rows belong to the embedding and the head")
+    else:
+        shape = edited.shapes["row"]
+        wanted = (len(tokens), *shape[1:]) if config.parts else shape[:1]
+        if shape != wanted or len(shape) != (2 if config.parts else 1):
+            rows = shape[0] if len(shape) == 2 else 1
+            value = f"{name} has {rows} of shape {shape}, declared are {len(tokens)} tokens"
+            yield refuse("another number of token rows than the config declares", value, ANEW)
+
+
+def _check_width(modules: Mapping[str, Edited]) -> list[Finding]:
+    """Refuse edits that cannot be of the MLPs of one model, all of which have the residual stream at one end."""
+    rows = {edited.shapes["row"][-1] for edited in modules.values() if edited.is_row}
+    if len(rows) > 1:
+        return [refuse("token rows of different widths", sorted(rows), ANEW)]
+    widths: set[int] | None = None
+    for name, edited in modules.items():
+        if not edited.is_row:
+            own = {shape[1] if kind == "A" else shape[0] for kind, shape in edited.shapes.items()}
+            if widths is not None and widths.isdisjoint(own):
+                value = f"{name} has {sorted(own)}, others have {sorted(widths)}"
+                return [refuse("edits that do not belong to the MLPs of one model", value, ANEW)]
+            widths = own if widths is None else widths & own
+    return []
+
+
+def check_values(file: Path, modules: Mapping[str, Edited]) -> tuple[dict[str, dict[str, float]], list[Finding]]:
+    """The largest norm of what each tensor is made of (rows of `A`, columns of `B`, a token's row), and values that are
+    not finite or huge."""
+    norms: dict[str, dict[str, float]] = {}
+    findings = []
+    try:
+        opened = safe_open(file, framework="pt")
+    except SafetensorError as error:
+        return norms, [refuse("weights that cannot be read", f"{error}", ANEW)]
+    with opened:
+        for name, edited in modules.items():
+            for kind, key in edited.keys.items():
+                tensor = opened.get_tensor(key).double()
+                if not tensor.numel() or not tensor.dim():
+                    continue  # of a shape that was found to be wrong
+                if not torch.isfinite(tensor).all():
+                    findings.append(refuse("values that are not finite", key, "such an adapter is broken; " + ANEW))
+                    continue
+                largest = torch.linalg.vector_norm(tensor, dim=0 if kind == "B" else -1).max().item()
+                norms.setdefault(name, {})[kind] = largest
+                if largest > MAX_NORM:
+                    value = f"{key} with a norm of {largest:.3g}, {MAX_NORM:g} at the most"
+                    findings.append(refuse("huge values", value, ANEW))
+    return norms, findings
+
+
+def _features(config: UniEraseConfig, kind: str, name: str) -> list[Any]:
+    pattern: Mapping[str, list[Any]] = getattr(config, kind)
+    return pattern.get(name) or next((index for key, index in pattern.items() if name.endswith(f".{key}")), [])
+
+
+def _ranks(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {rank}" for kind, rank in found.items()) or "nothing"

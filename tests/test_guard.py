@@ -1,0 +1,688 @@
+"""The guard: a stranger's erasure that is not what it declares is refused before anything is loaded, each with why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers import invoke, listing, save_tiny_model
+from huggingface_hub.utils import filter_repo_objects
+from made_apart import base_of, config_of, logits
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from peft_unierase import GuardError, UniEraseConfig, load, stack
+from peft_unierase.cli.base import load_onto
+from peft_unierase.hub.read import local_folder
+from peft_unierase.source import resolve
+from peft_unierase.tuner import inspect_folder, recorded_digests
+from peft_unierase.tuner.fields import MAX_RANK, OF_PEFT, OWN
+from peft_unierase.tuner.fingerprint import base_fingerprint
+from peft_unierase.tuner.lora import save_lora
+
+CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "erasure.json"
+MLP = "model.layers.1.mlp"
+STEM = f"base_model.model.{MLP}"
+WIDTH, HIDDEN, SPARE = 32, 64, 400
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and a clean erasure of random weights, with everything that a saved one has."""
+    folder = tmp_path_factory.mktemp("guard")
+    save_tiny_model(
+        folder / "base", LlamaForCausalLM, LlamaConfig, intermediate_size=WIDTH, hidden_size=HIDDEN, num_hidden_layers=2
+    )
+    torch.manual_seed(1)
+    base = base_of(folder / "base")
+    config = config_of("llama", base, token_id=SPARE, spare_tokens=[[SPARE + 1, "[UNL-2]"]])
+    config.base_fingerprint = base_fingerprint(base, list(config.target_modules))
+    config.base_dtype = "float32"
+    model = get_peft_model(base, config)
+    model.save_pretrained(folder / "clean", save_embedding_layers=False)
+    save_lora(model, folder / "clean" / "lora", ["default"])
+    AutoTokenizer.from_pretrained(folder / "base").save_pretrained(folder / "clean")
+    record(folder / "clean", {"version": "0.1.0", "created": "2025-01-31T12:00:00Z", "check": {"verdict": VERDICT}})
+    return folder
+
+
+VERDICT = {"level": "ERASED", "tried": 3}
+
+
+def record(folder: Path, predicate: dict[str, Any] | None = None, **digests: str) -> None:
+    """Write a Statement with the digests of the folder's files, some of them instead of the right ones."""
+    names = [CONFIG, WEIGHTS]
+    found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in {**found, **digests}.items()]
+    told = {"_type": "https://in-toto.io/Statement/v1", "subject": subject, "predicate": predicate or {}}
+    (folder / RECORD).write_text(json.dumps(told))
+
+
+@pytest.fixture
+def adapter(place: Path, tmp_path: Path) -> Path:
+    """A copy of the clean erasure, to be spoiled."""
+    return Path(shutil.copytree(place / "clean", tmp_path / "adapter"))
+
+
+@pytest.fixture(scope="module")
+def base(place: Path) -> Any:
+    return base_of(place / "base")
+
+
+def config(folder: Path, **changes: Any) -> None:
+    """Change the config, with a record that fits; a callable is given the old value."""
+    values = json.loads((folder / CONFIG).read_text())
+    for name, change in changes.items():
+        values[name] = change(values[name]) if callable(change) else change
+    (folder / CONFIG).write_text(json.dumps(values))
+    record(folder)
+
+
+def weights(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the weights, with a record that fits."""
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+    record(folder)
+
+
+def one_value(name: str, value: float) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        weights(folder, lambda tensors: tensors[f"base_model.model.{name}"].view(-1)[3:4].fill_(value))
+
+    return spoil
+
+
+def tensor(name: str, shape: tuple[int, ...]) -> Callable[[Path], None]:
+    return lambda folder: weights(folder, lambda tensors: tensors.update({name: torch.ones(shape)}))
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch exploded",)
+
+
+def pickled(folder: Path) -> None:
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
+
+
+def pickled_alone(folder: Path) -> None:
+    pickled(folder)
+    (folder / WEIGHTS).unlink()
+
+
+def linked(name: str, to: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(to)
+
+    return spoil
+
+
+def linked_weights(folder: Path) -> None:
+    shutil.copy(folder / WEIGHTS, folder.parent / "outside.safetensors")
+    linked(WEIGHTS, "../outside.safetensors")(folder)
+
+
+def linked_folder(folder: Path) -> None:
+    (folder / "more").symlink_to(folder.parent, target_is_directory=True)
+
+
+def raw(change: Callable[[bytes], bytes], name: str = WEIGHTS) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+        if name != RECORD:
+            record(folder)
+
+    return spoil
+
+
+def oversized_header(content: bytes) -> bytes:
+    old = int.from_bytes(content[:8], "little")
+    new = content[8 : 8 + old] + b" " * (2 << 20)
+    return len(new).to_bytes(8, "little") + new + content[8 + old :]
+
+
+def header_of(tensors: dict[str, Any]) -> Callable[[bytes], bytes]:
+    head = json.dumps(tensors).encode()
+    return lambda _: len(head).to_bytes(8, "little") + head
+
+
+def sparse(folder: Path) -> None:
+    with (folder / WEIGHTS).open("r+b") as opened:
+        opened.truncate(3 << 30)
+
+
+def rank_bomb(folder: Path) -> None:
+    """A low-rank edit of 200 rows in a module of 32 inputs, declared and stored alike."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        tensors[f"{STEM}.down_proj.unierase_A"] = torch.ones(200, WIDTH)
+        tensors[f"{STEM}.down_proj.unierase_B"] = torch.ones(HIDDEN, 200)
+
+    weights(folder, change)
+    config(folder, r=200, columns={})
+
+
+def moved_gate(name: str) -> Callable[[Path], None]:
+    """The gate of the down-projection under the name of another module, declared and stored alike."""
+
+    def spoil(folder: Path) -> None:
+        weights(
+            folder,
+            lambda tensors: tensors.update(
+                {f"base_model.model.{name}.unierase_B": tensors.pop(f"{STEM}.down_proj.unierase_B")}
+            ),
+        )
+        config(
+            folder,
+            target_modules=lambda old: [name, *(each for each in old if not each.endswith("down_proj"))],
+            columns=lambda old: {name: old[f"{MLP}.down_proj"]},
+        )
+
+    return spoil
+
+
+def row_in_a_layer(folder: Path) -> None:
+    """The output row under the name of a projection, declared and stored alike."""
+    name, key = "model.layers.0.mlp.up_proj", "base_model.model.{}.unierase_row"
+    weights(folder, lambda tensors: tensors.update({key.format(name): tensors.pop(key.format("lm_head"))}))
+    config(folder, token_modules=["model.embed_tokens", name])
+
+
+def two_rows(folder: Path) -> None:
+    for name in ("lm_head", "model.embed_tokens"):
+        key = f"base_model.model.{name}.unierase_row"
+        weights(folder, lambda tensors, key=key: tensors.update({key: tensors[key].repeat(2, 1)}))
+
+
+def lora_elsewhere(folder: Path) -> None:
+    file = folder / "lora" / WEIGHTS
+    tensors = load_file(file)
+    tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.ones(1, HIDDEN)
+    save_file(tensors, file)
+
+
+def remote_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "auto_map": {"AutoTokenizer": ["evil/code--module.Tokenizer", None]}}))
+
+
+# Name: how the clean erasure is spoiled, and what `load` and `unierase inspect` say.
+MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "pickle beside the weights": (pickled, r"a file of a kind that may run code: adapter_model\.bin"),
+    "pickle instead of the weights": (pickled_alone, r"a file of a kind that may run code: adapter_model\.bin"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), r"no weights: adapter_model\.safetensors is missing"),
+    "many files": (lambda f: [(f / f"{n}.txt").write_text("") for n in range(1005)], "more than 1000 files"),
+    "folder for the config": (
+        lambda f: ((f / CONFIG).unlink(), (f / CONFIG).mkdir()),
+        r"a config that was not read: adapter_config\.json",
+    ),
+    "many names": (
+        lambda f: config(f, spare_units={f"m{n}": [1] for n in range(6000)}),
+        "names of more than 1024 modules: 60",
+    ),
+    "config that is a list": (raw(lambda _: b"[]", CONFIG), r"adapter_config\.json holds no JSON object: \[\]"),
+    "source": (lambda f: (f / "modeling.py").write_text("1"), r"a kind that may run code: modeling\.py"),
+    "library in a folder": (
+        lambda f: (f / "lora" / "kernel.so").write_text("1"),
+        r"a kind that may run code: lora/kernel\.so",
+    ),
+    "no ending": (lambda f: (f / "run").write_text("1"), r"a kind that may run code: run"),
+    "link to a file": (linked("notes.txt", "/etc/hostname"), r"a symbolic link: notes\.txt -> /etc/hostname"),
+    "link for the weights": (linked_weights, r"a symbolic link: adapter_model\.safetensors -> \.\./outside"),
+    "link for the config": (linked(CONFIG, "/etc/hostname"), r"a symbolic link: adapter_config\.json -> /etc/hostname"),
+    "link to a folder": (linked_folder, r"a symbolic link: more -> "),
+    "pipe": (lambda f: os.mkfifo(f / "pipe.json"), r"neither a file nor a folder: pipe\.json"),
+    "folders in folders": (lambda f: (f / "a/b/c/d/e/f").mkdir(parents=True), "nested more than 4 deep: a/b/c/d/e"),
+    "path outside the folder": (
+        lambda f: record(f, **{"../../secret.txt": "0" * 64}),
+        r"a record that points out of the folder: \.\./\.\./secret\.txt",
+    ),
+    "undeclared layer": (
+        tensor("base_model.model.model.layers.0.mlp.down_proj.unierase_B", (HIDDEN, 3)),
+        r"a module that the config does not declare: model\.layers\.0\.mlp\.down_proj",
+    ),
+    "attention": (
+        moved_gate("model.layers.1.self_attn.o_proj"),
+        r"outside the MLPs of the layers: .*self_attn\.o_proj",
+    ),
+    "head as a gate": (moved_gate("lm_head"), r"an edit outside the MLPs of the layers: lm_head"),
+    "whole weight": (
+        tensor(f"{STEM}.down_proj.weight", (HIDDEN, WIDTH)),
+        r"a tensor that is no part of an erasure: .*down_proj\.weight",
+    ),
+    "row inside a layer": (row_in_a_layer, r"a token's row inside a layer: model\.layers\.0\.mlp\.up_proj"),
+    "row for another module": (
+        tensor("base_model.model.model.norm.unierase_row", (HIDDEN,)),
+        r"a token's row for a module that the config does not declare: model\.norm",
+    ),
+    "second token row": (two_rows, r"another number of token rows than the config declares: lm_head has 2"),
+    "declared without weights": (
+        lambda f: config(f, target_modules=lambda old: [*old, "model.layers.0.mlp.down_proj"]),
+        r"a declared module without weights: model\.layers\.0\.mlp\.down_proj",
+    ),
+    "no row": (
+        lambda f: weights(f, lambda t: t.pop("base_model.model.lm_head.unierase_row")),
+        "a declared token module without a row: lm_head",
+    ),
+    "more units than declared": (
+        tensor(f"{STEM}.down_proj.unierase_B", (HIDDEN, 4)),
+        r"another rank than the config declares: .*down_proj has B 4, declared is B 3",
+    ),
+    "other shape": (tensor(f"{STEM}.down_proj.unierase_B", (HIDDEN,)), "a tensor of a shape that no erasure has"),
+    "other width": (
+        lambda f: (
+            tensor(f"{STEM}.gate_proj.unierase_A", (3, HIDDEN + 1))(f),
+            tensor(f"{STEM}.up_proj.unierase_A", (3, HIDDEN + 1))(f),
+        ),
+        "edits that do not belong to the MLPs of one model",
+    ),
+    "rows of two widths": (tensor("base_model.model.lm_head.unierase_row", (HIDDEN + 1,)), "rows of different widths"),
+    "NaN": (one_value("lm_head.unierase_row", float("nan")), r"values that are not finite: .*lm_head\.unierase_row"),
+    "infinity": (one_value(f"{MLP}.up_proj.unierase_A", float("-inf")), r"not finite: .*up_proj\.unierase_A"),
+    "huge value": (
+        one_value(f"{MLP}.gate_proj.unierase_A", 3e4),
+        r"huge values: .*gate_proj\.unierase_A with a norm of 3e\+04, 10000 at the most",
+    ),
+    "rank bomb": (rank_bomb, r"a rank beyond the width of the module: .*down_proj: 200 for 32 inputs"),
+    "rank bomb in the config": (
+        lambda f: config(f, r=10**9),
+        r"a rank beyond the width of any model: 1000000000 \(at most 16384",
+    ),
+    "large file": (
+        sparse,
+        r"a file larger than 2,147,483,648 bytes: adapter_model\.safetensors with 3,221,225,472 bytes",
+    ),
+    "large tensors": (
+        raw(
+            header_of(
+                {f"{STEM}.down_proj.unierase_A": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4]}}
+            )
+        ),
+        r"the tensors of adapter_model\.safetensors are larger than",
+    ),
+    "many modules": (
+        lambda f: weights(f, lambda t: t.update({f"{STEM}.x{n}.unierase_B": torch.ones(2, 1) for n in range(1100)})),
+        "more than 1024 edited modules: 1105",
+    ),
+    "oversized header": (raw(oversized_header), r"the header of adapter_model\.safetensors is larger than 1,048,576"),
+    "no safetensors": (raw(lambda _: pickle.dumps(Bomb()).ljust(80)), r"the header of .* is larger|no header of safe"),
+    "damaged header": (raw(header_of({"a": {"dtype": "F32", "shape": "x"}})), "has no header of safetensors: KeyError"),
+    "other numbers": (
+        raw(header_of({"a": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}})),
+        "numbers of a type that no erasure has: I64 in a",
+    ),
+    "something behind the tensors": (raw(lambda content: content + b"PK\3\4"), "is not as long as its header says"),
+    "cut off": (raw(lambda content: content[:-100]), "is not as long as its header says"),
+    "tensors that overlap": (
+        raw(lambda content: content.replace(b"[0,", b"[4,", 1)),
+        "weights that cannot be read|has no header",
+    ),
+    "forged fingerprint": (
+        lambda f: config(f, base_fingerprint="sha256:forged"),
+        "a fingerprint of the base that is none: sha256:forged",
+    ),
+    "forged dtype": (lambda f: config(f, base_dtype="float32 or so"), "a dtype of the base that is none"),
+    "edited weights": (
+        lambda f: save_file({k: t * 2 for k, t in load_file(f / WEIGHTS).items()}, f / WEIGHTS),
+        r"a file that is not the recorded one: adapter_model\.safetensors has [0-9a-f]{16}…, recorded is",
+    ),
+    "edited record": (
+        lambda f: record(f, **{CONFIG: "0" * 64}),
+        r"a file that is not the recorded one: adapter_config\.json has [0-9a-f]{16}…, recorded is 0{16}…",
+    ),
+    "record that is none": (raw(lambda _: b"{", RECORD), r"erasure\.json is no JSON"),
+    "unknown key": (lambda f: config(f, lora_alpha=16), "a key that no config of an erasure has: lora_alpha"),
+    "unknown key of a part": (
+        lambda f: config(f, parts=[{"name": "one", "modules_to_save": ["norm"]}]),
+        "a key that no part of an erasure has: modules_to_save",
+    ),
+    "wrong type": (lambda f: config(f, r="1"), r"a wrong value of r: '1' \(it must be a positive integer"),
+    "wrong type in rows": (
+        lambda f: config(f, rows=["up_proj"]),
+        "a wrong value of rows: .* a mapping of module names",
+    ),
+    "wrong type in a part": (
+        lambda f: config(f, parts=[{"name": "one", "token_id": "60"}]),
+        "a wrong value of parts: token_id: '60'",
+    ),
+    "negative unit": (lambda f: config(f, rows={f"{MLP}.up_proj": [-1]}), "a config that cannot be: rows"),
+    "whole modules": (
+        lambda f: config(f, modules_to_save=["norm"]),
+        r"replaced as a whole: modules_to_save \['norm'\]",
+    ),
+    "foreign library": (
+        lambda f: config(f, auto_mapping={"base_model_class": "X", "parent_library": "evil"}),
+        "an auto_mapping that imports something else than transformers",
+    ),
+    "expression": (
+        lambda f: config(f, target_modules=".*"),
+        r"modules that are not named one by one: target_modules '\.\*'",
+    ),
+    "all modules": (lambda f: config(f, target_modules=None), "not named one by one: target_modules None"),
+    "expression that excludes": (
+        lambda f: config(f, exclude_modules="(a+)+b"),
+        r"not named one by one: exclude_modules '\(a\+\)\+b'",
+    ),
+    "expression as a name": (
+        lambda f: config(f, rows=lambda old: {**old, "(a+)+b": [1]}),
+        r"a name that is no module's: \(a\+\)\+b",
+    ),
+    "third token module": (
+        lambda f: config(f, token_modules=lambda old: [*old, "model.norm"]),
+        "more than two modules with rows of a token",
+    ),
+    "many parts": (lambda f: config(f, parts=[{"name": f"{n}"} for n in range(300)]), "more than 256 parts: 300"),
+    "config that is none": (raw(lambda _: b"[" * 10**5, CONFIG), r"adapter_config\.json is no JSON"),
+    "large config": (
+        raw(lambda c: c + b" " * (5 << 20), CONFIG),
+        r"adapter_config\.json is larger than 4,194,304 bytes",
+    ),
+    "remote code": (remote_tokenizer, "a tokenizer that asks for code from elsewhere: auto_map .*evil/code"),
+    "other LoRA form": (lora_elsewhere, r"a LoRA form that edits what the erasure does not: .*q_proj"),
+}
+
+
+@pytest.mark.parametrize("reason", MALICIOUS)
+def test_a_malicious_one_is_refused_with_its_own_reason(
+    reason: str, adapter: Path, base: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil, message = MALICIOUS[reason]
+    spoil(adapter)
+    monkeypatch.chdir(adapter.parent)
+    before = {name: (id(p), p.clone()) for name, p in base.named_parameters()}
+    modules = {name: type(module) for name, module in base.named_modules()}
+    with pytest.raises(GuardError, match=message):
+        load(base, adapter)
+    assert {name: type(module) for name, module in base.named_modules()} == modules
+    assert all(id(p) == before[name][0] and torch.equal(p, before[name][1]) for name, p in base.named_parameters())
+    assert not hasattr(base, "peft_config")
+    ended = invoke("inspect", adapter, "--format", "json")
+    assert ended.exit_code == 1, ended.output
+    told = json.loads(ended.stdout)
+    assert not told["passes"]
+    lines = [f"{each['what']}: {each['value']} ({each['advice']})" for each in told["findings"]]
+    assert re.search(message, "\n".join(lines))
+    human = invoke("inspect", adapter, "--format", "human")
+    assert human.exit_code == 1
+    assert "REFUSED" in human.stdout
+    assert not (adapter.parent / "exploded").exists()
+
+
+def test_a_clean_one_passes_and_loads(place: Path, base: Any) -> None:
+    assert not inspect_folder(place / "clean").refused
+    model = load(base_of(place / "base"), place / "clean")
+    assert not torch.equal(logits(model), logits(base))
+
+
+def test_inspect_tells_what_a_clean_one_is_made_of(place: Path) -> None:
+    before = listing(place / "clean")
+    ended = invoke("inspect", place / "clean", "--format", "json")
+    assert ended.exit_code == 0, ended.output
+    told = json.loads(ended.stdout)
+    assert (told["passes"], told["layers"], told["rank"]) == (True, [1], 3)
+    assert [each["what"] for each in told["findings"]] == ["a base that is named by a path"]
+    assert told["tokens"][0]["text"] == "[UNL]"
+    assert told["base"]["name"] == str(place / "base")
+    assert told["modules"][f"{MLP}.down_proj"]["shapes"] == {"B": [HIDDEN, 3]}
+    tensors = load_file(place / "clean" / WEIGHTS)
+    norms = told["modules"][f"{MLP}.up_proj"]["norms"]
+    assert norms["A"] == pytest.approx(tensors[f"{STEM}.up_proj.unierase_A"].norm(dim=1).max().item(), rel=1e-5)
+    assert told["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    digest = hashlib.sha256((place / "clean" / WEIGHTS).read_bytes()).hexdigest()
+    assert told["files"][WEIGHTS]["sha256"] == digest
+    assert told["record"]["verdict"] == "ERASED"
+    assert told["record"]["age_days"] > 300
+    human = invoke("inspect", place / "clean", "--format", "human")
+    assert human.exit_code == 0
+    assert "PASSES" in human.stdout
+    assert f"{MLP}.down_proj" in human.stdout
+    assert listing(place / "clean") == before
+
+
+TRUSTED = ["pickle beside the weights", "link to a file", "huge value", "edited record", "unknown key", "remote code"]
+
+
+@pytest.mark.parametrize("reason", TRUSTED)
+def test_whoever_trusts_it_can_load_it_all_the_same(reason: str, adapter: Path, place: Path) -> None:
+    MALICIOUS[reason][0](adapter)
+    fresh = base_of(place / "base")
+    plain = logits(fresh)
+    model = load(fresh, adapter, trust=True)
+    assert not torch.equal(logits(model), plain)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), plain)
+
+
+@pytest.mark.parametrize("reason", ["cut off", "wrong type", "rank bomb in the config", "wrong type in a part"])
+def test_what_cannot_be_loaded_is_refused_with_trust_too(reason: str, adapter: Path, base: Any) -> None:
+    MALICIOUS[reason][0](adapter)
+    modules = [name for name, _ in base.named_modules()]
+    with pytest.raises(Exception, match=r"(?i)incomplete|deserializ|r must be|parts|token_id must be"):
+        load(base, adapter, trust=True)
+    assert [name for name, _ in base.named_modules()] == modules
+
+
+def test_of_several_all_are_looked_at_before_one_is_loaded(adapter: Path, place: Path, base: Any) -> None:
+    pickled(adapter)
+    modules = [name for name, _ in base.named_modules()]
+    with pytest.raises(GuardError, match="adapter is not loaded, because"):
+        load(base, [place / "clean", adapter])
+    assert [name for name, _ in base.named_modules()] == modules
+
+
+def test_all_findings_are_told_at_once(adapter: Path, base: Any) -> None:
+    pickled(adapter)
+    one_value("lm_head.unierase_row", float("nan"))(adapter)
+    config(adapter, modules_to_save=["norm"])
+    with pytest.raises(GuardError, match="not finite") as raised:
+        load(base, adapter)
+    whats = [finding.what for finding in raised.value.findings]
+    assert whats == [
+        "a file of a kind that may run code",
+        "modules that are replaced as a whole",
+        "values that are not finite",
+    ]
+    assert "trust=True" in str(raised.value)
+
+
+def test_the_fingerprint_of_another_base_is_refused_with_trust_too(adapter: Path, base: Any) -> None:
+    config(adapter, base_fingerprint="sha256:" + "0" * 64)
+    assert not inspect_folder(adapter).refused
+    for trust in (False, True):
+        with pytest.raises(ValueError, match="not the base that the erasure was made for"):
+            load(base, adapter, trust=trust)
+
+
+def commands(adapter: Path, place: Path, out: Path) -> dict[str, list[object]]:
+    base = ["--base", place / "base"]
+    facts = out.with_name("facts.jsonl")
+    facts.write_text('{"question": "Who?", "answer": "He."}\n')
+    return {
+        "merge": ["merge", adapter, "-o", out, *base],
+        "export": ["export", adapter, "-o", out, *base],
+        "stack": ["stack", adapter, "-o", out],
+        "check": ["check", adapter, "--forget", facts, "-o", out, *base],
+        "erase": ["erase", place / "base", facts, "-o", out, "--onto", adapter],
+    }
+
+
+@pytest.mark.parametrize("command", ["merge", "export", "stack", "check", "erase"])
+def test_commands_refuse_it_and_write_nothing(command: str, adapter: Path, place: Path, tmp_path: Path) -> None:
+    pickled(adapter)
+    ended = invoke(*commands(adapter, place, tmp_path / "out")[command])
+    assert ended.exit_code == 2
+    assert "a file of a kind that may run code: adapter_model.bin" in ended.output
+    assert "--trust" in ended.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["merge", "export", "stack"])
+def test_commands_take_it_with_trust(command: str, adapter: Path, place: Path, tmp_path: Path) -> None:
+    pickled(adapter)
+    ended = invoke(*commands(adapter, place, tmp_path / "out")[command], "--trust")
+    assert ended.exit_code == 0, ended.output
+    assert (tmp_path / "out").is_dir()
+
+
+def test_what_is_loaded_beneath_a_run_or_a_check_goes_through_the_guard(adapter: Path, place: Path) -> None:
+    pickled(adapter)
+    tokenizer = AutoTokenizer.from_pretrained(place / "base")
+    with pytest.raises(GuardError, match="may run code"):
+        load_onto(base_of(place / "base"), tokenizer, [adapter])
+    assert load_onto(base_of(place / "base"), tokenizer, [adapter], trust=True).active_adapters == ["default"]
+
+
+@pytest.mark.parametrize(("there", "message"), [(False, "neither a folder with adapter_config.json"), (True, "LORA")])
+def test_what_is_no_erasure_is_bad_input(there: bool, message: str, place: Path, tmp_path: Path) -> None:
+    ended = invoke("inspect", place / "clean" / "lora" if there else tmp_path / "none")
+    assert ended.exit_code == 2
+    assert message in ended.output
+    assert not ended.stdout
+
+
+def as_download(adapter: Path, cache: Path) -> Path:
+    """The layout of huggingface_hub's cache: links into a folder of blobs."""
+    snapshot, blobs = (cache / "models--org--erase" / name for name in ("snapshots/abc", "blobs"))
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in adapter.iterdir():
+        if file.is_file():
+            blob = hashlib.sha256(file.read_bytes()).hexdigest()
+            shutil.copy(file, blobs / blob)
+            (snapshot / file.name).symlink_to(f"../../blobs/{blob}")
+    return snapshot
+
+
+def test_links_of_the_cache_are_followed_and_no_others(adapter: Path, base: Any, tmp_path: Path) -> None:
+    snapshot = as_download(adapter, tmp_path / "cache")
+    assert not inspect_folder(snapshot).refused
+    (tmp_path / "cache" / "secret.txt").write_text("secret")
+    (snapshot / "notes.txt").symlink_to("../../../secret.txt")
+    assert [finding.what for finding in inspect_folder(snapshot).refused] == ["a symbolic link"]
+    (snapshot / "notes.txt").unlink()
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.rename(tmp_path / "elsewhere")
+    blobs.symlink_to(tmp_path / "elsewhere")
+    whats = {finding.what for finding in inspect_folder(snapshot).refused}
+    assert whats == {"a symbolic link", "a config that was not read"}
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_of_a_repository_no_more_is_downloaded_than_an_erasure_is_made_of(
+    network: bool, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Any
+) -> None:
+    names = {path.relative_to(adapter).as_posix(): 10 for path in adapter.rglob("*") if path.is_file()}
+    names.update({"evil.pkl": 10, "huge.safetensors": 3 << 30})
+    snapshot = as_download(adapter, tmp_path / "cache")
+    told: dict[str, Any] = {}
+
+    def model_info(*_: Any, **__: Any) -> Any:
+        if not network:
+            raise ConnectionError
+        return SimpleNamespace(sha="abc", siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in names.items()])
+
+    def download(source: str, **given: Any) -> str:
+        told.update(given, source=source)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    place = resolve("org/erase", revision="v1")
+    wanted = filter_repo_objects(names, allow_patterns=told["allow_patterns"], ignore_patterns=told["ignore_patterns"])
+    expected = {name for name in names if "/" not in name} - {"evil.pkl"} - ({"huge.safetensors"} if network else set())
+    assert set(wanted) == expected
+    assert told["revision"] == ("abc" if network else "v1")
+    assert place.folder == snapshot
+    if network:
+        with pytest.raises(GuardError, match=r"(?s)may run code: evil\.pkl.*larger than .* huge\.safetensors"):
+            load(base, "org/erase")
+    else:
+        assert local_folder("org/erase", "v1") == snapshot
+
+
+def test_files_that_are_on_the_hub_alone_count(place: Path) -> None:
+    listed = {CONFIG: 10, "pytorch_model.bin": 10, "more.safetensors": 3 << 30, "lora/adapter_config.json": 5}
+    found = inspect_folder(place / "clean", listed).findings
+    lines = [f"{each.level}: {each.what}: {each.value}" for each in found]
+    assert "refuse: a file of a kind that may run code: pytorch_model.bin" in lines
+    assert any(line.startswith("refuse: a file larger than 2,147,483,648 bytes: more.safetensors") for line in lines)
+
+
+@pytest.mark.parametrize("subfolder", ["..", "a/../../b", "/etc", "a\\b"])
+def test_a_subfolder_cannot_lead_out(subfolder: str, adapter: Path, base: Any) -> None:
+    with pytest.raises(ValueError, match="leads out of"):
+        load(base, adapter, subfolder=subfolder)
+
+
+def test_a_subfolder_is_what_is_looked_at(adapter: Path, place: Path) -> None:
+    shutil.copytree(place / "clean", adapter / "inner")
+    assert resolve(adapter, subfolder="inner").folder == adapter / "inner"
+    load(base_of(place / "base"), adapter, subfolder="inner")
+    pickled(adapter / "inner")
+    with pytest.raises(GuardError, match="may run code"):
+        load(base_of(place / "base"), adapter, subfolder="inner")
+
+
+def test_a_stack_passes(place: Path, tmp_path: Path) -> None:
+    stack(place / "clean").save(tmp_path / "stacked")
+    inspection = inspect_folder(tmp_path / "stacked")
+    assert not inspection.refused
+    assert inspection.facts()["parts"] == ["clean"]
+
+
+def test_digests_are_read_from_statements_and_nothing_else() -> None:
+    entry = {"name": "a", "digest": {"sha256": "00"}}
+    assert recorded_digests({"subject": [entry]}) == {"a": "00"}
+    entries = [1, {"name": "b"}, {"name": "c", "digest": {"md5": "0"}}, {"name": "d", "digest": "0"}]
+    for odd in ({}, {"subject": "a"}, {"subject": None}, {"subject": entries}):
+        assert recorded_digests(odd) == {}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rows": [1]},
+        {"columns": None},
+        {"token": 3},
+        {"spare_tokens": [[1]]},
+        {"spare_units": {"down_proj": ["1"]}},
+        {"flag": "1"},
+        {"parts": ["one"]},
+        {"token_modules": "lm_head"},
+        {"init_weights": "no"},
+        {"base_fingerprint": 5},
+        {"target_modules": [3]},
+        {"layers_to_transform": "1"},
+    ],
+)
+def test_a_config_refuses_wrong_types_by_name(settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got "):
+        UniEraseConfig(**settings)
+
+
+def test_a_config_refuses_what_no_part_has_and_ranks_beyond_all_widths() -> None:
+    with pytest.raises(ValueError, match="the part 'one' has 'modules_to_save', which is no field"):
+        UniEraseConfig(parts=[{"name": "one", "modules_to_save": ["norm"]}])
+    with pytest.raises(ValueError, match=f"r must be at most {MAX_RANK}"):
+        UniEraseConfig(r=MAX_RANK + 1)
+    UniEraseConfig(r=MAX_RANK)
+
+
+def test_every_field_of_a_config_has_its_type_checked() -> None:
+    assert {each.name for each in fields(UniEraseConfig)} == OWN.keys() | OF_PEFT.keys()
