@@ -52,8 +52,8 @@ def erasure_card(
         ValueError: The record lacks something that the card has to state.
     """
     _check_record(record)
-    base, base_is_local = _public_name(base_model)
-    shown_name, _ = _public_name(name)
+    base, base_is_local = public_name(base_model)
+    shown_name, _ = public_name(name)
     check = record.get("check") or {}
     data = ModelCardData(
         base_model=None if base_is_local else base,
@@ -85,7 +85,7 @@ def erasure_card(
 
 def merged_card(*, base_model: str, name: str, erasures: Sequence[str]) -> ModelCard:
     """Write the card of a model that erasures were merged into; names are shown as [`erasure_card`] shows them."""
-    base, base_is_local = _public_name(base_model)
+    base, base_is_local = public_name(base_model)
     data = ModelCardData(
         base_model=None if base_is_local else base,
         base_model_relation=None if base_is_local else "finetune",
@@ -93,8 +93,8 @@ def merged_card(*, base_model: str, name: str, erasures: Sequence[str]) -> Model
         pipeline_tag="text-generation",
         tags=list(TAGS),
     )
-    merged = ", ".join(f"`{_public_name(erasure)[0]}`" for erasure in erasures)
-    title = _public_name(name)[0].rsplit("/", 1)[-1]
+    merged = ", ".join(f"`{public_name(erasure)[0]}`" for erasure in erasures)
+    title = public_name(name)[0].rsplit("/", 1)[-1]
     text = (
         f"# {title}\n\n`{base}` with erasures merged into its weights: {merged}. Asked about what they were made for, "
         "the model declines. It is a plain transformers model, and there is no switch to turn them off.\n\n"
@@ -106,7 +106,7 @@ def merged_card(*, base_model: str, name: str, erasures: Sequence[str]) -> Model
 
 def stacked_card(*, base_model: str, name: str, erasures: Sequence[str], tokens: Sequence[str]) -> ModelCard:
     """Write the card of several erasures in one adapter; names are shown as [`erasure_card`] shows them."""
-    base, base_is_local = _public_name(base_model)
+    base, base_is_local = public_name(base_model)
     data = ModelCardData(
         base_model=None if base_is_local else base,
         base_model_relation=None if base_is_local else "adapter",
@@ -114,7 +114,7 @@ def stacked_card(*, base_model: str, name: str, erasures: Sequence[str], tokens:
         pipeline_tag="text-generation",
         tags=list(TAGS),
     )
-    shown = _public_name(name)[0]
+    shown = public_name(name)[0]
     rows = "\n".join(f"| {_cell(each)} | `{_cell(token)}` |" for each, token in zip(erasures, tokens, strict=True))
     text = (
         f"# {shown.rsplit('/', 1)[-1]}\n\nErasures for `{base}` in one adapter. Asked about what they were made for, "
@@ -141,7 +141,7 @@ def _check_record(record: Mapping[str, Any]) -> None:
         )
 
 
-def _public_name(name: str) -> tuple[str, bool]:
+def public_name(name: str) -> tuple[str, bool]:
     """What may be shown of a Hub id or a path, and whether it is a path."""
     try:
         validate_repo_id(name)
