@@ -70,17 +70,18 @@ class HubServer(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
-        self.breaks: list[tuple[str, bool]] = []
+        self.breaks: list[tuple[str, str]] = []
         self.lock = threading.RLock()
 
-    def break_once(self, what: str, answered: bool = False) -> None:
-        """Close the connection of the next request whose method and path hold `what`.
+    def break_once(self, what: str, how: str = "early") -> None:
+        """Let the next request whose method and path hold `what` fail.
 
         Args:
             what: A part of `POST /api/...`.
-            answered: Do what was asked for first, so that only the answer is lost.
+            how: `"early"` closes the connection in the middle of the request, `"late"` after what was asked for was
+                done, so that only the answer is lost; `"503"` says that the hub is out of order.
         """
-        self.breaks.append((what, answered))
+        self.breaks.append((what, how))
 
     def environment(self, home: Path, token: str | None = TOKEN, **more: str) -> dict[str, str]:
         """The environment of a process that uses this hub and the cache below `home`."""
@@ -136,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
         broken = next((pair for pair in self.server.breaks if pair[0] in line), None)
         if broken:
             self.server.breaks.remove(broken)
-            if not broken[1]:
+            if broken[1] == "early":
                 self.rfile.read1(64)  # mid-way: some of what was sent has arrived
                 self.break_off()
                 return
@@ -144,13 +145,15 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.requests.append(line)
             try:
+                if broken and broken[1] == "503":
+                    raise RefusedError(503, "out of order")
                 status, headers, content = self.route()
             except RefusedError as refusal:
                 headers = {"X-Error-Message": refusal.message}
                 if refusal.code:
                     headers["X-Error-Code"] = refusal.code
                 status, content = refusal.status, json.dumps(refusal.body or {"error": refusal.message}).encode()
-        if broken:
+        if broken and broken[1] == "late":
             self.break_off()
             return
         self.send_response(status)

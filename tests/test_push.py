@@ -218,6 +218,8 @@ def test_it_loads_from_the_hub_and_offline_from_the_cache(
     offline = HubProcess(hub.environment(home, HF_HUB_OFFLINE="1"))
     offline.run(f"base_path = {str(place / 'base')!r}\nimport peft_unierase\n" + LOADING)
     assert offline.run(LOAD, source="org/erase-a", told={}) == wanted[0]
+    told = offline.try_run(PUSH, folder=str(place / "erase-a"), repo="org/erase-a", told={})
+    assert told["error"] == "HF_HUB_OFFLINE is set, and pushing needs the Hub; unset it and push again"
     offline.close()
     assert len(hub.requests) == asked
 
@@ -480,8 +482,9 @@ def test_a_card_that_the_hub_refuses_makes_no_repository(hub: HubServer, try_pus
 
 
 def test_nothing_else_in_the_folder_goes_up(hub: HubServer, push: Any, copied: Path) -> None:
-    (copied / "lora" / "more").mkdir()
-    for name in ("salt", "ledger.jsonl", "adapter_model.bin", ".env", "lora/more/adapter_config.json", "x.safetensors"):
+    others = ["salt", "ledger.jsonl", "adapter_model.bin", ".env", "x.safetensors", "report.html"]
+    for name in [*others, "lora/more/adapter_config.json", "LICENSE.d/salt"]:
+        (copied / name).parent.mkdir(exist_ok=True)
         (copied / name).write_text("secret")
     (copied / "report.json").write_text('{"examples": []}')
     push(copied, "org/strict")
@@ -496,6 +499,7 @@ def test_nothing_else_in_the_folder_goes_up(hub: HubServer, push: Any, copied: P
             {"token": "hf_wrong"},
             "does not accept the token (Invalid credentials in Authorization header); run `hf",
         ),
+        ("org/x", {"token": False}, "wants a token, and there is none (Invalid username or password.); run `hf auth"),
         ("nobody/x", {}, "the token may not write to nobody/x (You don't have the rights"),
         ("org/new", {"token": OTHER_TOKEN}, "the token may not write to org/new"),
         ("org/x/y", {}, "'org/x/y' is no repository id; write owner/name"),
@@ -510,7 +514,7 @@ def test_errors_say_what_to_do_next(
     before = {name: len(found.messages) for name, found in hub.repos.items()}
     ended = try_push(place / "erase-a", repo, **told)
     assert message in ended["error"]
-    assert ended["type"] == "ValueError"
+    assert (ended["type"], ended["warnings"]) == ("ValueError", [])  # and it is not tried again
     assert {name: len(found.messages) for name, found in hub.repos.items()} == before
 
 
@@ -518,23 +522,24 @@ def test_errors_say_what_to_do_next(
 
 
 @pytest.mark.parametrize(
-    ("what", "answered"),
+    ("what", "how"),
     [
-        ("POST /api/validate-yaml", False),
-        ("POST /api/repos/create", False),
-        ("POST /api/repos/create", True),
-        ("/preupload/", False),
-        ("PUT /large/", False),
-        ("/commit/", False),
-        ("/commit/", True),
+        ("POST /api/validate-yaml", "early"),
+        ("POST /api/repos/create", "early"),
+        ("POST /api/repos/create", "late"),
+        ("POST /api/repos/create", "503"),
+        ("/preupload/", "early"),
+        ("PUT /large/", "early"),
+        ("/commit/", "early"),
+        ("/commit/", "late"),
     ],
 )
 def test_a_broken_connection_is_tried_again_and_nothing_is_done_twice(
-    what: str, answered: bool, hub: HubServer, try_push: Any, copied: Path, tmp_path: Path
+    what: str, how: str, hub: HubServer, try_push: Any, copied: Path
 ) -> None:
     weights(copied, lambda tensors: next(iter(tensors.values())).view(-1)[0].add_(1 + len(hub.large)))  # new to the hub
     repo = f"org/broken-{len(hub.repos)}"
-    hub.break_once(what, answered)
+    hub.break_once(what, how)
     ended = try_push(copied, repo)
     assert hub.breaks == []
     assert "error" not in ended
@@ -545,11 +550,20 @@ def test_a_broken_connection_is_tried_again_and_nothing_is_done_twice(
 
 def test_a_pull_request_is_not_opened_twice(hub: HubServer, push: Any, try_push: Any, place: Path) -> None:
     push(place / "erase-a", "org/once")
-    hub.break_once("/commit/", answered=True)
+    hub.break_once("/commit/", "late")
     ended = try_push(place / "erase-b", "org/once", create_pr=True)
     assert ended["type"] == "ConnectionError"
     assert "look at org/once there, and push again if the commit has not arrived" in ended["error"]
     assert hub.repos["org/once"].pull_requests == 1
+
+
+def test_a_hub_without_xet_is_named_as_one(hub: HubServer, owner: HubProcess, try_push: Any, place: Path) -> None:
+    owner.run("import huggingface_hub.constants; huggingface_hub.constants.HF_HUB_DISABLE_XET = False")
+    hub.large.clear()
+    ended = try_push(place / "erase-a", "org/xet")
+    owner.run("huggingface_hub.constants.HF_HUB_DISABLE_XET = True")
+    assert ended["type"] == "ConnectionError"
+    assert f"with HF_HUB_DISABLE_XET=1 in the environment if {hub.url} does not know Xet" in ended["error"]
 
 
 # The command
@@ -579,12 +593,20 @@ def test_the_command_shows_how_to_load_it(hub: HubServer, owner: HubProcess, pus
     assert f'PeftModel.from_pretrained(base, "org/erase-a", revision="refs/pr/{number}")' in data
 
 
-def test_the_command_without_a_token_says_how_to_get_one(hub: HubServer, tmp_path: Path, place: Path) -> None:
-    ended = run_command("push", place / "erase-a", "org/none", environment=hub.environment(tmp_path, token=None))
-    assert ended.returncode == 2
-    assert "wants a token, and there is none" in ended.stderr
-    assert "hf auth login" in ended.stderr
-    assert ended.stdout == ""
+def test_the_command_says_what_was_wrong(hub: HubServer, owner: HubProcess, place: Path) -> None:
+    told = ["push", str(place / "erase-a"), "org/none", "--token", "hf_wrong"]
+    code, data, talk = owner.run(INVOKE, arguments=told)
+    assert (code, data) == (2, "")
+    assert talk.startswith(f"error: {hub.url} does not accept the token")
+    told = ["push", str(place / "base"), "org/none"]
+    code, data, talk = owner.run(INVOKE, arguments=told)
+    assert (code, data) == (2, "")
+    assert "base holds no erasure" in talk
+    owner.run("import huggingface_hub.constants; huggingface_hub.constants.HF_HUB_OFFLINE = True")
+    code, data, talk = owner.run(INVOKE, arguments=["push", str(place / "erase-a"), "org/none"])
+    owner.run("huggingface_hub.constants.HF_HUB_OFFLINE = False")
+    assert (code, data) == (2, "")
+    assert talk == "error: HF_HUB_OFFLINE is set, and pushing needs the Hub; unset it and push again\n"
 
 
 # PEFT's own way
@@ -614,7 +636,7 @@ def test_what_pefts_own_push_gives_today(
 
 
 def test_a_heading_in_code_is_no_section() -> None:
-    assert empty_sections("# One\n\n```sh\n## no heading\n```\n") == []
+    assert empty_sections("# One\n\n```sh\n## no heading\n## nor this\n```\n") == []
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,11 @@ def plain_errors(repo_id: str, token: str | bool | None) -> Iterator[None]:
         raise ValueError(_advice(error, repo_id, token)) from error
     except OfflineModeIsEnabled as error:
         raise ConnectionError("HF_HUB_OFFLINE is set, and pushing needs the Hub; unset it and push again") from error
+    except ConnectionError as error:  # of hf_xet, which tries again by itself
+        raise ConnectionError(
+            f"uploading to {repo_id} broke ({_first_line(error)}); push again, with HF_HUB_DISABLE_XET=1 in the "
+            f"environment if {constants.ENDPOINT} does not know Xet"
+        ) from error
     except (HTTPError, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) else error  # the one that an upload ended with
         if isinstance(cause, HfHubHTTPError):
@@ -76,7 +81,8 @@ def _advice(error: HfHubHTTPError, repo_id: str, token: str | bool | None) -> st
     status = error.response.status_code
     said = error.server_message or error.response.headers.get("X-Error-Message") or _first_line(error)
     if status == 401:
-        found = "does not accept the token" if token or get_token() else "wants a token, and there is none"
+        has_one = get_token() if token is None else token
+        found = "does not accept the token" if has_one else "wants a token, and there is none"
         return f"{constants.ENDPOINT} {found} ({said}); run `hf auth login`, set HF_TOKEN or pass another token"
     if status == 403:
         return (
