@@ -26,6 +26,7 @@ _HOMES = {
     "align_tokenizer": "tuner",
     "erase": "engine",
     "load": "tuner",
+    "push_erasure": "hub",
     "read_facts": "facts",
     "set_active": "tuner",
     "stack": "hub",

@@ -484,6 +484,42 @@ def inspect(
     run_inspect(adapter, revision, Format(format.value).resolved())
 
 
+@app.command(
+    epilog="Examples:\n\nunierase push erase-xyz org/erase-xyz --private\n\n"
+    'unierase push erase-xyz org/erase-xyz --create-pr --message "Check repeated"'
+)
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder that erase or stack wrote.")],
+    repo_id: Annotated[str, typer.Argument(help="The repository, OWNER/NAME; it is made if it is not there.")],
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="Of a new repository; by default as its owner has set.", show_default=False
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch; it is made if it is not there.", show_default=False)
+    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="The Hub's token. HF_TOKEN or `hf auth login` keep it out of the list of processes.",
+            show_default=False,
+        ),
+    ] = None,
+    message: Annotated[str | None, typer.Option(help="The commit's first line.", show_default=False)] = None,
+    overwrite_card: Annotated[
+        bool, typer.Option("--overwrite-card", help="Give up what was edited in the repository's card.")
+    ] = False,
+    format: FormatOption = Format.AUTO,
+) -> None:
+    """Check an erasure's folder and push it to the Hub as one commit: adapter, LoRA, tokenizer, card and record."""
+    from .push import PushPlan, run_push
+
+    run_push(PushPlan(folder, repo_id, private, revision, create_pr, token, message, overwrite_card), format.resolved())
+
+
 @app.command(epilog="Example:\n\nunierase quickstart -o my-first-erasure")
 def quickstart(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")] = Path(

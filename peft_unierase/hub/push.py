@@ -1,0 +1,244 @@
+"""`push_erasure`: an erasure's folder, checked, as one commit to a repository on the Hub.
+
+Files go up that an erasure is known to consist of, and no others. Files of an earlier push that the folder no longer
+has go away in the same commit; whatever else the owner put into the repository stays. `upload_folder` is not used: it
+chooses files by patterns and may make several commits, and a list of operations is one, on top of a known one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+
+from ..version import __version__
+from .card import public_name
+from .errors import check_repo_id, patiently, plain_errors
+from .folder import CONFIG_NAME, LORA_NAME, RECORD_NAME, holds_erasure
+from .read import read_record
+from .repo_card import empty_sections, repo_card
+from .results import eval_results
+
+CARD_NAME, REPORT_NAME, WEIGHTS_NAME = "README.md", "report.json", "adapter_model.safetensors"
+NEEDED = (CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, RECORD_NAME, "tokenizer_config.json")
+# What a push writes, and deletes where it is no longer in the folder.
+OURS = (
+    *NEEDED,
+    REPORT_NAME,
+    f"{LORA_NAME}/{CONFIG_NAME}",
+    f"{LORA_NAME}/{WEIGHTS_NAME}",
+    "tokenizer.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+)
+# What a push writes and never deletes.
+OWNERS = ("LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
+
+
+def push_erasure(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    overwrite_card: bool = False,
+) -> CommitInfo:
+    """Push a saved erasure to the Hub, as one commit, to a repository that is made if it is not there.
+
+    What is in the folder is checked first, and nothing is pushed where a file is not what it should be. A base that is
+    named by a path is named by the path's last part in the repository. Sections of the card that were edited in the
+    repository stay as they are there.
+
+    Args:
+        folder: Where the erasure was saved, with its record, card and tokenizer.
+        repo_id: The repository, `"owner/name"`, or a name alone for one of the token's owner.
+        private: Make a new repository private; the default is the owner's. One that is there and public is refused.
+        revision: A branch, which is made from the main one if it is not there.
+        create_pr: Open a pull request against the main branch instead.
+        token: The Hub's token, instead of the one that was logged in with or that `HF_TOKEN` holds.
+        commit_message: The commit's first line.
+        overwrite_card: Give up what was edited in the repository's card.
+
+    Returns:
+        The commit's URL, with `oid`, `pr_url` and more as attributes. Where nothing has changed it is the last commit.
+
+    Raises:
+        ValueError: The folder holds no whole erasure, the repository's id is none, or the Hub refused.
+        ConnectionError: The Hub could not be reached, also not after a few tries.
+
+    Example:
+
+        ```py
+        >>> push_erasure("erase-xyz", "org/erase-xyz", private=True)
+        ```
+    """
+    folder = Path(folder)
+    check_repo_id(repo_id)
+    if create_pr and revision is not None:
+        raise ValueError(f"a pull request goes to the main branch, so leave out either it or the revision {revision!r}")
+    names = check_folder(folder)
+    text, results = (folder / CARD_NAME).read_text(encoding="utf-8"), eval_results(read_record(str(folder)))
+    message = commit_message or f"Push an erasure with peft-unierase {__version__}"
+    api = HfApi(token=token, library_name="peft-unierase", library_version=__version__)
+
+    def commit() -> CommitInfo:
+        # Anew on each try: if only the answer to the last one was lost, nothing is left to be done.
+        now = api.model_info(repo_id, revision=revision)
+        there = [file.rfilename for file in now.siblings or []]
+        if private and not now.private:
+            raise ValueError(
+                f"{repo_id} is there already and is public; make it private in its settings and push again"
+            )
+        old = None
+        if CARD_NAME in there and not overwrite_card:
+            old = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=now.sha)).read_text(encoding="utf-8")
+        card = repo_card(text, repo_id, results, old)
+        gone = [name for name in there if name not in names and _any(name, OURS)]
+        return api.create_commit(
+            repo_id,
+            [*_additions(folder, names, card), *(CommitOperationDelete(name, is_folder=False) for name in gone)],
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=now.sha,
+        )
+
+    with plain_errors(repo_id, token):
+        patiently(lambda: _validate(repo_card(text, repo_id, results)))
+        repo_id = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+        # A second try might open a second pull request.
+        return patiently(commit, waits=()) if create_pr else patiently(commit)
+
+
+def check_folder(folder: Path) -> list[str]:
+    """Check the files of a saved erasure, and return the names of those that a push takes.
+
+    Raises:
+        ValueError: There is no erasure, part of it is missing, or a file is not what it should be.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; name one that `unierase erase` or `unierase stack` wrote")
+    if not holds_erasure(folder):
+        raise ValueError(f"{folder} holds no erasure: it has no {CONFIG_NAME} of type UNIERASE; name one that does")
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    names = [name for name, path in found.items() if _any(name, OURS + OWNERS) and not path.is_dir()]
+    if missing := [name for name in NEEDED if name not in names]:
+        raise ValueError(
+            f"{folder} lacks {', '.join(missing)}; `unierase erase` and `unierase stack` write whole folders, and what "
+            "`save_pretrained` writes is only a part"
+        )
+    for name, path in found.items():
+        if path.is_symlink() and (name in names or any(other.startswith(f"{name}/") for other in OURS)):
+            raise ValueError(f"{path} is a link; put the file itself there")
+    for name in names:
+        if name.endswith(".json"):
+            _read_json(found[name])
+        elif name.endswith(".safetensors"):
+            _check_weights(found[name])
+    lora = folder / LORA_NAME / CONFIG_NAME
+    if lora.is_file() and _read_json(lora).get("peft_type") != "LORA":
+        raise ValueError(f"{lora} is not of type LORA; save the erasure again")
+    if REPORT_NAME in names and _read_json(found[REPORT_NAME]).get("examples"):
+        raise ValueError(
+            f"{found[REPORT_NAME]} holds questions and answers of the forget set; run `unierase check` with "
+            "--no-examples, or take the report out of the folder"
+        )
+    _check_card(found[CARD_NAME])
+    return names
+
+
+def left_out(folder: Path, names: Iterable[str]) -> list[str]:
+    """Files of a folder that a push does not take."""
+    files = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir())
+    return [name for name in files if name not in set(names)]
+
+
+def _any(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); save the erasure again") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"{path} is no JSON object; save the erasure again")
+    return read
+
+
+def _check_weights(path: Path) -> None:
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as weights:
+            broken = [name for name in weights.keys() if not torch.isfinite(weights.get_tensor(name)).all()]  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read ({error}); save the erasure again") from error
+    if broken:
+        raise ValueError(f"{path} holds values in {broken[0]} that are not finite; make the erasure again")
+
+
+def _check_card(path: Path) -> None:
+    try:
+        empty = empty_sections(path.read_text(encoding="utf-8"))
+    except Exception as error:  # PyYAML has errors of its own
+        raise ValueError(f"the metadata of {path} cannot be read ({error}); correct it") from error
+    if empty:
+        raise ValueError(f"{path} says nothing under {', '.join(empty)}; fill that in, or take the heading out")
+
+
+def _validate(card: str) -> None:
+    """Let the Hub check a card's metadata.
+
+    Raises:
+        ValueError: It found something.
+    """
+    try:
+        ModelCard(card).validate()
+    except HfHubHTTPError:
+        raise
+    except ValueError as error:
+        try:
+            told = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
+        except (ValueError, KeyError, TypeError):
+            told = str(error)
+        raise ValueError(
+            f"the Hub does not accept the metadata of {CARD_NAME} ({told}); correct it, and push again"
+        ) from None
+
+
+def _additions(folder: Path, names: Iterable[str], card: str) -> list[CommitOperationAdd]:
+    """Files as they are, but the card as the repository's, and the base without its path."""
+    operations = []
+    for name in names:
+        content: bytes | Path = folder / name
+        if name == CARD_NAME:
+            content = card.encode()
+        elif name.endswith(CONFIG_NAME):
+            config = _read_json(folder / name)
+            base, is_local = public_name(config.get("base_model_name_or_path") or "")
+            if is_local and config.get("base_model_name_or_path"):
+                config["base_model_name_or_path"] = base
+                content = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+        operations.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content))
+    return operations
