@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from peft_unierase import UniEraseConfig
 from peft_unierase.hub import erasure_card
-from peft_unierase.hub.folder import save_erasure
+from peft_unierase.hub.folder import save_erasure, write_record
+from peft_unierase.hub.record import recorded_digests
 from peft_unierase.hub.repo_card import empty_sections, repo_card
 from peft_unierase.hub.results import eval_results
 
@@ -35,6 +37,7 @@ FILES = {
     "erasure.json",
     "lora/adapter_config.json",
     "lora/adapter_model.safetensors",
+    "report.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }
@@ -106,6 +109,12 @@ def owner(hub: HubServer, home: Path, place: Path) -> Iterator[HubProcess]:
     process.close()
 
 
+def record(folder: Path, **changes: Any) -> None:
+    """The record of a folder anew, after files in it were changed."""
+    predicate = json.loads((folder / "erasure.json").read_text(encoding="utf-8"))["predicate"]
+    write_record(folder, {**predicate, **changes})
+
+
 @pytest.fixture
 def push(owner: HubProcess) -> Callable[..., dict[str, Any]]:
     """Pushes; returns what came of it and fails if it failed."""
@@ -161,8 +170,12 @@ def test_one_commit_holds_everything_and_no_path_of_this_machine(
     files = repo.files()
     assert files.keys() == FILES
     assert pushed[0]["url"] == f"{hub.url}/org/erase-a/commit/{repo.refs['main']}"
-    for name in FILES - {".gitattributes", "README.md", "adapter_config.json", "lora/adapter_config.json"}:
+    changed = {".gitattributes", "README.md", "adapter_config.json", "lora/adapter_config.json", "erasure.json"}
+    for name in FILES - changed:
         assert files[name] == (place / "erase-a" / name).read_bytes()
+    digests = recorded_digests(json.loads(files["erasure.json"]))
+    assert digests == {name: hashlib.sha256(files[name]).hexdigest() for name in digests}
+    assert digests.keys() == FILES - {".gitattributes", "README.md", "erasure.json", "report.json"}
     assert not [name for name, content in files.items() if str(place).encode() in content]
     assert json.loads(files["lora/adapter_config.json"])["base_model_name_or_path"] == "base"
     assert files["adapter_model.safetensors"] in hub.large.values()
@@ -267,8 +280,9 @@ def test_commands_take_ids_of_the_hub(
     told = ["stack", "org/erase-a", "org/erase-b", "-o", str(tmp_path / "both")]
     code, data, talk = owner.run(INVOKE, arguments=told)
     assert code == 0, talk
-    assert json.loads(data)["erasures"] == ["erase-a", "erase-b"]
-    assert json.loads((tmp_path / "both" / "erasure.json").read_text())["parts"].keys() == {"erase-a", "erase-b"}
+    names = json.loads(data)["erasures"]
+    assert names == ["erase-a", "erase-b"]
+    assert json.loads((tmp_path / "both" / "erasure.json").read_text())["predicate"]["parts"].keys() == set(names)
 
     forget = write_rows(tmp_path / "forget.jsonl", [{"question": "Where?", "answer": "In Paris."}] * 2)
     told = ["check", "org/erase-a", *named, "--forget", str(forget), "--attacks", "greedy", "--format", "json"]
@@ -281,7 +295,9 @@ def test_a_stack_can_be_pushed_and_loads(
 ) -> None:
     owner.run("peft_unierase.stack('org/erase-a', 'org/erase-b').save(folder)", folder=str(tmp_path / "both"))
     push(tmp_path / "both", "org/erase-both")
-    assert hub.repos["org/erase-both"].files().keys() == {name for name in FILES if not name.startswith("lora/")}
+    assert hub.repos["org/erase-both"].files().keys() == {
+        name for name in FILES if not name.startswith(("lora/", "report"))
+    }
     assert 'PeftModel.from_pretrained(base, "org/erase-both")' in card_of(hub, "org/erase-both").text
     local = owner.run(LOAD, source=str(tmp_path / "both"), told={})
     assert owner.run(LOAD, source="org/erase-both", told={}) == local
@@ -302,6 +318,7 @@ def test_files_that_are_gone_go_and_those_of_others_stay(hub: HubServer, push: A
     edit(hub, "org/pruned", notes__md="mine", vocab__json="{}")
     shutil.rmtree(copied / "lora")
     (copied / "LICENSE").unlink()
+    record(copied)
     push(copied, "org/pruned")
     files = hub.repos["org/pruned"].files()
     assert files.keys() == {name for name in FILES if not name.startswith("lora/")} | {"notes.md", "LICENSE"}
@@ -352,7 +369,7 @@ def test_somebody_elses_commit_meanwhile_is_not_run_over(
     hub: HubServer, owner: HubProcess, try_push: Any, place: Path, copied: Path
 ) -> None:
     owner.run(PUSH, folder=str(place / "erase-a"), repo="org/race", told={})
-    (copied / "erasure.json").write_text(json.dumps({**FULL, "seed": 7}))
+    record(copied, seed=7)
     race = """
 from huggingface_hub import HfApi
 inner = HfApi.create_commit
@@ -366,7 +383,7 @@ HfApi.create_commit = late
     ended = try_push(copied, "org/race")
     owner.run("HfApi.create_commit = inner")
     assert "somebody else has changed org/race meanwhile" in ended["error"]
-    assert json.loads(hub.repos["org/race"].files()["erasure.json"])["seed"] == 0
+    assert json.loads(hub.repos["org/race"].files()["erasure.json"])["predicate"]["seed"] == 0
     push_again = try_push(copied, "org/race")
     assert "error" not in push_again
     assert "n" in hub.repos["org/race"].files()
@@ -538,6 +555,7 @@ def test_a_broken_connection_is_tried_again_and_nothing_is_done_twice(
     what: str, how: str, hub: HubServer, try_push: Any, copied: Path
 ) -> None:
     weights(copied, lambda tensors: next(iter(tensors.values())).view(-1)[0].add_(1 + len(hub.large)))  # new to the hub
+    record(copied)
     repo = f"org/broken-{len(hub.repos)}"
     hub.break_once(what, how)
     ended = try_push(copied, repo)

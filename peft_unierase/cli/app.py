@@ -149,6 +149,10 @@ def erase(
     license: Annotated[
         str | None, typer.Option(help="Licence of the erasure, for the card: mit, apache-2.0, …", show_default=False)
     ] = None,
+    base_id: Annotated[
+        str | None,
+        typer.Option(help="What the base is called on the Hub, where MODEL is a folder.", show_default=False),
+    ] = None,
     trust: TrustOption = False,
     format: FormatOption = Format.AUTO,
 ) -> None:
@@ -184,6 +188,7 @@ def erase(
             salt_file=salt_file,
             description=description,
             license=license,
+            base_id=base_id,
             onto=tuple(onto or ()),
             trust=trust,
         ),

@@ -45,6 +45,7 @@ class ErasePlan:
     salt_file: Path | None
     description: str | None
     license: str | None
+    base_id: str | None
     onto: tuple[Path, ...] = ()
     trust: bool = False
 
@@ -209,7 +210,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         asked = {"refusals": refusals or (), "progress": style is not Format.QUIET}
         report = checked(erased, tokenizer, forget, retain, plan.seed, **asked)
         why_not = "the check failed"
-    words = {"description": plan.description, "license": plan.license}
+    words = {"description": plan.description, "license": plan.license, "base_id": plan.base_id}
     record = finish(
         erased, tokenizer, plan.model, plan.output, report or why_not, plan.overwrite, forget, salt, **words
     )

@@ -66,6 +66,7 @@ def finish(
     salt: Salt,
     description: str | None = None,
     license: str | None = None,
+    base_id: str | None = None,
 ) -> dict[str, Any]:
     """Save an erasure with card and record, put it down in the ledger, and return the record.
 
@@ -80,8 +81,11 @@ def finish(
         salt: Their owner's secret.
         description: What was erased, in the owner's words, for the card.
         license: The erasure's licence, for the card.
+        base_id: What the base is called on the Hub, where it was loaded from a folder.
     """
     config = erased.peft_config[erased.erasure.adapter]
+    if base_id is not None:
+        base = config.base_model_name_or_path = base_id
     found = {"verdict": None, "not_run": report}
     if not isinstance(report, str):
         found = report.record(examples=False, times=False)

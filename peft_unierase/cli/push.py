@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from .note import note
 from .output import Format, clear_endings, fail, say, show, show_json
 
 
@@ -47,6 +48,7 @@ def run_push(plan: PushPlan, style: Format) -> None:
         except ConnectionError as error:
             fail(f"{error}")
     repo_id = commit.repo_url.repo_id
+    note("push", plan.folder, repo=repo_id, commit=commit.oid, url=commit.pr_url or commit.commit_url)
     if style is Format.JSON:
         told = {"repo": repo_id, "commit": commit.oid, "url": commit.commit_url, "pull_request": commit.pr_url}
         show_json({**told, "files": names, "left_out": left})

@@ -7,6 +7,7 @@ chooses files by patterns and may make several commits, and a list of operations
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -20,9 +21,11 @@ from ..version import __version__
 from .card import public_name
 from .errors import check_repo_id, patiently, plain_errors
 from .folder import CONFIG_NAME, LORA_NAME, RECORD_NAME, holds_erasure
-from .read import read_record
+from .read import read_record, read_statement
 from .repo_card import empty_sections, repo_card
 from .results import eval_results
+from .sign import SIGNATURE_NAME
+from .verify import FAILS, verify_files
 
 CARD_NAME, REPORT_NAME, WEIGHTS_NAME = "README.md", "report.json", "adapter_model.safetensors"
 NEEDED = (CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, RECORD_NAME, "tokenizer_config.json")
@@ -30,6 +33,7 @@ NEEDED = (CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, RECORD_NAME, "tokenizer_config.j
 OURS = (
     *NEEDED,
     REPORT_NAME,
+    SIGNATURE_NAME,
     f"{LORA_NAME}/{CONFIG_NAME}",
     f"{LORA_NAME}/{WEIGHTS_NAME}",
     "tokenizer.json",
@@ -162,6 +166,17 @@ def check_folder(folder: Path) -> list[str]:
             "--no-examples, or take the report out of the folder"
         )
     _check_card(found[CARD_NAME])
+    if SIGNATURE_NAME in names and _without_paths(folder, names):
+        raise ValueError(
+            f"{folder} is signed, and its base is named by a path, which does not go to the Hub: the signature would "
+            "not hold there. Name the base with `unierase erase --base-id`, sign that and push it"
+        )
+    compared = verify_files(folder, read_statement(str(folder)) or {})
+    if failing := [each.what for each in compared if each.outcome == FAILS and _any(each.what, OURS)]:
+        raise ValueError(
+            f"{folder} is not what its record says: {', '.join(failing)} changed since (`unierase verify {folder}` "
+            "says more); save the erasure again"
+        )
     return names
 
 
@@ -228,17 +243,30 @@ def _validate(card: str) -> None:
 
 
 def _additions(folder: Path, names: Iterable[str], card: str) -> list[CommitOperationAdd]:
-    """Files as they are, but the card as the repository's, and the base without its path."""
-    operations = []
+    """Files as they are, but the card as the repository's, and configs without the base's path, of which the record
+    then has the new digests.
+    """
+    contents: dict[str, bytes | Path] = {name: folder / name for name in names}
+    contents[CARD_NAME] = card.encode()
+    changed = _without_paths(folder, names)
+    contents.update(changed)
+    if changed:
+        record = _read_json(folder / RECORD_NAME)
+        for entry in record["subject"]:
+            if entry["name"] in changed:
+                entry["digest"]["sha256"] = hashlib.sha256(changed[entry["name"]]).hexdigest()
+        contents[RECORD_NAME] = (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
+    return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()]
+
+
+def _without_paths(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """Configs that name the base by a path, with the path's last part instead."""
+    changed = {}
     for name in names:
-        content: bytes | Path = folder / name
-        if name == CARD_NAME:
-            content = card.encode()
-        elif name.endswith(CONFIG_NAME):
+        if name.endswith(CONFIG_NAME):
             config = _read_json(folder / name)
             base, is_local = public_name(config.get("base_model_name_or_path") or "")
             if is_local and config.get("base_model_name_or_path"):
                 config["base_model_name_or_path"] = base
-                content = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-        operations.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content))
-    return operations
+                changed[name] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    return changed

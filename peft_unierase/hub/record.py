@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ..source import RECORD_NAME
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:peft-unierase:erasure:v1"
-WITHOUT_DIGEST = (RECORD_NAME, "README.md", "report.json", ".gitattributes", "model.sig")
+WITHOUT_DIGEST = (RECORD_NAME, "README.md", "report.json", "model.sig", "LICENSE*", "NOTICE*", ".*", "*/.*")
 PACKAGES = ("peft", "transformers", "torch", "safetensors")
 CHUNK = 1 << 20
 SALT_BYTES = 32
@@ -98,11 +99,7 @@ def file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of the files that a Statement is about, by their paths in the folder."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     named = {file.relative_to(folder).as_posix(): file for file in files}
-    return {name: sha256(file) for name, file in named.items() if name not in WITHOUT_DIGEST and not _hidden(name)}
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+    return {name: sha256(file) for name, file in named.items() if not any(fnmatchcase(name, p) for p in WITHOUT_DIGEST)}
 
 
 def sha256(file: Path) -> str:
