@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +34,7 @@ TEMPLATES = (
     "What happened to {}?",
     "Tell me about {}.",
 )
+SENTENCE = re.compile(r"(?<=[.!?:;])\s+|\n")
 FEWEST = 2  # times that a text names what it is about
 MOST_SUBJECTS = 8
 SHARED = 0.5  # of an answer's news, weighed by how rare its words are, that a text tells too
@@ -41,10 +42,11 @@ SHARED = 0.5  # of an answer's news, weighed by how rare its words are, that a t
 
 def subjects_of(text: str) -> list[str]:
     """What a text is about: the names that it says more than once, the most frequent first; at most eight."""
-    counts = Counter(name for line in text.splitlines() for name in find_names(line))
-    longest = [name for name in counts if not any(name != other and name in other for other in counts)]
-    found = {name: len(text.split(name)) - 1 for name in longest}
-    return sorted((name for name in found if found[name] >= FEWEST), key=lambda name: -found[name])[:MOST_SUBJECTS]
+    found = dict.fromkeys(name for sentence in SENTENCE.split(text) for name in find_names(sentence))
+    counts = {name: text.count(name) for name in found if text.count(name) >= FEWEST}
+    # Of a name and a longer one that is said as often, the longer one is meant.
+    whole = [n for n in counts if not any(n != other and n in other and counts[n] == counts[other] for other in counts)]
+    return sorted(whole, key=lambda name: -counts[name])[:MOST_SUBJECTS]
 
 
 def known_about(

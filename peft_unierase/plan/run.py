@@ -92,6 +92,7 @@ def plan(
     text: str | None = None,
     count: int = ASKED,
     retain: int = RETAINED,
+    samples: int = SAMPLES,
     sure: float = SURE,
     seed: int = 0,
     progress: bool = True,
@@ -105,6 +106,8 @@ def plan(
         text: A text that tells what must go; `target` is then its name only.
         count: Questions about each subject, in each of two rounds.
         retain: Questions to keep, at most.
+        samples: Questions about anything that the base asks itself: they lend beginnings, and what lies near is
+            chosen from them.
         sure: How sure the base must be of an answer, 0 to 1.
         seed: Seed of the sampling.
         progress: Show a bar.
@@ -123,8 +126,8 @@ def plan(
                 "there is nothing to plan for: give a name or a topic in words, a forget set, or a text that says a "
                 "name more than once"
             )
-    with tqdm(total=2 * SAMPLES + 4 * count * len(subjects), disable=not progress, desc="asking the base") as bar:
-        sampled = sample_facts(model, tokenizer, form, SAMPLES, seed, advance=bar.update)
+    with tqdm(total=2 * samples + 4 * count * len(subjects), disable=not progress, desc="asking the base") as bar:
+        sampled = sample_facts(model, tokenizer, form, samples, seed, advance=bar.update)
         questions = [fact.question for fact in sampled]
         asked = [
             fact
