@@ -1,4 +1,4 @@
-"""Plan from an author's name alone, erase what was planned, and ask what the testbed's forget set asks about the author.
+"""Plan from an author's name alone, erase what was planned, and ask what the testbed's forget set asks about them.
 
     python benchmarks/planning.py [--authors 0,5,11] [--count 192] [--json out.json]
 
@@ -59,9 +59,7 @@ def main() -> int:
         return fmean(answer.recall for answer in answer_questions(model, tokenizer, facts, form))
 
     rows = []
-    print(
-        "| author | planned | of the forget set found | left of its answers | retain, of the base's | plan s | erase s |"
-    )
+    print("| author | planned | of the forget set found | left of it | retain, of the base's | plan s | erase s |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for number in map(int, options.authors.split(",")):
         own = forget[number * AN_AUTHOR : (number + 1) * AN_AUTHOR]

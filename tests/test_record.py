@@ -215,6 +215,26 @@ def filled(folder: Path) -> Path:
     return file
 
 
+def test_saving_again_keeps_what_the_owner_wrote_in_the_card(copied: Path, place: Path) -> None:
+    base = base_of(place)
+    tokenizer = AutoTokenizer.from_pretrained(place / "base")
+    config = UniEraseConfig(target_modules=[DOWN], token_id=len(tokenizer), init_weights=False)
+    model = get_peft_model(base, config)
+    first = (
+        "---\ntags: [x]\n---\n# name\n\n## What was erased\n\n3 facts.\n\n## Check\n\nLEAKING\n\n## Limits\n\nMany.\n"
+    )
+    save_erasure(model, tokenizer, copied, {"version": "0"}, first, overwrite=True)
+    card = copied / "README.md"
+    text = card.read_text(encoding="utf-8").replace("3 facts.", "My own words.").replace("tags:", "license: mit\ntags:")
+    card.write_text(text.replace("\n## Limits\n", "\n## Thanks\n\nTo all.\n\n## Limits\n"), encoding="utf-8")
+    second = first.replace("3 facts", "5 facts").replace("LEAKING", "ERASED").replace("Many", "Few")
+    for _ in range(2):
+        save_erasure(model, tokenizer, copied, {"version": "0"}, second, overwrite=True)
+    text = card.read_text(encoding="utf-8")
+    assert [part in text for part in ("My own words.", "To all.", "license: mit", "ERASED", "Few.")] == [True] * 5
+    assert [part in text for part in ("5 facts", "LEAKING", "Many")] == [False] * 3
+
+
 def test_a_ledger_that_nobody_touched_is_whole(tmp_path: Path) -> None:
     entries = ledger.read(filled(tmp_path))
     assert [entry.what["number"] for entry in entries] == [0, 1, 2, 3]

@@ -14,7 +14,7 @@ from typing import Any
 from ..source import CONFIG_NAME, LORA_NAME, RECORD_NAME, WEIGHTS_NAME
 from .record import sha256, statement
 
-REPORT_NAME = "report.json"
+CARD_NAME, REPORT_NAME = "README.md", "report.json"
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -142,7 +142,7 @@ def save_erasure(
         folder: Where to.
         record: What was done and measured, without any text of the facts.
         card: Text of `README.md`.
-        overwrite: Replace an erasure that is there.
+        overwrite: Replace an erasure that is there; what its owner edited in the card stays.
         adapter: Name of the erasure in the model. It alone is saved, and not those that it was made on top of.
         facts: What goes into the record about the facts, by the SHA-256 of the weights.
 
@@ -151,8 +151,11 @@ def save_erasure(
         OSError: Writing failed; the folder is as it was.
     """
     from ..tuner.lora import save_lora
+    from .repo_card import repo_card
 
     check_output(folder, overwrite)
+    old = folder / CARD_NAME
+    there = old.read_text(encoding="utf-8") if old.is_file() else None
 
     def write(place: Path) -> None:
         # PEFT would save both full matrices if it thought that the vocabulary had changed; the two rows are enough.
@@ -162,7 +165,7 @@ def save_erasure(
                 file.rename(place / file.name)
             (place / adapter).rmdir()
         tokenizer.save_pretrained(place)
-        (place / "README.md").write_text(card, encoding="utf-8")
+        (place / CARD_NAME).write_text(repo_card(card, there=there), encoding="utf-8")
         save_lora(model, place / LORA_NAME, [adapter])
         if (record.get("check") or {}).get("verdict"):
             _write_json(place / REPORT_NAME, record["check"])

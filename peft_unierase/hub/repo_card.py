@@ -1,9 +1,9 @@
-"""The card as it stands in a repository: under the repository's name, with evaluation results, and with what the owner
-edited there.
+"""A card that replaces another: with what the owner edited in that one and, in a repository, under its name and with
+evaluation results.
 
-A pushed card ends with a comment that holds a digest of each of its sections. A section that no longer has its digest
-was edited in the repository, one without a digest was added there: a further push keeps both. What was measured is
-always the folder's. A card without the comment is not ours, so only its metadata is kept.
+A saved or pushed card ends with a comment that holds a digest of each of its sections. A section that no longer has its
+digest was edited since, one without a digest was added: saving or pushing again keeps both. What was measured is always
+new. Of a card without the comment, which is not ours, only the metadata is kept.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ MEASURED = ("## Check", "## How it was made")
 BLANK = "[More Information Needed]"
 
 
-def repo_card(text: str, repo_id: str, results: Sequence[EvalResult], there: str | None = None) -> str:
-    """The card of an erasure's folder, made ready for a repository.
+def repo_card(
+    text: str, repo_id: str | None = None, results: Sequence[EvalResult] = (), there: str | None = None
+) -> str:
+    """The card of an erasure, made ready for its folder or for a repository.
 
     Args:
-        text: `README.md` of the folder.
+        text: The card.
         repo_id: The repository, whose name the code in the card loads.
         results: Evaluation results.
-        there: `README.md` of the repository as it is now, if there is one.
+        there: `README.md` that it replaces, if there is one.
     """
     card = ModelCard(text)
     data: Any = card.data
-    body = _named(card.text.replace("\r\n", "\n"), repo_id)
-    name = repo_id.rsplit("/", 1)[-1]
+    body = MARK.sub("\n", card.text.replace("\r\n", "\n"))
+    if repo_id is not None:
+        body = _named(body, repo_id)
     kept: list[EvalResult] = []
     edits: dict[str, str] = {}
     if there is not None:
@@ -52,7 +55,7 @@ def repo_card(text: str, repo_id: str, results: Sequence[EvalResult], there: str
         edits = _edits(old.text.replace("\r\n", "\n"))
     own = {heading: part for heading, part in _sections(body).items() if heading not in edits}
     data.eval_results = [*results, *kept] or None
-    data.model_name = name if data.eval_results else None
+    data.model_name = repo_id.rsplit("/", 1)[-1] if repo_id and data.eval_results else None
     mark = json.dumps({heading: _digest(part) for heading, part in own.items()}, ensure_ascii=False)
     mark = mark.replace("--", "-\\u002d")  # two of them may not stand in a comment
     body = "".join(_in_order({**own, **edits}, list(_sections(body)), list(edits))).rstrip()
