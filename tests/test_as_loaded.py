@@ -17,8 +17,7 @@ from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8Weig
 from torchao.quantization.granularity import PerGroup
 from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
-from peft_unierase import UniEraseConfig, load
-from peft_unierase.check.attacks.weights import rounded
+from peft_unierase import load
 from peft_unierase.tuner.fingerprint import BaseWarning
 from peft_unierase.tuner.lora import lora_form
 from peft_unierase.tuner.swap import plain_weight
@@ -89,28 +88,14 @@ def test_made_in_half_precision_it_declines_there_and_in_fp32(dtype: torch.dtype
 def test_on_a_quantised_base_it_declines_and_that_it_cannot_be_compared_is_said(
     erasure: Path, how: str, request: pytest.FixtureRequest
 ) -> None:
-    if erasure.name == "units" and how.endswith("4"):
-        why = "what hidden units are given is stored relative to their old weights, which 4 bits round too far"
+    if erasure.name == "units" and how in ("bitsandbytes-fp4", "torchao-4"):
+        why = "in a model of width 64 it is the other weights that 4 bits round too far for the detectors"
         request.applymarker(pytest.mark.xfail(reason=why))
     before = said(quantised(QUANTISERS[how]), KEPT)
     model, warned = load_with(quantised(QUANTISERS[how]), erasure)
     assert ["quantised, so it cannot be compared" in text for text in warned] == [True]
     assert declines(model)
     assert said(model, KEPT) == before
-
-
-@torch.no_grad()
-def test_at_4_bits_it_declines_where_the_edited_rows_and_columns_are_spared(erasure: Path) -> None:
-    base, config = boxed_base(), UniEraseConfig.from_pretrained(erasure)
-    for name, projection in base.named_modules():
-        if isinstance(projection, torch.nn.Linear) and name != "lm_head":
-            exact = projection.weight.clone()
-            projection.weight.copy_(rounded(exact, 4))
-            rows, columns = config.rows.get(name, []), config.columns.get(name, [])
-            projection.weight[rows] = exact[rows]
-            projection.weight[:, columns] = exact[:, columns]
-    config.base_fingerprint = None
-    assert declines(load(base, erasure, config=config))
 
 
 @pytest.mark.parametrize("how", QUANTISERS)

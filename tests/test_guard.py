@@ -26,6 +26,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from peft_unierase import GuardError, UniEraseConfig, load, stack
 from peft_unierase.cli.base import load_onto
 from peft_unierase.hub.read import local_folder
+from peft_unierase.hub.record import PREDICATE, STATEMENT
 from peft_unierase.source import resolve
 from peft_unierase.tuner import inspect_folder, recorded_digests
 from peft_unierase.tuner.fields import MAX_RANK, OF_PEFT, OWN
@@ -66,7 +67,12 @@ def record(folder: Path, predicate: dict[str, Any] | None = None, **digests: str
     names = [CONFIG, WEIGHTS]
     found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in {**found, **digests}.items()]
-    told = {"_type": "https://in-toto.io/Statement/v1", "subject": subject, "predicate": predicate or {}}
+    told = {
+        "_type": STATEMENT,
+        "subject": subject,
+        "predicateType": PREDICATE,
+        "predicate": predicate or {},
+    }
     (folder / RECORD).write_text(json.dumps(told))
 
 
@@ -183,7 +189,10 @@ def moved_gate(name: str) -> Callable[[Path], None]:
         weights(
             folder,
             lambda tensors: tensors.update(
-                {f"base_model.model.{name}.unierase_B": tensors.pop(f"{STEM}.down_proj.unierase_B")}
+                {
+                    f"base_model.model.{name}.unierase_{part}": tensors.pop(f"{STEM}.down_proj.unierase_{part}")
+                    for part in ("B", "base")
+                }
             ),
         )
         config(
@@ -283,12 +292,17 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
         tensor(f"{STEM}.down_proj.unierase_B", (HIDDEN, 4)),
         r"another rank than the config declares: .*down_proj has B 4, declared is B 3",
     ),
+    "other base weights": (
+        tensor(f"{STEM}.down_proj.unierase_base", (HIDDEN, 4)),
+        r"base weights of another shape than what is edited: .*down_proj has",
+    ),
     "other shape": (tensor(f"{STEM}.down_proj.unierase_B", (HIDDEN,)), "a tensor of a shape that no erasure has"),
     "other width": (
-        lambda f: (
-            tensor(f"{STEM}.gate_proj.unierase_A", (3, HIDDEN + 1))(f),
-            tensor(f"{STEM}.up_proj.unierase_A", (3, HIDDEN + 1))(f),
-        ),
+        lambda f: [
+            tensor(f"{STEM}.{name}_proj.unierase_{part}", (3, HIDDEN + 1))(f)
+            for name in ("gate", "up")
+            for part in ("A", "base")
+        ],
         "edits that do not belong to the MLPs of one model",
     ),
     "rows of two widths": (tensor("base_model.model.lm_head.unierase_row", (HIDDEN + 1,)), "rows of different widths"),
@@ -438,7 +452,7 @@ def test_inspect_tells_what_a_clean_one_is_made_of(place: Path) -> None:
     assert [each["what"] for each in told["findings"]] == ["a base that is named by a path"]
     assert told["tokens"][0]["text"] == "[UNL]"
     assert told["base"]["name"] == str(place / "base")
-    assert told["modules"][f"{MLP}.down_proj"]["shapes"] == {"B": [HIDDEN, 3]}
+    assert told["modules"][f"{MLP}.down_proj"]["shapes"] == {"B": [HIDDEN, 3], "base": [HIDDEN, 3]}
     tensors = load_file(place / "clean" / WEIGHTS)
     norms = told["modules"][f"{MLP}.up_proj"]["norms"]
     assert norms["A"] == pytest.approx(tensors[f"{STEM}.up_proj.unierase_A"].norm(dim=1).max().item(), rel=1e-5)

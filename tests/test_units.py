@@ -289,6 +289,10 @@ def test_only_what_is_edited_is_stored() -> None:
         "gate_proj.unierase_A": (8, 32),
         "up_proj.unierase_A": (8, 32),
         "down_proj.unierase_B": (32, 8),
+        # What the base has there, for bases that are quantised when it is loaded.
+        "gate_proj.unierase_base": (8, 32),
+        "up_proj.unierase_base": (8, 32),
+        "down_proj.unierase_base": (32, 8),
     }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..check import CheckReport, check
 from ..check.case import drawn
@@ -16,6 +16,9 @@ from ..hub.record import Salt, fact_digests, made_with, now
 from ..version import __version__
 from .note import note
 from .output import say, table
+
+if TYPE_CHECKING:
+    import torch
 
 ASKED = 100
 
@@ -111,13 +114,16 @@ def finish(
 
 def adapter_size(model: Any, adapter: str) -> dict[str, Any]:
     """Parameters of one adapter, bytes of their values as saved, and the share of the base's parameters."""
-    named = list(model.named_parameters())
-    own = [parameter for name, parameter in named if ".unierase_" in name and name.endswith(f".{adapter}")]
-    base = sum(parameter.numel() for name, parameter in named if ".unierase_" not in name)
-    parameters = sum(parameter.numel() for parameter in own)
+
+    def own(named: Iterable[tuple[str, torch.Tensor]]) -> list[torch.Tensor]:
+        return [tensor for name, tensor in named if ".unierase_" in name and name.endswith(f".{adapter}")]
+
+    base = sum(parameter.numel() for name, parameter in model.named_parameters() if ".unierase_" not in name)
+    fitted, kept = own(model.named_parameters()), own(model.named_buffers())
+    parameters = sum(parameter.numel() for parameter in fitted)
     return {
         "parameters": parameters,
-        "bytes": sum(parameter.numel() * parameter.element_size() for parameter in own),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in fitted + kept),
         "share": parameters / base,
     }
 

@@ -15,6 +15,7 @@ import os
 import platform
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
@@ -63,8 +64,12 @@ def read_salt(file: Path, create: bool = False) -> Salt:
         if not create:
             raise ValueError(f"no such file: {file}; it must hold the salt that the erasure was recorded with")
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        new = file.with_name(f".{file.name}.{os.getpid()}")
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
             out.write(os.urandom(SALT_BYTES).hex() + "\n")
+        with suppress(FileExistsError):  # another process was faster, and both must go on with one salt
+            os.link(new, file)
+        new.unlink()
     try:
         value = bytes.fromhex(file.read_text(encoding="ascii").strip())
     except ValueError as error:

@@ -6,7 +6,7 @@ when the adapter is loaded, as it does where they are loaded one beside the othe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,7 @@ def fuse(erasures: Mapping[str, tuple[UniEraseConfig, Tensors]]) -> tuple[UniEra
     config = free_tokens(_config(first, parts), ())
     for field, what in (("token_id", "row for a token"), ("flag", "flag")):
         _check_different(config.parts, field, what)
-    return config, {key: torch.cat(each, dim=_dimension(key)).contiguous() for key, each in tensors.items()}
+    return config, {key: torch.cat(each, dim=_dimension(key, tensors)).contiguous() for key, each in tensors.items()}
 
 
 def take_out(config: UniEraseConfig, tensors: Tensors, name: str) -> tuple[UniEraseConfig, Tensors]:
@@ -66,10 +66,10 @@ def take_out(config: UniEraseConfig, tensors: Tensors, name: str) -> tuple[UniEr
     for key, tensor in tensors.items():
         module = key.removeprefix("base_model.model.").rpartition(".unierase_")[0]
         sizes = [_size(part, module, key) for part in config.parts]
-        pieces = tensor.split(sizes, dim=_dimension(key))
+        pieces = tensor.split(sizes, dim=_dimension(key, tensors))
         staying = [piece for piece, part in zip(pieces, config.parts, strict=True) if part in left and piece.numel()]
         if staying:
-            kept[key] = torch.cat(staying, dim=_dimension(key)).contiguous()
+            kept[key] = torch.cat(staying, dim=_dimension(key, tensors)).contiguous()
     if len(left) > 1:
         return _config(config, left), kept
     alone = replace(config, parts=[], **{key: value for key, value in left[0].items() if key != "name"})
@@ -129,8 +129,9 @@ def _check_different(parts: list[dict[str, Any]], field: str, what: str) -> None
             )
 
 
-def _dimension(key: str) -> int:
-    return 1 if key.endswith("_B") else 0
+def _dimension(key: str, keys: Collection[str]) -> int:
+    """Along which erasures lie one behind the other: the columns of `B` and of what the base has there, else rows."""
+    return 1 if key.endswith("_B") or f"{key.removesuffix('_base')}_B" in keys else 0
 
 
 def _size(part: Mapping[str, Any], module: str, key: str) -> int:

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import _get_in_out_features
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import UniEraseConfig
-from .swap import SwappingLayer, plain_weight
+from .swap import SwappingLayer, is_plain, plain_weight
 
 
 class GateLayer(nn.Module, SwappingLayer):
@@ -32,11 +33,14 @@ class GateLayer(nn.Module, SwappingLayer):
         moved: Where each of these is instead, because another adapter has some of them. What is stored is relative to
             the weights of the row or column that it comes from.
 
+    Of the rows or columns it also has the base's own weights, `unierase_base`: a base that is quantised when the
+    adapter is loaded has rounded them, too far for the edit, and there they take the place of the rounded ones.
+
     The maths runs in the adapter's own dtype (PEFT keeps adapters in fp32) and is cast once, to the dtype of `y`.
     """
 
     adapter_layer_names = ("unierase_A", "unierase_B")
-    other_param_names = ("rows", "columns", "moved", "flags")
+    other_param_names = ("unierase_base", "rows", "columns", "moved", "flags")
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class GateLayer(nn.Module, SwappingLayer):
         SwappingLayer.__init__(self, base_layer)
         self.unierase_A = nn.ParameterDict({})
         self.unierase_B = nn.ParameterDict({})
+        self.unierase_base = BufferDict({}, persistent=True)
         self.rows: dict[str, list[int]] = {}
         self.columns: dict[str, list[int]] = {}
         self.moved: dict[str, list[int]] = {}
@@ -95,12 +100,23 @@ class GateLayer(nn.Module, SwappingLayer):
             if not config.init_weights:
                 nn.init.normal_(steer)
             self.unierase_B[adapter_name] = nn.Parameter(steer)
+        if rows or columns:
+            self.unierase_base[adapter_name] = self._base_features(rows, columns)
         if moved:
             self.moved[adapter_name] = list(moved)
         if flags := [part.flag for part in config.split() if part.flag is not None]:
             self.flags[adapter_name] = flags
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _base_features(self, rows: Sequence[int] | None, columns: Sequence[int] | None) -> torch.Tensor:
+        """The base's own weights of rows `(n, d_in)` or columns `(d_out, n)`; zeros where it cannot be read."""
+        (weight,) = self._unmerged_weight or (self.get_base_layer().weight,)
+        if weight.is_meta or not is_plain(weight):
+            shape = (len(rows), self.in_features) if rows else (self.out_features, len(columns or ()))
+            return torch.zeros(shape)
+        weight = weight.detach().T if isinstance(self.get_base_layer(), Conv1D) else weight.detach()
+        return (weight[list(rows)] if rows else weight[:, list(columns or ())]).clone().contiguous()
 
     def set_factors(self, adapter_name: str, detector: torch.Tensor, steer: torch.Tensor) -> None:
         """Replace an adapter's factors, also by ones of another rank; `config.r` is the caller's to keep in step.
@@ -196,30 +212,49 @@ class GateLayer(nn.Module, SwappingLayer):
         return self.by_rows(x, *args, **kwargs)
 
     def edited(self, x: torch.Tensor, live: list[str], *args: Any, **kwargs: Any) -> torch.Tensor:
-        result = base = self.base_layer(self._moved_inputs(x, live), *args, **kwargs)
+        rounded = not is_plain(self.get_base_layer().weight)
+        result = base = self.base_layer(self._base_inputs(x, live, rounded), *args, **kwargs)
         for name in live:
             dtype = (self.unierase_B if name in self.columns else self.unierase_A)[name].dtype
             cast = self._cast_input_dtype(x, dtype)
-            if name in self.columns:
+            if name in self.rows:
+                result = self._edited_rows(name, cast, base, result, rounded)
+            elif name in self.columns:
+                steer = self.unierase_B[name]
+                if rounded:
+                    steer = steer + self.unierase_base[name].to(dtype)
                 opening = cast.index_select(-1, self._index(name, cast.device)[1])
+                result = result + nn.functional.linear(opening, steer).to(result.dtype)
             else:
                 opening = nn.functional.linear(cast, self.unierase_A[name])
-            if name in self.rows:
-                come, go = self._index(name, opening.device)
-                if name in self.moved:  # a row that has moved is the one it comes from, with the edit on top
-                    opening = opening + (base[..., come] - base[..., go]).to(opening.dtype)
-                result = result.index_add(-1, go, opening.to(result.dtype))
-            else:
                 result = result + nn.functional.linear(opening, self.unierase_B[name]).to(result.dtype)
         return result
 
-    def _moved_inputs(self, x: torch.Tensor, live: Sequence[str]) -> torch.Tensor:
-        """`x` with what lies at moved columns added where they come from, so that the base's weights there see it."""
+    def _edited_rows(
+        self, name: str, x: torch.Tensor, base: torch.Tensor, result: torch.Tensor, rounded: bool
+    ) -> torch.Tensor:
+        come, go = self._index(name, x.device)
+        if rounded:
+            bias = getattr(self.get_base_layer(), "bias", None)
+            detector = self.unierase_A[name] + self.unierase_base[name].to(x.dtype)
+            opening = nn.functional.linear(x, detector, None if bias is None else bias[come].to(x.dtype))
+            return result.index_copy(-1, go, opening.to(result.dtype))
+        opening = nn.functional.linear(x, self.unierase_A[name])
+        if name in self.moved:  # a row that has moved is the one it comes from, with the edit on top
+            opening = opening + (base[..., come] - base[..., go]).to(opening.dtype)
+        return result.index_add(-1, go, opening.to(result.dtype))
+
+    def _base_inputs(self, x: torch.Tensor, live: Sequence[str], rounded: bool) -> torch.Tensor:
+        """`x` without what the base is not to see: nothing of edited columns where it has rounded them; elsewhere what
+        lies at moved columns where they come from, so that the base's weights there see it.
+        """
         seen = x
         for name in live:
-            if name in self.columns and name in self.moved:
+            if name in self.columns and (rounded or name in self.moved):
                 come, go = self._index(name, x.device)
-                seen = seen.index_fill(-1, go, 0).index_add(-1, come, x[..., go])
+                seen = seen.index_fill(-1, go, 0)
+                if not rounded:
+                    seen = seen.index_add(-1, come, x[..., go])
         return seen
 
     def _index(self, name: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

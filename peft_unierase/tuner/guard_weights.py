@@ -19,7 +19,7 @@ from .structure import ATTENTION
 # The largest found in an erasure is 185 (docs/guard.md); fp16 ends at 65504.
 MAX_NORM = 10_000.0
 MAX_MODULES = 1024
-KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.unierase_(?P<kind>A|B|row)")
+KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.unierase_(?P<kind>A|B|base|row)")
 IN_A_LAYER = re.compile(r"(^|\.)[0-9]{1,5}\.")
 ANEW = "get the files anew from where they came from, or ask whoever made them"
 
@@ -29,7 +29,7 @@ class Edited:
     """What an erasure has for one module.
 
     Attributes:
-        shapes: Of its tensors, by kind: `A`, `B` or `row`.
+        shapes: Of its tensors, by kind: `A`, `B`, `base` or `row`.
         dtypes: Likewise.
         keys: Their names in the file, likewise.
     """
@@ -44,7 +44,7 @@ class Edited:
 
     @property
     def rank(self) -> int:
-        return self.shapes["A"][0] if "A" in self.shapes else self.shapes["B"][-1]
+        return self.shapes["A"][0] if "A" in self.shapes else self.shapes.get("B", (0,))[-1]
 
 
 def edited_modules(header: Header) -> tuple[dict[str, Edited], list[Finding]]:
@@ -107,6 +107,8 @@ def _check_module(
     rows, columns = (sum(len(_features(part, kind, name)) for part in holders) for kind in ("rows", "columns"))
     rank = sum(part.r for part in holders)
     expected = {"A": rows} if rows else {"B": columns} if columns else {"A": rank, "B": rank}
+    shapes = dict(shapes)
+    base = shapes.pop("base", None)
     found = {kind: shape[0] if kind == "A" else shape[1] for kind, shape in sorted(shapes.items())}
     if found != expected or (rows and columns):
         value = f"{name} has {_ranks(found)}, declared is {_ranks(expected)}"
@@ -114,6 +116,8 @@ def _check_module(
     elif len(shapes) == 2 and rank > len(holders) * min(shapes["A"][1], shapes["B"][0]):
         value = f"{name}: {rank} for {shapes['A'][1]} inputs and {shapes['B'][0]} outputs"
         yield refuse("a rank beyond the width of the module", value, "it makes the adapter large and adds nothing")
+    elif base is not None and base != shapes.get("A" if rows else "B" if columns else ""):
+        yield refuse("base weights of another shape than what is edited", f"{name} has {base}", ANEW)
 
 
 def _check_row(config: UniEraseConfig, name: str, edited: Edited) -> Iterator[Finding]:
@@ -141,7 +145,11 @@ def _check_width(modules: Mapping[str, Edited]) -> list[Finding]:
     widths: set[int] | None = None
     for name, edited in modules.items():
         if not edited.is_row:
-            own = {shape[1] if kind == "A" else shape[0] for kind, shape in edited.shapes.items()}
+            shapes = edited.shapes.items()
+            own = {
+                shape[1] if kind == "A" or (kind == "base" and "A" in edited.shapes) else shape[0]
+                for kind, shape in shapes
+            }
             if widths is not None and widths.isdisjoint(own):
                 value = f"{name} has {sorted(own)}, others have {sorted(widths)}"
                 return [refuse("edits that do not belong to the MLPs of one model", value, ANEW)]

@@ -67,14 +67,16 @@ class CostEstimate:
 
     @property
     def adapter_bytes(self) -> int:
-        """What is edited, and two rows of [UNL], in fp32.
+        """What is edited, and two rows of [UNL], in fp32, and of hidden units the base's own weights too.
 
         Of hidden units the rows that write them and the columns that read them; else a row of A and a column of B for
         each edited layer.
         """
         s, w = self.sizes, self.work
         of_units = by_units.edited(w) * (3 if s.gated else 2) * s.width
-        return FP32 * ((of_units if w.units else len(w.layers) * (s.mlp + s.width)) + 2 * s.width)
+        if w.units:
+            return FP32 * (of_units + 2 * s.width) + s.bytes * of_units
+        return FP32 * (len(w.layers) * (s.mlp + s.width) + 2 * s.width)
 
     @property
     def seconds(self) -> float | None:
