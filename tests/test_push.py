@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from helpers import run_command, save_tiny_model, write_rows
 from hub_process import HubProcess
 from hub_server import OTHER_TOKEN, HubServer, hub_server
@@ -28,6 +31,7 @@ from peft_unierase.hub.folder import save_erasure, write_record
 from peft_unierase.hub.record import recorded_digests
 from peft_unierase.hub.repo_card import empty_sections, repo_card
 from peft_unierase.hub.results import eval_results
+from peft_unierase.hub.sign import sign, verify_signature
 
 FILES = {
     ".gitattributes",
@@ -582,6 +586,77 @@ def test_a_hub_without_xet_is_named_as_one(hub: HubServer, owner: HubProcess, tr
     owner.run("huggingface_hub.constants.HF_HUB_DISABLE_XET = True")
     assert ended["type"] == "ConnectionError"
     assert f"with HF_HUB_DISABLE_XET=1 in the environment if {hub.url} does not know Xet" in ended["error"]
+
+
+# Signed
+
+
+@pytest.fixture
+def signed(copied: Path, tmp_path: Path) -> Path:
+    """The copy with a base that has a name on the Hub and with a licence, signed."""
+    for name in ("adapter_config.json", "lora/adapter_config.json"):
+        config = json.loads((copied / name).read_text(encoding="utf-8"))
+        (copied / name).write_text(json.dumps({**config, "base_model_name_or_path": "org/base"}), encoding="utf-8")
+    (copied / "LICENSE").write_text("all rights reserved\n")
+    record(copied)
+    key = ec.generate_private_key(ec.SECP256R1())
+    form = PrivateFormat.TraditionalOpenSSL
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, form, NoEncryption()))
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pub").write_bytes(public)
+    sign(copied, tmp_path / "key.pem")
+    return copied
+
+
+def test_a_signature_holds_behind_a_push_and_a_pull(owner: HubProcess, push: Any, signed: Path, tmp_path: Path) -> None:
+    """Also though what is pulled lies behind links, which a signature otherwise does not allow."""
+    push(signed, "org/signed")
+    told = ["verify", "org/signed", "--public-key", str(tmp_path / "key.pub"), "--format", "json"]
+    code, data, talk = owner.run(INVOKE, arguments=told)
+    assert code == 0, data + talk
+    (found,) = [each for each in json.loads(data)["findings"] if each["what"] == "signature"]
+    assert found["outcome"] == "holds"
+
+
+def test_a_signature_does_not_hold_where_a_link_leads_elsewhere(signed: Path, tmp_path: Path) -> None:
+    weights = (signed / "adapter_model.safetensors").rename(tmp_path / "weights")
+    (signed / "adapter_model.safetensors").symlink_to(weights)
+    found = verify_signature(signed, tmp_path / "key.pub")
+    assert found.outcome == "FAILS"
+    assert "it is a symlink" in found.why
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "notes.txt").write_text("mine"), r"would not hold there: notes\.txt\. Take out"),
+        (lambda folder: (folder / "LICENSE").write_text("mit\n"), r"would not hold there: LICENSE\. Take out"),
+        (lambda folder: (folder / "NOTICE").write_text("mine"), r"would not hold there: NOTICE\. Take out"),
+        (lambda folder: (folder / "LICENSE").unlink(), r"would not hold there: LICENSE\. Take out"),
+    ],
+    ids=["not-pushed", "edited", "added", "gone"],
+)
+def test_a_signature_that_would_not_hold_is_not_pushed(
+    try_push: Any, signed: Path, tmp_path: Path, change: Callable[[Path], Any], message: str
+) -> None:
+    change(signed)
+    if (signed / "notes.txt").exists():
+        sign(signed, tmp_path / "key.pem")
+    assert re.search(message, try_push(signed, "org/refused")["error"])
+
+
+def test_what_is_no_signature_is_not_pushed(try_push: Any, signed: Path) -> None:
+    (signed / "model.sig").write_text("{}")
+    assert "is no signature that `unierase sign` made" in try_push(signed, "org/refused")["error"]
+
+
+def test_a_signed_base_that_is_named_by_a_path_is_not_pushed(try_push: Any, signed: Path, tmp_path: Path) -> None:
+    config = json.loads((signed / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = str(tmp_path / "base")
+    (signed / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    record(signed)
+    sign(signed, tmp_path / "key.pem")
+    assert "Name the base with `unierase erase --base-id`" in try_push(signed, "org/refused")["error"]
 
 
 # The command

@@ -22,9 +22,10 @@ from .card import public_name
 from .errors import check_repo_id, patiently, plain_errors
 from .folder import CONFIG_NAME, LORA_NAME, RECORD_NAME, holds_erasure
 from .read import read_record, read_statement
+from .record import sha256
 from .repo_card import empty_sections, repo_card
 from .results import eval_results
-from .sign import SIGNATURE_NAME
+from .sign import SIGNATURE_NAME, UNSIGNED, signed_digests
 from .verify import FAILS, verify_files
 
 CARD_NAME, REPORT_NAME, WEIGHTS_NAME = "README.md", "report.json", "adapter_model.safetensors"
@@ -166,17 +167,14 @@ def check_folder(folder: Path) -> list[str]:
             "--no-examples, or take the report out of the folder"
         )
     _check_card(found[CARD_NAME])
-    if SIGNATURE_NAME in names and _without_paths(folder, names):
-        raise ValueError(
-            f"{folder} is signed, and its base is named by a path, which does not go to the Hub: the signature would "
-            "not hold there. Name the base with `unierase erase --base-id`, sign that and push it"
-        )
     compared = verify_files(folder, read_statement(str(folder)) or {})
     if failing := [each.what for each in compared if each.outcome == FAILS and _any(each.what, OURS)]:
         raise ValueError(
             f"{folder} is not what its record says: {', '.join(failing)} changed since (`unierase verify {folder}` "
             "says more); save the erasure again"
         )
+    if SIGNATURE_NAME in names:
+        _check_signature(folder, names)
     return names
 
 
@@ -220,6 +218,22 @@ def _check_card(path: Path) -> None:
         raise ValueError(f"the metadata of {path} cannot be read ({error}); correct it") from error
     if empty:
         raise ValueError(f"{path} says nothing under {', '.join(empty)}; fill that in, or take the heading out")
+
+
+def _check_signature(folder: Path, names: Iterable[str]) -> None:
+    """Refuse a signature that would not hold in the repository, whoever's it is."""
+    if _without_paths(folder, names):
+        raise ValueError(
+            f"{folder} is signed, and its base is named by a path, which does not go to the Hub: the signature would "
+            "not hold there. Name the base with `unierase erase --base-id`, sign that and push it"
+        )
+    signed = signed_digests(folder)
+    pushed = {name: sha256(folder / name) for name in names if name not in (SIGNATURE_NAME, *UNSIGNED)}
+    if differing := sorted(name for name, _ in signed.items() ^ pushed.items()):
+        raise ValueError(
+            f"{folder} is signed, and what was signed is not what goes up, so the signature would not hold there: "
+            f"{', '.join(dict.fromkeys(differing))}. Take out what is no part of an erasure and sign again"
+        )
 
 
 def _validate(card: str) -> None:

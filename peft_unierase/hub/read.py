@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..source import CONFIG_NAME, RECORD_NAME, SUFFIXES, resolve
+from ..source import CONFIG_NAME, NAMES, RECORD_NAME, SUFFIXES, resolve
 from .record import predicate_of
 
 
@@ -97,7 +97,7 @@ def whole_folder(source: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        allowed = [f"*{suffix}" for suffix in sorted(SUFFIXES)]
+        allowed = [*(f"*{suffix}" for suffix in sorted(SUFFIXES)), *sorted(NAMES)]
         return Path(snapshot_download(source, revision=revision, allow_patterns=allowed))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(f"{source} is neither a folder nor a Hub id that can be read: {error}") from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 from typing import Any
 
 from .verify import FAILS, HOLDS, Finding
 
 SIGNATURE_NAME = "model.sig"
-UNSIGNED = ("README.md", ".gitattributes", ".git")
+UNSIGNED = ("README.md", ".gitattributes", ".git", ".cache")
 
 
 def sign(folder: Path, private_key: Path) -> Path:
@@ -35,22 +37,42 @@ def sign(folder: Path, private_key: Path) -> Path:
 def verify_signature(folder: Path, public_key: Path) -> Finding:
     """Whether the folder is as it was when the owner of a key signed it.
 
+    The links of huggingface_hub's cache are followed, and no others.
+
     Raises:
         ImportError: model-signing is not installed.
         ValueError: There is no such key.
     """
+    from ..tuner.guard_files import foreign_links
+
     verifying = _library("verifying")
     if not public_key.is_file():
         raise ValueError(f"no such file: {public_key}; --public-key wants a public key in PEM")
     signature = folder / SIGNATURE_NAME
     if not signature.is_file():
         return Finding("signature", FAILS, f"there is no {SIGNATURE_NAME}")
-    config = verifying.Config().set_hashing_config(_hashing(folder))
+    hashing = _hashing(folder).set_allow_symlinks(not foreign_links(folder))
+    config = verifying.Config().set_hashing_config(hashing)
     try:
         config.use_elliptic_key_verifier(public_key=public_key).verify(folder, signature)
     except Exception as error:  # the library has no common class for what it raises
         return Finding("signature", FAILS, str(error).splitlines()[0])
     return Finding("signature", HOLDS, f"signed with the key of {public_key.name}")
+
+
+def signed_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that a signature is over, by their names; whose it is, is not asked.
+
+    Raises:
+        ValueError: It is no signature.
+    """
+    file = folder / SIGNATURE_NAME
+    try:
+        envelope = json.loads(file.read_text(encoding="utf-8"))["dsseEnvelope"]
+        resources = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["resources"]
+        return {each["name"]: each["digest"] for each in resources}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no signature that `unierase sign` made; sign again or take it out") from error
 
 
 def _hashing(folder: Path) -> Any:

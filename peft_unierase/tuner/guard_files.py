@@ -122,6 +122,11 @@ def check_files(folder: Path) -> tuple[dict[str, int], list[Finding]]:
     return files, findings + check_names(files)
 
 
+def foreign_links(folder: Path) -> list[str]:
+    """Links below a folder that lead elsewhere than to the blobs of huggingface_hub's cache."""
+    return [name for entry, name in _walk(folder, "") if entry.is_symlink() and not _is_cached(folder, entry)]
+
+
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry[str], str]]:
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
