@@ -168,7 +168,8 @@ def run(request: pytest.FixtureRequest) -> Counted:
     layers = tuple(erased.erasure.layers)
     assert len(layers) == (3 if widest else 2)
     told = {"layers": layers, "units": not widest, **chosen, **steps}
-    saved = sum(4 * part.numel() for name, part in erased.named_parameters() if ".unierase_" in name)
+    parts = [*erased.named_parameters(), *erased.named_buffers()]
+    saved = sum(part.numel() * part.element_size() for name, part in parts if ".unierase_" in name)
     estimate = estimate_cost(base.config, 20, retain=48, samples=0, formats=2, **told)
     return Counted(counts, saved, estimate, expected)
 
