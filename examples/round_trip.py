@@ -4,7 +4,8 @@
     python examples/round_trip.py --keep FOLDER    # keeps all that was made
 
 One person is erased from the model in the box. The owner plans, erases, checks, signs and pushes; a reader, who has
-another cache, another home and no token, pulls, inspects and verifies; the owner merges, restores and reads the ledger. It wants the extra `test`. This file knows the commands and what each must prove; the hub is the one of the tests.
+another cache, another home and no token, pulls, inspects and verifies; the owner merges, restores and reads the ledger.
+It wants the extra `test`. This file knows the commands and what each must prove; the hub is the one of the tests.
 """
 
 from __future__ import annotations
