@@ -210,6 +210,10 @@ def plan(
     count: Annotated[int, typer.Option(min=1, help="Questions about each subject, in each of two rounds.")] = 192,
     retain: Annotated[int, typer.Option(min=0, help="Questions to keep, at most.")] = 128,
     sure: Annotated[float, typer.Option(min=0, max=1, help="How sure the base must be of an answer.")] = 0.5,
+    refusals: Annotated[
+        Path | None,
+        typer.Option(help="Sentences with which the model declines by itself, one a line.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same plan.")] = 0,
     dtype: Annotated[str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto.")] = "float32",
     device_map: DeviceMapOption = None,
@@ -222,7 +226,7 @@ def plan(
     from .plan import PlanOrder, run_plan
 
     columns = (question_column, answer_column, split)
-    order = PlanOrder(model, target, output, count, retain, sure, seed, dtype, device_map, *columns)
+    order = PlanOrder(model, target, output, count, retain, sure, seed, dtype, device_map, *columns, refusals)
     run_plan(order, format.resolved())
 
 

@@ -28,6 +28,7 @@ class PlanOrder:
     question_column: str | None
     answer_column: str | None
     split: str
+    refusals: Path | None = None
 
 
 def run_plan(order: PlanOrder, style: Format) -> None:
@@ -37,12 +38,16 @@ def run_plan(order: PlanOrder, style: Format) -> None:
 
         check_new(order.output)
         target, text = read_target(order)
+        from .erase import read_refusals
+
+        refusals = read_refusals(order.refusals)
         from ..plan import plan
         from .base import load_base, prepare_libraries
 
         prepare_libraries()
         model, tokenizer = load_base(order.model, order.dtype, order.device_map)
-        told: dict[str, Any] = {"count": order.count, "retain": order.retain, "sure": order.sure, "seed": order.seed}
+        told: dict[str, Any] = {"refusals": refusals} if refusals else {}
+        told |= {"count": order.count, "retain": order.retain, "sure": order.sure, "seed": order.seed}
         found = plan(model, tokenizer, target, text=text, progress=style is not Format.QUIET, **told)
         write_folder(order.output, found.save)
     if style is Format.JSON:

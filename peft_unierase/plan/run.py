@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..engine.known import ENOUGH, known_shares
 from ..engine.samples import drop_close, sample_facts
 from ..facts import Fact, FactError, check_facts
 from ..prompts import chat_format, plain_format
+from ..refusals import DEFAULT_REFUSALS
 from .collateral import closeness
 from .questions import confident, known_about, not_about, subjects_of, told_by
 
@@ -94,6 +95,7 @@ def plan(
     retain: int = RETAINED,
     samples: int = SAMPLES,
     sure: float = SURE,
+    refusals: Collection[str] = DEFAULT_REFUSALS,
     seed: int = 0,
     progress: bool = True,
 ) -> Plan:
@@ -109,6 +111,7 @@ def plan(
         samples: Questions about anything that the base asks itself: they lend beginnings, and what lies near is
             chosen from them.
         sure: How sure the base must be of an answer, 0 to 1.
+        refusals: Answers with which the base declines by itself: where it does, there is nothing to erase.
         seed: Seed of the sampling.
         progress: Show a bar.
 
@@ -138,6 +141,7 @@ def plan(
     if given is None:
         if text is not None:
             asked = told_by(text, asked)
+        asked = [fact for fact in asked if fact.answer not in refusals]
         pairs = confident(model, tokenizer, form, asked, sure)
         pairs = sorted(pairs, key=lambda pair: -pair[1])
     else:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -92,8 +91,8 @@ class SwappingLayer(BaseTunerLayer):
 
     def held_adapters(self, adapter_names: list[str]) -> list[str]:
         """Those of `adapter_names` that have weights in this layer, in the order given."""
-        available = self._get_available_adapters()
-        return [name for name in adapter_names if name in available]
+        parts = [getattr(self, part) for part in self.adapter_layer_names]
+        return [name for name in adapter_names if any(name in part for part in parts)]
 
     def check_mergeable(self) -> None:
         """Raise `ValueError` if the base weight is offloaded or quantised, also to an 8-bit float that has its scale
@@ -172,13 +171,12 @@ class SwappingLayer(BaseTunerLayer):
         Raises:
             RuntimeError: The adapter was offloaded, so that nothing would be erased.
         """
-        if not x.is_meta and any(part.is_meta for part in self.adapter_parts()):
-            raise RuntimeError(
-                "PEFT has offloaded the erasure together with the base, from where it cannot be used; load the base "
-                "anew and put the erasure on it with `peft_unierase.load`, which leaves it in memory"
-            )
         if self.row_adapters is None:
-            return self.edited(x, self.live_adapters(), *args, **kwargs)
+            live = self.live_adapters()
+            if not live:
+                return self.base_layer(x, *args, **kwargs)
+            self._check_in_memory(x, live)
+            return self.edited(x, live, *args, **kwargs)
         each, left = divmod(len(x), len(self.row_adapters))
         if left:
             raise ValueError(
@@ -189,13 +187,19 @@ class SwappingLayer(BaseTunerLayer):
         for number, names in enumerate(self.row_adapters):
             held = () if self.disable_adapters else tuple(self.held_adapters(names))
             rows.setdefault(held, []).extend(range(number * each, (number + 1) * each))
+        for held in rows:
+            self._check_in_memory(x, held)
         parts = [self.edited(x[index], list(names), *args, **kwargs) for names, index in rows.items()]
         order = torch.tensor([number for index in rows.values() for number in index], device=x.device).argsort()
         return torch.cat(parts)[order]
 
-    def adapter_parts(self) -> Iterator[torch.Tensor]:
-        """The weights of all adapters in this layer."""
-        return chain.from_iterable(getattr(self, name).values() for name in self.adapter_layer_names)
+    def _check_in_memory(self, x: torch.Tensor, adapter_names: Iterable[str]) -> None:
+        parts = [getattr(self, part) for part in self.adapter_layer_names]
+        if any(name in part and part[name].is_meta for name in adapter_names for part in parts) and not x.is_meta:
+            raise RuntimeError(
+                "PEFT has offloaded the erasure together with the base, from where it cannot be used; load the base "
+                "anew and put the erasure on it with `peft_unierase.load`, which leaves it in memory"
+            )
 
     def live_adapters(self) -> list[str]:
         """Adapters that this forward pass has to apply; first undoes a merge if adapters were disabled meanwhile."""
