@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from boxed_erasure import boxed_base
 from helpers import ENVIRONMENT, save_tiny_model
 from peft import LoraConfig, PeftMixedModel, PeftModel, convert_to_lora, get_peft_model, save_as_lora
 from safetensors.torch import load_file
@@ -25,6 +27,7 @@ from transformers import (
     PhiConfig,
     PhiForCausalLM,
 )
+from transformers.pytorch_utils import Conv1D
 
 from peft_unierase import UniEraseConfig, load, set_active
 from peft_unierase.tuner.lora import default_layout, lora_form, save_lora
@@ -131,6 +134,62 @@ def test_one_rank_throughout_alpha_is_r_and_no_matrix_is_whole(place: Path, tmp_
         else:
             assert 3 in tensor.shape, name
         assert "base_layer" not in name
+
+
+# What llama.cpp's convert_lora_to_gguf.py and vLLM read, and nothing else: any other name makes them refuse the file.
+NAME = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
+# Settings that change what the tensors mean and that not every loader knows. PEFT's defaults.
+UNUSED = {
+    "alora_invocation_tokens": None,
+    "alpha_pattern": {},
+    "bias": "none",
+    "init_lora_weights": True,
+    "layer_replication": None,
+    "lora_bias": False,
+    "modules_to_save": None,
+    "rank_pattern": {},
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "use_bdlora": None,
+    "use_dora": False,
+    "use_qalora": False,
+    "use_rslora": False,
+}
+
+
+def check_other_loaders(folder: Path, base: Any) -> None:
+    """A LoRA of one rank on matrices of the base as they are: no other tensors, no row more, no special setting."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert {key: config.get(key, value) for key, value in UNUSED.items()} == UNUSED
+    assert (config["peft_type"], config["lora_alpha"]) == ("LORA", config["r"])
+    embedding = base.get_input_embeddings()
+    weights = {name.removesuffix(".weight") for name, _ in base.named_parameters(remove_duplicate=False)}
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_file(folder / "adapter_model.safetensors").items():
+        found = NAME.fullmatch(name)
+        assert found, name
+        assert bool(found[3]) == (base.get_submodule(found[1]) is embedding), name
+        pairs.setdefault(found[1], {})[found[2] or found[3]] = tensor
+    assert set(pairs) <= weights
+    assert sorted(pairs) == sorted(config["target_modules"])
+    for name, pair in pairs.items():
+        module = base.get_submodule(name)
+        rows, columns = module.weight.shape
+        wide, high = (rows, columns) if module is embedding or isinstance(module, Conv1D) else (columns, rows)
+        assert pair["A"].shape == (config["r"], wide), name
+        assert pair["B"].shape == (high, config["r"]), name
+    assert len(base.get_output_embeddings().weight) == base.config.vocab_size
+
+
+@pytest.mark.parametrize("units", [False, True], ids=["whole", "units"])
+def test_layout_l_is_a_plain_lora_for_loaders_other_than_peft(place: Path, units: bool, tmp_path: Path) -> None:
+    save_lora(erased(place, units=units), tmp_path, layout="L")
+    check_other_loaders(tmp_path, base_of(place))
+
+
+def test_so_is_that_of_a_real_erasure(erasure: Path, tmp_path: Path) -> None:
+    save_lora(load(boxed_base(), erasure), tmp_path, layout="L")
+    check_other_loaders(tmp_path, boxed_base())
 
 
 def test_several_are_fused_into_one(place: Path, tmp_path: Path) -> None:

@@ -431,8 +431,9 @@ def export(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="T: [UNL]'s rows as PEFT's trainable tokens (small; not for tied embeddings, nor for vLLM). L: as "
-            "LoRA on embedding and head (stacks; grows with the vocabulary). By default T, and L where they are tied.",
+            help="T: [UNL]'s rows as PEFT's trainable tokens (small; not for tied embeddings, llama.cpp or vLLM). "
+            "L: as LoRA on embedding and head (stacks; grows with the vocabulary). By default T, and L where they are "
+            "tied.",
             show_default=False,
         ),
     ] = None,

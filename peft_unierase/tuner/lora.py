@@ -2,10 +2,10 @@
 
 The gates are low-rank edits already. For [UNL]'s rows there are two layouts. `T` keeps them as PEFT's trainable tokens:
 exact, small, but PEFT cannot stack it, it has no place for two different rows where embedding and head are tied, and
-vLLM refuses it. `L` writes each row as a rank-one LoRA on the whole matrix: exact up to rounding, it stacks, and goes
-with tied matrices as long as it is not merged; its files grow with the vocabulary. Both have one rank throughout,
-padded with zeros, and `lora_alpha == r`: some loaders scale by the one rank that the config names, others by each
-tensor's own.
+neither vLLM nor llama.cpp's converter takes it. `L` writes each row as a rank-one LoRA on the whole matrix: exact up to
+rounding, it stacks, both of them read it, and in PEFT it goes with tied matrices as long as it is not merged; its files
+grow with the vocabulary. Both have one rank throughout, padded with zeros, and `lora_alpha == r`: some loaders scale by
+the one rank that the config names, others by each tensor's own.
 """
 
 from __future__ import annotations
