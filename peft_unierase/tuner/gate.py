@@ -242,6 +242,8 @@ class GateLayer(nn.Module, SwappingLayer):
         opening = nn.functional.linear(x, self.unierase_A[name])
         if name in self.moved:  # a row that has moved is the one it comes from, with the edit on top
             opening = opening + (base[..., come] - base[..., go]).to(opening.dtype)
+        if not self.moved:  # nobody else holds what the base layer has just made, and nothing more is read off it
+            return result.index_add_(-1, go, opening.to(result.dtype))
         return result.index_add(-1, go, opening.to(result.dtype))
 
     def _base_inputs(self, x: torch.Tensor, live: Sequence[str], rounded: bool) -> torch.Tensor:
