@@ -3,10 +3,12 @@
 #   PYTHON       the interpreter that .venv is made with           make test PYTHON=python3.12
 #   PIP_ARGS     more options for `pip install`                    make test PIP_ARGS="--no-index --find-links wheels"
 #   PYTEST_ARGS  more options for pytest                           make test PYTEST_ARGS="-x -k card"
+#   WORKERS      processes that share the tests, a thread each     make test WORKERS=8
 
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 # Threads that spin while they wait make everything several times slower as soon as another process wants a core.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -41,7 +43,7 @@ quickstart: $(VENV)/.installed-test  ## Erase a few facts from the model in the 
 	@$(BIN)/unierase quickstart
 
 test: $(VENV)/.installed-test  ## Run the tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 peft-suite: $(VENV)/.installed-test  ## Run PEFT's own test-suite on the tuner
 	@PIP_ARGS="$(PIP_ARGS)" $(BIN)/python tests_peft/run.py $(PYTEST_ARGS)
