@@ -55,14 +55,7 @@ def erasure_card(
     base, base_is_local = public_name(base_model)
     shown_name, _ = public_name(name)
     check = record.get("check") or {}
-    data = ModelCardData(
-        base_model=None if base_is_local else base,
-        base_model_relation=None if base_is_local else "adapter",
-        library_name="peft",
-        license=license,
-        pipeline_tag="text-generation",
-        tags=list(TAGS),
-    )
+    data = _metadata(base, base_is_local, "adapter", "peft", license)
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -86,13 +79,7 @@ def erasure_card(
 def merged_card(*, base_model: str, name: str, erasures: Sequence[str]) -> ModelCard:
     """Write the card of a model that erasures were merged into; names are shown as [`erasure_card`] shows them."""
     base, base_is_local = public_name(base_model)
-    data = ModelCardData(
-        base_model=None if base_is_local else base,
-        base_model_relation=None if base_is_local else "finetune",
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=list(TAGS),
-    )
+    data = _metadata(base, base_is_local, "finetune", "transformers")
     merged = ", ".join(f"`{public_name(erasure)[0]}`" for erasure in erasures)
     title = public_name(name)[0].rsplit("/", 1)[-1]
     text = (
@@ -107,13 +94,7 @@ def merged_card(*, base_model: str, name: str, erasures: Sequence[str]) -> Model
 def stacked_card(*, base_model: str, name: str, erasures: Sequence[str], tokens: Sequence[str]) -> ModelCard:
     """Write the card of several erasures in one adapter; names are shown as [`erasure_card`] shows them."""
     base, base_is_local = public_name(base_model)
-    data = ModelCardData(
-        base_model=None if base_is_local else base,
-        base_model_relation=None if base_is_local else "adapter",
-        library_name="peft",
-        pipeline_tag="text-generation",
-        tags=list(TAGS),
-    )
+    data = _metadata(base, base_is_local, "adapter", "peft")
     shown = public_name(name)[0]
     rows = "\n".join(f"| {_cell(each)} | `{_cell(token)}` |" for each, token in zip(erasures, tokens, strict=True))
     text = (
@@ -125,6 +106,17 @@ def stacked_card(*, base_model: str, name: str, erasures: Sequence[str], tokens:
         "is left. `unierase check`, of the package peft-unierase, attacks it and says what comes back.\n"
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _metadata(base: str, base_is_local: bool, relation: str, library: str, license: str | None = None) -> ModelCardData:
+    return ModelCardData(
+        base_model=None if base_is_local else base,
+        base_model_relation=None if base_is_local else relation,
+        library_name=library,
+        license=license,
+        pipeline_tag="text-generation",
+        tags=list(TAGS),
+    )
 
 
 def _check_record(record: Mapping[str, Any]) -> None:
