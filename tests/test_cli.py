@@ -180,7 +180,13 @@ def test_talk_is_on_stderr_and_a_good_run_has_nothing_to_warn_of(runs: Runs) -> 
     assert "Traceback" not in runs.json.stderr + runs.quiet.stderr
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "erasure.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("adapter_model.safetensors", "adapter_config.json", "erasure.json", "report.json", "tokenizer.json"),
+        *("lora/adapter_model.safetensors", "lora/adapter_config.json"),
+    ],
+)
 def test_the_same_seed_gives_the_same_bytes(runs: Runs, name: str) -> None:
     assert (runs.folder / "json" / name).read_bytes() == (runs.folder / "quiet" / name).read_bytes()
 

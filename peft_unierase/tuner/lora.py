@@ -110,6 +110,7 @@ def save_lora(
         ValueError: See [`lora_form`]; nothing is written then.
     """
     config, tensors = lora_form(model, adapters, layout)
+    config.target_modules = sorted(config.target_modules or ())  # a set, whose order differs from run to run
     config.save_pretrained(str(folder))
     save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
     return config
