@@ -56,6 +56,11 @@ def main() -> int:
         erased = load(base(), options.adapter)
     (name,) = erased.peft_config
     bare, merged = base(), copy.deepcopy(erased).merge_and_unload()
+    # The same weights at the same place in memory: two copies of one model differ by a few percent.
+    own = erased.get_base_model().state_dict()
+    bare.load_state_dict(
+        {k.replace(".base_layer.", "."): v for k, v in own.items() if ".unierase_" not in k}, assign=True
+    )
 
     def live(on: bool) -> Any:
         set_active(erased, [name] if on else [])

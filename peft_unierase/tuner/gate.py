@@ -215,18 +215,19 @@ class GateLayer(nn.Module, SwappingLayer):
         rounded = not is_plain(self.get_base_layer().weight)
         result = base = self.base_layer(self._base_inputs(x, live, rounded), *args, **kwargs)
         for name in live:
-            dtype = (self.unierase_B if name in self.columns else self.unierase_A)[name].dtype
-            cast = self._cast_input_dtype(x, dtype)
+            part = self.in_memory((self.unierase_B if name in self.columns else self.unierase_A)[name], x)
+            dtype = part.dtype
+            cast = x if x.dtype == dtype else self._cast_input_dtype(x, dtype)
             if name in self.rows:
                 result = self._edited_rows(name, cast, base, result, rounded)
             elif name in self.columns:
-                steer = self.unierase_B[name]
+                steer = part
                 if rounded:
                     steer = steer + self.unierase_base[name].to(dtype)
                 opening = cast.index_select(-1, self._index(name, cast.device)[1])
                 result = result + nn.functional.linear(opening, steer).to(result.dtype)
             else:
-                opening = nn.functional.linear(cast, self.unierase_A[name])
+                opening = nn.functional.linear(cast, part)
                 result = result + nn.functional.linear(opening, self.unierase_B[name]).to(result.dtype)
         return result
 

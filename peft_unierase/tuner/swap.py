@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ UNITS_AT_ONCE = 256
 
 def is_plain(weight: torch.Tensor) -> bool:
     """Whether a weight is stored as it is, and not quantised, also where that is done behind a float's face."""
-    return weight.dtype in MERGEABLE_DTYPES and type(weight.data) is torch.Tensor
+    # A parameter whose data is of another kind is of that kind too; `data` takes time, and this is asked at each step.
+    return weight.dtype in MERGEABLE_DTYPES and (type(weight) is nn.Parameter or type(weight.data) is torch.Tensor)
 
 
 @torch.no_grad()
@@ -175,7 +175,6 @@ class SwappingLayer(BaseTunerLayer):
             live = self.live_adapters()
             if not live:
                 return self.base_layer(x, *args, **kwargs)
-            self._check_in_memory(x, live)
             return self.edited(x, live, *args, **kwargs)
         each, left = divmod(len(x), len(self.row_adapters))
         if left:
@@ -187,19 +186,23 @@ class SwappingLayer(BaseTunerLayer):
         for number, names in enumerate(self.row_adapters):
             held = () if self.disable_adapters else tuple(self.held_adapters(names))
             rows.setdefault(held, []).extend(range(number * each, (number + 1) * each))
-        for held in rows:
-            self._check_in_memory(x, held)
         parts = [self.edited(x[index], list(names), *args, **kwargs) for names, index in rows.items()]
         order = torch.tensor([number for index in rows.values() for number in index], device=x.device).argsort()
         return torch.cat(parts)[order]
 
-    def _check_in_memory(self, x: torch.Tensor, adapter_names: Iterable[str]) -> None:
-        parts = [getattr(self, part) for part in self.adapter_layer_names]
-        if any(name in part and part[name].is_meta for name in adapter_names for part in parts) and not x.is_meta:
+    @staticmethod
+    def in_memory(part: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """`part` of an adapter, if it can be used on `x`.
+
+        Raises:
+            RuntimeError: It was offloaded, so that nothing would be erased.
+        """
+        if part.is_meta and not x.is_meta:
             raise RuntimeError(
                 "PEFT has offloaded the erasure together with the base, from where it cannot be used; load the base "
                 "anew and put the erasure on it with `peft_unierase.load`, which leaves it in memory"
             )
+        return part
 
     def live_adapters(self) -> list[str]:
         """Adapters that this forward pass has to apply; first undoes a merge if adapters were disabled meanwhile."""

@@ -117,6 +117,7 @@ class InputRowLayer(TokenRowLayer):
         result = self.base_layer(x, *args, **kwargs)
         scale = self._get_embed_scale() if live else None
         for token_id, row in self.rows(live):
+            row = self.in_memory(row, x)
             if scale is not None:
                 row = row * scale.to(row)
             here = (x == token_id).unsqueeze(-1)
@@ -132,11 +133,12 @@ class OutputRowLayer(TokenRowLayer):
         result = self.base_layer(x, *args, **kwargs)
         bias = getattr(self.get_base_layer(), "bias", None)
         for token_id, row in self.rows(live):
-            logit = self._cast_input_dtype(x, row.dtype) @ row
+            cast = x if x.dtype == row.dtype else self._cast_input_dtype(x, row.dtype)
+            logit = cast @ self.in_memory(row, x)
             if bias is not None:
                 logit = logit + bias[token_id]
             # In place: these logits were just made by the base layer and nobody else holds them.
-            result[..., token_id] = logit.to(result.dtype)
+            result.select(-1, token_id).copy_(logit)
         return result
 
 
