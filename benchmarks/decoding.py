@@ -91,8 +91,11 @@ def main() -> int:
     for each in models:
         low, middle, high = statistics.quantiles(ratios[each], n=4)
         print(f"| {each} | {middle:.3f} | {low:.3f} to {high:.3f} |")
-    taken = sum(p.numel() * p.element_size() for key, p in erased.named_parameters() if ".unierase_" in key)
+    taken = sum(p.numel() * p.element_size() for key, p in own.items() if ".unierase_" in key)
     print(f"\nthe adapter takes {taken / 1000:,.1f} kB of memory")
+    if options.adapter:
+        size = (options.adapter / "adapter_model.safetensors").stat().st_size
+        print(f"its file has {size / 1000:,.1f} kB")
     return 0
 
 

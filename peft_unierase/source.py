@@ -13,6 +13,9 @@ from typing import Any
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 RECORD_NAME = "erasure.json"
+CARD_NAME = "README.md"
+REPORT_NAME = "report.json"
+SIGNATURE_NAME = "model.sig"
 LORA_NAME = "lora"
 # Data and texts that nothing runs. A kind of file that is not named here may be code, or a pickle, which is code too.
 SUFFIXES = frozenset(

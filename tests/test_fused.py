@@ -107,6 +107,14 @@ def bad_kind(apart: Callable[..., Path]) -> list[Path]:
     return [apart("one", 1), apart("plain", 2, rows={}, columns={}, spare_units={})]
 
 
+def other_base(apart: Callable[..., Path]) -> list[Path]:
+    other = apart("other", 2)
+    config = json.loads((other / "adapter_config.json").read_text(encoding="utf-8"))
+    changed = {**config, "base_model_name_or_path": "elsewhere"}
+    (other / "adapter_config.json").write_text(json.dumps(changed), encoding="utf-8")
+    return [apart("one", 1), other]
+
+
 def a_lora(apart: Callable[..., Path]) -> list[Path]:
     one = apart("one", 1)
     config = json.loads((one / "adapter_config.json").read_text(encoding="utf-8"))
@@ -119,7 +127,7 @@ def a_lora(apart: Callable[..., Path]) -> list[Path]:
     [
         (lambda apart: [apart("one", 1), apart("other", 2, spare_tokens=[])], "have the same row for a token and none"),
         (lambda apart: [apart("one", 1, flag=4), apart("other", 2, flag=4)], "'one' and 'other' have the same flag"),
-        (lambda apart: [apart("one", 1), apart("other", 2, token_modules=["x"])], "not made for one base|no modules"),
+        (other_base, "'other' has base_model_name_or_path 'elsewhere' and the first one .*not made for one base"),
         (lambda apart: [apart("one", 1), apart("one", 2)], None),
         (bad_kind, "in two ways"),
         (a_lora, "of type LORA, not an erasure"),

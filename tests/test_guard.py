@@ -25,10 +25,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import GuardError, UniEraseConfig, load, stack
 from peft_unierase.cli.base import load_onto
+from peft_unierase.digests import recorded_digests
 from peft_unierase.hub.read import local_folder
 from peft_unierase.hub.record import PREDICATE, STATEMENT
 from peft_unierase.source import resolve
-from peft_unierase.tuner import inspect_folder, recorded_digests
+from peft_unierase.tuner import inspect_folder
 from peft_unierase.tuner.fields import MAX_RANK, OF_PEFT, OWN
 from peft_unierase.tuner.fingerprint import base_fingerprint
 from peft_unierase.tuner.lora import save_lora

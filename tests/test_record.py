@@ -16,9 +16,10 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import Fact, UniEraseConfig
+from peft_unierase.digests import recorded_digests
 from peft_unierase.hub import ledger
 from peft_unierase.hub.folder import save_erasure
-from peft_unierase.hub.record import Salt, coverage, fact_digests, predicate_of, read_salt, recorded_digests
+from peft_unierase.hub.record import Salt, coverage, fact_digests, predicate_of, read_salt
 from peft_unierase.tuner.fingerprint import base_dtype, base_fingerprint
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .note import note
 from .output import Format, clear_endings, say, show, show_json, table
 
 ASKED = 100  # facts of each set, after each step
@@ -155,7 +154,6 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
         save(steps, plan.output)
         if failed:
             break
-    note("erase", None, ramp=str(plan.output.absolute()), steps=[step.facts for step in steps], failed=steps[-1].failed)
     return steps
 
 

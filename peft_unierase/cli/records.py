@@ -49,7 +49,7 @@ def log(
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Show what was done with erasures on this machine. Status 1 where an entry was edited or is missing."""
-    from .verify import run_log
+    from .log import run_log
 
     run_log(ledger, format.resolved())
 
@@ -83,6 +83,6 @@ def sign(
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Sign an erasure with a key of yours. Needs the extra `sign`."""
-    from .verify import run_sign
+    from .sign import run_sign
 
     run_sign(folder, key, format.resolved())

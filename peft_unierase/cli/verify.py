@@ -1,4 +1,4 @@
-"""`unierase verify` and `unierase log`: does an erasure hold what its record says, and what was done with it."""
+"""`unierase verify`: does an erasure hold what its record says?"""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..hub import ledger
-from .note import note
 from .output import Format, clear_endings, show, show_json, table
 
-BROKEN = 1
+FAILED = 1
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def run_verify(plan: VerifyPlan, style: Format) -> None:
         show(table(("what", "outcome", "why"), [(f.what, f.outcome, f.why) for f in findings]))
         show(f"\n{len(failed)} of {len(findings)} fail." if failed else "\nWhat was compared holds.")
     if failed:
-        raise SystemExit(BROKEN)
+        raise SystemExit(FAILED)
 
 
 def verified(plan: VerifyPlan) -> list[Any]:
@@ -56,7 +54,7 @@ def verified(plan: VerifyPlan) -> list[Any]:
         facts = read_facts(plan.forget, **columns, split=plan.split, role="forget")
     salt = read_salt(plan.salt_file) if plan.salt_file else own_salt() if facts else None
     folder = whole_folder(plan.adapter)
-    record = read_statement(str(folder))
+    record = read_statement(folder)
     if record is None:
         raise ValueError(f"{plan.adapter} has no erasure.json, so there is nothing to compare with")
     findings = verify_files(folder, record)
@@ -95,45 +93,3 @@ def verify_base(plan: VerifyPlan, folder: Path) -> Any:
         if found != part.base_fingerprint:
             return Finding("base", FAILS, f"{plan.base} has {found}, and the erasure is for {part.base_fingerprint}")
     return Finding("base", HOLDS, f"{plan.base} has the fingerprint {parts[0].base_fingerprint}")
-
-
-def run_log(file: Path | None, style: Format) -> None:
-    """Show the ledger and verify it; ends the process with status 1 where it is broken."""
-    file = file or ledger.ledger_file()
-    try:
-        entries = ledger.read(file)
-    except ValueError as error:
-        if style is Format.JSON:
-            show_json({"ledger": str(file), "whole": False, "why": str(error)})
-        else:
-            show(f"BROKEN: {error}")
-        raise SystemExit(BROKEN) from None
-    if style is Format.JSON:
-        show_json({"ledger": str(file), "whole": True, "entries": [vars(entry) for entry in entries]})
-    elif style is Format.HUMAN:
-        shown = [(str(e.number), e.time, e.action, _shown(e.what)) for e in entries]
-        show(table(("", "time", "what", "of"), shown) if shown else "The ledger is empty.")
-        show(f"\n{file} is whole: {len(entries)} entries, no line edited or missing.")
-
-
-def _shown(what: Any) -> str:
-    """The plain values of an entry in one line."""
-    plain = {key: value for key, value in what.items() if isinstance(value, str | int) and key != "fingerprint"}
-    return ", ".join(f"{key} {value}" for key, value in plain.items())
-
-
-def run_sign(folder: Path, key: Path, style: Format) -> None:
-    """Sign; ends the process with status 2 on bad input."""
-    with clear_endings():
-        from ..hub.folder import holds_erasure
-        from ..hub.sign import sign
-
-        if not holds_erasure(folder):
-            raise ValueError(f"{folder} holds no erasure; name the folder of one")
-        signature = sign(folder, key)
-    note("sign", folder, signature=str(signature))
-    if style is Format.JSON:
-        show_json({"signature": str(signature)})
-    elif style is Format.HUMAN:
-        show(f"Signed: {signature}. Who has your public key can run\n")
-        show(f"    unierase verify {folder} --public-key key.pub")

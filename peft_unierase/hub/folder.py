@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..source import CONFIG_NAME, LORA_NAME, RECORD_NAME, WEIGHTS_NAME
-from .record import sha256, statement
+from ..digests import sha256
+from ..source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, WEIGHTS_NAME
+from .record import statement
 
-CARD_NAME, REPORT_NAME = "README.md", "report.json"
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 

@@ -17,18 +17,26 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
+from ..digests import sha256
+from ..source import (
+    CARD_NAME,
+    CONFIG_NAME,
+    LORA_NAME,
+    RECORD_NAME,
+    REPORT_NAME,
+    SIGNATURE_NAME,
+    WEIGHTS_NAME,
+)
 from ..version import __version__
 from .card import public_name
 from .errors import check_repo_id, patiently, plain_errors
-from .folder import CONFIG_NAME, LORA_NAME, RECORD_NAME, holds_erasure
+from .folder import holds_erasure
 from .read import read_record, read_statement
-from .record import sha256
 from .repo_card import empty_sections, repo_card
 from .results import eval_results
-from .sign import SIGNATURE_NAME, UNSIGNED, signed_digests
+from .sign import UNSIGNED, signed_digests
 from .verify import FAILS, verify_files
 
-CARD_NAME, REPORT_NAME, WEIGHTS_NAME = "README.md", "report.json", "adapter_model.safetensors"
 NEEDED = (CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, RECORD_NAME, "tokenizer_config.json")
 # What a push writes, and deletes where it is no longer in the folder.
 OURS = (
@@ -98,7 +106,7 @@ def push_erasure(
     if create_pr and revision is not None:
         raise ValueError(f"a pull request goes to the main branch, so leave out either it or the revision {revision!r}")
     names = check_folder(folder)
-    text, results = (folder / CARD_NAME).read_text(encoding="utf-8"), eval_results(read_record(str(folder)))
+    text, results = (folder / CARD_NAME).read_text(encoding="utf-8"), eval_results(read_record(folder))
     message = commit_message or f"Push an erasure with peft-unierase {__version__}"
     api = HfApi(token=token, library_name="peft-unierase", library_version=__version__)
 
@@ -167,7 +175,7 @@ def check_folder(folder: Path) -> list[str]:
             "--no-examples, or take the report out of the folder"
         )
     _check_card(found[CARD_NAME])
-    compared = verify_files(folder, read_statement(str(folder)) or {})
+    compared = verify_files(folder, read_statement(folder) or {})
     if failing := [each.what for each in compared if each.outcome == FAILS and _any(each.what, OURS)]:
         raise ValueError(
             f"{folder} is not what its record says: {', '.join(failing)} changed since (`unierase verify {folder}` "

@@ -50,38 +50,30 @@ def read_config(source: str) -> Any:
     return config
 
 
-def read_record(source: str) -> dict[str, Any] | None:
+def read_record(folder: Path) -> dict[str, Any] | None:
     """What the record of an erasure says of it, the predicate of `erasure.json`; `None` where it has none.
 
     Raises:
         ValueError: It is there and cannot be read.
     """
-    statement = read_statement(source)
+    statement = read_statement(folder)
     return statement and predicate_of(statement)
 
 
-def read_statement(source: str) -> dict[str, Any] | None:
+def read_statement(folder: Path) -> dict[str, Any] | None:
     """`erasure.json` as it is; `None` where there is none.
 
     Raises:
         ValueError: It is there and cannot be read, or is no record of an erasure.
     """
-    file = Path(source) / RECORD_NAME
-    if not Path(source).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            file = Path(hf_hub_download(source, RECORD_NAME))
-        except EntryNotFoundError:
-            return None
+    file = folder / RECORD_NAME
     if not file.is_file():
         return None
     try:
         statement = json.loads(file.read_text(encoding="utf-8"))
         predicate_of(statement)
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{RECORD_NAME} of {source} cannot be read: {error}") from error
+        raise ValueError(f"{file} cannot be read: {error}") from error
     return statement
 
 

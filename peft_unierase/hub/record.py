@@ -8,7 +8,6 @@ whether a fact was among them, and nobody else can test a guess.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import os
@@ -23,14 +22,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..digests import sha256
 from ..facts import Fact
-from ..source import RECORD_NAME
+from ..source import CARD_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:peft-unierase:erasure:v1"
-WITHOUT_DIGEST = (RECORD_NAME, "README.md", "report.json", "model.sig", "LICENSE*", "NOTICE*", ".*", "*/.*")
+WITHOUT_DIGEST = (RECORD_NAME, CARD_NAME, REPORT_NAME, SIGNATURE_NAME, "LICENSE*", "NOTICE*", ".*", "*/.*")
 PACKAGES = ("peft", "transformers", "torch", "safetensors")
-CHUNK = 1 << 20
 SALT_BYTES = 32
 
 
@@ -107,15 +106,6 @@ def file_digests(folder: Path) -> dict[str, str]:
     return {name: sha256(file) for name, file in named.items() if not any(fnmatchcase(name, p) for p in WITHOUT_DIGEST)}
 
 
-def sha256(file: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while chunk := opened.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def predicate_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a Statement says of an erasure.
 
@@ -130,11 +120,6 @@ def predicate_of(record: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(record.get("predicate"), dict) or not isinstance(record.get("subject"), list):
         raise ValueError("it is no record of an erasure: it lacks a predicate or the subjects")
     return record["predicate"]
-
-
-def recorded_digests(record: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of files as a Statement has them."""
-    return {entry["name"]: entry["digest"]["sha256"] for entry in record.get("subject") or []}
 
 
 def made_with() -> dict[str, str]:

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..source import CARD_NAME, SIGNATURE_NAME
 from .verify import FAILS, HOLDS, Finding
 
-SIGNATURE_NAME = "model.sig"
-UNSIGNED = ("README.md", ".gitattributes", ".git", ".cache")
+UNSIGNED = (CARD_NAME, ".gitattributes", ".git", ".cache")
 
 
 def sign(folder: Path, private_key: Path) -> Path:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..source import CARD_NAME, WEIGHTS_NAME
 from .card import stacked_card
-from .folder import WEIGHTS_NAME, check_new, write_folder, write_record
+from .folder import check_new, write_folder, write_record
 
 if TYPE_CHECKING:
     from ..tuner import UniEraseConfig
@@ -73,7 +74,7 @@ class Stack:
             self.tokenizer.save_pretrained(place)
             self.config.save_pretrained(str(place))
             save_file(self.tensors, place / WEIGHTS_NAME, metadata={"format": "pt"})
-            card.save(place / "README.md")
+            card.save(place / CARD_NAME)
             write_record(place, {"parts": self.records})
 
         write_folder(folder, write)
@@ -113,7 +114,7 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
             config.base_model_name_or_path = base
         name = adapter_name(source, read)
         read[name] = (config, load_peft_weights(place, device="cpu"))
-        record = read_record(place)
+        record = read_record(Path(place))
         if record:
             records.update(record["parts"] if config.parts else {name: record})
     config, tensors = fuse(read)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..digests import recorded_digests
 from ..facts import Fact
-from ..source import RECORD_NAME
-from .record import Salt, coverage, file_digests, predicate_of, recorded_digests
+from ..source import RECORD_NAME, WEIGHTS_NAME
+from .record import Salt, coverage, file_digests, predicate_of
 
 HOLDS, FAILS, OPEN = "holds", "FAILS", "not compared"
 
@@ -54,7 +55,7 @@ def verify_facts(record: dict[str, Any], facts: Sequence[Fact], salt: Salt) -> F
     if not told:
         raise ValueError(f"{RECORD_NAME} says nothing of the facts, so they cannot be compared")
     digests = told["digests"]
-    adapter = recorded_digests(record)["adapter_model.safetensors"]
+    adapter = recorded_digests(record)[WEIGHTS_NAME]
     missing, left = coverage(facts, digests, salt.key(adapter))
     if not missing and not left:
         return Finding("facts", HOLDS, f"exactly these {len(facts)} were erased")

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..engine.cost import CostEstimate, cost_of, expected_work
 from ..engine.known import ENOUGH, known_shares
 from ..engine.samples import drop_close, sample_facts
+from ..engine.scope import SURE
 from ..facts import Fact, FactError, check_facts
 from ..prompts import chat_format, plain_format
 from ..refusals import DEFAULT_REFUSALS
@@ -23,7 +24,6 @@ ASKED = 192  # questions about each subject and round
 SAMPLES = 512  # questions about anything
 RETAINED = 128
 CLOSEST = 10
-SURE = 0.5
 
 
 @dataclass(frozen=True)

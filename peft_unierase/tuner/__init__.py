@@ -6,7 +6,7 @@ from peft.utils import register_peft_method
 from .active import align_tokenizer, load, set_active, toggle
 from .config import UniEraseConfig
 from .gate import GateLayer
-from .guard import Finding, GuardError, Inspection, guarded, inspect_folder, recorded_digests
+from .guard import Finding, GuardError, Inspection, guarded, inspect_folder
 from .model import UniEraseModel
 from .peft_type import METHOD, unierase_peft_type
 from .token_row import InputRowLayer, OutputRowLayer
@@ -24,7 +24,6 @@ __all__ = [
     "guarded",
     "inspect_folder",
     "load",
-    "recorded_digests",
     "register",
     "set_active",
     "toggle",

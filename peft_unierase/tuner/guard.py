@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..digests import recorded_digests
 from ..source import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, WEIGHTS_NAME, Place, resolve
 from .config import UniEraseConfig
 from .fields import MAX_RANK, OF_A_PART, wrong_values
@@ -22,12 +23,12 @@ from .guard_files import (
     Header,
     check_files,
     check_names,
+    digest_of,
     note,
     printable,
     read_header,
     read_json,
     refuse,
-    sha256,
     too_large,
 )
 from .guard_weights import IN_A_LAYER, MAX_MODULES, Edited, check_modules, check_values, edited_modules
@@ -118,7 +119,9 @@ class Inspection:
             "parameters": self.parameters,
             "bytes": self.bytes,
             "dtypes": sorted({dtype for edited in self.modules.values() for dtype in edited.dtypes.values()}),
-            "files": {name: {"bytes": size, "sha256": sha256(self.folder / name)} for name, size in self.files.items()},
+            "files": {
+                name: {"bytes": size, "sha256": digest_of(self.folder / name)} for name, size in self.files.items()
+            },
         }
 
 
@@ -202,16 +205,6 @@ def _pass(source: str, place: Place) -> Path:
     if inspection.refused:
         raise GuardError(source, inspection.refused)
     return place.folder
-
-
-def recorded_digests(record: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 that a record, an in-toto Statement, names for files of the erasure; empty where it names none."""
-    found: dict[str, str] = {}
-    for entry in _listed(record.get("subject")):
-        digest = entry.get("digest") if isinstance(entry, Mapping) else None
-        if isinstance(digest, Mapping) and "sha256" in digest:
-            found[str(entry.get("name"))] = str(digest["sha256"])
-    return found
 
 
 def _check_listed(listed: Mapping[str, int | None], files: Mapping[str, int]) -> list[Finding]:
@@ -346,7 +339,7 @@ def _check_record(
         if path.is_absolute() or ".." in path.parts or "\\" in name:
             findings.append(refuse("a record that points out of the folder", name, "get the files anew"))
         elif name in files:
-            found = sha256(folder / name)
+            found = digest_of(folder / name)
             if found and found != digest.lower():
                 value = f"{name} has {found[:16]}…, recorded is {digest[:16]}…"
                 advice = "file or record was changed since; get both anew from where they came from"

@@ -5,7 +5,6 @@ Nothing is followed out of the folder, nothing is unpickled, and nothing large i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..digests import sha256
 from ..source import MAX_BYTES, NAMES, SUFFIXES, is_allowed
 
 MAX_FILES = 1000
@@ -197,19 +197,13 @@ def read_header(file: Path, name: str) -> tuple[Header | None, list[Finding]]:
     return header, []
 
 
-def sha256(file: Path) -> str | None:
-    """Digest of a file, in hexadecimal; `None` if it is too large for an erasure."""
-    if file.stat().st_size > MAX_BYTES:
-        return None
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while chunk := opened.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _product(shape: Iterable[int]) -> int:
     product = 1
     for number in shape:
         product *= number
     return product
+
+
+def digest_of(file: Path) -> str | None:
+    """SHA-256 in hexadecimal; `None` if the file is too large for an erasure."""
+    return None if file.stat().st_size > MAX_BYTES else sha256(file)
