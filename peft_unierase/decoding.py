@@ -1,4 +1,4 @@
-"""Continuing many prompts at once, where a row that is done costs nothing any more.
+"""Continuing many prompts at once: their common beginning is read once, and a row that is done costs nothing any more.
 
 A batch under `generate` goes on at its full size until its longest answer ends. Here finished rows leave it, which on
 the TOFU testbed halves the time of sampling questions and a third of that of answering them.
@@ -10,6 +10,10 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+WORTH_SHARING = 8  # tokens of a common beginning
 
 
 @torch.no_grad()
@@ -20,6 +24,8 @@ def continuations(
     max_new_tokens: int,
     ends: Collection[int],
     choose: Callable[[torch.Tensor], torch.Tensor],
+    finished: Callable[[list[int]], bool] = lambda tokens: False,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> list[list[int]]:
     """What follows each row, up to and including its first token out of `ends`, `max_new_tokens` at the most.
 
@@ -32,12 +38,21 @@ def continuations(
         max_new_tokens: Where to stop a row that does not.
         ends: Ids that end a row.
         choose: Next token ids `(rows,)` from logits `(rows, vocabulary)` in fp32, which it may change.
+        finished: Called with what follows a row so far; says whether that is enough.
+        advance: Called with the number of rows that have ended.
     """
     found: list[list[int]] = [[] for _ in range(len(ids))]
     going = list(range(len(ids)))
-    end_ids = torch.tensor(sorted(ends), device=ids.device, dtype=torch.long)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = None
+    shared = _common_beginning(ids, mask) if len(ids) > 1 and keeps_all(model) else 0
+    if shared >= WORTH_SHARING:
+        start = int(ids.shape[1] - mask[0].sum())
+        cache = model(input_ids=ids[:1, start : start + shared], use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(ids))
+        # A row's own tokens are those behind the beginning; they stand at the right edge as before.
+        ids, own, positions = (each[:, shared:] for each in (ids, mask, positions))
+        mask = torch.cat([mask.new_ones(len(ids), shared), own * (positions >= shared)], dim=1)
     for _ in range(max_new_tokens):
         output = model(
             input_ids=ids,
@@ -49,19 +64,37 @@ def continuations(
         )
         cache = output.past_key_values
         tokens = choose(output.logits[:, -1].float().to(ids.device))
-        for row, token in zip(going, tokens.tolist(), strict=True):
+        left = []
+        for place, (row, token) in enumerate(zip(going, tokens.tolist(), strict=True)):
             found[row].append(token)
-        left = (~torch.isin(tokens, end_ids)).nonzero()[:, 0]
-        if not len(left):
-            break
+            if token not in ends and not finished(found[row]):
+                left.append(place)
         if len(left) < len(going):
-            going = [going[row] for row in left.tolist()]
-            cache.reorder_cache(left)  # made for beams, but it can leave rows out
-            mask, positions, tokens = mask[left], positions[left], tokens[left]
+            advance(len(going) - len(left))
+            going = [going[place] for place in left]
+            if not going:
+                break
+            kept = torch.tensor(left, device=ids.device)
+            cache.reorder_cache(kept)  # made for beams, but it can leave rows out
+            mask, positions, tokens = mask[kept], positions[kept], tokens[kept]
         ids = tokens[:, None]
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
         positions = positions[:, -1:] + 1
+    advance(len(going))
     return found
+
+
+def _common_beginning(ids: torch.Tensor, mask: torch.Tensor) -> int:
+    """How many tokens all rows begin with, each keeping at least one of its own."""
+    lengths = mask.sum(dim=-1)
+    places = (ids.shape[1] - lengths)[:, None] + torch.arange(int(lengths.min()) - 1, device=ids.device)
+    beginnings = ids.gather(1, places)
+    return int((beginnings == beginnings[:1]).all(dim=0).long().cumprod(dim=0).sum())
+
+
+def keeps_all(model: Any) -> bool:
+    """Whether the cache is of keys and values of all tokens, so that rows of it can be taken and padding be hidden."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def end_ids(model: Any) -> set[int]:

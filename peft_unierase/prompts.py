@@ -273,10 +273,9 @@ def chosen_answers(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for batch in batches(encoded, pad_id(tokenizer), device, tokens):
         room = _room(max_new_tokens, context, batch.ids.shape[1])
-        found = continuations(model, batch.ids, batch.mask, room, end_ids(model), choose)
+        found = continuations(model, batch.ids, batch.mask, room, end_ids(model), choose, advance=advance)
         for position, answer in zip(batch.index, found, strict=True):
             answers[position] = answer
-        advance(len(batch.index))
     return answers
 
 

@@ -5,6 +5,7 @@ Knows names and sizes of files and nothing of what is in them. Needs no torch, a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,11 @@ SUFFIXES = frozenset(
 )
 NAMES = frozenset(("LICENSE", "NOTICE", ".gitattributes", ".gitignore"))
 MAX_BYTES = 2 << 30
+
+
+def home() -> Path:
+    """Where this user's ledger, salt and retain samples are: `UNIERASE_HOME`, or `.unierase` in the user's home."""
+    return Path(os.environ.get("UNIERASE_HOME") or Path.home() / ".unierase")
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from ..decoding import keeps_all
 from ..prompts import batches, chosen_answers, encode, greedy_answers, pad_id
 
 LOGITS = 2**23  # fp32 numbers in the logits of one batch, at the most
@@ -115,7 +114,7 @@ class Target:
         """How likely given texts are behind given prompts."""
         keys = list(zip(prompts, texts, strict=True))
         new = list(dict.fromkeys(key for key in keys if key not in self._read))
-        times = Counter(prompt for prompt, _ in new) if _keeps_all(self.model) else Counter()
+        times = Counter(prompt for prompt, _ in new) if keeps_all(self.model) else Counter()
         with self.on():
             self._read_whole([key for key in new if times[key[0]] < 2])
             self._read_behind([key for key in new if times[key[0]] > 1])
@@ -183,11 +182,6 @@ class Target:
     def device(self) -> torch.device:
         """Where token ids are wanted."""
         return self.model.get_input_embeddings().weight.device
-
-
-def _keeps_all(model: Any) -> bool:
-    """Whether the cache is of keys and values of all tokens, so that rows of it can be taken and padding be hidden."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def _reading(logits: torch.Tensor, text: torch.Tensor) -> Reading:

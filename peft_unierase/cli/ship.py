@@ -66,7 +66,7 @@ def run_merge(plan: ShipPlan, style: Format) -> None:
 
 def undo_file(folder: Path) -> Path:
     """Where the way back from a merged model lies, by what the model is."""
-    from ..hub.ledger import home
+    from ..source import home
     from ..hub.record import file_digests
 
     weights = [digest for name, digest in file_digests(folder).items() if name.endswith(".safetensors")]

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 
-from ..decoding import continuations, end_ids
 from ..facts import Fact
-from ..prompts import PromptFormat, batches, encode, greedy_answers, pad_id, pad_left
-from .samples import read_question
+from ..prompts import PromptFormat, batches, encode, pad_id
+from .samples import ANSWERING, answered, go_on_asking
 
 A_QUESTION = 2  # beginnings of the same question that are taken at the most
 MORE = 3  # times as many beginnings are read with the whole subject as are gone on from
@@ -44,13 +43,12 @@ def ask_about(
     count: int,
     seed: int,
     *,
-    max_question_tokens: int = 48,
-    max_answer_tokens: int = 48,
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[Fact]:
     """At most `count` questions about a subject that the base asks itself, answered greedily by it.
 
-    The first are what it finds most likely behind each beginning, the others are sampled at temperature 1.
+    The first are what it finds most likely after each beginning, the others are sampled at temperature 1. A round that
+    brings fewer than half of the questions it wanted is the last one: the base repeats itself.
 
     Args:
         model: The base.
@@ -60,38 +58,23 @@ def ask_about(
         beginnings: Where to go on, the best first; see [`find_beginnings`].
         count: Questions wanted. Fewer come back from a base that repeats itself.
         seed: Seed of the sampling; the global generator is left alone.
-        max_question_tokens: Where an unfinished question is given up, counted behind the subject.
-        max_answer_tokens: Where answers are cut.
-        advance: Called with the number of questions finished, `2 * count` in all (asked, answered).
+        advance: Called with the steps done, `SAMPLE_STEPS * count` in all.
     """
-    head, tail = encode(tokenizer, form.head), encode(tokenizer, form.tail)
-    device = model.get_input_embeddings().weight.device
-    stops = {tail[0], *tokenizer.all_special_ids, *end_ids(model)}
     digest = hashlib.sha256(f"{seed} {subject}".encode()).digest()
-    generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:4], "big"))
-
-    def likeliest(logits: torch.Tensor) -> torch.Tensor:
-        return logits.argmax(dim=-1)
-
-    def drawn(logits: torch.Tensor) -> torch.Tensor:
-        return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
-
+    own_seed = int.from_bytes(digest[:4], "big")
     starts = [beginning.tokens for beginning in beginnings[:count]]
     questions: dict[str, None] = {}
     for turn in range(ROUNDS if starts else 0):
         wanted = list(islice(cycle(starts), len(starts) if turn == 0 else count - len(questions)))
-        batch = pad_left([head + start for start in wanted], pad_id(tokenizer), device, list(range(len(wanted))))
-        choose = drawn if turn else likeliest
-        asked = continuations(model, batch.ids, batch.mask, max_question_tokens, stops, choose)
-        texts = [read_question(tokenizer, form, start + more, stops) for start, more in zip(wanted, asked, strict=True)]
-        questions.update(dict.fromkeys(text for text in texts if text is not None and names(text, subject)))
-        if len(questions) >= count:
+        before = len(questions)
+        asked = go_on_asking(model, tokenizer, form, wanted, own_seed + turn, likeliest=turn == 0)
+        questions.update(dict.fromkeys(text for text in asked if names(text, subject)))
+        advance(len(questions) - before)
+        if len(questions) >= count or (turn and len(questions) - before < len(wanted) / 2):
             break
-    advance(2 * count - len(questions))
-    prompts = [form.prompt(question) for question in questions]
-    answers = greedy_answers(model, tokenizer, prompts, max_answer_tokens, advance=advance)
-    decoded = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
-    return [Fact(text, answer, subject=subject) for text, answer in zip(questions, decoded, strict=True) if answer]
+    kept = list(questions)[:count]
+    advance(count - len(questions) + ANSWERING * (count - len(kept)))
+    return answered(model, tokenizer, form, kept, advance, subject)
 
 
 @torch.no_grad()

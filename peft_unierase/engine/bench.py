@@ -43,8 +43,9 @@ class Bench:
         forget: What must go.
         retain: What was given as a sample of what must stay.
         sampled: Retain facts from the model itself.
-        near: Those of them that lie next to the forget set, and that gates are told to spare before all others.
-        known: Share of the forget answers' tokens that the base predicts.
+        near: Those that lie next to the forget set, and that gates are told to spare before all others.
+        texts: The forget facts, each with the base's own answers that tell it beside the given one.
+        known: How many of the facts the base knows, and how it was asked; see `summary`.
         checkpoint: Keeps the finished stages, where that is wanted.
         earlier: Names of the erasures that are on while this one is made.
     """
@@ -66,7 +67,8 @@ class Bench:
     retain: list[Fact]
     sampled: list[Fact] = field(default_factory=list)
     near: list[Fact] = field(default_factory=list)
-    known: float = 0.0
+    texts: list[Fact] = field(default_factory=list)
+    known: dict[str, Any] = field(default_factory=dict)
     writers: list[list[str]] = field(default_factory=list)
     units: list[list[int]] = field(default_factory=list)
     flags: Any = None

@@ -18,8 +18,10 @@ import transformers
 from peft import PeftModel, get_peft_model
 
 from ..facts import Fact, check_facts
+from ..knowledge import ask, summary
 from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..refusals import DEFAULT_REFUSALS
+from ..source import home
 from ..tuner import UniEraseConfig
 from ..tuner.fingerprint import base_dtype, base_fingerprint
 from ..tuner.structure import check_supported, find_down_projections
@@ -41,17 +43,18 @@ from .gate import GateSettings, run_gate
 from .gate.by_units import edited_features, own_flag, take_units
 from .gate.places import choose_places
 from .gradients import check_gradients
-from .known import ENOUGH, known_shares
+from .neighbours import neighbour_count, sample_neighbours
 from .paper import PaperSettings, early_layers, run_paper
 from .progress import Stages
-from .retain_cache import BLOCK, base_digest, samples_for
-from .samples import drop_close
+from .retain_cache import BLOCK, base_digest, samples_for, write_samples
+from .samples import SAMPLE_STEPS, drop_close
 from .scope import Scope, Scoped, ask_around, check_scope, plan_scope
 from .spare_row import SpareRow, add_to_tokenizer, find_spare_row, resize_vocabulary, spare_rows
 from .unchanged import unchanged_on_failure
 
 RECIPES: dict[str, type[GateSettings] | type[PaperSettings]] = {"gate": GateSettings, "paper": PaperSettings}
 EVERY_POSITION = 10**6
+NAMED = 5  # questions in a message
 SPARE_TOKENS = 32  # rows to move to beside other erasures
 
 
@@ -69,7 +72,10 @@ def erase(
     refusals: Sequence[str] | None = None,
     formats: Sequence[PromptFormat] | None = None,
     settings: GateSettings | PaperSettings | None = None,
-    samples_cache: str | Path | None = None,
+    samples_cache: str | Path | bool = True,
+    samples_in: Sequence[Fact] | None = None,
+    samples_out: str | Path | None = None,
+    keep_unknown: bool = False,
     work_dir: str | Path | None = None,
     allow_resize: bool = False,
     adapter_name: str | None = None,
@@ -100,8 +106,13 @@ def erase(
             one that comes easiest to the model.
         formats: Prompt formats to cover, instead of `default_formats`: chat with and without a system prompt, plain.
         settings: Settings of the recipe, `GateSettings` or `PaperSettings`.
-        samples_cache: File that keeps what the base asks itself, for further erasures of the same base, whether or not
-            it carries others.
+        samples_cache: Folder that keeps what the base asks itself, for further erasures of the same base, whether or
+            not it carries others. `True` is a folder of this user's, `False` keeps nothing.
+        samples_in: What the base is said to have asked itself, instead of asking it: what `samples_out` wrote, as you
+            have edited it. Read it with [`read_samples`].
+        samples_out: File to write what the base asked itself to, before anything is fitted: questions about anything,
+            and near neighbours of the forget set.
+        keep_unknown: Erase facts, too, that the base does not know. By default they are named and left out.
         work_dir: Folder that keeps each finished stage. A run with the same arguments that finds an interrupted one
             there goes on behind its last finished stage, and gives what it would have given. The folder stays until
             you remove it; `SECURITY.md` says what lies there.
@@ -117,8 +128,9 @@ def erase(
 
     Raises:
         ValueError: Bad arguments or facts, no spare row, a model of an unsupported kind or quantised in a way that
-            lets no gradient pass, adapters of another kind or merged ones, a taken `adapter_name`, or a model that is
-            offloaded in part where it has to be told from others (`samples_cache`, `work_dir`); the model is unchanged.
+            lets no gradient pass, adapters of another kind or merged ones, a taken `adapter_name`, a base that knows
+            none of the facts, or a model that is offloaded in part where it has to be told from others (`work_dir`);
+            the model is unchanged.
     """
     check_recipe(recipe, depth, settings)
     check_scope(scope, recipe)
@@ -170,11 +182,15 @@ def erase(
             bench.checkpoint = Checkpoint(
                 Path(work_dir), _digest(bench, recipe, depth, settings, scope, onto), bench.stages.tell
             )
-        bench.known = _known_to_base(bench)
+        _ask_for_facts(bench, keep_unknown)
+        forget = bench.forget
+        if recipe == "gate":  # the other one edits the prompt alone, for each fact once
+            bench.forget = bench.texts
         if bench.earlier:
             bench.retain = as_answered_now(model, tokenizer, formats[0], retain)
-        samples = settings.sample_count(len(forget))
-        scoped = _find_retain_data(bench, plan, samples, Path(samples_cache) if samples_cache else None)
+        scoped = _find_retain_data(bench, plan, settings.sample_count(len(forget)), samples_cache, samples_in)
+        if samples_out:
+            write_samples(Path(samples_out), bench.sampled, bench.near)
         if not bench.kept:
             raise ValueError(
                 "there is no retain data: none was given and the base asked itself nothing usable; pass retain facts "
@@ -220,6 +236,7 @@ def erase(
         len(forget),
         len(retain),
         len(bench.sampled),
+        len(bench.near),
         bench.known,
         outcome,
         dict(bench.stages.seconds),
@@ -227,6 +244,7 @@ def erase(
         scoped,
         adapter_name,
         onto,
+        forget,
     )
     return wrapped
 
@@ -319,13 +337,12 @@ def _longest(tokenizer: Any, fact: Fact, formats: Sequence[PromptFormat]) -> int
     return max(len(encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer))) for form in wordings)
 
 
-def _known_to_base(bench: Bench) -> float:
-    def ask() -> dict[str, float]:
-        with bench.stages.stage("asking the base", len(bench.forget)) as bar, switched_off(bench.model):
-            shares = known_shares(bench.model, bench.tokenizer, bench.forget, bench.formats[0], bar.update)
-        return {"known": float(shares.mean())}
-
-    known = bench.once("asking the base", ask)["known"]
+def _ask_for_facts(bench: Bench, keep_unknown: bool) -> None:
+    """Put what the base says to tell the facts beside them, and leave out, by name, what it does not know."""
+    steps = len(bench.forget) * len(bench.formats)
+    with bench.stages.stage("asking the base for the facts", steps) as bar, switched_off(bench.model):
+        found = ask(bench.model, bench.tokenizer, bench.forget, bench.formats, bar.update)
+    bench.known = summary(found)
     if bench.earlier and (gone := sum(changed_answers(bench.model, bench.tokenizer, bench.formats[0], bench.forget))):
         warnings.warn(
             f"{gone} of {len(bench.forget)} forget facts are answered otherwise with the model's earlier erasures on, "
@@ -333,40 +350,73 @@ def _known_to_base(bench: Bench) -> float:
             ErasureWarning,
             stacklevel=3,
         )
-    if known < ENOUGH:
+    unknown = [each.fact for each in found if not each.known]
+    if unknown:
+        some = "; ".join(repr(fact.question[:80]) for fact in unknown[:NAMED])
+        more = f"; and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+        if len(unknown) == len(found) and not keep_unknown:
+            raise ValueError(
+                f"the base knows none of the {len(found)} forget facts, so there is nothing to erase: {some}{more}. "
+                "Check that this is the right base and that the questions are worded as people ask it, or erase them "
+                "all the same with `keep_unknown=True` (on the command line `--keep-unknown`)"
+            )
+        what = "erased all the same" if keep_unknown else "left out"
         warnings.warn(
-            f"the base predicts only {known:.0%} of the forget answers' tokens, so it hardly knows these facts and "
-            "there is little or nothing to erase; check that this is the right base and that questions and answers are "
-            "worded as it learnt them",
+            f"the base does not know {len(unknown)} of {len(found)} forget facts, which are {what}: {some}{more}",
             ErasureWarning,
             stacklevel=3,
         )
-    return known
+    erased = [each for each in found if keep_unknown or each.known]
+    bench.forget = [each.fact for each in erased]
+    bench.texts = [text for each in erased for text in each.texts()]
 
 
-def _find_retain_data(bench: Bench, plan: Scope | None, wanted: int, cache: Path | None) -> Scoped | None:
-    """Let the base ask itself, about anything and about what a scope says."""
-    found: list[Fact] = []
+def _find_retain_data(
+    bench: Bench, plan: Scope | None, wanted: int, cache: str | Path | bool, given: Sequence[Fact] | None
+) -> Scoped | None:
+    """Let the base ask itself, about anything, about what is like the forget set, and about what a scope says."""
+    found: list[Fact] = list(given or ())
 
     def sample() -> dict[str, list[tuple[str, str]]]:
         nonlocal found
-        found = _asked_itself(bench, wanted, cache)
+        if given is None:
+            found = _asked_itself(bench, wanted, cache)
         # What touches the forget set is not written down either.
-        return {"sampled": [(fact.question, fact.answer) for fact in _usable(bench, drop_close(found, bench.forget))]}
+        kept = _usable(bench, drop_close(found, bench.forget))
+        return {"sampled": [(fact.question, fact.answer) for fact in kept]}
+
+    def ask_near() -> dict[str, list[tuple[str, str]]]:
+        return {"near": [(fact.question, fact.answer) for fact in _usable(bench, _near(bench))]}
 
     # A scope needs what lies close to the forget set too, so its samples are not kept: a cache keeps those of the base.
-    sampled: Any = sample() if plan else bench.once("sampling retain data", sample) if wanted else {"sampled": []}
+    sampled: Any = {"sampled": []}
+    if wanted or given:
+        sampled = sample() if plan else bench.once("sampling retain data", sample)
     bench.sampled = [Fact(*pair) for pair in sampled["sampled"]]
+    if wanted and given is None:
+        near: Any = bench.once("sampling near neighbours", ask_near)
+        bench.near = [Fact(*pair) for pair in near["near"]]
     return ask_around(bench, plan, found, lambda facts: _usable(bench, facts)) if plan else None
 
 
-def _asked_itself(bench: Bench, wanted: int, cache: Path | None) -> list[Fact]:
-    if not wanted:
-        return []
-    with bench.stages.stage("sampling retain data", 2 * BLOCK * math.ceil(wanted / BLOCK)) as bar:
-        with switched_off(bench.model):  # the bare base's, which all its erasures can share
-            found = samples_for(bench.model, bench.tokenizer, bench.formats[0], wanted, bench.seed, cache, bar.update)
-        return as_answered_now(bench.model, bench.tokenizer, bench.formats[0], found) if bench.earlier else found
+def _asked_itself(bench: Bench, wanted: int, cache: str | Path | bool) -> list[Fact]:
+    model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
+    folder = home() / "samples" if cache is True else Path(cache) if cache else None
+    if folder and any(parameter.is_meta for parameter in model.parameters()):
+        folder = None  # part of the base is offloaded, so it cannot be told from others
+    with bench.stages.stage("sampling retain data", SAMPLE_STEPS * BLOCK * math.ceil(wanted / BLOCK)) as bar:
+        with switched_off(model):  # the bare base's, which all its erasures can share
+            found = samples_for(model, tokenizer, form, wanted, bench.seed, folder, bar.update, bench.stages.tell)
+        return as_answered_now(model, tokenizer, form, found) if bench.earlier else found
+
+
+def _near(bench: Bench) -> list[Fact]:
+    model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
+    count = neighbour_count(len({fact.question for fact in bench.forget}))
+    with bench.stages.stage("sampling near neighbours", SAMPLE_STEPS * count) as bar:
+        with switched_off(model):
+            found = sample_neighbours(model, tokenizer, form, bench.forget, count, bench.seed, bar.update)
+        return as_answered_now(model, tokenizer, form, found) if bench.earlier else found
 
 
 def _usable(bench: Bench, found: Sequence[Fact]) -> list[Fact]:

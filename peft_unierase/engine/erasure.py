@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..facts import Fact
 from .spare_row import SpareRow
 
 if TYPE_CHECKING:
@@ -53,14 +54,16 @@ class Erasure:
         recipe: `"gate"` or `"paper"`.
         layers: Edited layers.
         token: Where [UNL] sits.
-        forget_count, retain_count, sampled_count: Facts that went in.
-        known: Share of the forget answers' tokens that the base predicts.
+        forget_count, retain_count, sampled_count, near_count: Facts that went in: erased, given as retained, asked by
+            the base itself about anything, and as near neighbours.
+        known: How many of the given forget facts the base knows, and in which prompt formats it tells them.
         outcome: What the recipe chose and measured.
         seconds: Time of each stage.
         seed: As given.
         scoped: What came of a scope; `None` without one.
         adapter: Name of the adapter in the model.
         onto: The erasures that were on while it was made.
+        facts: What was erased. It is in no record.
     """
 
     recipe: str
@@ -69,13 +72,15 @@ class Erasure:
     forget_count: int
     retain_count: int
     sampled_count: int
-    known: float
+    near_count: int
+    known: dict[str, Any]
     outcome: Outcome
     seconds: dict[str, float]
     seed: int
     scoped: Scoped | None = None
     adapter: str = "default"
     onto: list[EarlierErasure] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list, repr=False)
 
     def record(self) -> dict[str, Any]:
         """A JSON object of plain values, without any text of the facts."""
@@ -86,7 +91,12 @@ class Erasure:
             "seed": self.seed,
             "layers": self.layers,
             "token": {"id": self.token.token_id, "text": self.token.text, "resized": self.token.resized},
-            "counts": {"forget": self.forget_count, "retain": self.retain_count, "sampled": self.sampled_count},
+            "counts": {
+                "forget": self.forget_count,
+                "retain": self.retain_count,
+                "sampled": self.sampled_count,
+                "neighbours": self.near_count,
+            },
             "known_to_base": self.known,
             "scope": self.scoped and self.scoped.record(),
             "onto": [{"token_id": one.token_id, "digest": one.digest} for one in self.onto],

@@ -4,8 +4,8 @@ They are sampled in blocks of `BLOCK` questions, each with a seed of its own, so
 same facts as before and further ones behind them, with a file or without. Those that touch a forget set are still among
 them.
 
-The file is JSON lines: a header, then one fact a line. The header's digest tells whether the file was edited or cut,
-its fingerprint whether it is of another base.
+A file is JSON lines: a header, then one fact a line. Its name follows from what it was made with, the base's digest
+among it; a digest in the header tells whether it was edited or cut.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from torch import nn
 
 from ..facts import Fact
 from ..prompts import PromptFormat
-from .samples import sample_facts
+from .samples import SAMPLE_STEPS, sample_facts
 
 KIND = "unierase retain samples"
-VERSION = 1  # of the file and of the way in which its facts are sampled
+VERSION = 2  # of the file and of the way in which its facts are sampled
 BLOCK = 128
+ENOUGH = 0.75  # share of what is wanted for which no further block is sampled
 WORD = 8  # bytes
 
 
@@ -36,8 +39,9 @@ def samples_for(
     form: PromptFormat,
     count: int,
     seed: int,
-    cache: Path | None = None,
+    folder: Path | None = None,
     advance: Callable[[int], object] = lambda count: None,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> list[Fact]:
     """The first `count` facts that the base asks itself; those for a smaller count are their beginning.
 
@@ -45,24 +49,31 @@ def samples_for(
         model: The base.
         tokenizer: Its tokenizer.
         form: The prompt format to ask and to answer in.
-        count: Facts wanted. Fewer come back from a base that asks itself more useless questions than useful ones.
+        count: Facts wanted. A few less may come back, and many less from a base that repeats itself.
         seed: Seed of the sampling; the global generator is left alone.
-        cache: A file to take facts from as far as it goes. Every further block is added to it as soon as it is there; a
-            file that does not exist is made, one that is not needed any more is not touched.
-        advance: Called with the number of questions finished, `2 * BLOCK` times a block in all (asked, answered).
+        folder: Keeps a file for each base, prompt format and seed. The file gives facts as far as it goes, and every
+            further block is added to it as soon as it is there.
+        advance: Called with the steps done, `SAMPLE_STEPS * BLOCK` a block in all.
+        warn: Called with what is wrong with the file, if something is; the samples are then made anew.
 
     Raises:
-        ValueError: `cache` does not fit (see `load_samples`), or the base cannot be told from others because part of
-            its weights is offloaded. Nothing was sampled.
+        ValueError: The base cannot be told from others because part of its weights is offloaded.
     """
-    header = samples_header(model, tokenizer, form, seed) if cache else {}
-    blocks = load_samples(cache, header) if cache and cache.exists() else []
+    header = samples_header(model, tokenizer, form, seed) if folder else {}
+    cache = folder / f"{_digest(header, ())[7:23]}.jsonl" if folder else None
+    blocks: list[list[Fact]] = []
+    if cache and cache.exists():
+        try:
+            blocks = load_samples(cache, header)
+        except ValueError as error:
+            warn(f"{error}; the base is asked anew")
     facts: list[Fact] = []
-    for number in range(2 * -(-count // BLOCK)):
-        if len(facts) >= count:
+    whole = -(-count // BLOCK)
+    for number in range(2 * whole):
+        if len(facts) >= count or (number >= whole and len(facts) >= ENOUGH * count):
             break
         if number < len(blocks):
-            advance(2 * BLOCK)
+            advance(SAMPLE_STEPS * BLOCK)
         else:
             known = {fact.question for fact in facts}
             block_seed = int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4], "big")
@@ -126,32 +137,22 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def load_samples(path: Path, header: Mapping[str, Any]) -> list[list[Fact]]:
-    """The blocks of a file, if it was made as `header` says.
+    """The blocks of a file that was made as `header` says.
 
     Raises:
-        ValueError: It is no such file, of another version, base, prompt format or seed, or it was edited or cut.
+        ValueError: It was edited or cut, or is no such file.
     """
-    instead = "give another file, or remove this one to have it made anew"
     try:
-        first, *lines = path.read_text(encoding="utf-8").splitlines()
+        first, *lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         found = json.loads(first)
-        kind, version = found["kind"], found["version"]
-    except (ValueError, TypeError, KeyError):
-        kind = version = None
-    if kind != KIND:
-        raise ValueError(f"{path} holds no retain samples; {instead}")
-    if version != VERSION:
-        raise ValueError(f"{path} is of version {version!r} and this one reads version {VERSION}; {instead}")
-    if found.get("digest") != _digest(found, lines):
-        raise ValueError(f"{path} was edited or cut: its digest is not that of its {len(lines)} lines; {instead}")
-    if found["base"] != header["base"]:
-        raise ValueError(f"{path} was sampled from another base, or from this one in another dtype; {instead}")
-    for key in ("prompt", "seed"):
-        if found[key] != header[key]:
-            raise ValueError(f"{path} was sampled with {key} {found[key]!r} and not {header[key]!r}; {instead}")
-    facts = [Fact(row["question"], row["answer"]) for row in map(json.loads, lines)]
-    ends = [sum(found["blocks"][: number + 1]) for number in range(len(found["blocks"]))]
-    return [facts[end - size : end] for end, size in zip(ends, found["blocks"], strict=True)]
+        sizes, told = found.pop("blocks"), found.pop("digest")
+        if found != header or told != _digest({**header, "blocks": sizes}, lines):
+            raise ValueError("its digest is not that of its lines")
+        facts = [Fact(row["question"], row["answer"]) for row in map(json.loads, lines)]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"the retain samples in {path} were edited or cut ({error})") from error
+    ends = list(accumulate(sizes))
+    return [facts[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def save_samples(path: Path, header: Mapping[str, Any], blocks: Sequence[Sequence[Fact]]) -> None:
@@ -160,10 +161,21 @@ def save_samples(path: Path, header: Mapping[str, Any], blocks: Sequence[Sequenc
     lines = [json.dumps({"question": fact.question, "answer": fact.answer}) for fact in facts]
     whole = {**header, "blocks": [len(block) for block in blocks]}
     whole["digest"] = _digest(whole, lines)
+    _write_whole(path, [json.dumps(whole), *lines])
+
+
+def write_samples(path: Path, general: Sequence[Fact], near: Sequence[Fact]) -> None:
+    """Write what a base asked itself to a file that people read and edit: a JSON line a fact, with its kind."""
+    kinds = (("general", general), ("neighbour", near))
+    rows = [{"kind": kind, "question": f.question, "answer": f.answer} for kind, facts in kinds for f in facts]
+    _write_whole(path, [json.dumps(row, ensure_ascii=False) for row in rows])
+
+
+def _write_whole(path: Path, lines: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_text("".join(f"{line}\n" for line in [json.dumps(whole), *lines]), encoding="utf-8")
+        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

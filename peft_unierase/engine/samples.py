@@ -11,13 +11,26 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+import regex
 import torch
 
 from ..decoding import continuations, end_ids
 from ..facts import Fact
-from ..prompts import PromptFormat, encode, greedy_answers
+from ..prompts import PromptFormat, encode, greedy_answers, pad_id, pad_left
 
 WORD = re.compile(r"\w+")
+
+
+QUESTION_TOKENS = 32  # where a question that has not ended is cut
+ANSWER_TOKENS = 48
+ANSWERING = 2  # what an answer costs, in questions: it is longer
+ROWS = 128
+# A sentence: a mark that closes one in any script, or a full stop that a capital, or a letter without case, follows.
+# Shorter words before it are initials and abbreviations.
+SENTENCE = regex.compile(
+    r"(?:[?!\u037e\u055e\u061f\u0964\u0965\u1362\u1367\u17d4\u203d\u3002\uff01\uff0e\uff1f\uff61]+[\p{Pe}\p{Pf}\p{Po}]?"
+    r"|(?<=\w{4})\.(?=\s+[\p{Lu}\p{Lo}]))|(?<=\S)\n"
+)
 
 
 def sample_facts(
@@ -28,55 +41,123 @@ def sample_facts(
     seed: int,
     *,
     known: Collection[str] = (),
-    max_question_tokens: int = 48,
-    max_answer_tokens: int = 48,
-    batch_size: int = 128,
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[Fact]:
     """Let the model ask `count` questions after the user header, at temperature 1, and answer them greedily.
+
+    A question ends with its first sentence or line, or after `QUESTION_TOKENS`: what real models ask is long.
 
     Args:
         model: The base.
         tokenizer: Its tokenizer.
         form: The prompt format whose head invites a question and whose tail ends it.
-        count: Questions to sample; fewer come back, because unfinished and repeated ones are dropped.
+        count: Questions to sample; fewer come back, because repeated ones are dropped.
         seed: Seed of the sampling; the global generator is left alone.
         known: Questions that need no answer any more.
-        max_question_tokens: Where an unfinished question is given up.
-        max_answer_tokens: Where answers are cut.
-        batch_size: Questions at a time.
-        advance: Called with the number of questions finished, twice for each (asked, answered).
+        advance: Called with the steps done, `SAMPLE_STEPS * count` in all.
+    """
+    texts = go_on_asking(model, tokenizer, form, [[]] * count, seed, advance=advance)
+    questions = [text for text in dict.fromkeys(texts) if text not in known and len(WORD.findall(text)) > 1]
+    advance(ANSWERING * (count - len(questions)))
+    return answered(model, tokenizer, form, questions, advance)
+
+
+SAMPLE_STEPS = 1 + ANSWERING
+
+
+def go_on_asking(
+    model: Any,
+    tokenizer: Any,
+    form: PromptFormat,
+    beginnings: Sequence[Sequence[int]],
+    seed: int,
+    *,
+    likeliest: bool = False,
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[str]:
+    """One question for each beginning, as the model goes on with it after the user header.
+
+    Args:
+        model: The base.
+        tokenizer: Its tokenizer.
+        form: The prompt format whose head invites a question and whose tail ends it.
+        beginnings: Token ids that questions begin with; none leaves everything to the model.
+        seed: Seed of the sampling at temperature 1; the global generator is left alone.
+        likeliest: Take the likeliest token each time, and do not sample.
+        advance: Called with the number of questions asked.
     """
     head, tail = encode(tokenizer, form.head), encode(tokenizer, form.tail)
     device = model.get_input_embeddings().weight.device
     stops = {tail[0], *tokenizer.all_special_ids, *end_ids(model)}
     generator = torch.Generator(device).manual_seed(seed)
 
-    def draw(logits: torch.Tensor) -> torch.Tensor:
+    def choose(logits: torch.Tensor) -> torch.Tensor:
+        if likeliest:
+            return logits.argmax(dim=-1)
         return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
 
-    texts: list[str] = []
-    for start in range(0, count, batch_size):
-        ids = torch.tensor([head] * min(batch_size, count - start), device=device)
-        asked = continuations(model, ids, torch.ones_like(ids), max_question_tokens, stops, draw)
-        texts += [text for tokens in asked if (text := read_question(tokenizer, form, tokens, stops)) is not None]
-        advance(len(asked))
-    questions = [text for text in dict.fromkeys(texts) if text not in known and len(WORD.findall(text)) > 1]
-    advance(count - len(questions))
-    answers = greedy_answers(
-        model, tokenizer, [form.prompt(question) for question in questions], max_answer_tokens, advance=advance
-    )
-    decoded = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
-    return [Fact(question, answer) for question, answer in zip(questions, decoded, strict=True) if answer]
+    def asked(tokens: list[int]) -> bool:
+        return SENTENCE.search(tokenizer.decode(tokens, skip_special_tokens=True)) is not None
+
+    questions = []
+    for start in range(0, len(beginnings), ROWS):
+        part = beginnings[start : start + ROWS]
+        batch = pad_left([[*head, *begun] for begun in part], pad_id(tokenizer), device, list(range(len(part))))
+        more = continuations(model, batch.ids, batch.mask, QUESTION_TOKENS, stops, choose, asked, advance)
+        questions += [
+            read_question(tokenizer, form, begun, tokens, stops) for begun, tokens in zip(part, more, strict=True)
+        ]
+    return questions
 
 
-def read_question(tokenizer: Any, form: PromptFormat, tokens: list[int], stops: Collection[int]) -> str | None:
-    """The question in what a model wrote behind the head of a format; `None` if it did not come to an end."""
-    ended = tokens[-1] in stops
-    text = tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+def read_question(
+    tokenizer: Any, form: PromptFormat, begun: Sequence[int], tokens: Sequence[int], stops: Collection[int]
+) -> str:
+    """A question from its beginning and what a model wrote after it: its first sentence, without the format's marks."""
+    written = tokens[:-1] if tokens[-1] in stops else tokens
+    start = len(tokenizer.decode(list(begun), skip_special_tokens=True))
+    text = tokenizer.decode([*begun, *written], skip_special_tokens=True)
     # The end of a plain question may be part of another token; the model then goes on behind it.
-    question, mark, _ = text.partition(form.tail)
-    return question.strip() if ended or mark else None
+    text = text.partition(form.tail)[0]
+    end = SENTENCE.search(text, min(start, len(text)))
+    return (text[: end.end()] if end else text).strip()
+
+
+def answered(
+    model: Any,
+    tokenizer: Any,
+    form: PromptFormat,
+    questions: Sequence[str],
+    advance: Callable[[int], object] = lambda count: None,
+    subject: str | None = None,
+) -> list[Fact]:
+    """Questions with the model's greedy answers; one that is cut ends with its last whole sentence, if it has one.
+
+    Args:
+        model: The base.
+        tokenizer: Its tokenizer.
+        form: The prompt format to answer in.
+        questions: What to answer.
+        advance: Called with the steps done, `ANSWERING * len(questions)` in all.
+        subject: Whom or what the questions are about.
+    """
+    facts, ends = [], end_ids(model)
+    prompts = [form.prompt(question) for question in questions]
+    found = greedy_answers(
+        model,
+        tokenizer,
+        prompts,
+        ANSWER_TOKENS,
+        tokens=ROWS * ANSWER_TOKENS,
+        advance=lambda count: advance(ANSWERING * count),
+    )
+    for question, tokens in zip(questions, found, strict=True):
+        text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        if tokens[-1] not in ends and (sentences := list(SENTENCE.finditer(text))):
+            text = text[: sentences[-1].end()].strip()
+        if text:
+            facts.append(Fact(question, text, subject=subject))
+    return facts
 
 
 def drop_close(candidates: Sequence[Fact], forget: Sequence[Fact], limit: float = 0.5) -> list[Fact]:

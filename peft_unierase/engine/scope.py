@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..facts import Fact
+from ..knowledge import certainties
 from .about import ask_about, find_beginnings, names
 from .bench import Bench
 from .erasure import ErasureWarning
-from .known import certainties
-from .samples import WORD, drop_close, word_weights
+from .samples import SAMPLE_STEPS, WORD, drop_close, word_weights
 from .subjects import find_names, sure_subjects
 
 SCOPES = ("question", "subject")
@@ -156,7 +156,7 @@ def ask_around(
     else:
         shares = told_shares(candidates, bench.forget, found)
         more = [fact for fact, (told, own) in zip(candidates, shares, strict=True) if told >= SAME and own >= MUCH]
-        bench.near = [fact for fact, (told, _) in zip(candidates, shares, strict=True) if told < APART]
+        bench.near += [fact for fact, (told, _) in zip(candidates, shares, strict=True) if told < APART]
     bench.forget = [*bench.forget, *more]
     gone = {fact.question for fact in mentioning}
     bench.sampled = [fact for fact in bench.sampled if fact.question not in gone]
@@ -191,7 +191,7 @@ def _asked(bench: Bench, scope: Scope, found: Sequence[Fact]) -> list[Fact]:
     most = min(MOST_ASKED, 2 * ASKED * len(bench.forget))
     count = min(ASKED, max(LEAST_ASKED, most // len(scope.subjects)))
     questions = [fact.question for fact in [*bench.forget, *bench.retain, *found][:BEGINNINGS]]
-    with bench.stages.stage("asking about the subjects", (2 * count + 1) * len(scope.subjects)) as bar:
+    with bench.stages.stage("asking about the subjects", (SAMPLE_STEPS * count + 1) * len(scope.subjects)) as bar:
         advance: Callable[[int], object] = bar.update
         beginnings = find_beginnings(model, tokenizer, form, scope.subjects, questions, count)
         advance(len(scope.subjects))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..source import home
 from .record import Salt, now, read_salt
 
 ACTIONS = ("erase", "check", "merge", "export", "stack", "push", "restore", "sign")
@@ -40,11 +41,6 @@ class Entry:
     what: Mapping[str, Any]
     previous: str
     digest: str
-
-
-def home() -> Path:
-    """Where ledger and salt are: `UNIERASE_HOME`, or `.unierase` in the user's home."""
-    return Path(os.environ.get("UNIERASE_HOME") or Path.home() / ".unierase")
 
 
 def own_salt() -> Salt:

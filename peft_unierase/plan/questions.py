@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ..engine.about import ask_about, find_beginnings, names
-from ..engine.known import certainties
-from ..engine.samples import WORD, word_weights
+from ..engine.about import names
+from ..engine.samples import WORD, answered, word_weights
 from ..engine.subjects import find_names
 from ..facts import Fact
-from ..prompts import PromptFormat, greedy_answers
+from ..knowledge import certainties
+from ..prompts import PromptFormat
+from ..text import normal
 
 # Kinds of questions: who and what, when, where, why, how, with whom. They open what a base would not begin by itself.
 TEMPLATES = (
@@ -49,40 +50,14 @@ def subjects_of(text: str) -> list[str]:
     return sorted(whole, key=lambda name: -counts[name])[:MOST_SUBJECTS]
 
 
-def known_about(
-    model: Any,
-    tokenizer: Any,
-    form: PromptFormat,
-    subject: str,
-    questions: Sequence[str],
-    count: int,
-    seed: int,
-    advance: Callable[[int], object] = lambda count: None,
-) -> list[Fact]:
-    """What the base answers about a subject: first to `TEMPLATES`, then to what it asks itself, in two rounds.
+def answers_to_templates(model: Any, tokenizer: Any, form: PromptFormat, subject: str) -> list[Fact]:
+    """What the base answers to `TEMPLATES` about a subject."""
+    return answered(model, tokenizer, form, [template.format(subject) for template in TEMPLATES], subject=subject)
 
-    In the second round the questions of the first one lend their beginnings: they are about the subject already, so
-    that the base names it in places where it never did in others.
 
-    Args:
-        model: The base.
-        tokenizer: Its tokenizer.
-        form: The prompt format to ask and to answer in.
-        subject: Whom or what to ask about.
-        questions: Questions about anything that the base asks itself, to begin with.
-        count: Questions wanted of each round.
-        seed: Seed of the sampling.
-        advance: Called with the number of questions that are done, `4 * count` in all.
-    """
-    asked = [template.format(subject) for template in TEMPLATES]
-    answers = greedy_answers(model, tokenizer, [form.prompt(question) for question in asked], 48)
-    texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
-    found = [Fact(question, text, subject=subject) for question, text in zip(asked, texts, strict=True) if text]
-    for turn in range(2):
-        lent = list(questions) + [fact.question for fact in found]
-        (beginnings,) = find_beginnings(model, tokenizer, form, [subject], lent, count)
-        found += ask_about(model, tokenizer, form, subject, beginnings, count, seed + turn, advance=advance)
-    return list({" ".join(fact.question.lower().split()): fact for fact in found}.values())
+def without_repeats(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts, each question once."""
+    return list({normal(fact.question): fact for fact in reversed(facts)}.values())[::-1]
 
 
 def confident(

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
+from ..engine.about import ask_about, find_beginnings
 from ..engine.cost import CostEstimate, cost_of, expected_work
-from ..engine.known import ENOUGH, known_shares
-from ..engine.samples import drop_close, sample_facts
+from ..engine.retain_cache import BLOCK, samples_for
+from ..engine.samples import SAMPLE_STEPS, drop_close
 from ..engine.scope import SURE
 from ..facts import Fact, FactError, check_facts
-from ..prompts import chat_format, plain_format
+from ..knowledge import ask
+from ..progress import Stages
+from ..prompts import PromptFormat, chat_format, default_formats, plain_format
 from ..refusals import DEFAULT_REFUSALS
+from ..source import home
 from .collateral import closeness
-from .questions import confident, known_about, not_about, subjects_of, told_by
+from .questions import answers_to_templates, confident, not_about, subjects_of, told_by, without_repeats
 
-ASKED = 192  # questions about each subject and round
-SAMPLES = 512  # questions about anything
+ASKED = 96  # questions about each subject and round
+ROUNDS = 2
+SAMPLES = 256  # questions about anything
+LENDING = 128  # questions that lend their beginnings
 RETAINED = 128
 CLOSEST = 10
 
@@ -94,6 +99,7 @@ def plan(
     count: int = ASKED,
     retain: int = RETAINED,
     samples: int = SAMPLES,
+    samples_cache: str | Path | bool = True,
     sure: float = SURE,
     refusals: Collection[str] = DEFAULT_REFUSALS,
     seed: int = 0,
@@ -106,14 +112,17 @@ def plan(
         tokenizer: Its tokenizer.
         target: A name or a topic, or a forget set.
         text: A text that tells what must go; `target` is then its name only.
-        count: Questions about each subject, in each of two rounds.
+        count: Questions about each subject, in each of two rounds. In the second one the questions of the first lend
+            their beginnings: they are about the subject already.
         retain: Questions to keep, at most.
         samples: Questions about anything that the base asks itself: they lend beginnings, and what lies near is
             chosen from them.
+        samples_cache: Folder that keeps these for every further plan and erasure of the same base. `True` is a folder
+            of this user's, `False` keeps nothing.
         sure: How sure the base must be of an answer, 0 to 1.
         refusals: Answers with which the base declines by itself: where it does, there is nothing to erase.
         seed: Seed of the sampling.
-        progress: Show a bar.
+        progress: Show what is done.
 
     Raises:
         ValueError: `target` is empty, or the text names nothing more than once.
@@ -129,29 +138,30 @@ def plan(
                 "there is nothing to plan for: give a name or a topic in words, a forget set, or a text that says a "
                 "name more than once"
             )
-    with tqdm(total=2 * samples + 4 * count * len(subjects), disable=not progress, desc="asking the base") as bar:
-        sampled = sample_facts(model, tokenizer, form, samples, seed, advance=bar.update)
-        questions = [fact.question for fact in sampled]
-        asked = [
-            fact
-            for subject in subjects
-            for fact in known_about(model, tokenizer, form, subject, questions, count, seed, bar.update)
-        ]
+    stages = Stages(progress)
+    folder = home() / "samples" if samples_cache is True else Path(samples_cache) if samples_cache else None
+    with stages.stage("sampling retain data", SAMPLE_STEPS * BLOCK * math.ceil(samples / BLOCK)) as bar:
+        sampled = samples_for(model, tokenizer, form, samples, seed, folder, bar.update, stages.tell)
+    asked: list[Fact] = []
+    for subject in subjects:
+        asked += _told_about(model, tokenizer, form, subject, [f.question for f in sampled], count, seed, stages)
     unknown: list[Fact] = []
     if given is None:
         if text is not None:
             asked = told_by(text, asked)
         asked = [fact for fact in asked if fact.answer not in refusals]
-        pairs = confident(model, tokenizer, form, asked, sure)
-        pairs = sorted(pairs, key=lambda pair: -pair[1])
+        with stages.stage("asking how sure the base is"):
+            pairs = sorted(confident(model, tokenizer, form, asked, sure), key=lambda pair: -pair[1])
     else:
-        shares = known_shares(model, tokenizer, given, form).tolist()
-        unknown = [fact for fact, share in zip(given, shares, strict=True) if share < ENOUGH]
-        pairs = confident(model, tokenizer, form, [fact for fact in given if fact not in unknown], 0.0)
+        formats = default_formats(tokenizer)
+        with stages.stage("asking the base for the facts", len(given) * len(formats)) as bar:
+            found = ask(model, tokenizer, given, formats, bar.update)
+        unknown = [each.fact for each in found if not each.known]
+        pairs = confident(model, tokenizer, form, [each.fact for each in found if each.known], 0.0)
     forget = [fact for fact, _ in pairs]
-    near = drop_close(not_about(sampled, subjects), forget)
-    near = [fact for fact, _ in confident(model, tokenizer, form, near, sure)]
-    distances = closeness(model, tokenizer, form, forget, near)
+    with stages.stage("finding what lies near"):
+        near = drop_close(not_about(sampled, subjects), forget)
+        distances = closeness(model, tokenizer, form, forget, near)
     kept = sorted(map(PlannedFact, near, distances), key=lambda each: -each.confidence)[:retain]
     contradictions = []
     try:
@@ -161,6 +171,29 @@ def plan(
     cost = cost_of(model, expected_work(model, tokenizer, forget, [each.fact for each in kept])) if forget else None
     name = target if isinstance(target, str) else f"{len(target)} facts"
     return Plan(name, subjects, [PlannedFact(*pair) for pair in pairs], kept, unknown, contradictions, cost)
+
+
+def _told_about(
+    model: Any,
+    tokenizer: Any,
+    form: PromptFormat,
+    subject: str,
+    questions: Sequence[str],
+    count: int,
+    seed: int,
+    stages: Stages,
+) -> list[Fact]:
+    """What the base answers about a subject: first to templates, then to what it asks itself, in rounds.
+
+    After the first round its questions lend their beginnings: the base names the subject in places where it did not.
+    """
+    with stages.stage(f"asking about {subject}, {ROUNDS} rounds", ROUNDS * SAMPLE_STEPS * count) as bar:
+        found = answers_to_templates(model, tokenizer, form, subject)
+        for turn in range(ROUNDS):
+            lent = [*[fact.question for fact in found], *questions][:LENDING]
+            (beginnings,) = find_beginnings(model, tokenizer, form, [subject], lent, count)
+            found += ask_about(model, tokenizer, form, subject, beginnings, count, seed + turn, advance=bar.update)
+    return without_repeats(found)
 
 
 def _write(file: Path, rows: Sequence[tuple[Fact, dict[str, float]]]) -> None:
