@@ -21,7 +21,7 @@ from peft_unierase.engine import checkpoint, retain_cache
 from peft_unierase.engine.checkpoint import discard, read_stage, stages_in
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.gate.units import UnitSettings
-from peft_unierase.engine.progress import Stages
+from peft_unierase.progress import Stages
 from peft_unierase.prompts import default_formats
 
 pytestmark = pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
@@ -97,10 +97,10 @@ def run(kind: str, folder: Path, work_dir: Path | None, stop: int | None = None,
     stage = Stages.stage
 
     @contextmanager
-    def stopping(self: Stages, name: str, total: int) -> Iterator[Any]:
+    def stopping(self: Stages, name: str, total: int, even: bool = True) -> Iterator[Any]:
         if not name.startswith("recording"):
             started.append(name)
-        with stage(self, name, total) as bar:
+        with stage(self, name, total, even) as bar:
             if len(started) == stop:
                 bar.update = interrupt  # type: ignore[method-assign]
             yield bar
