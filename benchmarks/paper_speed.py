@@ -39,9 +39,9 @@ from peft_unierase.engine.paper.kept import find_null_spaces, record_kept
 from peft_unierase.engine.paper.marks import find_marks
 from peft_unierase.engine.paper.run import fit_common
 from peft_unierase.engine.paper.token import learn_refusals
-from peft_unierase.engine.progress import Stages
 from peft_unierase.engine.spare_row import find_spare_row
 from peft_unierase.engine.trace import bent_output, inputs_at
+from peft_unierase.progress import Stages
 from peft_unierase.prompts import default_formats, pad_id, pad_left
 
 

@@ -26,11 +26,11 @@ from peft_unierase.engine.gate.flags import flag_slots
 from peft_unierase.engine.gate.run import ENOUGH_HELD
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.gate.units import UnitSettings
-from peft_unierase.engine.progress import Stages
 from peft_unierase.engine.refusal import FARTHEST
 from peft_unierase.engine.replay import Recording
 from peft_unierase.engine.retain_cache import BLOCK
 from peft_unierase.facts import Fact
+from peft_unierase.progress import Stages
 from peft_unierase.prompts import encode, pad_left, plain_format
 
 CPU = torch.device("cpu")
@@ -144,7 +144,7 @@ def run(request: pytest.FixtureRequest) -> Counted:
     counts: dict[str, int] = {}
 
     @contextmanager
-    def stage(self: Stages, name: str, total: int) -> Iterator[Any]:
+    def stage(self: Stages, name: str, total: int, even: bool = True) -> Iterator[Any]:
         with counter() as found:
             yield type("Bar", (), {"update": lambda *_: None})()
         counts[name] = found.get_total_flops()

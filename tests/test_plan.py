@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,8 @@ def test_a_ramp_goes_up_and_keeps_the_last_good_erasure(tmp_path: Path, hastily:
     assert record["counts"]["forget"] == 4
     assert len(record["facts"]["digests"]) == 4
     assert (tmp_path / "ramp" / "ramp.png").is_file()
+    for line in (r"step 1 of 2: 2 facts", r"\S+  asking what step 2 erased · took \S+ s"):
+        assert re.search(rf"^{line}$", ended.stderr, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("bad", "facts"), [(2, 1), (4, 2)], ids=["the first step", "the second"])

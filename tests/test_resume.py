@@ -21,7 +21,7 @@ from peft_unierase.engine import checkpoint, retain_cache
 from peft_unierase.engine.checkpoint import discard, read_stage, stages_in
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.gate.units import UnitSettings
-from peft_unierase.engine.progress import Stages
+from peft_unierase.progress import Stages
 from peft_unierase.prompts import default_formats
 
 pytestmark = pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
@@ -97,10 +97,10 @@ def run(kind: str, folder: Path, work_dir: Path | None, stop: int | None = None,
     stage = Stages.stage
 
     @contextmanager
-    def stopping(self: Stages, name: str, total: int) -> Iterator[Any]:
+    def stopping(self: Stages, name: str, total: int, even: bool = True) -> Iterator[Any]:
         if not name.startswith("recording"):
             started.append(name)
-        with stage(self, name, total) as bar:
+        with stage(self, name, total, even) as bar:
             if len(started) == stop:
                 bar.update = interrupt  # type: ignore[method-assign]
             yield bar
@@ -274,7 +274,10 @@ def test_another_run_is_not_gone_on_with(other: str, begun: Path, tmp_path: Path
 def test_what_is_found_is_announced(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work_dir = Path(shutil.copytree(begun, tmp_path / "work"))
     run("units", tmp_path, work_dir, 1, progress=True)
-    assert f"resuming after stage 1, 'asking the base', from {work_dir}\n" in capsys.readouterr().err
+    resumed, skipped, stopped = capsys.readouterr().err.splitlines()
+    assert resumed == f"resuming after stage 1, 'asking the base', from {work_dir}"
+    assert skipped.endswith("  asking the base · done in an earlier run")
+    assert "  sampling retain data · stopped after " in stopped
     run("units", tmp_path, work_dir, 2, progress=True, seed=1)
     assert f"{work_dir} holds stages of another run" in capsys.readouterr().err
     assert run("units", tmp_path, work_dir, 1).started == ["asking the base"]  # the other run has replaced it

@@ -20,9 +20,9 @@ from peft_unierase.engine.gate.places import choose_places
 from peft_unierase.engine.gate.settings import GateSettings
 from peft_unierase.engine.gate.token_units import OPEN, divider
 from peft_unierase.engine.gate.units import UnitDetector, UnitSettings, cut_down, find_writers, unit_rows, whitening
-from peft_unierase.engine.progress import Stages
 from peft_unierase.engine.refusal import FreeColumns
 from peft_unierase.engine.trace import traced_inputs
+from peft_unierase.progress import Stages
 from peft_unierase.tuner.structure import find_down_projections
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2}

@@ -11,9 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ..facts import Fact
+from ..progress import Stages
 from ..prompts import PromptFormat, chat_format, plain_format
 from ..refusals import DEFAULT_REFUSALS
 from . import scores
@@ -78,7 +77,7 @@ def check(
         names: What to call base, erased model and twin in the report.
         seed: Of everything that is drawn.
         max_new_tokens: Longest answer.
-        progress: Show a bar.
+        progress: Say on stderr what is being done: bars on a terminal, elsewhere a line a stage.
 
     Raises:
         ValueError: There is nothing to forget, no base to compare with, an attack of an unknown name, or a twin with
@@ -113,22 +112,24 @@ def check(
     ]:
         skipped["truth ratio"] = f"not every fact has wrong answers (column perturbed_answer) in: {', '.join(bare)}"
 
-    with tqdm(total=len(wanted) + 1 + len(case.retain), disable=None if progress else True) as bar:
-        measured: dict[str, list[Measured]] = {}
-        for name, facts in ((FORGET, case.forget), *case.retain.items()):
-            bar.set_description(f"measuring {name}")
-            measured[name] = [measure(t, case, facts, forget=name == FORGET, judges=judges) for t in targets]
-            bar.update(1)
+    stages = Stages(progress)
+    measured: dict[str, list[Measured]] = {}
+    for name, facts in ((FORGET, case.forget), *case.retain.items()):
+        # No model is like another here: one that declines is soon done.
+        with stages.stage(f"measuring {name}", len(targets), even=False) as bar:
+            measured[name] = []
+            for target in targets:
+                measured[name].append(measure(target, case, facts, forget=name == FORGET, judges=judges))
+                bar.update(1)
+    with stages.stage("comparing distributions"):
         figures = [*_figures(measured), *_further(targets, case)]
-        results = []
-        for attack in wanted:
-            bar.set_description(f"attack: {attack.title}")
+    results = []
+    for number, attack in enumerate(wanted, start=1):
+        with stages.stage(f"attack {number} of {len(wanted)}: {attack.title}", len(targets), even=False) as bar:
             try:
-                results.append(_attacked(attack, targets, case, limits))
+                results.append(_attacked(attack, targets, case, limits, bar.update))
             except NotApplicable as reason:
                 skipped[attack.name] = str(reason)
-            bar.update(1)
-        bar.set_description("checked")
     table = _scores(measured, targets)
     kept = [(f"recall of {name}", m[0].figures["recall"], m[1].figures["recall"]) for name, m in measured.items()][1:]
     before, after = (table["model utility"].get(side) for side in ("base", "erased"))
@@ -212,9 +213,14 @@ def _other_formats(tokenizer: Any) -> dict[str, PromptFormat]:
     return found
 
 
-def _attacked(attack: Attack, targets: Sequence[Target], case: Case, limits: Thresholds) -> AttackResult:
+def _attacked(
+    attack: Attack, targets: Sequence[Target], case: Case, limits: Thresholds, advance: Callable[[int], object]
+) -> AttackResult:
     started = time.perf_counter()
-    found = [_found(attack, target, case) for target in targets]
+    found = []
+    for target in targets:
+        found.append(_found(attack, target, case))
+        advance(1)
     spread = partial(scores.interval, seed=case.seed, confidence=limits.confidence)
     reference = found[2].leaks if len(found) > 2 else found[1].floor
     excess = [own - other for own, other in zip(found[1].leaks, reference, strict=True)]

@@ -155,7 +155,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
     from ..engine import RECIPES, check_recipe, check_scope, erase, plan_scope
     from ..engine.checkpoint import discard
-    from ..engine.cost import cost_of, expected_work
+    from ..engine.cost import cost_of, expected_work, sizes_of
     from ..tuner import guarded
     from .base import load_base, load_onto, prepare_libraries
     from .check import report_table
@@ -186,9 +186,9 @@ def _run(plan: ErasePlan, style: Format) -> None:
     estimate = None
     if plan.recipe == "gate" and style is not Format.QUIET:  # the other one's cost is not computed
         with suppress(ValueError):  # what is wrong with the arguments `erase` will say
-            estimate = cost_of(model, expected_work(model, tokenizer, forget, retain, **told))
+            estimate = cost_of(sizes_of(model), expected_work(model, tokenizer, forget, retain, **told))
     if estimate and style is Format.HUMAN:
-        say(estimate_line(estimate) + (" The check behind it is not counted." if plan.check else ""))
+        say(estimate_line(estimate))
     if plan.onto:
         model = load_onto(model, tokenizer, plan.onto, plan.allow_resize, plan.trust)
     erased = erase(
@@ -217,8 +217,9 @@ def _run(plan: ErasePlan, style: Format) -> None:
     discard(plan.work_dir)
     seconds = erased.erasure.seconds
     if style is Format.JSON:
-        expected = estimate.record() if estimate else None
-        show_json({"output": str(plan.output), **record, "seconds": seconds, "estimate": expected})
+        expected = estimate.record() if estimate else {}
+        expected.pop("seconds", None)  # nothing was tried
+        show_json({"output": str(plan.output), **record, "seconds": seconds, "estimate": expected or None})
     elif style is Format.HUMAN:
         if report:
             show(report_table(report, brief=True) + "\n")

@@ -24,17 +24,11 @@ ASKED = 100
 
 
 def estimate_line(estimate: CostEstimate) -> str:
-    """What a run will cost, in two lines."""
-    seconds = estimate.seconds or 0.0
-    time = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
-    time = f"{seconds / 3600:.1f} hours" if seconds > 6000 else time
+    """What a run will take up."""
     peak, base, adapter = (
         with_unit(count, "B") for count in (estimate.peak_bytes, estimate.model_bytes, estimate.adapter_bytes)
     )
-    return (
-        f"To be expected: {time}, which is a guess from a moment's trial of this machine, most of it for "
-        f"{estimate.dominant.name};\n{peak} of tensors at the worst, {base} of them the base; an adapter of {adapter}."
-    )
+    return f"To be expected: {peak} of tensors at the worst, {base} of them the base; an adapter of {adapter}."
 
 
 def checked(

@@ -115,6 +115,7 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     picture_library()
 
     from ..engine import erase
+    from ..progress import Stages
     from ..prompts import default_formats
     from .base import load_base, prepare_libraries
     from .finish import finish
@@ -123,23 +124,29 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     asked = drawn(retain, ASKED, f"{plan.seed} ramp")
     groups = [forget[start:end] for start, end in zip([0, *counts], counts, strict=False)]
     told: dict[str, Any] = {"refusals": refusals, "seed": plan.seed, "progress": style is not Format.QUIET}
+    stages = Stages(style is not Format.QUIET)
     plan.output.mkdir(parents=True, exist_ok=True)
     steps: list[Step] = []
     base = None
     for number, count in enumerate(counts, start=1):
         model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map)
         form = default_formats(tokenizer)[0]
+        stages.tell(f"step {number} of {len(counts)}: {count} {'fact' if count == 1 else 'facts'}")
 
-        def recall(asking: Any, facts: Sequence[Any], tokenizer: Any = tokenizer, form: Any = form) -> float:
-            answers = answer_questions(asking, tokenizer, facts, form)
+        def recall(what: str, asking: Any, facts: Sequence[Any], tokenizer: Any = tokenizer, form: Any = form) -> float:
+            with stages.stage(what, len(facts), even=False) as bar:
+                answers = answer_questions(asking, tokenizer, facts, form, advance=bar.update)
             return sum(answer.recall for answer in answers) / len(answers)
 
         if base is None:
-            base = recall(model, asked)
+            base = recall("asking the base what is retained", model, asked)
         cache = plan.output / "samples"
         erased = erase(model, tokenizer, forget[:count], retain, samples_cache=cache, **told)
-        leaks = [recall(erased, drawn(group, ASKED, f"{plan.seed} ramp")) for group in groups[:number]]
-        kept = recall(erased, asked) / max(base, 1e-9)
+        leaks = [
+            recall(f"asking what step {step} erased", erased, drawn(group, ASKED, f"{plan.seed} ramp"))
+            for step, group in enumerate(groups[:number], start=1)
+        ]
+        kept = recall("asking what is retained", erased, asked) / max(base, 1e-9)
         failed = [
             f"{leak:.3f} of what step {step} erased comes back, and --leak allows {plan.leak}"
             for step, leak in enumerate(leaks, start=1)

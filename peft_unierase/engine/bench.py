@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from ..facts import Fact
+from ..progress import Stages
 from ..prompts import PromptFormat, encode
 from ..tuner.structure import find_token_modules
 from ..tuner.swap import plain_weight
 from .checkpoint import Checkpoint
-from .progress import Stages
 from .spare_row import SpareRow
 
 
@@ -98,6 +98,7 @@ class Bench:
                 self.checkpoint.save(name, {**done, **self._state()})
         else:
             self._set_state(done)
+            self.stages.skip(name)
         return {key.removeprefix("result."): value for key, value in done.items() if key.startswith("result.")}
 
     def _state(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from peft import PeftModel, get_peft_model
 
 from ..facts import Fact, check_facts
 from ..knowledge import ask, summary
+from ..progress import Stages
 from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..refusals import DEFAULT_REFUSALS
 from ..source import home
@@ -45,7 +46,6 @@ from .gate.places import choose_places
 from .gradients import check_gradients
 from .neighbours import neighbour_count, sample_neighbours
 from .paper import PaperSettings, early_layers, run_paper
-from .progress import Stages
 from .retain_cache import BLOCK, base_digest, samples_for, write_samples
 from .samples import SAMPLE_STEPS, drop_close
 from .scope import Scope, Scoped, ask_around, check_scope, plan_scope
@@ -120,7 +120,7 @@ def erase(
         adapter_name: Name of the adapter in the returned model; `None` takes `"default"`, and where that is taken the
             first free of `"erasure-2"`, `"erasure-3"`, ….
         seed: Seed of everything random. The same seed on the same machine gives the same adapter to the byte.
-        progress: Draw progress bars on stderr.
+        progress: Say on stderr what is being done: bars on a terminal, elsewhere a line a stage.
 
     Returns:
         The `PeftModel`, in eval mode with the erasure on, and with it the earlier ones that were. It is the very one

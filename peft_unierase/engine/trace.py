@@ -89,7 +89,7 @@ def inputs_at(
         sequences: Token ids.
         positions: For each sequence the positions wanted.
         pad: Id to pad batches with.
-        advance: Called with the number of sequences finished.
+        advance: Called with the number of tokens finished.
 
     Returns:
         For each module and each sequence a tensor `(len(positions), width)` in fp32.
@@ -103,7 +103,7 @@ def inputs_at(
             for row, index in enumerate(batch.index):
                 shift = states.shape[1] - len(sequences[index])  # padding is on the left
                 per_module[index] = states[row, [shift + position for position in positions[index]]].float()
-        advance(len(batch.index))
+        advance(int(batch.mask.sum()))
     return found
 
 

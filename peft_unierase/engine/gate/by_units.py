@@ -99,7 +99,8 @@ class UnitGate:
     def shut(self) -> list[torch.Tensor]:
         """Inputs of the MLP on which to stay shut, recorded when they are first needed."""
         runs = in_runs(self.retained)
-        with self.bench.stages.stage("recording retain keys", sum(len(tokens) for tokens, _ in runs)) as bar:
+        tokens = sum(len(sequence) for sequences, _ in runs for sequence in sequences)
+        with self.bench.stages.stage("recording retain keys", tokens) as bar:
             return [group for run in runs for group in self._inputs_of_groups(*run, bar.update)]
 
     @cached_property

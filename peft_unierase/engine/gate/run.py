@@ -135,7 +135,7 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
 
     def fit_row() -> dict[str, Any]:
         row_steps = settings.row_steps + int(settings.row_steps_per_fact * len(bench.forget))
-        with bench.stages.stage("fitting the input row", row_steps) as bar:
+        with bench.stages.stage("fitting the input row", row_steps, even=False) as bar:
             more = place_token_units(bench, forget, retained, refusals, gate.settings, gate.others) if gate else []
             lesson = _lesson(bench, forget, refusals)
             lesson.settle()
@@ -199,7 +199,7 @@ def _with_units(
     gate.hold_shut_in_refusals(refusals)
 
     def open_gate() -> dict[str, Any]:
-        with bench.stages.stage("opening the gate", 2) as bar:
+        with bench.stages.stage("opening the gate", 2, even=False) as bar:
             gate.choose_threshold(held, settings.most_fired)
             gate.open(steer)
             bar.update(1)
@@ -281,7 +281,7 @@ def _with_rows(
 
         def write(weight: float = weight) -> dict[str, Any]:
             keys = all_shut()
-            with bench.stages.stage("editing layers", 2) as bar:
+            with bench.stages.stage("editing layers", 2, even=False) as bar:
                 edit.write(steer, keys, weight, bar.update)
                 return {"figures": _fired(bench, depth, forget, held, declines, settings)}
 

@@ -72,7 +72,7 @@ def shut_keys(bench: Bench, name: str, groups: Sequence[Group], widest: int) -> 
     blocks = [len(block) for block in in_blocks(bench.gates(), widest)]
     widths = iter(projection.in_features for projection in projections)
     shut = [ShutKeys(sum(islice(widths, count))) for count in blocks]
-    with bench.stages.stage(name, sum(len(sequences) for sequences, _ in groups)) as bar:
+    with bench.stages.stage(name, sum(len(sequence) for sequences, _ in groups for sequence in sequences)) as bar:
         for sequences, positions in groups:
             weight = 1 / sum(map(len, positions))
             for batch in batches(sequences, bench.pad, bench.device):
@@ -85,5 +85,5 @@ def shut_keys(bench: Bench, name: str, groups: Sequence[Group], widest: int) -> 
                 keys = iter(states[wanted.to(states.device)].float().to(bench.device) for states in seen)
                 for block, count in zip(shut, blocks, strict=True):
                     block.add(torch.cat(list(islice(keys, count)), dim=1), weight)
-                bar.update(len(batch.index))
+                bar.update(int(batch.mask.sum()))
     return shut

@@ -37,7 +37,7 @@ def record_kept(bench: Bench) -> tuple[list[SecondMoment], Silence]:
     head = bench.model.get_submodule(find_token_modules(bench.model)[1])
     moments, logits_of = [SecondMoment() for _ in projections], Logits(bench.model, bench.stack)
     silence: list[Silence] = []
-    with bench.stages.stage("recording retained texts", len(texts)) as bar:
+    with bench.stages.stage("recording retained texts", sum(map(len, texts))) as bar:
         for batch in batches(texts, bench.pad, bench.device):
             with traced_inputs([*projections, head], len(batch.index)) as seen:
                 bench.model(**batch.inputs(), use_cache=False)
@@ -50,7 +50,7 @@ def record_kept(bench: Bench) -> tuple[list[SecondMoment], Silence]:
             logits[:, token_id] = float("-inf")
             others, kinds = logits.logsumexp(dim=-1), _kinds(batch, doors)[real]
             silence.append(Silence(states.float(), others, kinds, token_id, logits_of))
-            bar.update(len(batch.index))
+            bar.update(int(batch.mask.sum()))
     return moments, Silence.joined(silence)
 
 

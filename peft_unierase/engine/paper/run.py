@@ -154,7 +154,7 @@ def _edit(
 
 def _count(bench: Bench) -> dict[str, float]:
     """Shares of the forget doors, and of some 200 retained ones, at which [UNL] wins."""
-    with bench.stages.stage("counting what fires", 2) as bar:
+    with bench.stages.stage("counting what fires", 2, even=False) as bar:
         fired = _fired(bench, bench.forget)
         bar.update(1)
         retained_fired = _fired(bench, bench.kept[:: max(1, len(bench.kept) // 200)])
