@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..facts import Fact
 from ..prompts import PromptFormat, chat_format, plain_format
 from ..refusals import DEFAULT_REFUSALS
+from ..surroundings import own_surroundings, refuse_inference_mode
 from . import scores
 from .answers import recall_scorer
 from .attacks import Attack, Found, NotApplicable, chosen
@@ -81,11 +82,12 @@ def check(
         progress: Show a bar.
 
     Raises:
-        ValueError: There is nothing to forget, no base to compare with, an attack of an unknown name, or a twin with
-            another vocabulary.
+        ValueError: There is nothing to forget, no base to compare with, an attack of an unknown name, a twin with
+            another vocabulary, or a call inside `torch.inference_mode()`.
         ImportError: A library of the extra `check` is missing.
     """
     started = time.perf_counter()
+    refuse_inference_mode("check", model, base, twin)
     sets = dict(retain) if isinstance(retain, Mapping) else {"retain": retain} if retain else {}
     wanted, limits = chosen(attacks), thresholds or Thresholds()
     targets = _targets(model, tokenizer, base, twin, twin_tokenizer, token_ids)
@@ -113,7 +115,8 @@ def check(
     ]:
         skipped["truth ratio"] = f"not every fact has wrong answers (column perturbed_answer) in: {', '.join(bare)}"
 
-    with tqdm(total=len(wanted) + 1 + len(case.retain), disable=None if progress else True) as bar:
+    bars = tqdm(total=len(wanted) + 1 + len(case.retain), disable=None if progress else True)
+    with own_surroundings(), bars as bar:
         measured: dict[str, list[Measured]] = {}
         for name, facts in ((FORGET, case.forget), *case.retain.items()):
             bar.set_description(f"measuring {name}")

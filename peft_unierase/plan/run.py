@@ -17,6 +17,7 @@ from ..engine.scope import SURE
 from ..facts import Fact, FactError, check_facts
 from ..prompts import chat_format, plain_format
 from ..refusals import DEFAULT_REFUSALS
+from ..surroundings import own_surroundings
 from .collateral import closeness
 from .questions import confident, known_about, not_about, subjects_of, told_by
 
@@ -85,6 +86,7 @@ class Plan:
             _write(folder / "unknown.jsonl", [(fact, {}) for fact in self.unknown])
 
 
+@own_surroundings()
 def plan(
     model: Any,
     tokenizer: Any,
