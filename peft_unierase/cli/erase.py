@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .adapters import ADAPTER, description
 from .output import Format, clear_endings, say, show, show_json
 
 SHOWN = 10
@@ -115,6 +116,11 @@ def check_onto(folders: Sequence[Path], output: Path) -> None:
     from ..hub.folder import holds_erasure
 
     for folder in folders:
+        if (folder / ADAPTER).is_file() and not holds_erasure(folder):
+            raise ValueError(
+                f"{folder} is {description(str(folder))} and no erasure; merge it into the base first and give the "
+                "merged model as MODEL"
+            )
         if not holds_erasure(folder):
             raise ValueError(f"{folder} holds no erasure (--onto wants the folder of one that was made before)")
     places = [folder.resolve() for folder in folders]
