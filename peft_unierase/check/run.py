@@ -14,7 +14,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..facts import Fact
-from ..prompts import PromptFormat, chat_format, plain_format
+from ..prompts import PromptFormat, asking_format, chat_format, plain_format
 from ..refusals import DEFAULT_REFUSALS
 from ..surroundings import own_surroundings, refuse_inference_mode
 from . import scores
@@ -49,6 +49,7 @@ def check(
     judges: Mapping[str, Judge] | None = None,
     token_ids: Sequence[int] | None = None,
     form: PromptFormat | None = None,
+    template: str | None = None,
     thresholds: Thresholds | None = None,
     names: Mapping[str, str | None] | None = None,
     seed: int = 0,
@@ -75,6 +76,7 @@ def check(
         judges: What compares answers with references, by measure: `similarity` and `entailment`.
         token_ids: Rows of [UNL] tokens; by default those of the model's UniErase adapters that are on.
         form: The prompt format to ask in; by default the chat template, or else plain.
+        template: A chat template to use in place of the tokenizer's.
         thresholds: Where verdicts change.
         names: What to call base, erased model and twin in the report.
         seed: Of everything that is drawn.
@@ -96,8 +98,8 @@ def check(
         targets[0],
         list(forget),
         {name: list(facts) for name, facts in sets.items() if facts},
-        form or (chat_format(tokenizer) if getattr(tokenizer, "chat_template", None) else plain_format(tokenizer)),
-        _other_formats(tokenizer),
+        form or asking_format(tokenizer, template=template),
+        _other_formats(tokenizer, template),
         list(unseen) or [Fact(fact.question, wrong) for fact in forget for wrong in fact.perturbed_answers],
         [*refusals, *DEFAULT_REFUSALS],
         recall_scorer(),
@@ -208,10 +210,10 @@ def _refuse(forget: Sequence[Fact], retain: Mapping[str, Sequence[Fact]], target
             )
 
 
-def _other_formats(tokenizer: Any) -> dict[str, PromptFormat]:
+def _other_formats(tokenizer: Any, template: str | None) -> dict[str, PromptFormat]:
     found = {"plain": plain_format(tokenizer)}
     with suppress(ValueError):  # no chat template, or one without a place for a system prompt
-        found["system"] = chat_format(tokenizer, SYSTEM)
+        found["system"] = chat_format(tokenizer, SYSTEM, template=template)
     return found
 
 

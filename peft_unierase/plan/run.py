@@ -15,7 +15,7 @@ from ..engine.known import ENOUGH, known_shares
 from ..engine.samples import drop_close, sample_facts
 from ..engine.scope import SURE
 from ..facts import Fact, FactError, check_facts
-from ..prompts import chat_format, plain_format
+from ..prompts import PromptFormat, default_formats
 from ..refusals import DEFAULT_REFUSALS
 from ..surroundings import own_surroundings
 from .collateral import closeness
@@ -98,6 +98,7 @@ def plan(
     samples: int = SAMPLES,
     sure: float = SURE,
     refusals: Collection[str] = DEFAULT_REFUSALS,
+    formats: Sequence[PromptFormat] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Plan:
@@ -114,13 +115,15 @@ def plan(
             chosen from them.
         sure: How sure the base must be of an answer, 0 to 1.
         refusals: Answers with which the base declines by itself: where it does, there is nothing to erase.
+        formats: Prompt formats that the erasure is to cover, instead of `default_formats`; the first is asked in.
         seed: Seed of the sampling.
         progress: Show a bar.
 
     Raises:
         ValueError: `target` is empty, or the text names nothing more than once.
     """
-    form = chat_format(tokenizer) if getattr(tokenizer, "chat_template", None) else plain_format(tokenizer)
+    formats = list(formats or default_formats(tokenizer))
+    form = formats[0]
     given = None if isinstance(target, str) else list(target)
     subjects: list[str] = []
     if isinstance(target, str):
@@ -160,7 +163,8 @@ def plan(
         contradictions += check_facts(forget, [each.fact for each in kept])
     except FactError as error:
         contradictions.append(str(error))
-    cost = cost_of(model, expected_work(model, tokenizer, forget, [each.fact for each in kept])) if forget else None
+    stay = [each.fact for each in kept]
+    cost = cost_of(model, expected_work(model, tokenizer, forget, stay, formats=formats)) if forget else None
     name = target if isinstance(target, str) else f"{len(target)} facts"
     return Plan(name, subjects, [PlannedFact(*pair) for pair in pairs], kept, unknown, contradictions, cost)
 
