@@ -13,8 +13,9 @@ from typing import Any
 
 from ..facts import Fact
 from ..progress import Stages
-from ..prompts import PromptFormat, chat_format, plain_format
+from ..prompts import PromptFormat, asking_format, chat_format, plain_format
 from ..refusals import DEFAULT_REFUSALS
+from ..surroundings import own_surroundings, refuse_inference_mode
 from . import scores
 from .answers import recall_scorer
 from .attacks import Attack, Found, NotApplicable, chosen
@@ -32,6 +33,7 @@ KL_FACTS = 40
 FORGET = "forget"
 
 
+@own_surroundings()
 def check(
     model: Any,
     tokenizer: Any,
@@ -47,6 +49,7 @@ def check(
     judges: Mapping[str, Judge] | None = None,
     token_ids: Sequence[int] | None = None,
     form: PromptFormat | None = None,
+    template: str | None = None,
     thresholds: Thresholds | None = None,
     names: Mapping[str, str | None] | None = None,
     seed: int = 0,
@@ -73,6 +76,7 @@ def check(
         judges: What compares answers with references, by measure: `similarity` and `entailment`.
         token_ids: Rows of [UNL] tokens; by default those of the model's UniErase adapters that are on.
         form: The prompt format to ask in; by default the chat template, or else plain.
+        template: A chat template to use in place of the tokenizer's.
         thresholds: Where verdicts change.
         names: What to call base, erased model and twin in the report.
         seed: Of everything that is drawn.
@@ -80,11 +84,12 @@ def check(
         progress: Say on stderr what is being done: bars on a terminal, elsewhere a line a stage.
 
     Raises:
-        ValueError: There is nothing to forget, no base to compare with, an attack of an unknown name, or a twin with
-            another vocabulary.
+        ValueError: There is nothing to forget, no base to compare with, an attack of an unknown name, a twin with
+            another vocabulary, or a call inside `torch.inference_mode()`.
         ImportError: A library of the extra `check` is missing.
     """
     started = time.perf_counter()
+    refuse_inference_mode("check", model, base, twin)
     sets = dict(retain) if isinstance(retain, Mapping) else {"retain": retain} if retain else {}
     wanted, limits = chosen(attacks), thresholds or Thresholds()
     targets = _targets(model, tokenizer, base, twin, twin_tokenizer, token_ids)
@@ -93,8 +98,8 @@ def check(
         targets[0],
         list(forget),
         {name: list(facts) for name, facts in sets.items() if facts},
-        form or (chat_format(tokenizer) if getattr(tokenizer, "chat_template", None) else plain_format(tokenizer)),
-        _other_formats(tokenizer),
+        form or asking_format(tokenizer, template=template),
+        _other_formats(tokenizer, template),
         list(unseen) or [Fact(fact.question, wrong) for fact in forget for wrong in fact.perturbed_answers],
         [*refusals, *DEFAULT_REFUSALS],
         recall_scorer(),
@@ -206,10 +211,10 @@ def _refuse(forget: Sequence[Fact], retain: Mapping[str, Sequence[Fact]], target
             )
 
 
-def _other_formats(tokenizer: Any) -> dict[str, PromptFormat]:
+def _other_formats(tokenizer: Any, template: str | None) -> dict[str, PromptFormat]:
     found = {"plain": plain_format(tokenizer)}
     with suppress(ValueError):  # no chat template, or one without a place for a system prompt
-        found["system"] = chat_format(tokenizer, SYSTEM)
+        found["system"] = chat_format(tokenizer, SYSTEM, template=template)
     return found
 
 

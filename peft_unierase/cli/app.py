@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..version import __version__
-from .options import DeviceMapOption, FormatOption, TrustOption
+from .options import DeviceMapOption, FormatOption, PromptFormatOption, SystemOption, TrustOption
 from .output import Format
 from .records import app as records
 from .share import app as share
@@ -80,6 +80,8 @@ def erase(
             help="Ways of declining, one sentence a line, instead of the built-in ones; gate teaches the easiest."
         ),
     ] = None,
+    prompt_format: PromptFormatOption = None,
+    system: SystemOption = None,
     recipe: Annotated[str, typer.Option(help="How to erase: gate, or paper (as published).")] = "gate",
     scope: Annotated[
         str | None,
@@ -169,6 +171,8 @@ def erase(
             answer_column=answer_column,
             split=split,
             refusals=refusals,
+            prompt_format=prompt_format,
+            system=system,
             recipe=recipe,
             scope=scope,
             depth=depth,
@@ -214,6 +218,8 @@ def plan(
         Path | None,
         typer.Option(help="Sentences with which the model declines by itself, one a line.", show_default=False),
     ] = None,
+    prompt_format: PromptFormatOption = None,
+    system: SystemOption = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same plan.")] = 0,
     dtype: Annotated[str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto.")] = "float32",
     device_map: DeviceMapOption = None,
@@ -226,7 +232,8 @@ def plan(
     from .plan import PlanOrder, run_plan
 
     columns = (question_column, answer_column, split)
-    order = PlanOrder(model, target, output, count, retain, sure, seed, dtype, device_map, *columns, refusals)
+    asked = (prompt_format, system)
+    order = PlanOrder(model, target, output, count, retain, sure, seed, dtype, device_map, *columns, refusals, *asked)
     run_plan(order, format.resolved())
 
 
@@ -307,6 +314,8 @@ def check(
     question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
     answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
     split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train",
+    prompt_format: PromptFormatOption = None,
+    system: SystemOption = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of everything that is drawn.")] = 0,
     dtype: Annotated[str, typer.Option(help="Load models as float32, bfloat16, float16, or auto.")] = "float32",
     device_map: DeviceMapOption = None,
@@ -337,6 +346,8 @@ def check(
             question_column=question_column,
             answer_column=answer_column,
             split=split,
+            prompt_format=prompt_format,
+            system=system,
             seed=seed,
             dtype=dtype,
             device_map=device_map,
@@ -364,6 +375,8 @@ def ramp(
     question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
     answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
     split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train",
+    prompt_format: PromptFormatOption = None,
+    system: SystemOption = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same bytes.")] = 0,
     dtype: Annotated[str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto.")] = "float32",
     device_map: DeviceMapOption = None,
@@ -373,8 +386,9 @@ def ramp(
     from .ramp import RampPlan, run_ramp
 
     columns = (question_column, answer_column, split)
+    asked = (prompt_format, system)
     run_ramp(
-        RampPlan(model, forget, retain, output, steps, leak, kept, refusals, *columns, seed, dtype, device_map),
+        RampPlan(model, forget, retain, output, steps, leak, kept, refusals, *columns, seed, dtype, device_map, *asked),
         format.resolved(),
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .adapters import refuse_adapter
 from .output import say
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -29,7 +30,8 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     """Model and tokenizer of a folder or Hub id.
 
     Raises:
-        ValueError: Unknown dtype, no such model, not a causal language model, or files that cannot be loaded.
+        ValueError: Unknown dtype, no such model, an adapter in its place or beside it, not a causal language model, or
+            files that cannot be loaded.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -41,6 +43,7 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     if path.is_file() or (not path.exists() and _must_be_a_path(name)):
         found = f"{name} is a file" if path.is_file() else f"no such folder: {name}"
         raise ValueError(f"{found}; give a model's folder or Hub id")
+    refuse_adapter(name, revision)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(
             f"{name} holds no config.json, so it is not a transformers model; give a model's folder or Hub id"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .erase import read_refusals
 from .note import note
 from .output import Format, clear_endings, show, show_json, table
+from .prompting import read_prompting
 
 if TYPE_CHECKING:
     from ..check import CheckReport
@@ -46,6 +47,8 @@ class CheckPlan:
     dtype: str
     device_map: str | None
     trust: bool = False
+    prompt_format: str | None = None
+    system: str | None = None
 
 
 def run_check(plan: CheckPlan, style: Format) -> None:
@@ -60,6 +63,7 @@ def _run(plan: CheckPlan, style: Format) -> CheckReport:
     from ..facts import read_facts
 
     refusals = read_refusals(plan.refusals) or []
+    prompting = read_prompting(plan.prompt_format, plan.system)
 
     def read(source: str, role: str) -> list[Fact]:
         return read_facts(source, question=plan.question_column, answer=plan.answer_column, split=plan.split, role=role)
@@ -99,6 +103,7 @@ def _run(plan: CheckPlan, style: Format) -> CheckReport:
         unseen=unseen,
         refusals=refusals,
         judges=judges,
+        **prompting.asked(tokenizer),
         thresholds=thresholds,
         names={"base": base_name, "erased": plan.model, "twin": plan.twin},
         seed=plan.seed,

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .adapters import ADAPTER, description
 from .output import Format, clear_endings, say, show, show_json
+from .prompting import read_prompting
 
 SHOWN = 10
 
@@ -48,6 +50,8 @@ class ErasePlan:
     base_id: str | None
     onto: tuple[Path, ...] = ()
     trust: bool = False
+    prompt_format: str | None = None
+    system: str | None = None
 
 
 def parse_layers(text: str | None) -> list[int] | None:
@@ -115,6 +119,11 @@ def check_onto(folders: Sequence[Path], output: Path) -> None:
     from ..hub.folder import holds_erasure
 
     for folder in folders:
+        if (folder / ADAPTER).is_file() and not holds_erasure(folder):
+            raise ValueError(
+                f"{folder} is {description(str(folder))} and no erasure; merge it into the base first and give the "
+                "merged model as MODEL"
+            )
         if not holds_erasure(folder):
             raise ValueError(f"{folder} holds no erasure (--onto wants the folder of one that was made before)")
     places = [folder.resolve() for folder in folders]
@@ -138,6 +147,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
     # Everything that can be refused without a model is refused first.
     layers, refusals, depth = parse_layers(plan.layers), read_refusals(plan.refusals), parse_depth(plan.depth)
+    prompting = read_prompting(plan.prompt_format, plan.system)
 
     def read(source: str, role: str) -> list[Fact]:
         return read_facts(source, question=plan.question_column, answer=plan.answer_column, split=plan.split, role=role)
@@ -181,6 +191,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         "layers": layers,
         "target_modules": [name.strip() for name in plan.target_modules.split(",")] if plan.target_modules else None,
         "refusals": refusals,
+        "formats": prompting.formats(tokenizer),
         "settings": None if plan.samples is None else RECIPES[plan.recipe](samples=plan.samples),
     }
     estimate = None
@@ -207,12 +218,21 @@ def _run(plan: ErasePlan, style: Format) -> None:
     )
     report, why_not = None, "--no-check was given"
     if plan.check:
-        asked = {"refusals": refusals or (), "progress": style is not Format.QUIET}
+        asked = {"refusals": refusals or (), "progress": style is not Format.QUIET, **prompting.asked(tokenizer)}
         report = checked(erased, tokenizer, forget, retain, plan.seed, **asked)
         why_not = "the check failed"
     words = {"description": plan.description, "license": plan.license, "base_id": plan.base_id}
     record = finish(
-        erased, tokenizer, plan.model, plan.output, report or why_not, plan.overwrite, forget, salt, **words
+        erased,
+        tokenizer,
+        plan.model,
+        plan.output,
+        report or why_not,
+        plan.overwrite,
+        forget,
+        salt,
+        prompts=prompting.record(),
+        **words,
     )
     discard(plan.work_dir)
     seconds = erased.erasure.seconds

@@ -64,6 +64,7 @@ def finish(
     description: str | None = None,
     license: str | None = None,
     base_id: str | None = None,
+    prompts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Save an erasure with card and record, put it down in the ledger, and return the record.
 
@@ -79,6 +80,7 @@ def finish(
         description: What was erased, in the owner's words, for the card.
         license: The erasure's licence, for the card.
         base_id: What the base is called on the Hub, where it was loaded from a folder.
+        prompts: Which prompt formats were told, for the record.
     """
     config = erased.peft_config[erased.erasure.adapter]
     if base_id is not None:
@@ -92,6 +94,7 @@ def finish(
         "created": now(),
         "base": {"name": public_name(base)[0], "fingerprint": config.base_fingerprint, "dtype": config.base_dtype},
         **erased.erasure.record(),
+        **({"prompts": prompts} if prompts else {}),
         "adapter": adapter_size(erased, erased.erasure.adapter),
         "check": found,
     }

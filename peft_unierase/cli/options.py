@@ -15,3 +15,15 @@ FormatOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust", help="Load erasures that the guard refuses; see unierase inspect.")
 ]
+PromptFormatOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Prompt formats: chat, plain, or a file with a chat template (FILE.jinja) that takes the place of the "
+        "tokenizer's in this run; by default chat and plain.",
+        show_default=False,
+    ),
+]
+SystemOption = Annotated[
+    str | None,
+    typer.Option(help="The system prompt that the model is used with; chats with it come first.", show_default=False),
+]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .output import Format, clear_endings, show, show_json, table
+from .prompting import read_prompting
 
 SHOWN = 5
 TEXTS = (".txt", ".md")
@@ -29,6 +30,8 @@ class PlanOrder:
     answer_column: str | None
     split: str
     refusals: Path | None = None
+    prompt_format: str | None = None
+    system: str | None = None
 
 
 def run_plan(order: PlanOrder, style: Format) -> None:
@@ -41,6 +44,7 @@ def run_plan(order: PlanOrder, style: Format) -> None:
         from .erase import read_refusals
 
         refusals = read_refusals(order.refusals)
+        prompting = read_prompting(order.prompt_format, order.system)
         from ..plan import plan
         from .base import load_base, prepare_libraries
 
@@ -48,6 +52,7 @@ def run_plan(order: PlanOrder, style: Format) -> None:
         model, tokenizer = load_base(order.model, order.dtype, order.device_map)
         told: dict[str, Any] = {"refusals": refusals} if refusals else {}
         told |= {"count": order.count, "retain": order.retain, "sure": order.sure, "seed": order.seed}
+        told |= {"formats": prompting.formats(tokenizer)}
         found = plan(model, tokenizer, target, text=text, progress=style is not Format.QUIET, **told)
         write_folder(order.output, found.save)
     if style is Format.JSON:

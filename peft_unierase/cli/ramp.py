@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .output import Format, clear_endings, say, show, show_json, table
+from .prompting import read_prompting
 
 ASKED = 100  # facts of each set, after each step
 STOPPED = 1
@@ -34,6 +35,8 @@ class RampPlan:
     seed: int
     dtype: str
     device_map: str | None
+    prompt_format: str | None = None
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     from .erase import read_refusals
 
     refusals, salt = read_refusals(plan.refusals), own_salt()
+    prompting = read_prompting(plan.prompt_format, plan.system)
     columns: dict[str, Any] = {"question": plan.question_column, "answer": plan.answer_column, "split": plan.split}
     forget = read_facts(plan.forget, **columns, role="forget")
     retain = read_facts(plan.retain, **columns, role="retain")
@@ -116,7 +120,6 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
 
     from ..engine import erase
     from ..progress import Stages
-    from ..prompts import default_formats
     from .base import load_base, prepare_libraries
     from .finish import finish
 
@@ -130,7 +133,8 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     base = None
     for number, count in enumerate(counts, start=1):
         model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map)
-        form = default_formats(tokenizer)[0]
+        formats = prompting.formats(tokenizer)
+        form = formats[0]
         stages.tell(f"step {number} of {len(counts)}: {count} {'fact' if count == 1 else 'facts'}")
 
         def recall(what: str, asking: Any, facts: Sequence[Any], tokenizer: Any = tokenizer, form: Any = form) -> float:
@@ -141,7 +145,7 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
         if base is None:
             base = recall("asking the base what is retained", model, asked)
         cache = plan.output / "samples"
-        erased = erase(model, tokenizer, forget[:count], retain, samples_cache=cache, **told)
+        erased = erase(model, tokenizer, forget[:count], retain, formats=formats, samples_cache=cache, **told)
         leaks = [
             recall(f"asking what step {step} erased", erased, drawn(group, ASKED, f"{plan.seed} ramp"))
             for step, group in enumerate(groups[:number], start=1)
@@ -157,7 +161,10 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
         steps.append(Step(count, leaks, kept, failed))
         if not failed:
             why = "measured by the gates of a ramp"
-            finish(erased, tokenizer, plan.model, plan.output / "erasure", why, True, forget[:count], salt)
+            told_of = prompting.record()
+            finish(
+                erased, tokenizer, plan.model, plan.output / "erasure", why, True, forget[:count], salt, prompts=told_of
+            )
         save(steps, plan.output)
         if failed:
             break

@@ -23,6 +23,7 @@ from ..progress import Stages
 from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..refusals import DEFAULT_REFUSALS
 from ..source import home
+from ..surroundings import own_surroundings, refuse_inference_mode
 from ..tuner import UniEraseConfig
 from ..tuner.fingerprint import base_dtype, base_fingerprint
 from ..tuner.structure import check_supported, find_down_projections
@@ -129,9 +130,10 @@ def erase(
     Raises:
         ValueError: Bad arguments or facts, no spare row, a model of an unsupported kind or quantised in a way that
             lets no gradient pass, adapters of another kind or merged ones, a taken `adapter_name`, a base that knows
-            none of the facts, or a model that is offloaded in part where it has to be told from others (`work_dir`);
-            the model is unchanged.
+            none of the facts, a model that is offloaded in part where it has to be told from others (`work_dir`), or a
+            call inside `torch.inference_mode()`; the model is unchanged.
     """
+    refuse_inference_mode("erase", model)
     check_recipe(recipe, depth, settings)
     check_scope(scope, recipe)
     peft_model = model if isinstance(model, PeftModel) else None
@@ -156,7 +158,7 @@ def erase(
 
     onto = [EarlierErasure(name, there[name].token_id, erasure_digest(peft_model, name)) for name in active]
 
-    with unchanged_on_failure(model, peft_model, adapter_name):
+    with own_surroundings(), unchanged_on_failure(model, peft_model, adapter_name):
         (peft_model or model).eval()
         check_gradients(model)
         bench = Bench(

@@ -17,9 +17,10 @@ from ..engine.scope import SURE
 from ..facts import Fact, FactError, check_facts
 from ..knowledge import ask
 from ..progress import Stages
-from ..prompts import PromptFormat, chat_format, default_formats, plain_format
+from ..prompts import PromptFormat, default_formats
 from ..refusals import DEFAULT_REFUSALS
 from ..source import home
+from ..surroundings import own_surroundings
 from .collateral import closeness
 from .questions import answers_to_templates, confident, not_about, subjects_of, told_by, without_repeats
 
@@ -90,6 +91,7 @@ class Plan:
             _write(folder / "unknown.jsonl", [(fact, {}) for fact in self.unknown])
 
 
+@own_surroundings()
 def plan(
     model: Any,
     tokenizer: Any,
@@ -102,6 +104,7 @@ def plan(
     samples_cache: str | Path | bool = True,
     sure: float = SURE,
     refusals: Collection[str] = DEFAULT_REFUSALS,
+    formats: Sequence[PromptFormat] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Plan:
@@ -121,13 +124,15 @@ def plan(
             of this user's, `False` keeps nothing.
         sure: How sure the base must be of an answer, 0 to 1.
         refusals: Answers with which the base declines by itself: where it does, there is nothing to erase.
+        formats: Prompt formats that the erasure is to cover, instead of `default_formats`; the first is asked in.
         seed: Seed of the sampling.
         progress: Show what is done.
 
     Raises:
         ValueError: `target` is empty, or the text names nothing more than once.
     """
-    form = chat_format(tokenizer) if getattr(tokenizer, "chat_template", None) else plain_format(tokenizer)
+    formats = list(formats or default_formats(tokenizer))
+    form = formats[0]
     given = None if isinstance(target, str) else list(target)
     subjects: list[str] = []
     if isinstance(target, str):
@@ -153,7 +158,6 @@ def plan(
         with stages.stage("asking how sure the base is"):
             pairs = sorted(confident(model, tokenizer, form, asked, sure), key=lambda pair: -pair[1])
     else:
-        formats = default_formats(tokenizer)
         with stages.stage("asking the base for the facts", len(given) * len(formats)) as bar:
             found = ask(model, tokenizer, given, formats, bar.update)
         unknown = [each.fact for each in found if not each.known]
@@ -168,7 +172,8 @@ def plan(
         contradictions += check_facts(forget, [each.fact for each in kept])
     except FactError as error:
         contradictions.append(str(error))
-    cost = cost_of(model, expected_work(model, tokenizer, forget, [each.fact for each in kept])) if forget else None
+    stay = [each.fact for each in kept]
+    cost = cost_of(model, expected_work(model, tokenizer, forget, stay, formats=formats)) if forget else None
     name = target if isinstance(target, str) else f"{len(target)} facts"
     return Plan(name, subjects, [PlannedFact(*pair) for pair in pairs], kept, unknown, contradictions, cost)
 

@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from torch import nn
 
 from .guard import guarded
-from .model import check_adapter_name
+from .model import check_adapter_name, check_unwrapped
 from .swap import SwappingLayer
 
 OF_A_SOURCE = ("revision", "subfolder", "token", "cache_dir", "force_download", "local_files_only")
@@ -44,7 +44,8 @@ def load(
 
     Raises:
         GuardError: The guard refuses one; nothing was loaded.
-        ValueError: There are none, or one cannot be loaded or be on together with another; the base is as it was.
+        ValueError: There are none, the base is a `PeftModel` (the message says how the two go together), or one cannot
+            be loaded or be on together with another; the base is as it was.
 
     Example:
 
@@ -59,6 +60,7 @@ def load(
     wanted = dict(erasures) if isinstance(erasures, Mapping) else dict.fromkeys(erasures, True)
     if not wanted:
         raise ValueError("there are no erasures to load; name at least one")
+    check_unwrapped(base)
     named: dict[str, Any] = {}
     for source in wanted:
         named[adapter_name(str(source), named)] = source

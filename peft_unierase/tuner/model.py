@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from peft import PeftMixedModel, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -42,6 +43,39 @@ def check_adapter_name(name: str) -> None:
         raise ValueError(f"adapter name {name!r} {reason}; choose another, for instance 'erasure_1'")
 
 
+def check_unwrapped(model: nn.Module) -> None:
+    """Refuse to put an erasure on a model that PEFT has wrapped already, and say how the two go together.
+
+    Raises:
+        ValueError: It is a `PeftModel` or a `PeftMixedModel`.
+    """
+    if not isinstance(model, PeftModel | PeftMixedModel):
+        return
+    if isinstance(model.base_model, UniEraseModel):
+        raise ValueError(
+            "the model is a PeftModel that carries erasures already; put a further one beside them with "
+            "`model.load_adapter(ERASURE, NAME)`, or load all of them onto the base with "
+            "`peft_unierase.load(base, [ERASURE, …])`"
+        )
+    configs = list(model.peft_config.values())
+    kinds = sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in configs})
+    ways = ["merge these adapters (`base = model.merge_and_unload()`) and load the erasure onto the result"]
+    if any(config.is_prompt_learning for config in configs):
+        ways = ["load the erasure onto the base without them (`model.get_base_model()`)"]
+    elif kinds == ["LORA"] and isinstance(model, PeftModel):
+        together = [*model.active_adapters, "erasure"]
+        ways.insert(
+            0,
+            'put the erasure\'s LoRA form beside them: `model.load_adapter(ERASURE, "erasure", subfolder="lora")` and '
+            f"`model.base_model.set_adapter({together}, inference_mode=True)`",
+        )
+    why = (
+        f"the model is a PeftModel with adapters of type {', '.join(kinds)}, and PEFT holds adapters of one type in a "
+        "model, so an erasure (UNIERASE) cannot be loaded onto it as it is"
+    )
+    raise ValueError(f"{why}; {', or '.join(ways)}")
+
+
 def is_named(key: str, names: Iterable[str]) -> bool:
     """Whether the module name `key` is one of `names` or ends in one, which is how PEFT reads a list of targets."""
     return any(f".{key}".endswith(f".{name}") for name in names)
@@ -73,6 +107,10 @@ class UniEraseModel(BaseTuner):
     prefix = "unierase_"
     tuner_layer_cls = SwappingLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (as in the base class)
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        check_unwrapped(model)  # here, because what follows writes into the configurations of a wrapped model
+        super().__init__(model, *args, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter; see `BaseTuner.inject_adapter`. What can be refused is refused before it is changed."""

@@ -1,0 +1,106 @@
+"""A PEFT adapter where a base model was wanted: what it is, and what to give instead."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
+ERASURE = "UNIERASE"
+
+
+def refuse_adapter(name: str, revision: str | None = None) -> None:
+    """Refuse a folder or Hub id with an adapter in it, also one that holds a model too.
+
+    Of a folder with both transformers loads neither the model nor the adapter alone: it loads the base that the adapter
+    names, with the adapter on.
+
+    Raises:
+        ValueError: Names the adapter, its base and the way out.
+    """
+    file = _found(name, ADAPTER, revision)
+    if file is None:
+        _refuse_folder_of_adapters(name)
+        return
+    what = description(name, file)
+    if _found(name, CONFIG, revision):
+        raise ValueError(
+            f"{name} holds a model ({CONFIG}) and beside it {what}; transformers would load that base with the adapter "
+            f"on and not the model. Take {ADAPTER} out to use the model, or {_way_out(name, file)}"
+        )
+    raise ValueError(f"{name} is {what}; {_way_out(name, file)}")
+
+
+def description(name: str, file: Path | None = None) -> str:
+    """`a PEFT adapter (LORA) of base org/model`."""
+    kind, base = _read(file or Path(name) / ADAPTER)
+    return f"a PEFT adapter ({kind or 'of no known type'}) of base {base or 'unknown'}"
+
+
+def _way_out(name: str, file: Path) -> str:
+    kind, base = _read(file)
+    give = f"give the base ({base})" if base else "give the base that it was made for"
+    if kind == ERASURE:
+        return (
+            f"{give}, to which `unierase erase` takes the erasure with --onto, or merge it first: "
+            f"unierase merge {name} -o FOLDER"
+        )
+    if not _is_mergeable(kind):
+        return f"{give}; an adapter of this type cannot be merged into it"
+    return (
+        f'{give}, or merge it first, in Python: AutoPeftModelForCausalLM.from_pretrained("{name}").merge_and_unload()'
+        '.save_pretrained("FOLDER"), and save the tokenizer to the same FOLDER'
+    )
+
+
+def _refuse_folder_of_adapters(name: str) -> None:
+    """PEFT saves an adapter that is not called `default` to a folder of its own."""
+    folder = Path(name)
+    if not folder.is_dir() or (folder / CONFIG).is_file():
+        return
+    if inside := sorted(file.parent.name for file in folder.glob(f"*/{ADAPTER}")):
+        raise ValueError(
+            f"{name} holds no model, but in {inside[0]}/ {description(str(folder / inside[0]))}; "
+            f"{_way_out(str(folder / inside[0]), folder / inside[0] / ADAPTER)}"
+        )
+
+
+def _found(name: str, file: str, revision: str | None) -> Path | None:
+    """A file of a folder, or of a repository on the Hub where that can be asked."""
+    if Path(name).is_dir():
+        return Path(name) / file if (Path(name) / file).is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            name,
+            file,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except Exception:  # what is wrong with the name or the Hub is said where the model is loaded
+        return None
+    return Path(found) if found else None
+
+
+def _read(file: Path) -> tuple[str, str]:
+    """Type and base that a config names; empty texts if it cannot be read."""
+    try:
+        config: Any = json.loads(file.read_text(encoding="utf-8"))
+        kind, base = (config.get(key) or "" for key in ("peft_type", "base_model_name_or_path"))
+    except (OSError, ValueError, AttributeError):
+        return "", ""
+    return str(kind), str(base)
+
+
+def _is_mergeable(kind: str) -> bool:
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner
+
+    return any(
+        key.value == kind and isinstance(tuner, type) and issubclass(tuner, BaseTuner)
+        for key, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
+    )
