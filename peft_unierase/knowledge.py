@@ -108,9 +108,7 @@ def certainties(model: Any, tokenizer: Any, facts: Sequence[Fact], form: PromptF
 
 
 @torch.no_grad()
-def log_likelihoods(
-    model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], form: PromptFormat
-) -> torch.Tensor:
+def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], form: PromptFormat) -> torch.Tensor:
     """Mean log-probability a token of answers to questions, in nats, `(pairs,)` in fp32."""
     prompts = [encode(tokenizer, form.prompt(question)) for question, _ in pairs]
     answers = [encode(tokenizer, form.answer(answer)) for _, answer in pairs]

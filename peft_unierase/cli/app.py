@@ -114,8 +114,29 @@ def erase(
     ] = None,
     samples_cache: Annotated[
         Path | None,
-        typer.Option(help="File that keeps these, for further erasures of the same base.", show_default=False),
+        typer.Option(
+            help="Folder that keeps these, for further erasures of the same base; by default ~/.unierase/samples.",
+            show_default=False,
+        ),
     ] = None,
+    no_samples_cache: Annotated[
+        bool, typer.Option("--no-samples-cache", help="Sample anew, and keep nothing of it.")
+    ] = False,
+    samples_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write what the base asked itself to this file, near neighbours of FORGET among it, before anything "
+            "is fitted.",
+            show_default=False,
+        ),
+    ] = None,
+    samples_in: Annotated[
+        Path | None,
+        typer.Option(help="Take such a file, as you have edited it, and do not ask the base.", show_default=False),
+    ] = None,
+    keep_unknown: Annotated[
+        bool, typer.Option("--keep-unknown", help="Erase facts, too, that the base does not know.")
+    ] = False,
     work_dir: Annotated[
         Path | None,
         typer.Option(
@@ -179,7 +200,10 @@ def erase(
             layers=layers,
             target_modules=target_modules,
             samples=samples,
-            samples_cache=samples_cache,
+            samples_cache=False if no_samples_cache else samples_cache or True,
+            samples_in=samples_in,
+            samples_out=samples_out,
+            keep_unknown=keep_unknown,
             work_dir=work_dir or unfinished(output),
             afresh=afresh,
             seed=seed,

@@ -34,7 +34,10 @@ class ErasePlan:
     layers: str | None
     target_modules: str | None
     samples: int | None
-    samples_cache: Path | None
+    samples_cache: Path | bool
+    samples_in: Path | None
+    samples_out: Path | None
+    keep_unknown: bool
     work_dir: Path
     afresh: bool
     seed: int
@@ -140,6 +143,7 @@ def run_erase(plan: ErasePlan, style: Format) -> None:
 
 
 def _run(plan: ErasePlan, style: Format) -> None:
+    from ..engine.sample_files import read_samples
     from ..facts import Fact, check_facts, read_facts
     from ..hub.folder import check_output
     from ..hub.ledger import own_salt
@@ -155,6 +159,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     forget, retain = read(plan.forget, "forget"), read(plan.retain, "retain") if plan.retain else []
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
+    samples_in = read_samples(plan.samples_in) if plan.samples_in else None
     check_output(plan.output, plan.overwrite)
     check_onto(plan.onto, plan.output)
     salt = read_salt(plan.salt_file) if plan.salt_file else own_salt()
@@ -211,6 +216,9 @@ def _run(plan: ErasePlan, style: Format) -> None:
         scope=plan.scope,
         **told,
         samples_cache=plan.samples_cache,
+        samples_in=samples_in,
+        samples_out=plan.samples_out,
+        keep_unknown=plan.keep_unknown,
         work_dir=plan.work_dir if whole else None,
         allow_resize=plan.allow_resize,
         seed=plan.seed,
@@ -219,7 +227,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     report, why_not = None, "--no-check was given"
     if plan.check:
         asked = {"refusals": refusals or (), "progress": style is not Format.QUIET, **prompting.asked(tokenizer)}
-        report = checked(erased, tokenizer, forget, retain, plan.seed, **asked)
+        report = checked(erased, tokenizer, erased.erasure.facts, retain, plan.seed, **asked)
         why_not = "the check failed"
     words = {"description": plan.description, "license": plan.license, "base_id": plan.base_id}
     record = finish(
@@ -229,7 +237,6 @@ def _run(plan: ErasePlan, style: Format) -> None:
         plan.output,
         report or why_not,
         plan.overwrite,
-        forget,
         salt,
         prompts=prompting.record(),
         **words,

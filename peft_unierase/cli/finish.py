@@ -59,7 +59,6 @@ def finish(
     output: Path,
     report: CheckReport | str,
     overwrite: bool,
-    forget: Sequence[Fact],
     salt: Salt,
     description: str | None = None,
     license: str | None = None,
@@ -75,7 +74,6 @@ def finish(
         output: Where to.
         report: What the check found, which is stored without the examples, or why there is none.
         overwrite: Replace an erasure that is there.
-        forget: The facts.
         salt: Their owner's secret.
         description: What was erased, in the owner's words, for the card.
         license: The erasure's licence, for the card.
@@ -101,11 +99,18 @@ def finish(
     card = erasure_card(base_model=base, name=output.name, record=record, description=description, license=license)
 
     def facts(adapter: str) -> dict[str, Any]:
-        return {"algorithm": "hmac-sha256", "digests": fact_digests(forget, salt.key(adapter))}
+        return {"algorithm": "hmac-sha256", "digests": fact_digests(erased.erasure.facts, salt.key(adapter))}
 
     save_erasure(erased, tokenizer, output, record, str(card), overwrite, erased.erasure.adapter, facts)
     verdict = None if isinstance(report, str) else report.verdict.level
-    note("erase", output, base=base, fingerprint=config.base_fingerprint, facts=len(forget), verdict=verdict)
+    note(
+        "erase",
+        output,
+        base=base,
+        fingerprint=config.base_fingerprint,
+        facts=len(erased.erasure.facts),
+        verdict=verdict,
+    )
     return record
 
 

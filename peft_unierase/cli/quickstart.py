@@ -69,7 +69,7 @@ def _run(output: Path, seed: int) -> None:
     )
     show(report_table(report, brief=True) + "\n")
 
-    record = finish(erased, tokenizer, str(boxed_model_dir()), output, report, True, gone, own_salt())
+    record = finish(erased, tokenizer, str(boxed_model_dir()), output, report, True, own_salt())
     size = record["adapter"]
     show(f"Adapter: {size['parameters']:,} parameters, {size['share']:.3%} of the base, {size['bytes']:,} bytes.")
     show(f"Erased in {elapsed:.1f} seconds:\n")

@@ -162,9 +162,7 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
         if not failed:
             why = "measured by the gates of a ramp"
             told_of = prompting.record()
-            finish(
-                erased, tokenizer, plan.model, plan.output / "erasure", why, True, forget[:count], salt, prompts=told_of
-            )
+            finish(erased, tokenizer, plan.model, plan.output / "erasure", why, True, salt, prompts=told_of)
         save(steps, plan.output)
         if failed:
             break

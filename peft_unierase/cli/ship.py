@@ -66,8 +66,8 @@ def run_merge(plan: ShipPlan, style: Format) -> None:
 
 def undo_file(folder: Path) -> Path:
     """Where the way back from a merged model lies, by what the model is."""
-    from ..source import home
     from ..hub.record import file_digests
+    from ..source import home
 
     weights = [digest for name, digest in file_digests(folder).items() if name.endswith(".safetensors")]
     return home() / "undo" / f"{hashlib.sha256(' '.join(weights).encode()).hexdigest()[:32]}.safetensors"

@@ -47,7 +47,8 @@ from .gate.places import choose_places
 from .gradients import check_gradients
 from .neighbours import neighbour_count, sample_neighbours
 from .paper import PaperSettings, early_layers, run_paper
-from .retain_cache import BLOCK, base_digest, samples_for, write_samples
+from .retain_cache import BLOCK, base_digest, samples_for
+from .sample_files import Samples, write_samples
 from .samples import SAMPLE_STEPS, drop_close
 from .scope import Scope, Scoped, ask_around, check_scope, plan_scope
 from .spare_row import SpareRow, add_to_tokenizer, find_spare_row, resize_vocabulary, spare_rows
@@ -74,7 +75,7 @@ def erase(
     formats: Sequence[PromptFormat] | None = None,
     settings: GateSettings | PaperSettings | None = None,
     samples_cache: str | Path | bool = True,
-    samples_in: Sequence[Fact] | None = None,
+    samples_in: Samples | None = None,
     samples_out: str | Path | None = None,
     keep_unknown: bool = False,
     work_dir: str | Path | None = None,
@@ -110,7 +111,7 @@ def erase(
         samples_cache: Folder that keeps what the base asks itself, for further erasures of the same base, whether or
             not it carries others. `True` is a folder of this user's, `False` keeps nothing.
         samples_in: What the base is said to have asked itself, instead of asking it: what `samples_out` wrote, as you
-            have edited it. Read it with [`read_samples`].
+            have edited it. Read it with `read_samples`.
         samples_out: File to write what the base asked itself to, before anything is fitted: questions about anything,
             and near neighbours of the forget set.
         keep_unknown: Erase facts, too, that the base does not know. By default they are named and left out.
@@ -182,7 +183,9 @@ def erase(
         )
         if work_dir is not None:
             bench.checkpoint = Checkpoint(
-                Path(work_dir), _digest(bench, recipe, depth, settings, scope, onto), bench.stages.tell
+                Path(work_dir),
+                _digest(bench, [recipe, depth, scope, keep_unknown], settings, samples_in, onto),
+                bench.stages.tell,
             )
         _ask_for_facts(bench, keep_unknown)
         forget = bench.forget
@@ -192,7 +195,7 @@ def erase(
             bench.retain = as_answered_now(model, tokenizer, formats[0], retain)
         scoped = _find_retain_data(bench, plan, settings.sample_count(len(forget)), samples_cache, samples_in)
         if samples_out:
-            write_samples(Path(samples_out), bench.sampled, bench.near)
+            write_samples(Path(samples_out), Samples(bench.sampled, bench.near))
         if not bench.kept:
             raise ValueError(
                 "there is no retain data: none was given and the base asked itself nothing usable; pass retain facts "
@@ -263,10 +266,9 @@ def _further_rows(
 
 def _digest(
     bench: Bench,
-    recipe: str,
-    depth: int | str | None,
+    choices: Sequence[Any],
     settings: GateSettings | PaperSettings,
-    scope: str | None,
+    samples: Samples | None,
     onto: Sequence[EarlierErasure],
 ) -> str:
     """Of everything that decides the result, up to the machine's way of adding up."""
@@ -285,7 +287,8 @@ def _digest(
             "tokens": [bench.prompts([*bench.forget, *bench.retain]), [bench.encode(text) for text in bench.refusals]],
             "refusals": bench.refusals,
             "formats": [asdict(form) for form in bench.formats],
-            "recipe": [recipe, depth, asdict(settings), scope],
+            "recipe": [*choices, asdict(settings)],
+            "samples": samples and asdict(samples),
             "layers": [bench.names, bench.writers],
             "seed": bench.seed,
         }
@@ -374,30 +377,27 @@ def _ask_for_facts(bench: Bench, keep_unknown: bool) -> None:
 
 
 def _find_retain_data(
-    bench: Bench, plan: Scope | None, wanted: int, cache: str | Path | bool, given: Sequence[Fact] | None
+    bench: Bench, plan: Scope | None, wanted: int, cache: str | Path | bool, given: Samples | None
 ) -> Scoped | None:
     """Let the base ask itself, about anything, about what is like the forget set, and about what a scope says."""
-    found: list[Fact] = list(given or ())
+    found: list[Fact] = []
 
     def sample() -> dict[str, list[tuple[str, str]]]:
         nonlocal found
-        if given is None:
-            found = _asked_itself(bench, wanted, cache)
+        found = given.general if given else _asked_itself(bench, wanted, cache)
         # What touches the forget set is not written down either.
         kept = _usable(bench, drop_close(found, bench.forget))
         return {"sampled": [(fact.question, fact.answer) for fact in kept]}
 
     def ask_near() -> dict[str, list[tuple[str, str]]]:
-        return {"near": [(fact.question, fact.answer) for fact in _usable(bench, _near(bench))]}
+        near = given.near if given else _near(bench)
+        return {"near": [(fact.question, fact.answer) for fact in _usable(bench, near)]}
 
     # A scope needs what lies close to the forget set too, so its samples are not kept: a cache keeps those of the base.
-    sampled: Any = {"sampled": []}
     if wanted or given:
-        sampled = sample() if plan else bench.once("sampling retain data", sample)
-    bench.sampled = [Fact(*pair) for pair in sampled["sampled"]]
-    if wanted and given is None:
+        sampled: Any = sample() if plan else bench.once("sampling retain data", sample)
         near: Any = bench.once("sampling near neighbours", ask_near)
-        bench.near = [Fact(*pair) for pair in near["near"]]
+        bench.sampled, bench.near = ([Fact(*pair) for pair in part] for part in (sampled["sampled"], near["near"]))
     return ask_around(bench, plan, found, lambda facts: _usable(bench, facts)) if plan else None
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
@@ -24,6 +23,7 @@ from torch import nn
 
 from ..facts import Fact
 from ..prompts import PromptFormat
+from .sample_files import write_lines
 from .samples import SAMPLE_STEPS, sample_facts
 
 KIND = "unierase retain samples"
@@ -161,24 +161,7 @@ def save_samples(path: Path, header: Mapping[str, Any], blocks: Sequence[Sequenc
     lines = [json.dumps({"question": fact.question, "answer": fact.answer}) for fact in facts]
     whole = {**header, "blocks": [len(block) for block in blocks]}
     whole["digest"] = _digest(whole, lines)
-    _write_whole(path, [json.dumps(whole), *lines])
-
-
-def write_samples(path: Path, general: Sequence[Fact], near: Sequence[Fact]) -> None:
-    """Write what a base asked itself to a file that people read and edit: a JSON line a fact, with its kind."""
-    kinds = (("general", general), ("neighbour", near))
-    rows = [{"kind": kind, "question": f.question, "answer": f.answer} for kind, facts in kinds for f in facts]
-    _write_whole(path, [json.dumps(row, ensure_ascii=False) for row in rows])
-
-
-def _write_whole(path: Path, lines: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_lines(path, [json.dumps(whole), *lines])
 
 
 def _digest(header: Mapping[str, Any], lines: Sequence[str]) -> str:

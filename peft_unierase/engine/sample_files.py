@@ -1,0 +1,75 @@
+"""What a base asked itself, in a file that people read and edit: JSON lines, each a question, its answer and its kind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..facts import Fact
+
+GENERAL, NEIGHBOUR = "general", "neighbour"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a base asked itself.
+
+    Attributes:
+        general: About anything.
+        near: Near neighbours of a forget set: questions of the same form about something else.
+    """
+
+    general: list[Fact] = field(default_factory=list)
+    near: list[Fact] = field(default_factory=list)
+
+
+def write_samples(path: Path, samples: Samples) -> None:
+    """Write samples to a file, whole or not at all."""
+    kinds = ((GENERAL, samples.general), (NEIGHBOUR, samples.near))
+    rows = [{"kind": kind, "question": f.question, "answer": f.answer} for kind, facts in kinds for f in facts]
+    write_lines(path, [json.dumps(row, ensure_ascii=False) for row in rows])
+
+
+def read_samples(path: str | Path) -> Samples:
+    """Read a file that `write_samples` wrote, as people have edited it.
+
+    Raises:
+        ValueError: There is no such file, or a line of it is no sample; says which and why.
+    """
+    samples = Samples()
+    kinds = {GENERAL: samples.general, NEIGHBOUR: samples.near}
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"cannot read the samples in {path} ({error}); give a file that --samples-out wrote"
+        ) from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            question, answer = row["question"].strip(), row["answer"].strip()
+            kinds[row.get("kind", GENERAL)].append(Fact(question, answer))
+            if not question or not answer:
+                raise ValueError("it is empty")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, line {number} is no sample ({type(error).__name__}: {error}): {line.strip()[:80]!r}; write it "
+                f'like {{"kind": "{GENERAL}" or "{NEIGHBOUR}", "question": "…", "answer": "…"}}, or take it out'
+            ) from error
+    return samples
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write a text file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
