@@ -49,6 +49,7 @@ class Fact:
         subject: Whom or what the question is about.
         paraphrased_answer: The same answer in other words.
         perturbed_answers: Wrong answers of the same form.
+        accepted_answers: Further answers that count as right.
     """
 
     question: str
@@ -57,6 +58,7 @@ class Fact:
     subject: str | None = None
     paraphrased_answer: str | None = None
     perturbed_answers: tuple[str, ...] = ()
+    accepted_answers: tuple[str, ...] = ()
 
 
 class FactError(ValueError):
