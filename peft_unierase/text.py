@@ -3,9 +3,10 @@
 The one place that does. It knows no model, and imports neither torch nor transformers.
 
 It uses the `regex` library, which transformers needs anyway: `re` knows no scripts and no grapheme clusters, and its
-`\\w+` splits Hindi words at their vowel signs. `rouge-score` keeps `[a-z0-9]` only, so that a Chinese answer has no words
-at all; on ASCII the words here are exactly its words. No segmenter is used (ICU, jieba, Unicode's word boundaries): in scripts that are written without spaces only a dictionary knows words, and the choice of one would decide
-the figures. There a word is one grapheme cluster, what a reader sees as one character.
+`\\w+` splits Hindi words at their vowel signs. `rouge-score` keeps `[a-z0-9]` only, so that a Chinese answer has no
+words at all; on ASCII the words here are exactly its words. No segmenter is used (ICU, jieba, Unicode's word
+boundaries): in scripts that are written without spaces only a dictionary knows words, and the choice of one would
+decide the figures. There a word is one grapheme cluster, what a reader sees as one character.
 """
 
 from __future__ import annotations
@@ -207,6 +208,20 @@ def names(text: str, subject: str) -> bool:
     said = _tokens(text)
     guarded = any(token.capital for token in said)  # a text without any capital may still name somebody
     return any(_names_at(said, start, wanted, guarded) for start in range(len(said)))
+
+
+def find_name(text: str, subject: str) -> tuple[int, int] | None:
+    """Start and end of the last place at which a text names a subject (see [`names`]), or `None`."""
+    if not names(text, subject):
+        return None
+    places = [match.span() for match in TOKEN.finditer(text)]
+    most = 2 * len(_tokens(subject))
+    for last in range(len(places) - 1, -1, -1):
+        for first in range(last, max(-1, last - most), -1):
+            start, end = places[first][0], places[last][1]
+            if names(text[start:end], subject):
+                return start, end
+    return None
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import Fact, GateSettings, erase, read_facts
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
-from peft_unierase.check.answers import recall_scorer
 from peft_unierase.cli.ramp import Step, draw, matrix, parse_steps
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.plan import Plan, plan
 from peft_unierase.plan.collateral import closeness
 from peft_unierase.plan.questions import subjects_of, told_by
 from peft_unierase.prompts import chat_format
+from peft_unierase.text import recall
 
 SUBJECT = "Nesko Corquist"
 FEW = 24
@@ -45,7 +45,6 @@ def by_name() -> Plan:
 
 def told(found: Plan, facts: list[Fact]) -> float:
     """Share of facts whose answer a planned one gives."""
-    recall = recall_scorer()
     best = [max(recall(fact.answer, each.fact.answer) for each in found.forget) for fact in facts]
     return sum(one >= 0.5 for one in best) / len(best)
 

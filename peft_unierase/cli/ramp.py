@@ -96,9 +96,9 @@ def run_ramp(plan: RampPlan, style: Format) -> None:
 
 def ramp(plan: RampPlan, style: Format) -> list[Step]:
     """Erase step by step; what is good is saved before the next step begins."""
-    from ..check.answers import answer_questions, recall_scorer
+    from ..check.answers import answer_questions
     from ..check.case import drawn
-    from ..facts import check_facts, read_facts
+    from ..facts import check_facts, comparable_facts, read_facts
     from ..hub.folder import check_new
     from ..hub.ledger import own_salt
     from .erase import read_refusals
@@ -109,9 +109,9 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     retain = read_facts(plan.retain, **columns, role="retain")
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
+    retain = comparable_facts(retain)
     counts = parse_steps(plan.steps, len(forget))
     check_new(plan.output)
-    recall_scorer()
     picture_library()
 
     from ..engine import erase
@@ -122,6 +122,7 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     prepare_libraries()
     asked = drawn(retain, ASKED, f"{plan.seed} ramp")
     groups = [forget[start:end] for start, end in zip([0, *counts], counts, strict=False)]
+    samples = [drawn(group, ASKED, f"{plan.seed} ramp") for group in groups]
     told: dict[str, Any] = {"refusals": refusals, "seed": plan.seed, "progress": style is not Format.QUIET}
     plan.output.mkdir(parents=True, exist_ok=True)
     steps: list[Step] = []
@@ -136,10 +137,11 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
 
         if base is None:
             base = recall(model, asked)
+            check_baseline([recall(model, sample) for sample in samples], base)
         cache = plan.output / "samples"
         erased = erase(model, tokenizer, forget[:count], retain, samples_cache=cache, **told)
-        leaks = [recall(erased, drawn(group, ASKED, f"{plan.seed} ramp")) for group in groups[:number]]
-        kept = recall(erased, asked) / max(base, 1e-9)
+        leaks = [recall(erased, sample) for sample in samples[:number]]
+        kept = recall(erased, asked) / base
         failed = [
             f"{leak:.3f} of what step {step} erased comes back, and --leak allows {plan.leak}"
             for step, leak in enumerate(leaks, start=1)
@@ -155,6 +157,28 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
         if failed:
             break
     return steps
+
+
+def check_baseline(forgotten: Sequence[float], retained: float) -> None:
+    """Refuse what no step could be judged by.
+
+    Args:
+        forgotten: The base's recall of what each step erases.
+        retained: Its recall of the retained questions.
+
+    Raises:
+        ValueError: One of them is 0.
+    """
+    if not retained:
+        raise ValueError(
+            "the base recalls nothing of the retained answers, so nothing could show that they stay; give retained "
+            "facts that it knows"
+        )
+    if unknown := [str(step) for step, known in enumerate(forgotten, start=1) if not known]:
+        raise ValueError(
+            f"the base recalls nothing of what step {', '.join(unknown)} would erase, so nothing could show that it is "
+            "gone; leave these facts out, or choose other --steps"
+        )
 
 
 def matrix(steps: Sequence[Step]) -> str:

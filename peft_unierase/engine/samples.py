@@ -6,7 +6,6 @@ The erasure then respects what the model knows without any corpus. What touches 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -16,8 +15,7 @@ import torch
 from ..decoding import continuations, end_ids
 from ..facts import Fact
 from ..prompts import PromptFormat, encode, greedy_answers
-
-WORD = re.compile(r"\w+")
+from ..text import terms, words
 
 
 def sample_facts(
@@ -61,7 +59,7 @@ def sample_facts(
         asked = continuations(model, ids, torch.ones_like(ids), max_question_tokens, stops, draw)
         texts += [text for tokens in asked if (text := read_question(tokenizer, form, tokens, stops)) is not None]
         advance(len(asked))
-    questions = [text for text in dict.fromkeys(texts) if text not in known and len(WORD.findall(text)) > 1]
+    questions = [text for text in dict.fromkeys(texts) if text not in known and len(words(text)) > 1]
     advance(count - len(questions))
     answers = greedy_answers(
         model, tokenizer, [form.prompt(question) for question in questions], max_answer_tokens, advance=advance
@@ -85,11 +83,11 @@ def drop_close(candidates: Sequence[Fact], forget: Sequence[Fact], limit: float 
     Closeness is the weight of the words shared with a forget fact over the lighter one's whole weight; a word weighs
     the logarithm of how rarely the candidates use it, so names count and function words do not.
     """
-    words = [_words(fact) for fact in candidates]
+    own_words = [_words(fact) for fact in candidates]
     weigh = word_weights(candidates)
     targets = [(found, weigh(found)) for found in map(_words, forget)]
     kept = []
-    for fact, found in zip(candidates, words, strict=True):
+    for fact, found in zip(candidates, own_words, strict=True):
         own = weigh(found)
         if all(weigh(found & target) < limit * max(min(own, heavy), 1e-9) for target, heavy in targets):
             kept.append(fact)
@@ -109,4 +107,4 @@ def word_weights(facts: Sequence[Fact]) -> Callable[[Iterable[str]], float]:
 
 
 def _words(fact: Fact) -> set[str]:
-    return set(WORD.findall(f"{fact.question} {fact.answer}".lower()))
+    return terms(f"{fact.question}\n{fact.answer}")

@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..engine.about import ask_about, find_beginnings, names
+from ..engine.about import ask_about, find_beginnings
 from ..engine.known import certainties
-from ..engine.samples import WORD, word_weights
+from ..engine.samples import word_weights
 from ..engine.subjects import find_names
 from ..facts import Fact
 from ..prompts import PromptFormat, greedy_answers
+from ..text import names, normal, terms
 
 # Kinds of questions: who and what, when, where, why, how, with whom. They open what a base would not begin by itself.
 TEMPLATES = (
@@ -82,7 +83,7 @@ def known_about(
         lent = list(questions) + [fact.question for fact in found]
         (beginnings,) = find_beginnings(model, tokenizer, form, [subject], lent, count)
         found += ask_about(model, tokenizer, form, subject, beginnings, count, seed + turn, advance=advance)
-    return list({" ".join(fact.question.lower().split()): fact for fact in found}.values())
+    return list({normal(fact.question): fact for fact in found}.values())
 
 
 def confident(
@@ -98,10 +99,10 @@ def confident(
 def told_by(text: str, facts: Sequence[Fact]) -> list[Fact]:
     """The facts whose answers tell what a text tells."""
     weigh = word_weights(facts)
-    words = set(WORD.findall(text.lower()))
+    words = terms(text)
     kept = []
     for fact in facts:
-        own = set(WORD.findall(fact.answer.lower())) - set(WORD.findall(fact.question.lower()))
+        own = terms(fact.answer) - terms(fact.question)
         if own and weigh(own & words) >= SHARED * weigh(own):
             kept.append(fact)
     return kept
