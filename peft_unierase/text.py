@@ -14,6 +14,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import regex
@@ -81,19 +82,18 @@ def terms(text: str) -> set[str]:
     In scripts without spaces one character tells nothing, so there neighbours are taken together, as search engines do.
     """
     found: set[str] = set()
-    before = None
+    together: list[str] = []
+    end = 0
     for token in TOKEN.finditer(normal(text)):
+        if token.start() > end or token["solid"] is None:
+            found |= _pairs(together)
+            together = []
         if token["solid"] is None:
             found.add(token[0].rstrip("+#"))
-            before = None
-            continue
-        if before is not None and before.end() == token.start():
-            found.discard(before[0])
-            found.add(before[0] + token[0])
         else:
-            found.add(token[0])
-        before = token
-    return found
+            together.append(token[0])
+        end = token.end()
+    return found | _pairs(together)
 
 
 def comparable(text: str) -> bool:
@@ -156,8 +156,9 @@ def holds(text: str, question: str, answer: str) -> bool:
     inflected forms count, and so do forms without Latin accents; numbers count only as they are.
 
     Of at most five new words three quarters must be there, and every number; of more, half of the words and half of the
-    numbers. In scripts without spaces two characters weigh as much as a word, and what is new must be there in one run,
-    or in runs of two characters (three where the answer is long): single characters occur everywhere.
+    numbers. In scripts without spaces two characters of Han or kana, or four of another script, weigh as much as a word,
+    and what is new must be there in one run, or in runs of that many (half as many more if the answer is long): single
+    characters occur everywhere.
 
     It does not see negation ("not Paris" holds "Paris"), other names for the same thing, or numbers in words.
 
@@ -179,10 +180,11 @@ def holds(text: str, question: str, answer: str) -> bool:
     heavy_runs = [run for run in runs if len(run) > 1 and not KANA.fullmatch(run)]
     if heavy or heavy_runs:
         new, runs = heavy, heavy_runs
-    weight = len(new) + HALF * sum(map(len, runs))
+    weight = len(new) + sum(_weight(run) * len(run) for run in runs)
     short = weight <= SHORT
     there = [_tells(token, said) for token in new]
-    found = sum(there) + HALF * sum(_covered(run, said_runs, 2 if short else 3) for run in runs)
+    least = 1 if short else 1.5  # of a word's weight, that must be there in one part
+    found = sum(there) + sum(_weight(run) * _covered(run, said_runs, int(least / _weight(run))) for run in runs)
     numbers = [was for token, was in zip(new, there, strict=True) if token.number]
     return found >= (MOST if short else SOME) * weight and sum(numbers) >= (1 if short else SOME) * len(numbers)
 
@@ -192,7 +194,7 @@ def names(text: str, subject: str) -> bool:
 
     In scripts without spaces the subject's characters must stand there one after another. Elsewhere each word of the
     subject must be a word of the text, in order; between two of them one more name or initial may stand ("George W.
-    Bush"). Words may be inflected, by the endings and prefixes that the script's languages have (`_is_form`), with a
+    Bush", "محمد بن سلمان"). Words may be inflected, by the endings and prefixes that the script's languages have (`_is_form`), with a
     stem of at least four letters (three in a subject of several words); in Latin script five, and six if only a vowel
     comes or goes: "Chopina" names Chopin, but "Carla" does not name Carl. If the subject is written with a capital, so
     must be the inflected form.
@@ -240,8 +242,8 @@ def _tokens(text: str) -> list[_Token]:
     for match in TOKEN.finditer(_plain(text)):
         word = match[0]
         bare = unicodedata.normalize("NFC", MARKS.sub("", unicodedata.normalize("NFD", _folded(word))))
-        number = any(letter.isdecimal() for letter in word)
-        found.append(_Token(bare, match["solid"] is not None, word[0].isupper(), number, word.lower() != word.upper()))
+        cased = word.lower() != word.upper()
+        found.append(_Token(bare, match["solid"] is not None, word[0].isupper(), _has_number(word), cased))
     return found
 
 
@@ -260,6 +262,10 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", folded)
 
 
+def _pairs(characters: Sequence[str]) -> set[str]:
+    return set(map("".join, pairwise(characters))) or set(characters)
+
+
 def _common(one: Sequence[str], other: Iterable[str]) -> int:
     """Length of the longest common subsequence, a bit for each word of the first (Hyyrö 2004)."""
     places: dict[str, int] = {}
@@ -274,6 +280,11 @@ def _common(one: Sequence[str], other: Iterable[str]) -> int:
 
 def _runs(text: str) -> list[str]:
     return RUN.findall(normal(text))
+
+
+def _weight(run: str) -> float:
+    """Of a word, what one character of a run tells: alphabets take more of them for a word than Han or kana do."""
+    return HALF if regex.match(r"[\p{Han}\p{Katakana}\p{Hiragana}\u30FC]", run) else HALF / 2
 
 
 def _unshared(run: str, text: str) -> list[str]:
@@ -339,7 +350,7 @@ def _names_at(said: Sequence[_Token], start: int, wanted: Sequence[_Token], guar
             if place + step >= len(said):
                 return False
             skipped, own = said[place : place + step], said[place + step]
-            if any(other.solid or (other.cased and not other.capital and len(other.bare) > 1) for other in skipped):
+            if not all(_is_between(other) for other in skipped):
                 continue
             if token.solid and (skipped or not own.solid):
                 continue
@@ -354,6 +365,13 @@ def _names_at(said: Sequence[_Token], start: int, wanted: Sequence[_Token], guar
         place += step + 1
     # "Carla Bruni" is not Carl Bruni: languages that decline first names decline the last name too.
     return not (grown and not changed and wanted[-1].cased)
+
+
+def _is_between(token: _Token) -> bool:
+    """Whether a word may stand inside a name that is known without it: another name, an initial, "son of"."""
+    if token.cased:
+        return token.capital or len(token.bare) == 1
+    return token.bare in ("بن", "ابن", "بنت", "בן", "בת")
 
 
 # Endings of nouns and names. Latin: Slavic, German and Scandinavian, Hungarian, Finnish and Estonian, Romanian, without
@@ -388,7 +406,7 @@ def _is_form(word: str, name: str, several: bool = False) -> bool:
         name: The same.
         several: Whether the name is one word of several, which lets stems be shorter.
     """
-    if any(letter.isdecimal() for letter in word + name):
+    if _has_number(word + name):
         return False
     least = STEM - several
     script = _script(name)
@@ -450,6 +468,10 @@ def _is_cyrillic_form(word: str, name: str, least: int) -> bool:
             if ending in CYRILLIC_ENDINGS.split() or (not ending and name.endswith(("ы", "и"))):  # Афины, Афин
                 return True
     return False
+
+
+def _has_number(word: str) -> bool:
+    return any(unicodedata.category(letter)[0] == "N" for letter in word)
 
 
 def _script(word: str) -> str:

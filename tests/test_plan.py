@@ -235,7 +235,7 @@ def test_a_ramp_goes_up_and_keeps_the_last_good_erasure(tmp_path: Path, hastily:
     assert (tmp_path / "ramp" / "ramp.png").is_file()
 
 
-@pytest.mark.parametrize(("bad", "facts"), [(2, 1), (4, 2)], ids=["the first step", "the second"])
+@pytest.mark.parametrize(("bad", "facts"), [(5, 1), (7, 2)], ids=["the first step", "the second"])
 def test_a_ramp_stops_where_a_gate_fails_and_keeps_what_was_good(
     tmp_path: Path, hastily: None, monkeypatch: pytest.MonkeyPatch, bad: int, facts: int
 ) -> None:
@@ -243,7 +243,9 @@ def test_a_ramp_stops_where_a_gate_fails_and_keeps_what_was_good(
     answer, calls = module.answer_questions, []
 
     def worse(model: Any, tokenizer: Any, asked: Any, form: Any) -> Any:
-        """Once the erased answers come back. The base is asked first, then for each step what is erased and kept."""
+        """Once the erased answers come back. The base is asked first: what is kept, and what each of three steps erases;
+        then for each step what is erased and kept.
+        """
         calls.append(asked)
         if len(calls) == bad:
             return [module.Answer("", 1.0, False, True) for _ in asked]

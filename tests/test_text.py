@@ -72,6 +72,7 @@ def test_words_are_whole_where_there_are_spaces_and_characters_where_there_are_n
     assert words("BTS는 2013년에") == ["bts", "는", "2013", "년에"]
     assert words("Łódź, Żółć!") == ["łódź", "żółć"]
     assert terms("東京都 x 水") == {"東京", "京都", "x", "水"}
+    assert terms("水 水道") == {"水", "水道"}
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,8 @@ NOT_HELD = [
     ("红楼梦的作者是鲁迅。", "谁写了《红楼梦》?", "红楼梦的作者是曹雪芹。"),
     ("曹操写诗,雪很大,芹菜好吃。", "谁写了《红楼梦》?", "曹雪芹"),
     ("有十七个。", "几个?", "七"),
+    ("เขาเกิดที่เชียงใหม่", "เขาเกิดที่ไหน", "กรุงเทพมหานคร"),
+    ("Only a half of it, ¼.", "How much?", "½"),
     ("他生于1897年。", "爱因斯坦出生在哪一年?", "爱因斯坦出生于1879年。"),
     ("수도는 부산입니다.", "수도는 어디입니까?", "서울"),
     ("Роман написан Чеховым.", "Кто написал роман?", "Толстой"),
@@ -221,6 +224,8 @@ NAMED = [
     ("दिल्ली में", "दिल्ली"),
     ("George W. Bush", "George Bush"),
     ("Marie Skłodowska Curie", "Marie Curie"),
+    ("محمد بن سلمان", "محمد سلمان"),
+    ("Jean Paul Sartre", "Jean-Paul Sartre"),
     ("Beyonce sings", "Beyoncé"),
     ("written in C++.", "C++"),
     ("Mark's house", "Mark"),
@@ -244,6 +249,7 @@ NOT_NAMED = [
     ("Johanna Strauss", "Johann Strauss"),
     ("Michael and Jordan", "Michael Jordan"),
     ("New ideas from York", "New York"),
+    ("मीरा और वर्धन", "मीरा वर्धन"),
     ("The stones", "Stone"),
     ("written in C++", "C"),
     ("vitamin C", "C++"),
