@@ -156,8 +156,8 @@ def holds(text: str, question: str, answer: str) -> bool:
     inflected forms count, and so do forms without Latin accents; numbers count only as they are.
 
     Of at most five new words three quarters must be there, and every number; of more, half of the words and half of the
-    numbers. In scripts without spaces two characters of Han or kana, or four of another script, weigh as much as a word,
-    and what is new must be there in one run, or in runs of that many (half as many more if the answer is long): single
+    numbers. In scripts without spaces two characters of Han or kana, or four of another script, weigh as much as a
+    word. What is new must be there in runs of at least that many, half as many more if the answer is long: single
     characters occur everywhere.
 
     It does not see negation ("not Paris" holds "Paris"), other names for the same thing, or numbers in words.
@@ -194,10 +194,10 @@ def names(text: str, subject: str) -> bool:
 
     In scripts without spaces the subject's characters must stand there one after another. Elsewhere each word of the
     subject must be a word of the text, in order; between two of them one more name or initial may stand ("George W.
-    Bush", "محمد بن سلمان"). Words may be inflected, by the endings and prefixes that the script's languages have (`_is_form`), with a
-    stem of at least four letters (three in a subject of several words); in Latin script five, and six if only a vowel
-    comes or goes: "Chopina" names Chopin, but "Carla" does not name Carl. If the subject is written with a capital, so
-    must be the inflected form.
+    Bush", "محمد بن سلمان"). Words may be inflected, by the endings and prefixes that the script's languages
+    have (`_is_form`), with a stem of at least four letters (three in a subject of several words); in Latin script five,
+    and six if only a vowel comes or goes: "Chopina" names Chopin, but "Carla" does not name Carl. If the subject is
+    written with a capital, so must be the inflected form.
 
     What it gets wrong: a man's name of six letters or more and the woman's name made of it ("Martin", "Martina"; in
     Cyrillic of four or more) are one. An adjective ("Parisian") is not the name, nor is a form with another stem

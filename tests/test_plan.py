@@ -243,8 +243,8 @@ def test_a_ramp_stops_where_a_gate_fails_and_keeps_what_was_good(
     answer, calls = module.answer_questions, []
 
     def worse(model: Any, tokenizer: Any, asked: Any, form: Any) -> Any:
-        """Once the erased answers come back. The base is asked first: what is kept, and what each of three steps erases;
-        then for each step what is erased and kept.
+        """Once the erased answers come back. The base is asked first: what is kept, and what each of three steps
+        erases; then for each step what is erased and kept.
         """
         calls.append(asked)
         if len(calls) == bad:
