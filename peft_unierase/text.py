@@ -204,6 +204,8 @@ def names(text: str, subject: str) -> bool:
     ("Praha", "Praze") or of a short name ("Рима"). "京都" is found in "东京都". Nicknames, abbreviations, other
     spellings and other scripts of the same name are not known.
     """
+    if _cannot_name(text, subject):
+        return False
     wanted = _tokens(subject)
     if not wanted:
         return bool(normal(subject)) and normal(subject) in normal(text)
@@ -339,6 +341,16 @@ def _tells(token: _Token, said: Sequence[_Token]) -> bool:
         other.bare == token.bare or _is_form(other.bare, token.bare) or _is_form(token.bare, other.bare)
         for other in said
     )
+
+
+def _cannot_name(text: str, subject: str) -> bool:
+    """A quick look that spares most comparisons: whether the first letters of a word of the subject, which all its forms
+    share, are missing; ASCII alone.
+    """
+    if not (text.isascii() and subject.isascii()):
+        return False
+    lower = text.lower()
+    return any(word[: min(3, max(1, len(word) - 3))] not in lower for word in WORD.findall(subject.lower()))
 
 
 def _names_at(said: Sequence[_Token], start: int, wanted: Sequence[_Token], guarded: bool) -> bool:
