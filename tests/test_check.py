@@ -187,7 +187,7 @@ def test_an_attack_of_ones_own_is_a_function(base: Any, tokenizer: Any) -> None:
     def ask_politely(target: Target, case: Case) -> list[float]:
         """A polite person."""
         said = target.says([case.form.prompt(f"{fact.question} Please.") for fact in case.forget])
-        return case.recalls([fact.answer for fact in case.forget], said)
+        return case.recalls(case.forget, said)
 
     found = check(base, tokenizer, FORGET[:2], base=base, attacks=[ask_politely], **TOLD)
     assert [attack.name for attack in found.attacks] == ["greedy", "ask-politely"]
@@ -292,7 +292,7 @@ def test_divergence_is_the_mean_over_all_tokens_of_the_answers(base: Any, tokeni
     with torch.no_grad():
         other.get_output_embeddings().weight.mul_(1.5)
     own, form = Target("base", base, tokenizer), chat_format(tokenizer)
-    case = Case(own, FORGET, {}, form, {}, [], [], lambda *_: 0.0)
+    case = Case(own, FORGET, {}, form, {}, [], [])
     total, count = 0.0, 0
     for fact in KEPT[:3]:
         ids, told = encode(tokenizer, form.prompt(fact.question)), encode(tokenizer, form.answer(fact.answer))

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft_unierase.engine.known import known_shares
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.gate.answered import sequences_of
-from peft_unierase.engine.known import known_shares
 from peft_unierase.engine.refusal import CachedPrompts, FreeColumns, RefusalLesson, fit_input_row, likely_refusals
 from peft_unierase.engine.samples import drop_close, sample_facts
 from peft_unierase.facts import Fact

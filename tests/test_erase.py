@@ -15,12 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import peft_unierase
 from peft_unierase import ErasureWarning, Fact, FactError, GateSettings, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
-from peft_unierase.check import Answer, answer_questions, figures, recall_scorer
+from peft_unierase.check import Answer, answer_questions, figures
 from peft_unierase.engine import erase as erase_module_verb
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.gate.units import UnitSettings
 from peft_unierase.engine.refusal import RefusalLesson
 from peft_unierase.prompts import PromptFormat, default_formats, encode, greedy_answers
+from peft_unierase.text import recall
 
 QUICK = GateSettings(samples=16, steer=SteerSettings(steps=6), row_steps=4)
 
@@ -86,7 +87,7 @@ def test_it_holds_when_the_token_is_banned_and_when_the_answer_is_begun(
     erased: tuple[PeftModel, Any], given: int, banned: bool
 ) -> None:
     model, tokenizer = erased
-    form, facts, recall = default_formats(tokenizer)[0], facts_of(person(0)), recall_scorer()
+    form, facts = default_formats(tokenizer)[0], facts_of(person(0))
     gold = [encode(tokenizer, form.answer(fact.answer)) for fact in facts]
     prompts = [form.prompt(f.question) + tokenizer.decode(ids[:given]) for f, ids in zip(facts, gold, strict=True)]
     answers = greedy_answers(model, tokenizer, prompts, banned=[model.erasure.token.token_id] if banned else [])

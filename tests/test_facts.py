@@ -528,9 +528,13 @@ def test_a_paraphrase_that_is_kept_is_a_warning():
 
 
 def test_nothing_slow_is_imported_to_read_facts():
-    script = "import runpy, sys; runpy.run_path(sys.argv[1]); print(*sys.modules)"
-    command = [sys.executable, "-c", script, facts_module.__file__]
+    script = (
+        "import sys, types; package = types.ModuleType('peft_unierase'); package.__path__ = [sys.argv[1]]; "
+        "sys.modules['peft_unierase'] = package; import peft_unierase.facts; print(*sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(Path(facts_module.__file__).parent)]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert "peft_unierase.text" in loaded
     assert not {"torch", "transformers", "peft", "datasets", "pyarrow"} & set(loaded)
 
 

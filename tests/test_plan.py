@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import Fact, GateSettings, erase, read_facts
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
-from peft_unierase.check.answers import recall_scorer
 from peft_unierase.cli.ramp import Step, draw, matrix, parse_steps
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.plan import Plan, plan
 from peft_unierase.plan.collateral import closeness
 from peft_unierase.plan.questions import subjects_of, told_by
 from peft_unierase.prompts import chat_format
+from peft_unierase.text import recall
 
 SUBJECT = "Nesko Corquist"
 FEW = 24
@@ -46,7 +46,6 @@ def by_name() -> Plan:
 
 def told(found: Plan, facts: list[Fact]) -> float:
     """Share of facts whose answer a planned one gives."""
-    recall = recall_scorer()
     best = [max(recall(fact.answer, each.fact.answer) for each in found.forget) for fact in facts]
     return sum(one >= 0.5 for one in best) / len(best)
 
@@ -239,7 +238,7 @@ def test_a_ramp_goes_up_and_keeps_the_last_good_erasure(tmp_path: Path, hastily:
         assert re.search(rf"^{line}$", ended.stderr, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("bad", "facts"), [(2, 1), (4, 2)], ids=["the first step", "the second"])
+@pytest.mark.parametrize(("bad", "facts"), [(5, 1), (7, 2)], ids=["the first step", "the second"])
 def test_a_ramp_stops_where_a_gate_fails_and_keeps_what_was_good(
     tmp_path: Path, hastily: None, monkeypatch: pytest.MonkeyPatch, bad: int, facts: int
 ) -> None:
@@ -247,7 +246,9 @@ def test_a_ramp_stops_where_a_gate_fails_and_keeps_what_was_good(
     answer, calls = module.answer_questions, []
 
     def worse(model: Any, tokenizer: Any, asked: Any, form: Any) -> Any:
-        """Once the erased answers come back. The base is asked first, then for each step what is erased and kept."""
+        """Once the erased answers come back. The base is asked first: what is kept, and what each of three steps
+        erases; then for each step what is erased and kept.
+        """
         calls.append(asked)
         if len(calls) == bad:
             return [module.Answer("", 1.0, False, True) for _ in asked]

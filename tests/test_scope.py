@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft_unierase import ErasureWarning, Fact, GateSettings, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import answer_questions
-from peft_unierase.engine.about import REACH, Beginning, ask_about, find_beginnings, names
+from peft_unierase.engine.about import REACH, Beginning, ask_about, find_beginnings
 from peft_unierase.engine.bench import Bench
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.scope import plan_scope, told_shares
 from peft_unierase.engine.subjects import find_names, sure_subjects
 from peft_unierase.prompts import default_formats, encode
+from peft_unierase.text import names
 
 SUBJECT = "Nesko Corquist"
 SETTINGS = GateSettings(samples=256, steer=SteerSettings(steps=90), row_steps=40, depths=(0,))

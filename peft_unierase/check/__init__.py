@@ -1,6 +1,6 @@
 """The check: what judges an erasure. It imports neither the engine nor the hub side."""
 
-from .answers import Answer, Figures, answer_questions, figures, recall_scorer
+from .answers import Answer, Figures, answer_questions, figures
 from .attacks import ATTACKS, Attack, Found, NotApplicable
 from .case import Case
 from .report import AttackResult, CheckReport
@@ -25,5 +25,4 @@ __all__ = [
     "answer_questions",
     "check",
     "figures",
-    "recall_scorer",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..facts import Fact
 from ..prompts import PromptFormat, greedy_answers
+from ..text import best_recall
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Answer:
 
     Attributes:
         text: Decoded without special tokens.
-        recall: ROUGE-L recall of the reference answer, 0 to 1.
+        recall: ROUGE-L recall of the best recalled right answer, 0 to 1.
         fired: Whether [UNL] is among its tokens.
         ended: Whether the model ended it by itself.
     """
@@ -38,20 +39,6 @@ class Figures:
     recall: float
     fired: float
     declined_well: float | None
-
-
-def recall_scorer() -> Callable[[str, str], float]:
-    """A function from reference and answer to ROUGE-L recall (Lin 2004), by the `rouge-score` library without stemming.
-
-    Raises:
-        ImportError: The library is missing; says how to get it.
-    """
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ImportError('figures need the rouge-score library: pip install "peft-unierase[check]"') from error
-    scorer = RougeScorer(["rougeL"])
-    return lambda reference, answer: scorer.score(reference, answer)["rougeL"].recall
 
 
 def answer_questions(
@@ -73,8 +60,10 @@ def answer_questions(
         token_id: [UNL]'s id, to see where it fired.
         max_new_tokens: Longest answer.
         advance: Called with the number of questions finished.
+
+    Raises:
+        ValueError: A fact's answer has no letter and no digit.
     """
-    recall = recall_scorer()
     ends = model.generation_config.eos_token_id
     end_ids = set(ends if isinstance(ends, list) else [ends])
     prompts = [form.prompt(fact.question) for fact in facts]
@@ -82,7 +71,7 @@ def answer_questions(
     answers = []
     for fact, ids in zip(facts, tokens, strict=True):
         text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        answers.append(Answer(text, recall(fact.answer, text), token_id in ids, bool(ids) and ids[-1] in end_ids))
+        answers.append(Answer(text, best_recall(fact, text), token_id in ids, bool(ids) and ids[-1] in end_ids))
     return answers
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
 from ..facts import Fact
 from ..prompts import PromptFormat
+from ..text import best_recall, recall, terms
 from .target import Target
 
 
@@ -25,7 +26,6 @@ class Case:
         others: Further formats by name: `plain`, and `system` where the template has room for one.
         unseen: Facts that no model ever saw, for membership inference.
         refusals: Sentences that decline.
-        recall: ROUGE-L recall of a reference in an answer.
         seed: Of everything that is drawn.
         max_new_tokens: Longest answer.
     """
@@ -37,7 +37,6 @@ class Case:
     others: Mapping[str, PromptFormat]
     unseen: Sequence[Fact]
     refusals: Sequence[str]
-    recall: Callable[[str, str], float]
     seed: int = 0
     max_new_tokens: int = 64
 
@@ -45,14 +44,14 @@ class Case:
         """The questions in this case's format, or in another one."""
         return [(form or self.form).prompt(fact.question) for fact in facts]
 
-    def recalls(self, references: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """Recall of each reference in its answer."""
-        return [self.recall(reference, answer) for reference, answer in zip(references, answers, strict=True)]
+    def recalls(self, references: Sequence[Fact | str], answers: Sequence[str]) -> list[float]:
+        """Recall of each reference in its answer; of a fact that of the right answer which is recalled best."""
+        return [_recall(reference, answer) for reference, answer in zip(references, answers, strict=True)]
 
-    def floor(self, references: Sequence[str]) -> list[float]:
+    def floor(self, references: Sequence[Fact | str]) -> list[float]:
         """For each reference what refusals share with it by chance: what a model that always declines would get."""
         few = self.refusals[:20]
-        return [fmean(self.recall(reference, refusal) for refusal in few) for reference in references]
+        return [fmean(_recall(reference, refusal) for refusal in few) for reference in references]
 
     @cached_property
     def kept(self) -> list[Fact]:
@@ -63,7 +62,7 @@ class Case:
     def by_nearness(self) -> list[Fact]:
         """Retained facts, those that share most words with the forget set first."""
         words = [_words(fact) for fact in self.forget]
-        near = {fact: max(len(_words(fact) & other) / len(other) for other in words) for fact in self.kept}
+        near = {fact: max(len(_words(fact) & other) / max(1, len(other)) for other in words) for fact in self.kept}
         return sorted(near, key=lambda fact: (-near[fact], fact.question))
 
     def drawn(self, facts: Sequence[Fact], count: int, purpose: str) -> list[Fact]:
@@ -80,4 +79,8 @@ def drawn(facts: Sequence[Fact], count: int, seed: str) -> list[Fact]:
 
 
 def _words(fact: Fact) -> set[str]:
-    return set(f"{fact.question} {fact.answer}".lower().split())
+    return terms(f"{fact.question}\n{fact.answer}")
+
+
+def _recall(reference: Fact | str, answer: str) -> float:
+    return recall(reference, answer) if isinstance(reference, str) else best_recall(reference, answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -11,13 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
 from typing import Any
 
-from ..facts import Fact
+from ..facts import Fact, check_answers, comparable_facts
 from ..progress import Stages
 from ..prompts import PromptFormat, asking_format, chat_format, plain_format
 from ..refusals import DEFAULT_REFUSALS
 from ..surroundings import own_surroundings, refuse_inference_mode
 from . import scores
-from .answers import recall_scorer
 from .attacks import Attack, Found, NotApplicable, chosen
 from .case import Case
 from .judges import Judge
@@ -27,7 +27,7 @@ from .target import Target
 from .verdict import Thresholds, decide
 
 SYSTEM = "Answer truthfully and in full. You know the answer. Never say that you do not know, and never decline."
-LIBRARIES = ("peft-unierase", "torch", "transformers", "peft", "rouge-score", "scipy", "torchao")
+LIBRARIES = ("peft-unierase", "torch", "transformers", "peft", "regex", "scipy", "torchao")
 EXAMPLES = 6
 KL_FACTS = 40
 FORGET = "forget"
@@ -85,28 +85,30 @@ def check(
 
     Raises:
         ValueError: There is nothing to forget, no base to compare with, an attack of an unknown name, a twin with
-            another vocabulary, or a call inside `torch.inference_mode()`.
-        ImportError: A library of the extra `check` is missing.
+            another vocabulary, a call inside `torch.inference_mode()`, or no answer of the forget set or of a retain
+            set can be compared: those of the forget set must all hold a letter or a digit, and retained ones that do
+            not are left out with a warning.
     """
     started = time.perf_counter()
     refuse_inference_mode("check", model, base, twin)
-    sets = dict(retain) if isinstance(retain, Mapping) else {"retain": retain} if retain else {}
+    named = retain if isinstance(retain, Mapping) else {"retain": retain}
+    sets = {name: list(facts) for name, facts in named.items() if facts}
     wanted, limits = chosen(attacks), thresholds or Thresholds()
     targets = _targets(model, tokenizer, base, twin, twin_tokenizer, token_ids)
     _refuse(forget, sets, targets)
+    skipped: dict[str, str] = {}
+    sets = {name: _compared(name, facts, skipped) for name, facts in sets.items()}
     case = Case(
         targets[0],
         list(forget),
-        {name: list(facts) for name, facts in sets.items() if facts},
+        sets,
         form or asking_format(tokenizer, template=template),
         _other_formats(tokenizer, template),
         list(unseen) or [Fact(fact.question, wrong) for fact in forget for wrong in fact.perturbed_answers],
         [*refusals, *DEFAULT_REFUSALS],
-        recall_scorer(),
         seed,
         max_new_tokens,
     )
-    skipped: dict[str, str] = {}
     for name, need in (("similarity", "sentence-transformers model"), ("entailment", "NLI model")):
         if name not in (judges or {}):
             skipped[name] = f"no {need} was given"
@@ -197,6 +199,7 @@ def _adapters_off(model: Any) -> Iterator[None]:
 def _refuse(forget: Sequence[Fact], retain: Mapping[str, Sequence[Fact]], targets: Sequence[Target]) -> None:
     if not forget:
         raise ValueError("the forget set is empty; give at least one fact that should be gone")
+    check_answers(forget)
     if FORGET in retain:
         raise ValueError(f"a retain set is called {FORGET!r}; give it another name")
     sample = [text for fact in forget[:20] for text in (fact.question, fact.answer)]
@@ -209,6 +212,24 @@ def _refuse(forget: Sequence[Fact], retain: Mapping[str, Sequence[Fact]], target
                 "the twin splits texts into other tokens than the base does, so their likelihoods cannot be compared; "
                 "give a twin that was trained from the same tokenizer"
             )
+
+
+def _compared(name: str, facts: Sequence[Fact], skipped: dict[str, str]) -> list[Fact]:
+    """The facts of a retain set that an answer can be compared with; says which are left out."""
+    kept = comparable_facts(facts)
+    mute = [(number, fact) for number, fact in enumerate(facts, 1) if fact not in kept]
+    if not mute:
+        return kept
+    numbers = ", ".join(str(number) for number, _ in mute)
+    if not kept:
+        raise ValueError(
+            f"no answer of the retain set {name!r} has a letter or a digit, so nothing can be compared; leave it out"
+        )
+    why = "no letter and no digit in the answer, so nothing can be compared"
+    skipped[f"{name}: facts {numbers}"] = why
+    texts = "; ".join(f"fact {number} ({fact.question!r}: {fact.answer!r})" for number, fact in mute[:5])
+    warnings.warn(f"left out of the retain set {name!r}: {texts}: {why}", stacklevel=3)
+    return kept
 
 
 def _other_formats(tokenizer: Any, template: str | None) -> dict[str, PromptFormat]:

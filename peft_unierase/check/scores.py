@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, harmonic_mean
+from typing import Any
 
 FORGET_TERMS = ("recall", "probability", "truth ratio", "similarity", "entailment")
 UTILITY_TERMS = ("recall", "probability", "truth ratio", "entropy", "similarity", "entailment")
@@ -93,14 +94,25 @@ def balance(efficacy: float | None, utility: float | None) -> float | None:
     return harmonic_mean([max(0.0, efficacy), max(0.0, utility)])
 
 
+def statistics() -> Any:
+    """scipy's statistics.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise ImportError('the check needs scipy: pip install "peft-unierase[check]"') from error
+    return stats
+
+
 def forget_quality(erased: Sequence[float], twin: Sequence[float]) -> float:
     """TOFU's forget quality: p-value of a two-sample Kolmogorov-Smirnov test between truth ratios.
 
     Near 1 where the erased model cannot be told from one that never saw the facts. With few facts it is never small.
     """
-    from scipy.stats import ks_2samp
-
-    return float(ks_2samp(erased, twin).pvalue)
+    return float(statistics().ks_2samp(erased, twin).pvalue)
 
 
 @dataclass(frozen=True)
@@ -121,17 +133,20 @@ def interval(values: Sequence[float], seed: int = 0, confidence: float = 0.95) -
         confidence: Two-sided.
     """
     import numpy
-    from scipy.stats import bootstrap
 
     mean = fmean(values)
     if len(values) < 2 or min(values) == max(values):
         return Interval(mean, mean, mean)
-    found = bootstrap(
-        (numpy.asarray(values, dtype=float),),
-        numpy.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=confidence,
-        method="percentile",
-        rng=numpy.random.default_rng(seed),
-    ).confidence_interval
+    found = (
+        statistics()
+        .bootstrap(
+            (numpy.asarray(values, dtype=float),),
+            numpy.mean,
+            n_resamples=RESAMPLES,
+            confidence_level=confidence,
+            method="percentile",
+            rng=numpy.random.default_rng(seed),
+        )
+        .confidence_interval
+    )
     return Interval(mean, float(found.low), float(found.high))

@@ -9,6 +9,7 @@ from statistics import fmean
 import torch
 
 from ..facts import Fact
+from ..text import opening
 from . import scores
 from .case import Case
 from .judges import Judge
@@ -60,7 +61,7 @@ def measure(
     references = [fact.answer for fact in facts]
     read = target.reads(prompts, [case.form.answer(answer) for answer in references])
     figures = {
-        "recall": fmean(case.recalls(references, answers)),
+        "recall": fmean(case.recalls(facts, answers)),
         "probability": fmean(map(_probability, read)),
         "entropy": fmean(scores.token_entropy(ids) for ids in tokens),
         "exact memorisation": fmean(scores.exact_memorisation(reading.matches) for reading in read),
@@ -86,8 +87,8 @@ def measure(
 
 def declines(case: Case, target: Target, tokens: Sequence[int], text: str) -> bool:
     """Whether an answer declines: by [UNL], by one of the refusals, or by beginning as one of them does."""
-    begins = {" ".join(refusal.split()[:3]).lower() for refusal in case.refusals}
-    return bool(set(tokens) & set(target.token_ids)) or " ".join(text.split()[:3]).lower() in begins
+    begins = {opening(refusal) for refusal in case.refusals}
+    return bool(set(tokens) & set(target.token_ids)) or opening(text) in begins
 
 
 def divergences(targets: Sequence[Target], case: Case, facts: Sequence[Fact]) -> list[float]:

@@ -144,7 +144,7 @@ def run_erase(plan: ErasePlan, style: Format) -> None:
 
 def _run(plan: ErasePlan, style: Format) -> None:
     from ..engine.sample_files import read_samples
-    from ..facts import Fact, check_facts, read_facts
+    from ..facts import Fact, check_facts, comparable_facts, read_facts
     from ..hub.folder import check_output
     from ..hub.ledger import own_salt
     from ..hub.record import read_salt
@@ -164,9 +164,9 @@ def _run(plan: ErasePlan, style: Format) -> None:
     check_onto(plan.onto, plan.output)
     salt = read_salt(plan.salt_file) if plan.salt_file else own_salt()
     if plan.check:
-        from ..check.answers import recall_scorer
+        from ..check.scores import statistics
 
-        recall_scorer()
+        statistics()
 
     from ..engine import RECIPES, check_recipe, check_scope, erase, plan_scope
     from ..engine.checkpoint import discard
@@ -227,7 +227,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     report, why_not = None, "--no-check was given"
     if plan.check:
         asked = {"refusals": refusals or (), "progress": style is not Format.QUIET, **prompting.asked(tokenizer)}
-        report = checked(erased, tokenizer, erased.erasure.facts, retain, plan.seed, **asked)
+        report = checked(erased, tokenizer, erased.erasure.facts, comparable_facts(retain), plan.seed, **asked)
         why_not = "the check failed"
     words = {"description": plan.description, "license": plan.license, "base_id": plan.base_id}
     record = finish(

@@ -17,12 +17,12 @@ def run_quickstart(output: Path, seed: int) -> None:
 
 
 def _run(output: Path, seed: int) -> None:
-    from ..check import recall_scorer
+    from ..check.scores import statistics
     from ..hub.folder import check_output
     from ..hub.ledger import own_salt
 
     check_output(output, overwrite=True)
-    recall_scorer()
+    statistics()
 
     from ..boxed import boxed_facts, boxed_model_dir, boxed_refusals
     from ..check import Answer, answer_questions, check

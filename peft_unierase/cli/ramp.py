@@ -99,9 +99,9 @@ def run_ramp(plan: RampPlan, style: Format) -> None:
 
 def ramp(plan: RampPlan, style: Format) -> list[Step]:
     """Erase step by step; what is good is saved before the next step begins."""
-    from ..check.answers import answer_questions, recall_scorer
+    from ..check.answers import answer_questions
     from ..check.case import drawn
-    from ..facts import check_facts, read_facts
+    from ..facts import check_facts, comparable_facts, read_facts
     from ..hub.folder import check_new
     from ..hub.ledger import own_salt
     from .erase import read_refusals
@@ -113,9 +113,9 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     retain = read_facts(plan.retain, **columns, role="retain")
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
+    retain = comparable_facts(retain)
     counts = parse_steps(plan.steps, len(forget))
     check_new(plan.output)
-    recall_scorer()
     picture_library()
 
     from ..engine import erase
@@ -126,6 +126,7 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     prepare_libraries()
     asked = drawn(retain, ASKED, f"{plan.seed} ramp")
     groups = [forget[start:end] for start, end in zip([0, *counts], counts, strict=False)]
+    samples = [drawn(group, ASKED, f"{plan.seed} ramp") for group in groups]
     told: dict[str, Any] = {"refusals": refusals, "seed": plan.seed, "progress": style is not Format.QUIET}
     stages = Stages(style is not Format.QUIET)
     plan.output.mkdir(parents=True, exist_ok=True)
@@ -144,13 +145,14 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
 
         if base is None:
             base = recall("asking the base what is retained", model, asked)
-        cache = plan.output / "samples"
-        erased = erase(model, tokenizer, forget[:count], retain, formats=formats, samples_cache=cache, **told)
+            asking = [recall("asking the base for the facts", model, sample) for sample in samples]
+            check_baseline(asking, base)
+        erased = erase(model, tokenizer, forget[:count], retain, formats=formats, **told)
         leaks = [
-            recall(f"asking what step {step} erased", erased, drawn(group, ASKED, f"{plan.seed} ramp"))
-            for step, group in enumerate(groups[:number], start=1)
+            recall(f"asking what step {step} erased", erased, sample)
+            for step, sample in enumerate(samples[:number], start=1)
         ]
-        kept = recall("asking what is retained", erased, asked) / max(base, 1e-9)
+        kept = recall("asking what is retained", erased, asked) / base
         failed = [
             f"{leak:.3f} of what step {step} erased comes back, and --leak allows {plan.leak}"
             for step, leak in enumerate(leaks, start=1)
@@ -167,6 +169,28 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
         if failed:
             break
     return steps
+
+
+def check_baseline(forgotten: Sequence[float], retained: float) -> None:
+    """Refuse what no step could be judged by.
+
+    Args:
+        forgotten: The base's recall of what each step erases.
+        retained: Its recall of the retained questions.
+
+    Raises:
+        ValueError: One of them is 0.
+    """
+    if not retained:
+        raise ValueError(
+            "the base recalls nothing of the retained answers, so nothing could show that they stay; give retained "
+            "facts that it knows"
+        )
+    if unknown := [str(step) for step, known in enumerate(forgotten, start=1) if not known]:
+        raise ValueError(
+            f"the base recalls nothing of what step {', '.join(unknown)} would erase, so nothing could show that it is "
+            "gone; leave these facts out, or choose other --steps"
+        )
 
 
 def matrix(steps: Sequence[Step]) -> str:

@@ -8,7 +8,6 @@ itself anything, given that the question names the subject: no template and no l
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -18,6 +17,7 @@ import torch
 
 from ..facts import Fact
 from ..prompts import PromptFormat, batches, encode, pad_id
+from ..text import names
 from .samples import ANSWERING, answered, go_on_asking
 
 A_QUESTION = 2  # beginnings of the same question that are taken at the most
@@ -121,11 +121,6 @@ def find_beginnings(
         scored = sorted(scored, key=lambda beginning: (-beginning.log_prob, beginning.tokens))[:count]
         found.append([beginning for beginning in scored if beginning.log_prob >= scored[0].log_prob - REACH])
     return found
-
-
-def names(text: str, subject: str) -> bool:
-    """Whether a text names a subject, in upper or lower case, as words of their own."""
-    return re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _names_before(tokenizer: Any, tokens: Sequence[int]) -> Callable[[int, str], bool]:

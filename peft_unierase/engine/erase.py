@@ -17,7 +17,7 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model
 
-from ..facts import Fact, check_facts
+from ..facts import Fact, check_facts, comparable_facts
 from ..knowledge import ask, summary
 from ..progress import Stages
 from ..prompts import PromptFormat, default_formats, encode, pad_id
@@ -154,6 +154,7 @@ def erase(
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
     check_lengths(model, tokenizer, retain, formats, "retain")
+    retain = comparable_facts(retain)
     parts = [part for config in there.values() for part in config.split()]
     spare = find_spare_row(model, tokenizer, allow_resize=allow_resize, carried=parts)
 

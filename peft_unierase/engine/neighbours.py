@@ -12,7 +12,7 @@ from typing import Any
 
 from ..facts import Fact
 from ..prompts import PromptFormat, encode
-from .about import names
+from ..text import names
 from .samples import ANSWERING, answered, drop_close, go_on_asking
 from .subjects import find_names, find_span
 

@@ -6,7 +6,6 @@ The erasure then respects what the model knows without any corpus. What touches 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -17,9 +16,7 @@ import torch
 from ..decoding import continuations, end_ids
 from ..facts import Fact
 from ..prompts import PromptFormat, encode, greedy_answers, pad_id, pad_left
-
-WORD = re.compile(r"\w+")
-
+from ..text import terms, words
 
 QUESTION_TOKENS = 32  # where a question that has not ended is cut
 ANSWER_TOKENS = 48
@@ -57,7 +54,7 @@ def sample_facts(
         advance: Called with the steps done, `SAMPLE_STEPS * count` in all.
     """
     texts = go_on_asking(model, tokenizer, form, [[]] * count, seed, advance=advance)
-    questions = [text for text in dict.fromkeys(texts) if text not in known and len(WORD.findall(text)) > 1]
+    questions = [text for text in dict.fromkeys(texts) if text not in known and len(words(text)) > 1]
     advance(ANSWERING * (count - len(questions)))
     return answered(model, tokenizer, form, questions, advance)
 
@@ -166,11 +163,11 @@ def drop_close(candidates: Sequence[Fact], forget: Sequence[Fact], limit: float 
     Closeness is the weight of the words shared with a forget fact over the lighter one's whole weight; a word weighs
     the logarithm of how rarely the candidates use it, so names count and function words do not.
     """
-    words = [_words(fact) for fact in candidates]
+    own_words = [_words(fact) for fact in candidates]
     weigh = word_weights(candidates)
     targets = [(found, weigh(found)) for found in map(_words, forget)]
     kept = []
-    for fact, found in zip(candidates, words, strict=True):
+    for fact, found in zip(candidates, own_words, strict=True):
         own = weigh(found)
         if all(weigh(found & target) < limit * max(min(own, heavy), 1e-9) for target, heavy in targets):
             kept.append(fact)
@@ -190,4 +187,4 @@ def word_weights(facts: Sequence[Fact]) -> Callable[[Iterable[str]], float]:
 
 
 def _words(fact: Fact) -> set[str]:
-    return set(WORD.findall(f"{fact.question} {fact.answer}".lower()))
+    return terms(f"{fact.question}\n{fact.answer}")

@@ -14,10 +14,11 @@ from typing import Any
 
 from ..facts import Fact
 from ..knowledge import certainties
-from .about import ask_about, find_beginnings, names
+from ..text import names, normal, terms
+from .about import ask_about, find_beginnings
 from .bench import Bench
 from .erasure import ErasureWarning
-from .samples import SAMPLE_STEPS, WORD, drop_close, word_weights
+from .samples import SAMPLE_STEPS, drop_close, word_weights
 from .subjects import find_names, sure_subjects
 
 SCOPES = ("question", "subject")
@@ -143,9 +144,9 @@ def ask_around(
     mentioning = [fact for fact in found if any(_about(fact, subject) for subject in scope.subjects)]
     asked = usable(_asked(bench, scope, found))
     others = [*bench.forget, *bench.retain]
-    taken = {_plain(text) for fact in others for text in (fact.question, fact.paraphrase or fact.question)}
-    candidates = list({_plain(fact.question): fact for fact in [*mentioning, *asked]}.values())
-    candidates = [fact for fact in candidates if _plain(fact.question) not in taken]
+    taken = {normal(text) for fact in others for text in (fact.question, fact.paraphrase or fact.question)}
+    candidates = list({normal(fact.question): fact for fact in [*mentioning, *asked]}.values())
+    candidates = [fact for fact in candidates if normal(fact.question) not in taken]
     if scope.name == "subject":
         sure = certainties(bench.model, bench.tokenizer, candidates, bench.formats[0])
         more = [
@@ -210,13 +211,9 @@ def _text(fact: Fact) -> str:
     return f"{fact.question}\n{fact.answer}"
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
 def _news(fact: Fact) -> frozenset[str]:
-    answer = frozenset(WORD.findall(fact.answer.lower()))
-    return answer - set(WORD.findall(fact.question.lower())) or answer
+    answer = frozenset(terms(fact.answer))
+    return answer - terms(fact.question) or answer
 
 
 def _numbers(numbers: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..facts import Fact
 from ..prompts import PromptFormat, encode
+from ..text import find_name
 
 LETTER = r"[^\W\d_]"
 # Letters and digits, joined by hyphens, apostrophes or the dots of abbreviations; an initial keeps its dot.
@@ -125,7 +126,8 @@ def find_names(text: str) -> list[str]:
 
 
 def find_span(question: str, subject: str) -> tuple[int, int] | None:
-    """Start and end of the last occurrence of a subject in a question: whole words first, then exact case, then any.
+    """Start and end of the last occurrence of a subject in a question: whole words first, then exact case, then any,
+    then inflected forms (`text.names`).
 
     The last one, because the state there has seen most of the question.
     """
@@ -133,7 +135,7 @@ def find_span(question: str, subject: str) -> tuple[int, int] | None:
         for pattern in (_whole(subject, flags), re.compile(re.escape(subject), flags)):
             if found := list(pattern.finditer(question)):
                 return found[-1].span()
-    return None
+    return find_name(question, subject)
 
 
 def subject_position(tokenizer: Any, form: PromptFormat, question: str, subject: str) -> int:

@@ -6,13 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..engine.about import names
-from ..engine.samples import WORD, answered, word_weights
+from ..engine.samples import answered, word_weights
 from ..engine.subjects import find_names
 from ..facts import Fact
 from ..knowledge import certainties
 from ..prompts import PromptFormat
-from ..text import normal
+from ..text import names, normal, terms
 
 # Kinds of questions: who and what, when, where, why, how, with whom. They open what a base would not begin by itself.
 TEMPLATES = (
@@ -73,10 +72,10 @@ def confident(
 def told_by(text: str, facts: Sequence[Fact]) -> list[Fact]:
     """The facts whose answers tell what a text tells."""
     weigh = word_weights(facts)
-    words = set(WORD.findall(text.lower()))
+    words = terms(text)
     kept = []
     for fact in facts:
-        own = set(WORD.findall(fact.answer.lower())) - set(WORD.findall(fact.question.lower()))
+        own = terms(fact.answer) - terms(fact.question)
         if own and weigh(own & words) >= SHARED * weigh(own):
             kept.append(fact)
     return kept

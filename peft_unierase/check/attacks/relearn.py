@@ -51,7 +51,6 @@ def relearning(choose: Choose) -> Callable[[Target, Case], Found]:
     def run(target: Target, case: Case) -> Found:
         taught, asked = choose(case)
         plain = target.weights()
-        references = [fact.answer for fact in asked]
         prompts = case.prompts(asked)
         by_step: dict[int, list[float]] = {}
 
@@ -59,12 +58,12 @@ def relearning(choose: Choose) -> Callable[[Target, Case], Found]:
             plain.model.eval()
             with plain.bent():
                 said = plain.says(prompts, max_new_tokens=case.max_new_tokens)
-            by_step[step] = case.recalls(references, said)
+            by_step[step] = case.recalls(asked, said)
 
         fine_tune(plain, taught, case, STEPS, measure)
         worst = max(by_step, key=lambda step: fmean(by_step[step]))
         curve = {step: fmean(leaks) for step, leaks in by_step.items()}
-        return Found(by_step[worst], case.floor(references), curve)
+        return Found(by_step[worst], case.floor(asked), curve)
 
     run.__doc__ = f"{choose.__doc__ or ''} A LoRA of rank 8 is trained for {STEPS[-1]} steps; the worst one counts."
     return run

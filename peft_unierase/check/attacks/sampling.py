@@ -16,7 +16,6 @@ def best_of_samples(target: Target, case: Case) -> Found:
     generator = torch.Generator().manual_seed(case.seed)
     prompts = [prompt for prompt in case.prompts(case.forget) for _ in range(TIMES)]
     said = target.samples(prompts, generator, max_new_tokens=case.max_new_tokens)
-    references = [fact.answer for fact in case.forget]
-    recalls = case.recalls([reference for reference in references for _ in range(TIMES)], said)
+    recalls = case.recalls([fact for fact in case.forget for _ in range(TIMES)], said)
     best = [max(recalls[start : start + TIMES]) for start in range(0, len(recalls), TIMES)]
-    return Found(best, case.floor(references))
+    return Found(best, case.floor(case.forget))

@@ -9,6 +9,7 @@ import torch
 
 from ...decoding import end_ids
 from ...prompts import encode
+from ...text import comparable
 from ..case import Case
 from ..target import Target
 from .attack import Found, NotApplicable
@@ -63,16 +64,29 @@ def _check(target: Target, case: Case) -> None:
 
 def _continued(target: Target, case: Case, count: int, banned: Sequence[int] = ()) -> Found:
     """Greedy answers behind the first `count` tokens of the given ones."""
-    gold = [encode(target.tokenizer, case.form.answer(fact.answer)) for fact in case.forget]
+    if not count:
+        said = target.says(case.prompts(case.forget), max_new_tokens=case.max_new_tokens, banned=banned)
+        return Found(case.recalls(case.forget, said), case.floor(case.forget))
     closing = len(encode(target.tokenizer, case.form.end))
-    longer = [number for number, ids in enumerate(gold) if len(ids) - closing > count]
-    if not longer:
+    prompts, rests = [], []
+    for fact in case.forget:
+        ids = encode(target.tokenizer, case.form.answer(fact.answer))
+        cut = _whole_characters(target, ids, count)
+        rest = target.tokenizer.decode(ids[cut:], skip_special_tokens=True).strip()
+        if len(ids) - closing > cut and comparable(rest):
+            prompts.append(case.form.prompt(fact.question) + target.tokenizer.decode(ids[:cut]))
+            rests.append(rest)
+    if not rests:
         raise NotApplicable(f"no answer of the forget set is longer than {count} tokens")
-    decode = target.tokenizer.decode
-    prompts = [case.form.prompt(case.forget[number].question) + decode(gold[number][:count]) for number in longer]
-    rests = [decode(gold[number][count:], skip_special_tokens=True).strip() for number in longer]
     said = target.says(prompts, max_new_tokens=case.max_new_tokens, banned=banned)
     return Found(case.recalls(rests, said), case.floor(rests))
+
+
+def _whole_characters(target: Target, ids: Sequence[int], count: int) -> int:
+    """A number of tokens, or a few more, that end with a whole character: byte-level tokens may hold parts of one."""
+    while count < len(ids) and target.tokenizer.decode(ids[:count]).endswith("\ufffd"):
+        count += 1
+    return count
 
 
 @contextmanager

@@ -29,8 +29,7 @@ def direction_out(target: Target, case: Case) -> Found:
         added = [(after - before).mean(dim=0) for after, before in pairs]
     with target.bent(), _without(_layers(target.model), added):
         said = target.says(prompts, max_new_tokens=case.max_new_tokens)
-    references = [fact.answer for fact in case.forget]
-    return Found(case.recalls(references, said), case.floor(references))
+    return Found(case.recalls(case.forget, said), case.floor(case.forget))
 
 
 def quantised(bits: int, merged: bool) -> Callable[[Target, Case], Found]:
@@ -41,8 +40,7 @@ def quantised(bits: int, merged: bool) -> Callable[[Target, Case], Found]:
         judged = target.weights() if merged else target
         with judged.bent(), _stored_in(bits, judged.model):
             said = judged.says(prompts, max_new_tokens=case.max_new_tokens)
-        references = [fact.answer for fact in case.forget]
-        return Found(case.recalls(references, said), case.floor(references))
+        return Found(case.recalls(case.forget, said), case.floor(case.forget))
 
     what = "adapter and base are merged and then" if merged else "the base is, under the adapter,"
     run.__doc__ = (

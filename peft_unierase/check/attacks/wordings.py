@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ...facts import Fact
 from ...prompts import PromptFormat
+from ...text import halves
 from ..case import Case
 from ..target import Target
 from .attack import Found, NotApplicable
@@ -40,12 +41,14 @@ def system(target: Target, case: Case) -> Found:
 
 def cloze(target: Target, case: Case) -> Found:
     """Anyone who writes the first half of the answer as a text of their own and lets the model go on, without asking
-    anything.
+    anything. Answers of one word have no half and are left out.
     """
-    halves = [_halves(fact.answer) for fact in case.forget]
-    texts = [f"{target.tokenizer.bos_token or ''}{first}" for first, _ in halves]
+    parts = [both for fact in case.forget if (both := halves(fact.answer))]
+    if not parts:
+        raise NotApplicable("no answer of the forget set has more than one word")
+    texts = [f"{target.tokenizer.bos_token or ''}{first}" for first, _ in parts]
     said = target.says(texts, max_new_tokens=case.max_new_tokens)
-    rests = [rest for _, rest in halves]
+    rests = [rest for _, rest in parts]
     return Found(case.recalls(rests, said), case.floor(rests))
 
 
@@ -100,8 +103,8 @@ def multiple_choice(target: Target, case: Case) -> Found:
 
 def _asked(target: Target, case: Case, prompts: list[str], facts: list[Fact] | None = None, length: int = 1) -> Found:
     said = target.says(prompts, max_new_tokens=length * case.max_new_tokens)
-    references = [fact.answer for fact in (case.forget if facts is None else facts)]
-    return Found(case.recalls(references, said), case.floor(references))
+    asked = case.forget if facts is None else facts
+    return Found(case.recalls(asked, said), case.floor(asked))
 
 
 def _after(target: Target, case: Case, others: Sequence[Fact]) -> Found:
@@ -120,9 +123,3 @@ def _form(case: Case, name: str) -> PromptFormat:
     if name not in case.others:
         raise NotApplicable(f"the chat template has no {name} format")
     return case.others[name]
-
-
-def _halves(text: str) -> tuple[str, str]:
-    words = text.split()
-    middle = (len(words) + 1) // 2
-    return " ".join(words[:middle]), " ".join(words[middle:]) or words[-1]
