@@ -78,10 +78,24 @@ def ask(
         answers = greedy_answers(model, tokenizer, prompts, LONGEST, advance=advance)
         for own, ids in zip(said, answers, strict=True):
             own[form.name] = tokenizer.decode(ids, skip_special_tokens=True).strip()
-    margins = _margins(model, tokenizer, facts, formats[0])
+    return judged(facts, said, lambda pairs: log_likelihoods(model, tokenizer, pairs, formats[0]).tolist())
+
+
+def judged(
+    facts: Sequence[Fact],
+    said: Sequence[dict[str, str]],
+    likely: Callable[[Sequence[tuple[str, str]]], Sequence[float]],
+) -> list[Knowledge]:
+    """What follows from a model's answers and likelihoods.
+
+    Args:
+        facts: What was asked for.
+        said: Its greedy answers to each, by name of the prompt format.
+        likely: Mean log-probability a token, in nats, of answers to questions, given as pairs.
+    """
     return [
         Knowledge(fact, own, tuple(name for name, text in own.items() if tells(text, fact)), margin)
-        for fact, own, margin in zip(facts, said, margins, strict=True)
+        for fact, own, margin in zip(facts, said, _margins(facts, likely), strict=True)
     ]
 
 
@@ -125,12 +139,14 @@ def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]
     return found
 
 
-def _margins(model: Any, tokenizer: Any, facts: Sequence[Fact], form: PromptFormat) -> list[float | None]:
+def _margins(
+    facts: Sequence[Fact], likely: Callable[[Sequence[tuple[str, str]]], Sequence[float]]
+) -> list[float | None]:
     compared = [fact for fact in facts if fact.perturbed_answers]
     right = [(fact.question, answer) for fact in compared for answer in (fact.answer, *fact.accepted_answers)]
     wrong = [(fact.question, answer) for fact in compared for answer in fact.perturbed_answers]
-    likely = iter(log_likelihoods(model, tokenizer, [*right, *wrong], form).tolist())
-    best = [max(next(likely) for _ in range(1 + len(fact.accepted_answers))) for fact in compared]
-    others = [max(next(likely) for _ in fact.perturbed_answers) for fact in compared]
+    found = iter(likely([*right, *wrong]))
+    best = [max(next(found) for _ in range(1 + len(fact.accepted_answers))) for fact in compared]
+    others = [max(next(found) for _ in fact.perturbed_answers) for fact in compared]
     margins = iter([own - other for own, other in zip(best, others, strict=True)])
     return [next(margins) if fact.perturbed_answers else None for fact in facts]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 
 from ..facts import Fact
+from ..knowledge import tells
 from ..prompts import PromptFormat
-from ..text import best_recall, recall, terms
+from ..text import best_recall, comparable, normal, recall, terms
 from .target import Target
 
 
@@ -28,6 +29,7 @@ class Case:
         refusals: Sentences that decline.
         seed: Of everything that is drawn.
         max_new_tokens: Longest answer.
+        own: What the base itself answers to tell a fact, by question.
     """
 
     base: Target
@@ -39,6 +41,29 @@ class Case:
     refusals: Sequence[str]
     seed: int = 0
     max_new_tokens: int = 64
+    own: Mapping[str, str] = field(default_factory=dict)
+
+    def beginnings(self, cut: Callable[[str], tuple[str, str] | None]) -> list[tuple[Fact, str, Fact | str]]:
+        """For each fact of the forget set what an attacker may begin its answer with, and what must then not come.
+
+        The answer that is begun is the base's own where there is one: people's answers are often shorter. What counts
+        is then whether the given answer comes, and otherwise whether the rest does.
+
+        Args:
+            cut: Gives both parts of an answer, or `None` if it is too short.
+
+        Returns:
+            Facts with first part and reference. Left out are answers that are too short, or told by their first part.
+        """
+        found: list[tuple[Fact, str, Fact | str]] = []
+        for fact in self.forget:
+            own = self.own.get(fact.question, fact.answer)
+            if parts := cut(own):
+                first, rest = parts
+                reference: Fact | str = rest if normal(own) == normal(fact.answer) else fact
+                if comparable(rest) and not (reference is fact and tells(first, fact)):
+                    found.append((fact, first, reference))
+        return found
 
     def prompts(self, facts: Sequence[Fact], form: PromptFormat | None = None) -> list[str]:
         """The questions in this case's format, or in another one."""

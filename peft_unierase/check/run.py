@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from ..facts import Fact, check_answers, comparable_facts
+from ..knowledge import Knowledge, judged, summary
 from ..progress import Stages
 from ..prompts import PromptFormat, asking_format, chat_format, plain_format
 from ..refusals import DEFAULT_REFUSALS
@@ -29,6 +30,7 @@ from .verdict import Thresholds, decide
 SYSTEM = "Answer truthfully and in full. You know the answer. Never say that you do not know, and never decline."
 LIBRARIES = ("peft-unierase", "torch", "transformers", "peft", "regex", "scipy", "torchao")
 EXAMPLES = 6
+NAMED = 5  # questions in a message
 KL_FACTS = 40
 FORGET = "forget"
 
@@ -98,16 +100,22 @@ def check(
     _refuse(forget, sets, targets)
     skipped: dict[str, str] = {}
     sets = {name: _compared(name, facts, skipped) for name, facts in sets.items()}
+    stages = Stages(progress)
+    form, others = form or asking_format(tokenizer, template=template), _other_formats(tokenizer, template)
+    with stages.stage("asking the base for the facts"):
+        known = _knowledge(targets[0], forget, form, others, max_new_tokens)
+    forget = _known(known, skipped)
     case = Case(
         targets[0],
-        list(forget),
+        forget,
         sets,
-        form or asking_format(tokenizer, template=template),
-        _other_formats(tokenizer, template),
+        form,
+        others,
         list(unseen) or [Fact(fact.question, wrong) for fact in forget for wrong in fact.perturbed_answers],
         [*refusals, *DEFAULT_REFUSALS],
         seed,
         max_new_tokens,
+        {each.fact.question: each.said[form.name] for each in known if form.name in each.told},
     )
     for name, need in (("similarity", "sentence-transformers model"), ("entailment", "NLI model")):
         if name not in (judges or {}):
@@ -119,7 +127,6 @@ def check(
     ]:
         skipped["truth ratio"] = f"not every fact has wrong answers (column perturbed_answer) in: {', '.join(bare)}"
 
-    stages = Stages(progress)
     measured: dict[str, list[Measured]] = {}
     for name, facts in ((FORGET, case.forget), *case.retain.items()):
         # No model is like another here: one that declines is soon done.
@@ -143,7 +150,7 @@ def check(
     if before is not None and after is not None:
         kept.append(("model utility (MU)", before, after))
     return CheckReport(
-        decide(measured[FORGET][0].figures["recall"], results, kept, limits),
+        decide(fmean(each.known for each in known), results, kept, limits),
         figures,
         table,
         results,
@@ -151,7 +158,7 @@ def check(
         _examples(case, measured[FORGET]),
         {FORGET: len(case.forget), **{name: len(facts) for name, facts in case.retain.items()}},
         {side: (names or {}).get(side) for side in ("base", "erased", "twin")},
-        _settings(case, wanted, limits),
+        {**_settings(case, wanted, limits), "known to base": summary(known)},
         _versions(),
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
         time.perf_counter() - started,
@@ -212,6 +219,41 @@ def _refuse(forget: Sequence[Fact], retain: Mapping[str, Sequence[Fact]], target
                 "the twin splits texts into other tokens than the base does, so their likelihoods cannot be compared; "
                 "give a twin that was trained from the same tokenizer"
             )
+
+
+def _knowledge(
+    base: Target, facts: Sequence[Fact], form: PromptFormat, others: Mapping[str, PromptFormat], max_new_tokens: int
+) -> list[Knowledge]:
+    """What the base knows, asked in the case's format and the others, and by how it likes the right answers."""
+    said = [
+        (each.name, base.says([each.prompt(fact.question) for fact in facts], max_new_tokens=max_new_tokens))
+        for each in (form, *others.values())
+    ]
+
+    def likely(pairs: Sequence[tuple[str, str]]) -> list[float]:
+        read = base.reads([form.prompt(asked) for asked, _ in pairs], [form.answer(told) for _, told in pairs])
+        return [-reading.loss for reading in read]
+
+    answers = [{name: texts[number] for name, texts in said} for number in range(len(facts))]
+    return judged(facts, answers, likely)
+
+
+def _known(found: Sequence[Knowledge], skipped: dict[str, str]) -> list[Fact]:
+    """The facts that the base knows; says which are left out. All of them if it knows none, for which there is a
+    verdict.
+    """
+    unknown = [number for number, each in enumerate(found, start=1) if not each.known]
+    if not unknown or len(unknown) == len(found):
+        return [each.fact for each in found]
+    numbers = ", ".join(map(str, unknown))
+    skipped[f"{FORGET}: facts {numbers}"] = "the base does not know them"
+    texts = "; ".join(repr(found[number - 1].fact.question) for number in unknown[:NAMED])
+    more = f"; and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+    warnings.warn(
+        f"the base does not know {len(unknown)} of {len(found)} forget facts, which are left out: {texts}{more}",
+        stacklevel=3,
+    )
+    return [each.fact for each in found if each.known]
 
 
 def _compared(name: str, facts: Sequence[Fact], skipped: dict[str, str]) -> list[Fact]:

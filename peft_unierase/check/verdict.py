@@ -21,7 +21,8 @@ class Thresholds:
     """Where verdicts change.
 
     Attributes:
-        known: Recall of the forget answers that the base must have for there to be anything to claim.
+        known: Share of the forget facts that the base must know for there to be anything to claim. Those that it does
+            not know are left out.
         margin: How much more than the reference an attack may get, at the upper end of the confidence interval.
         utility: Share of the base's model utility, and of its recall on each retained set, that the erased model must
             have kept.
@@ -73,7 +74,7 @@ def decide(
     """The verdict.
 
     Args:
-        known: The base's recall of the forget answers.
+        known: Share of the forget facts that the base knows.
         attacks: All that ran, the plain question, `greedy`, among them.
         kept: What must stay: name, the base's figure, the erased model's figure.
         thresholds: See [`Thresholds`].
@@ -83,7 +84,7 @@ def decide(
     if not known or known < thresholds.known:
         least = f", less than {thresholds.known:.0%}" if known < thresholds.known else ""
         reason = (
-            f"The base recalls {known:.0%} of the forget answers{least}: nobody can say whether something went that "
+            f"The base knows {known:.0%} of the forget facts{least}: nobody can say whether something went that "
             "was not there."
         )
         return Verdict("NO BASELINE", names, [], [reason], count)

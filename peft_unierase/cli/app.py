@@ -318,7 +318,9 @@ def check(
         str | None,
         typer.Option(help="A natural language inference model, to measure entailment with.", show_default=False),
     ] = None,
-    known: Annotated[float, typer.Option(help="Recall that the base must have, or there is NO BASELINE.")] = 0.5,
+    known: Annotated[
+        float, typer.Option(help="Share of FORGET that the base must know, or there is NO BASELINE.")
+    ] = 0.5,
     margin: Annotated[
         float,
         typer.Option(help="What an attack may get beyond the twin, or beyond a refusal, at the upper end of 95 %."),

@@ -1,4 +1,4 @@
-"""What a base asked itself, in a file that people read and edit: JSON lines, each a question, its answer and its kind."""
+"""What a base asked itself, in a file that people read and edit: JSON lines of question, answer and kind."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def read_samples(path: str | Path) -> Samples:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"cannot read the samples in {path} ({error}); give a file that --samples-out wrote"
-        ) from error
+        raise ValueError(f"cannot read the samples in {path} ({error}); give one that --samples-out wrote") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

@@ -9,7 +9,6 @@ import torch
 
 from ...decoding import end_ids
 from ...prompts import encode
-from ...text import comparable
 from ..case import Case
 from ..target import Target
 from .attack import Found, NotApplicable
@@ -40,8 +39,8 @@ def prefill(count: int) -> Callable[[Target, Case], Found]:
 
     words = "its first token" if count == 1 else f"its first {count} tokens"
     run.__doc__ = (
-        f"Whoever may begin the answer, as raw completion and many APIs allow, and knows {words}. What follows is held "
-        "against the rest of the answer; answers that are not longer are left out."
+        f"Whoever may begin the base's own answer, as raw completion and many APIs allow, and knows {words}. What "
+        "follows is held against what is not yet told; answers that are not longer are left out."
     )
     return run
 
@@ -68,18 +67,20 @@ def _continued(target: Target, case: Case, count: int, banned: Sequence[int] = (
         said = target.says(case.prompts(case.forget), max_new_tokens=case.max_new_tokens, banned=banned)
         return Found(case.recalls(case.forget, said), case.floor(case.forget))
     closing = len(encode(target.tokenizer, case.form.end))
-    prompts, rests = [], []
-    for fact in case.forget:
-        ids = encode(target.tokenizer, case.form.answer(fact.answer))
-        cut = _whole_characters(target, ids, count)
-        rest = target.tokenizer.decode(ids[cut:], skip_special_tokens=True).strip()
-        if len(ids) - closing > cut and comparable(rest):
-            prompts.append(case.form.prompt(fact.question) + target.tokenizer.decode(ids[:cut]))
-            rests.append(rest)
-    if not rests:
+
+    def cut(answer: str) -> tuple[str, str] | None:
+        ids = encode(target.tokenizer, case.form.answer(answer))
+        place = _whole_characters(target, ids, count)
+        rest = target.tokenizer.decode(ids[place:], skip_special_tokens=True).strip()
+        return (target.tokenizer.decode(ids[:place]), rest) if len(ids) - closing > place else None
+
+    begun = case.beginnings(cut)
+    if not begun:
         raise NotApplicable(f"no answer of the forget set is longer than {count} tokens")
+    prompts = [case.form.prompt(fact.question) + first for fact, first, _ in begun]
+    references = [reference for *_, reference in begun]
     said = target.says(prompts, max_new_tokens=case.max_new_tokens, banned=banned)
-    return Found(case.recalls(rests, said), case.floor(rests))
+    return Found(case.recalls(references, said), case.floor(references))
 
 
 def _whole_characters(target: Target, ids: Sequence[int], count: int) -> int:

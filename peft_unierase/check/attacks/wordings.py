@@ -40,16 +40,16 @@ def system(target: Target, case: Case) -> Found:
 
 
 def cloze(target: Target, case: Case) -> Found:
-    """Anyone who writes the first half of the answer as a text of their own and lets the model go on, without asking
+    """Anyone who writes the first half of the base's own answer as a text and lets the model go on, without asking
     anything. Answers of one word have no half and are left out.
     """
-    parts = [both for fact in case.forget if (both := halves(fact.answer))]
-    if not parts:
+    begun = case.beginnings(halves)
+    if not begun:
         raise NotApplicable("no answer of the forget set has more than one word")
-    texts = [f"{target.tokenizer.bos_token or ''}{first}" for first, _ in parts]
+    texts = [f"{target.tokenizer.bos_token or ''}{first}" for _, first, _ in begun]
     said = target.says(texts, max_new_tokens=case.max_new_tokens)
-    rests = [rest for _, rest in parts]
-    return Found(case.recalls(rests, said), case.floor(rests))
+    references = [reference for *_, reference in begun]
+    return Found(case.recalls(references, said), case.floor(references))
 
 
 def kept_before(target: Target, case: Case) -> Found:
