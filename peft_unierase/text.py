@@ -344,7 +344,7 @@ def _tells(token: _Token, said: Sequence[_Token]) -> bool:
 
 
 def _cannot_name(text: str, subject: str) -> bool:
-    """A quick look that spares most comparisons, on ASCII alone: whether the first letters of one of the subject's words,
+    """A quick look that spares most comparisons, on ASCII alone: whether the first letters of a word of the subject,
     which all its forms share, are missing.
     """
     if not (text.isascii() and subject.isascii()):

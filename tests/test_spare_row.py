@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers_of import CORPUS, KINDS, Kind
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from peft_unierase.engine.spare_row import NoSpareRowError, SpareRow, add_to_tokenizer, find_spare_row
+from peft_unierase.engine.spare_row import (
+    NoSpareRowError,
+    SpareRow,
+    add_to_tokenizer,
+    find_spare_row,
+    find_spare_rows,
+)
+from peft_unierase.prompts import encode
+from peft_unierase.tuner.vocabulary import add_special_tokens, dead_tokens
 
 WORDS = ["<bos>", "<eos>", "who", "are", "you"]
 
@@ -23,7 +35,8 @@ def tokenizer_of(*extra: str, special: tuple[str, ...] = (), **options: Any) -> 
 
 
 def model_of(rows: int) -> LlamaForCausalLM:
-    return LlamaForCausalLM(
+    """A model whose rows are all the same."""
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=rows,
             hidden_size=8,
@@ -34,6 +47,8 @@ def model_of(rows: int) -> LlamaForCausalLM:
             eos_token_id=1,
         )
     )
+    torch.nn.init.zeros_(model.get_input_embeddings().weight)
+    return model
 
 
 def test_a_matrix_row_beyond_the_tokenizer_comes_first() -> None:
@@ -52,7 +67,7 @@ def test_a_matrix_row_beyond_the_tokenizer_comes_first() -> None:
 def test_a_reserved_token_is_next_and_is_hidden_in_decoded_text(reserved: str) -> None:
     tokenizer = tokenizer_of(reserved)
     spare = find_spare_row(model_of(6), tokenizer)
-    assert spare == SpareRow(5, reserved)
+    assert spare == SpareRow(5, reserved, "reserved", reserved)
     add_to_tokenizer(tokenizer, spare)
     assert len(tokenizer) == 6
     assert tokenizer.decode([5, 2], skip_special_tokens=True).strip() == "who"
@@ -61,15 +76,118 @@ def test_a_reserved_token_is_next_and_is_hidden_in_decoded_text(reserved: str) -
 def test_a_reserved_token_that_is_in_use_is_passed_over() -> None:
     tokenizer = tokenizer_of("<unused0>", "<unused1>", "<unused2>", pad_token="<unused0>")
     tokenizer.chat_template = "{{ '<unused1>' }}"
-    assert find_spare_row(model_of(8), tokenizer) == SpareRow(7, "<unused2>")
+    assert find_spare_row(model_of(8), tokenizer) == SpareRow(7, "<unused2>", "reserved", "<unused2>")
 
 
 def test_without_a_spare_row_it_is_refused_unless_resizing_is_allowed() -> None:
     with pytest.raises(NoSpareRowError, match=r"5 vocabulary rows.*allow_resize=True.*--allow-resize"):
         find_spare_row(model_of(5), tokenizer_of())
-    assert find_spare_row(model_of(5), tokenizer_of(), allow_resize=True) == SpareRow(5, "[UNL]", resized=True)
+    assert find_spare_row(model_of(5), tokenizer_of(), allow_resize=True) == SpareRow(5, "[UNL]", "resized")
 
 
-def test_a_tokenizer_that_disagrees_about_the_id_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="gave"):
-        add_to_tokenizer(tokenizer_of(), SpareRow(9, "[UNL]"))
+def test_a_tokenizer_that_disagrees_about_the_id_is_refused_and_stays_as_it_was() -> None:
+    tokenizer = tokenizer_of()
+    with pytest.raises(RuntimeError, match="gave 'who' the id 2, which the model uses for"):
+        add_to_tokenizer(tokenizer, SpareRow(2, "[UNL]"))
+    with pytest.raises(RuntimeError, match="gave you the id 4"):
+        add_to_tokenizer(tokenizer, SpareRow(9, "you"))
+    assert tokenizer.get_vocab() == tokenizer_of().get_vocab()
+    assert sorted(tokenizer.added_tokens_decoder) == [0, 1]
+
+
+# Every kind of vocabulary
+
+CHOSEN = {
+    "Llama 3": ("<|reserved_special_token_0|>", "reserved", "<|reserved_special_token_0|>"),
+    "Qwen 2.5": ("[UNL]", "beyond the tokenizer", None),
+    "Qwen 2.5, from GGUF": ("[PAD336]", "reserved", "[PAD336]"),
+    "GPT-2": ("[UNL]", "invalid byte", "À"),
+    "Gemma": ("<unused0>", "reserved", "<unused0>"),
+    "Mistral, sentencepiece v3": ("[control_8]", "reserved", "[control_8]"),
+    "Mistral, sentencepiece v1; Llama 2": ("[UNL]", "invalid byte", "<0xC0>"),
+    "Mistral, Tekken": ("<SPECIAL_20>", "reserved", "<SPECIAL_20>"),
+    "Phi-3": ("[UNL]", "beyond the tokenizer", None),
+    "SmolLM2": ("<gh_stars>", "unused special token", "<gh_stars>"),
+    "merges that go another way": ("[UNL]", "unreachable", "zqj"),
+}
+TEXTS = [
+    *CORPUS,
+    "Was heißt À la carte? ÀÁõö÷øùúûüýþÿ zqj Ġ Ċ ▁",
+    "a\tb\r\n\n  c 12345",
+    "谁写了《红楼梦》。Кто написал? من كتب؟ किसने लिखा? 😀",
+]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> tuple[str, Kind]:
+    return request.param, KINDS[request.param]()
+
+
+def test_every_base_has_a_row_and_further_ones_for_stacking(kind: tuple[str, Kind]) -> None:
+    name, made = kind
+    spare, *further = find_spare_rows(model_of(made.rows), made.tokenizer)
+    assert (spare.text, spare.source, spare.was) == CHOSEN[name]
+    assert len(further) >= 12
+    assert len({row.token_id for row in (spare, *further)} | {row.text for row in (spare, *further)}) == 2 * (
+        len(further) + 1
+    )
+    assert all(row.token_id < made.rows for row in (spare, *further))
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_the_token_is_one_id_and_hidden_and_all_else_is_read_as_before(
+    kind: tuple[str, Kind], count: int, tmp_path: Path
+) -> None:
+    _, made = kind
+    tokenizer = made.tokenizer
+    rows = find_spare_rows(model_of(made.rows), tokenizer)[:count]
+    before = [encode(tokenizer, text) for text in TEXTS]
+    add_special_tokens(tokenizer, [(row.token_id, row.text) for row in rows])
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert [encode(each, text) for text in TEXTS] == before
+        assert [each.decode(ids) for ids in before] == [tokenizer.decode(ids) for ids in before]
+        for row in rows:
+            assert encode(each, row.text) == [row.token_id]
+            assert each.decode([row.token_id]) == row.text
+            assert each.decode([row.token_id], skip_special_tokens=True) == ""
+
+
+def test_letters_that_write_a_dead_byte_still_come_out_as_they_went_in() -> None:
+    made = KINDS["GPT-2"]()
+    for row in find_spare_rows(model_of(made.rows), made.tokenizer):
+        add_to_tokenizer(made.tokenizer, row)
+    for text in TEXTS:
+        assert made.tokenizer.decode(encode(made.tokenizer, text)) == text
+
+
+def test_tokens_that_nothing_makes_come_up_in_no_text(kind: tuple[str, Kind]) -> None:
+    _, made = kind
+    dead = {token_id: token for token_id, token, _ in dead_tokens(made.tokenizer)}
+    letters, random = sorted({letter for text in TEXTS for letter in text} | set("zqj")), Random(0)
+    texts = ["".join(random.choices(letters, k=200)) for _ in range(200)]
+    texts += [
+        before + token + behind for token in dead.values() for before in ("", "z", " a") for behind in ("", "q", "j ")
+    ]
+    seen = {token_id for text in texts for token_id in encode(made.tokenizer, text)}
+    assert seen.isdisjoint(dead)
+
+
+def test_what_a_base_of_smollm2s_kind_uses_is_never_chosen() -> None:
+    made = KINDS["SmolLM2"]()
+    rows = find_spare_rows(model_of(made.rows), made.tokenizer, texts=["a <gh_stars> b", "<jupyter_text>"])
+    texts = [row.text for row in rows]
+    assert texts[0] == "<issue_start>"
+    assert not {"<gh_stars>", "<jupyter_text>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"} & set(texts)
+    assert texts[-4:] == ["<repo_name>", "<reponame>", "<file_sep>", "<filename>"]
+
+
+def test_of_unused_special_tokens_the_least_trained_come_first() -> None:
+    made = KINDS["SmolLM2"]()
+    model = model_of(made.rows)
+    rows = model.get_input_embeddings().weight
+    with torch.no_grad():
+        rows.normal_(generator=torch.Generator().manual_seed(0))
+        rows[[14, 9]] = rows.mean(dim=0) * 1.1
+    found = find_spare_rows(model, made.tokenizer)
+    assert [row.text for row in found[:2]] == ["<issue_comment>", "<jupyter_output>"]

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +50,12 @@ from .retain_cache import BLOCK, base_digest, samples_for
 from .sample_files import Samples, write_samples
 from .samples import SAMPLE_STEPS, drop_close
 from .scope import Scope, Scoped, ask_around, check_scope, plan_scope
-from .spare_row import SpareRow, add_to_tokenizer, find_spare_row, resize_vocabulary, spare_rows
+from .spare_row import add_to_tokenizer, find_spare_rows, resize_vocabulary
 from .unchanged import unchanged_on_failure
 
 RECIPES: dict[str, type[GateSettings] | type[PaperSettings]] = {"gate": GateSettings, "paper": PaperSettings}
 EVERY_POSITION = 10**6
 NAMED = 5  # questions in a message
-SPARE_TOKENS = 32  # rows to move to beside other erasures
 
 
 def erase(
@@ -156,7 +154,8 @@ def erase(
     check_lengths(model, tokenizer, retain, formats, "retain")
     retain = comparable_facts(retain)
     parts = [part for config in there.values() for part in config.split()]
-    spare = find_spare_row(model, tokenizer, allow_resize=allow_resize, carried=parts)
+    texts = _texts([*forget, *retain], formats)
+    spare, *further = find_spare_rows(model, tokenizer, allow_resize=allow_resize, carried=parts, texts=texts)
 
     onto = [EarlierErasure(name, there[name].token_id, erasure_digest(peft_model, name)) for name in active]
 
@@ -214,7 +213,7 @@ def erase(
             **edited_features(bench),
             token_id=spare.token_id,
             token=spare.text,
-            spare_tokens=_further_rows(model, tokenizer, spare, parts),
+            spare_tokens=[[row.token_id, row.text] for row in further],
             flag=bench.flags.own if bench.flags else None,
             inference_mode=True,
         )
@@ -255,14 +254,25 @@ def erase(
     return wrapped
 
 
-def _further_rows(
-    model: Any, tokenizer: Any, spare: SpareRow, there: Sequence[UniEraseConfig]
-) -> list[list[int | str]]:
-    """Rows that [UNL] can move to where the erasure is loaded beside others."""
-    if spare.resized:
-        return []
-    taken = [*there, UniEraseConfig(token_id=spare.token_id, token=spare.text)]
-    return [[row.token_id, row.text] for row in islice(spare_rows(model, tokenizer, taken=taken), SPARE_TOKENS)]
+def _texts(facts: Sequence[Fact], formats: Sequence[PromptFormat]) -> list[str]:
+    """All that the model is going to read and to say of the facts: in every prompt format, and as they are."""
+    wordings = [wording for form in formats for wording in (form, *form.variants)]
+    return [
+        *(form.prompt("") + form.answer("") for form in wordings),
+        *_strings([asdict(fact) for fact in facts]),
+        *(form.prompt(fact.question) + form.answer(fact.answer) for form in formats for fact in facts),
+    ]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in nested lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
 
 
 def _digest(

@@ -44,7 +44,7 @@ def read_samples(path: str | Path) -> Samples:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the samples in {path} ({error}); give one that --samples-out wrote") from error
+        raise ValueError(f"cannot read samples in {path} ({error}); give a file of --samples-out") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

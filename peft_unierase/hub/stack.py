@@ -98,9 +98,10 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
     from peft.utils import load_peft_weights
     from transformers import AutoTokenizer
 
-    from ..tuner.active import adapter_name, add_special_token
+    from ..tuner.active import adapter_name
     from ..tuner.fused import fuse
     from ..tuner.guard import guarded
+    from ..tuner.vocabulary import add_special_tokens
     from .read import local_folder, read_config, read_record
 
     if not erasures:
@@ -119,6 +120,5 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
             records.update(record["parts"] if config.parts else {name: record})
     config, tensors = fuse(read)
     tokenizer = AutoTokenizer.from_pretrained(places[0])
-    for token_id, text in sorted(config.tokens):
-        add_special_token(tokenizer, text, token_id)
+    add_special_tokens(tokenizer, config.tokens)
     return Stack([part["name"] for part in config.parts], config, tensors, tokenizer, records)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from tokenizers import AddedToken
 from torch import nn
 
 from .guard import guarded
 from .model import check_adapter_name, check_unwrapped
 from .swap import SwappingLayer
+from .vocabulary import add_special_tokens
 
 OF_A_SOURCE = ("revision", "subfolder", "token", "cache_dir", "force_download", "local_files_only")
 
@@ -141,21 +141,8 @@ def align_tokenizer(tokenizer: Any, model: PeftModel) -> None:
     Raises:
         RuntimeError: The tokenizer gave a token another id; nothing can be decoded rightly then.
     """
-    tokens = [pair for config in model.peft_config.values() for pair in getattr(config, "tokens", [])]
-    for token_id, text in sorted(tokens):
-        add_special_token(tokenizer, text, token_id)
-
-
-def add_special_token(tokenizer: Any, text: str, token_id: int) -> None:
-    """Make one token special.
-
-    Raises:
-        RuntimeError: See [`align_tokenizer`].
-    """
-    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False)], special_tokens=True)
-    given = tokenizer.convert_tokens_to_ids(text)
-    if given != token_id:
-        raise RuntimeError(f"the tokenizer gave {text} the id {given}, the model uses {token_id}")
+    configs = model.peft_config.values()
+    add_special_tokens(tokenizer, {pair for config in configs for pair in getattr(config, "tokens", [])})
 
 
 def adapter_name(source: str, taken: Container[str]) -> str:

@@ -14,7 +14,7 @@ class GateSettings:
     """Settings of recipe `gate`. The defaults are the measured ones; `docs/recipe.md` says what each trades.
 
     Attributes:
-        samples: Retain facts to get from the model itself, beside any that are given. `None` takes 560, and six more
+        samples: Retain facts to get from the model itself, beside any that are given. `None` takes 192, and six more
             for every fact: the more there is to decline on, the closer lies what must stay.
         fit_samples: Retained answers, and forget answers, that the steer fit sees at the most; the gates see all.
         held_out: One in this many retained facts is shown to no stage; what the erasure does to those is measured, and
@@ -70,4 +70,4 @@ class GateSettings:
 
     def sample_count(self, facts: int) -> int:
         """How many questions the model is made to ask itself, for this many facts."""
-        return 560 + 6 * facts if self.samples is None else self.samples
+        return 192 + 6 * facts if self.samples is None else self.samples

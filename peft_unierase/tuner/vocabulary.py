@@ -1,0 +1,149 @@
+"""Which tokens a tokenizer never produces, and how one of its ids gets the token of an erasure.
+
+A token that is never produced can be renamed without any text being tokenised otherwise. Its own text cannot be kept:
+a special token's text is looked for in what people write, and the token of byte 0xC0 is written "À".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def add_special_tokens(tokenizer: Any, tokens: Iterable[tuple[int, str]]) -> None:
+    """Make tokens special.
+
+    The id of each may be that of no token yet, that of a token with this text, or that of a token which the tokenizer
+    never produces and which is then renamed.
+
+    Args:
+        tokenizer: A transformers tokenizer; changed in place.
+        tokens: Their ids and texts.
+
+    Raises:
+        RuntimeError: An id is that of a token that texts use, a text is that of another id, or the tokenizer cannot
+            give it this id; nothing could be decoded rightly then. The tokenizer is as it was.
+    """
+    vocabulary, tokens = tokenizer.get_vocab(), sorted(tokens)
+    holders = {token_id: token for token, token_id in vocabulary.items()}
+    new: list[tuple[int, str]] = []
+    in_turn, next_id = True, _next_id(tokenizer)
+    for token_id, text in tokens:
+        if vocabulary.get(text, token_id) != token_id:
+            raise RuntimeError(f"the tokenizer gave {text} the id {vocabulary[text]}, the model uses {token_id}")
+        if text in vocabulary:
+            continue
+        holder = holders.get(token_id)
+        if holder is not None and not never_produced(tokenizer, holder, token_id):
+            raise RuntimeError(
+                f"the tokenizer gave {holder!r} the id {token_id}, which the model uses for {text}; take the tokenizer "
+                "that belongs to the model"
+            )
+        in_turn = in_turn and holder is None and token_id == next_id + len(new)
+        new.append((token_id, text))
+    if not in_turn:
+        _put_into_vocabulary(tokenizer, new, holders)
+    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for _, text in tokens], special_tokens=True)
+    for token_id, text in tokens:
+        if (given := tokenizer.convert_tokens_to_ids(text)) != token_id:
+            raise RuntimeError(f"the tokenizer gave {text} the id {given}, the model uses {token_id}")
+
+
+def _put_into_vocabulary(tokenizer: Any, tokens: Sequence[tuple[int, str]], holders: Mapping[int, str]) -> None:
+    """Give tokens ids that the tokenizer would not choose by itself."""
+    backend = _backend(tokenizer)
+    state = json.loads(backend.to_str()) if backend else None
+    if state is None or not isinstance(state["model"].get("vocab"), dict):
+        token_id, text = tokens[0]
+        raise RuntimeError(
+            f"the tokenizer gave {text} the id {_next_id(tokenizer)}, the model uses {token_id}, and a "
+            f"{type(tokenizer).__name__} of this kind cannot be told which to give"
+        )
+    model, renamed = state["model"], {holders[token_id] for token_id, _ in tokens if token_id in holders}
+    if len(renamed) < len(tokens):
+        # Ids of added tokens are counted on from the size of the vocabulary, unless they are in it.
+        model["vocab"].update({token["content"]: token["id"] for token in state["added_tokens"]})
+    for token in renamed:
+        del model["vocab"][token]
+    if renamed and "merges" in model:
+        model["merges"] = [merge for merge in model["merges"] if renamed.isdisjoint(_named(merge))]
+    model["vocab"].update({text: token_id for token_id, text in tokens})
+    changed = Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
+    changed.encode_special_tokens = backend.encode_special_tokens
+    tokenizer._tokenizer = changed
+
+
+def _named(merge: str | list[str]) -> tuple[str, ...]:
+    first, second = merge.split(" ") if isinstance(merge, str) else merge
+    return first, second, first + second
+
+
+def _next_id(tokenizer: Any) -> int:
+    """The id that the tokenizer gives to a new token."""
+    backend = _backend(tokenizer)
+    if backend is None:
+        return len(tokenizer)
+    size = backend.get_vocab_size(with_added_tokens=False)
+    return max([size, *(token_id + 1 for token_id in backend.get_added_tokens_decoder())])
+
+
+def never_produced(tokenizer: Any, token: str, token_id: int) -> str | None:
+    """Why the tokenizer produces this token of no text, `"invalid byte"` or `"unreachable"`; `None` if it may."""
+    return next((why for found, why in _dead(tokenizer, {token: token_id}) if found == token), None)
+
+
+def dead_tokens(tokenizer: Any) -> list[tuple[int, str, str]]:
+    """All tokens that the tokenizer produces of no text: id, token, and `"invalid byte"` or `"unreachable"`, the bytes
+    first and then by id."""
+    vocabulary = tokenizer.get_vocab()
+    found = [(vocabulary[token], token, why) for token, why in _dead(tokenizer, vocabulary)]
+    return sorted(found, key=lambda item: (item[2], item[0]))
+
+
+def _dead(tokenizer: Any, tokens: dict[str, int]) -> Iterator[tuple[str, str]]:
+    backend = _backend(tokenizer)
+    if backend is None or type(backend.model).__name__ != "BPE":
+        return
+    model, added = backend.model, {token.content for token in backend.get_added_tokens_decoder().values()}
+    if model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
+        return  # a token by itself is merged otherwise than within a word
+    bytes_of = _byte_letters() if _is_byte_level(backend) else {}
+    for token, token_id in tokens.items():
+        if token in added or not token:
+            continue
+        if bytes_of and any(bytes_of.get(letter) in NEVER_IN_UTF8 for letter in token):
+            yield token, "invalid byte"
+            continue
+        if [found.id for found in model.tokenize(token)] == [token_id]:
+            continue
+        # The merges that make a token somewhere in a text are those of its own letters by themselves, in the same
+        # order: none crosses its edges. Letters that are not in the vocabulary are the exception.
+        byte = BYTE_TOKEN.fullmatch(token) if model.byte_fallback else None
+        if byte and int(byte[1], 16) in NEVER_IN_UTF8:
+            yield token, "invalid byte"
+        elif not (model.byte_fallback and "<0x" in token) and not (model.unk_token and model.unk_token in token):
+            yield token, "unreachable"
+
+
+def _is_byte_level(backend: Any) -> bool:
+    parts = (backend.pre_tokenizer, backend.normalizer)
+    return any(part is not None and b'"ByteLevel"' in part.__getstate__() for part in parts)
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters in which byte-level tokenizers write bytes, with the byte of each."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+def _backend(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` in it, where it has one."""
+    return getattr(tokenizer, "backend_tokenizer", None)
