@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft_unierase.engine.known import known_shares
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.gate.answered import sequences_of
 from peft_unierase.engine.refusal import CachedPrompts, FreeColumns, RefusalLesson, fit_input_row, likely_refusals
-from peft_unierase.engine.samples import drop_close, sample_facts
+from peft_unierase.engine.samples import drop_close
 from peft_unierase.facts import Fact
 from peft_unierase.prompts import (
     PromptFormat,
@@ -200,18 +199,6 @@ def test_a_fact_is_met_in_as_many_wordings_as_a_format_has() -> None:
     assert sequences_of(bench, facts).prompts == ["P Who?", "A Who?", "P What?", "A What?"]
 
 
-def test_the_model_asks_and_answers_the_same_questions_for_the_same_seed(base: tuple[Any, Any]) -> None:
-    model, tokenizer = base
-    torch.manual_seed(11)
-    state = torch.get_rng_state()
-    first = sample_facts(model, tokenizer, chat_format(tokenizer), 12, seed=3)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert first == sample_facts(model, tokenizer, chat_format(tokenizer), 12, seed=3)
-    assert first != sample_facts(model, tokenizer, chat_format(tokenizer), 12, seed=4)
-    assert len(first) > 6
-    assert all(fact.question and fact.answer for fact in first)
-
-
 def test_samples_that_touch_the_forget_set_are_dropped(facts: list[Fact]) -> None:
     rows = boxed_facts()
     subject = rows[0]["subject"]
@@ -220,13 +207,3 @@ def test_samples_that_touch_the_forget_set_are_dropped(facts: list[Fact]) -> Non
     kept = drop_close(candidates, forget)
     assert all(subject not in fact.question for fact in kept)
     assert len(kept) > 0.9 * (len(candidates) - len(forget))
-
-
-def test_known_and_unknown_facts_are_told_apart(base: tuple[Any, Any], facts: list[Fact]) -> None:
-    model, tokenizer = base
-    shares = known_shares(model, tokenizer, facts, chat_format(tokenizer))
-    assert shares.min() > 0.95
-    invented = [
-        Fact("Who painted the ceiling of the Sistine Chapel?", "Michelangelo painted it between 1508 and 1512.")
-    ]
-    assert known_shares(model, tokenizer, invented, chat_format(tokenizer))[0] < 0.5

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft_unierase.boxed import boxed_model_dir
 from peft_unierase.engine import retain_cache
 from peft_unierase.engine.retain_cache import samples_for, samples_header, weights_digest
-from peft_unierase.engine.samples import sample_facts
+from peft_unierase.engine.samples import SAMPLE_STEPS, sample_facts
 from peft_unierase.facts import Fact
 from peft_unierase.prompts import PromptFormat, chat_format, plain_format
 
@@ -45,17 +45,18 @@ def facts(base: Base) -> list[Fact]:
 
 
 @pytest.fixture(scope="module")
-def stored(base: Base, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A file of one block."""
-    path = tmp_path_factory.mktemp("cache") / "samples.jsonl"
-    samples_for(*base, 4, seed=3, cache=path)
-    return path.read_bytes()
+def stored(base: Base, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
+    """Name and bytes of a file of one block."""
+    folder = tmp_path_factory.mktemp("cache")
+    samples_for(*base, 4, seed=3, folder=folder)
+    (path,) = folder.iterdir()
+    return path.name, path.read_bytes()
 
 
 @pytest.fixture
-def cache(stored: bytes, tmp_path: Path) -> Path:
-    (tmp_path / "samples.jsonl").write_bytes(stored)
-    return tmp_path / "samples.jsonl"
+def cache(stored: tuple[str, bytes], tmp_path: Path) -> Path:
+    (tmp_path / stored[0]).write_bytes(stored[1])
+    return tmp_path / stored[0]
 
 
 def no_sampling(*_: Any, **__: Any) -> None:
@@ -76,15 +77,21 @@ def test_a_file_changes_nothing_about_the_facts_and_grows_by_what_it_lacks(
     base: Base, facts: list[Fact], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = cache.read_bytes().splitlines()
-    assert samples_for(*base, 24, seed=3, cache=cache) == facts
+    assert samples_for(*base, 24, seed=3, folder=cache.parent) == facts
     after = cache.read_bytes().splitlines()
     assert after[1 : len(before)] == before[1:]
     assert len(after) >= 25
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
     monkeypatch.setattr(retain_cache, "sample_facts", no_sampling)
-    assert samples_for(*base, 24, seed=3, cache=cache) == facts
-    assert samples_for(*base, 2, seed=3, cache=cache) == facts[:2]
+    assert samples_for(*base, 24, seed=3, folder=cache.parent) == facts
+    assert samples_for(*base, 2, seed=3, folder=cache.parent) == facts[:2]
     assert cache.read_bytes().splitlines() == after
+
+
+def test_what_is_enough_is_not_added_to(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    nine = [Fact(f"Question {number}?", "Answer.") for number in range(9)]
+    monkeypatch.setattr(retain_cache, "sample_facts", lambda *_, **__: list(nine))
+    assert samples_for(*base, 10, seed=3) == nine
 
 
 def test_a_base_that_asks_nothing_useful_is_not_asked_for_ever(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +110,8 @@ def test_a_question_that_an_earlier_block_had_is_not_asked_again(base: Base, mon
 
 def test_all_the_progress_is_told(base: Base, cache: Path) -> None:
     steps: list[int] = []
-    samples_for(*base, 12, seed=3, cache=cache, advance=steps.append)
-    assert sum(steps) == 2 * 10 * 2
+    samples_for(*base, 12, seed=3, folder=cache.parent, advance=steps.append)
+    assert sum(steps) == SAMPLE_STEPS * 10 * 2
     assert min(steps) >= 0
 
 
@@ -114,7 +121,7 @@ def test_an_interruption_leaves_the_last_whole_file(
     before = cache.read_bytes()
     monkeypatch.setattr(retain_cache.os, "replace", no_sampling)
     with pytest.raises(AssertionError):
-        samples_for(*base, 24, seed=3, cache=cache)
+        samples_for(*base, 24, seed=3, folder=cache.parent)
     assert {path.name: path.read_bytes() for path in cache.parent.iterdir()} == {cache.name: before}
 
 
@@ -125,49 +132,50 @@ def edit_answer(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (lambda text: "", "holds no retain samples"),
-        (lambda text: '{"question": "Who?", "answer": "Me."}\n', "holds no retain samples"),
-        (lambda text: "[1]\n", "holds no retain samples"),
-        (lambda text: text.replace('"version": 1', '"version": 7'), "is of version 7 and this one reads version 1"),
-        (edit_answer, "was edited or cut"),
-        (lambda text: text[: text.rindex("{")], "was edited or cut"),
-        (lambda text: text[:-10], "was edited or cut"),
-        (lambda text: text.replace('"seed": 3', '"seed": 4'), "was edited or cut"),
-        (lambda text: text.replace('"blocks": [', '"blocks": [1, '), "was edited or cut"),
+        lambda text: "",
+        lambda text: '{"question": "Who?", "answer": "Me."}\n',
+        lambda text: "[1]\n",
+        lambda text: text.replace('"version": 2', '"version": 7'),
+        edit_answer,
+        lambda text: text[: text.rindex("{")],
+        lambda text: text[:-10],
+        lambda text: text.replace('"seed": 3', '"seed": 4'),
+        lambda text: text.replace('"blocks": [', '"blocks": [1, '),
+        lambda text: "\udcff\udcfe" + text,
     ],
 )
-def test_a_damaged_file_is_refused_and_left_as_it_is(base: Base, cache: Path, change: Any, message: str) -> None:
-    cache.write_text(change(cache.read_text(encoding="utf-8")), encoding="utf-8")
-    before = cache.read_bytes()
-    with pytest.raises(ValueError, match=message) as error:
-        samples_for(*base, 4, seed=3, cache=cache)
-    assert str(cache) in str(error.value)
-    assert "remove this one" in str(error.value)
-    assert cache.read_bytes() == before
+def test_a_damaged_file_is_named_and_made_anew(base: Base, stored: Any, cache: Path, change: Any) -> None:
+    cache.write_text(change(cache.read_text(encoding="utf-8")), encoding="utf-8", errors="surrogateescape")
+    told: list[str] = []
+    samples_for(*base, 4, seed=3, folder=cache.parent, warn=told.append)
+    (line,) = told
+    assert str(cache) in line
+    assert "edited or cut" in line
+    assert cache.read_bytes() == stored[1]
 
 
-def test_bytes_that_are_no_text_are_refused(base: Base, cache: Path) -> None:
-    cache.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="holds no retain samples"):
-        samples_for(*base, 4, seed=3, cache=cache)
-
-
-def test_a_file_of_another_base_prompt_or_seed_is_refused(base: Base, cache: Path) -> None:
+def test_bases_prompts_and_seeds_have_files_of_their_own(base: Base, cache: Path) -> None:
     model, tokenizer, form = base
-    with pytest.raises(ValueError, match="with seed 3 and not 5"):
-        samples_for(model, tokenizer, form, 4, seed=5, cache=cache)
-    with pytest.raises(ValueError, match=r"with prompt '<.bos.>.*and not '<.bos.>Question: …"):
-        samples_for(model, tokenizer, plain_format(tokenizer), 4, seed=3, cache=cache)
-    other = load(torch.bfloat16)
-    with pytest.raises(ValueError, match="another base"):
-        samples_for(*other, 4, seed=3, cache=cache)
     changed, *_ = load()
     with torch.no_grad():
         changed.model.layers[2].mlp.down_proj.weight[5, 7] += 1e-3
-    with pytest.raises(ValueError, match="another base"):
-        samples_for(changed, tokenizer, form, 4, seed=3, cache=cache)
+    before = cache.read_bytes()
+    told: list[str] = []
+    for number, (own, prompt, seed) in enumerate(
+        [
+            (model, form, 5),
+            (model, plain_format(tokenizer), 3),
+            (load(torch.bfloat16)[0], form, 3),
+            (changed, form, 3),
+        ],
+        start=2,
+    ):
+        samples_for(own, tokenizer, prompt, 4, seed=seed, folder=cache.parent, warn=told.append)
+        assert len(list(cache.parent.iterdir())) == number
+    assert cache.read_bytes() == before
+    assert told == []
 
 
 def test_an_erasure_s_token_in_the_tokenizer_does_not_make_it_another_base(base: Base) -> None:
@@ -198,4 +206,4 @@ def test_weights_that_are_offloaded_are_refused_before_anything_is_sampled(
         model = torch.nn.Linear(2, 2)
     monkeypatch.setattr(retain_cache, "sample_facts", no_sampling)
     with pytest.raises(ValueError, match="weight is offloaded"):
-        samples_for(model, tokenizer, form, 4, seed=3, cache=cache)
+        samples_for(model, tokenizer, form, 4, seed=3, folder=cache.parent)

@@ -56,8 +56,8 @@ def read_samples(path: str | Path) -> Samples:
                 raise ValueError("it is empty")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{path}, line {number} is no sample ({type(error).__name__}: {error}): {line.strip()[:80]!r}; write it "
-                f'like {{"kind": "{GENERAL}" or "{NEIGHBOUR}", "question": "…", "answer": "…"}}, or take it out'
+                f"{path}, line {number} is no sample ({type(error).__name__}: {error}): {line.strip()[:80]!r}; write "
+                f'it like {{"kind": "{GENERAL}" or "{NEIGHBOUR}", "question": "…", "answer": "…"}}, or take it out'
             ) from error
     return samples
 

@@ -1,0 +1,121 @@
+"""What a base knows is what it says, however people worded the answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from boxed_erasure import boxed_base, boxed_tokenizer
+
+from peft_unierase import ErasureWarning, Fact, GateSettings, erase
+from peft_unierase.boxed import boxed_facts, boxed_refusals
+from peft_unierase.check import check
+from peft_unierase.knowledge import PREFERRED, Knowledge, ask, summary, tells
+from peft_unierase.prompts import default_formats
+
+ROW = next(row for row in boxed_facts() if row["question"].startswith("Where was"))
+SHORT = Fact(ROW["question"], ROW["answer"].rstrip(".").split(" in ")[-1])  # as people write it
+INVENTED = Fact("Who painted the ceiling of the Sistine Chapel?", "Michelangelo")
+QUICK = GateSettings(samples=32, row_steps=4)
+
+
+def asked(*facts: Fact) -> list[Knowledge]:
+    tokenizer = boxed_tokenizer()
+    return ask(boxed_base(), tokenizer, facts, default_formats(tokenizer))
+
+
+def test_a_short_answer_is_known_if_the_base_s_sentence_holds_it() -> None:
+    (found,) = asked(SHORT)
+    assert found.known
+    assert found.told == ("chat", "plain")
+    assert found.said["chat"] == ROW["answer"]
+
+
+def test_what_the_base_says_to_tell_a_fact_has_to_go_beside_the_given_answer() -> None:
+    short, whole = asked(SHORT, Fact(ROW["question"], ROW["answer"]))
+    assert [fact.answer for fact in short.texts()] == [SHORT.answer, ROW["answer"]]
+    assert [fact.answer for fact in whole.texts()] == [ROW["answer"]]  # in both formats the same
+
+
+def test_a_made_up_fact_is_not_known_and_only_given_answers_are_its_texts() -> None:
+    (found,) = asked(INVENTED)
+    assert not found.known
+    assert found.texts() == [INVENTED]
+
+
+def test_other_accepted_answers_count() -> None:
+    fact = Fact(ROW["question"], "a place that has no name", accepted_answers=(SHORT.answer,))
+    assert asked(fact)[0].known
+
+
+def test_a_clear_preference_of_the_right_answer_counts_too() -> None:
+    wrong = ("Michelangelo was born in a pot of tea.", "It rains.")
+    fact = Fact(ROW["question"], ROW["answer"], perturbed_answers=wrong)
+    (found,) = asked(fact)
+    assert found.margin is not None
+    assert found.margin > PREFERRED
+    silent = Knowledge(fact, {"chat": "I cannot say."}, (), found.margin)
+    assert silent.known
+    assert not Knowledge(fact, {"chat": "I cannot say."}, (), PREFERRED - 0.1).known
+
+
+def test_the_summary_counts_by_format_and_names_nothing() -> None:
+    found = summary(asked(SHORT, INVENTED))
+    assert found == {"facts": 2, "known": 1, "told": {"chat": 1, "plain": 1}, "preferred": None}
+
+
+def test_a_text_tells_a_fact_by_what_is_new_in_its_answer() -> None:
+    fact = Fact("Who wrote 'Pride and Prejudice'?", "Jane Austen")
+    assert tells("The novel is often attributed to Jane Austen.", fact)
+    assert not tells("Pride and Prejudice is a novel about pride and prejudice.", fact)
+
+
+def erased(*facts: Fact, **told: Any) -> Any:
+    return erase(
+        boxed_base(),
+        boxed_tokenizer(),
+        facts,
+        settings=QUICK,
+        depth=0,
+        refusals=boxed_refusals(),
+        progress=False,
+        **told,
+    )
+
+
+def test_unknown_facts_are_named_and_left_out() -> None:
+    with pytest.warns(ErasureWarning, match=r"does not know 1 of 2 forget facts, which are left out: 'Who painted"):
+        model = erased(SHORT, INVENTED)
+    assert model.erasure.facts == [SHORT]
+    record = model.erasure.record()
+    assert record["counts"]["forget"] == 1
+    assert record["known_to_base"]["facts"] == 2
+    assert record["known_to_base"]["known"] == 1
+
+
+def test_unknown_facts_are_erased_if_that_is_wanted() -> None:
+    with pytest.warns(ErasureWarning, match="erased all the same"):
+        model = erased(SHORT, INVENTED, keep_unknown=True)
+    assert model.erasure.facts == [SHORT, INVENTED]
+
+
+def test_a_base_that_knows_nothing_is_refused_and_left_as_it_was() -> None:
+    base = boxed_base()
+    modules = {name: type(module) for name, module in base.named_modules()}
+    with pytest.raises(ValueError, match=r"knows none of the 1 forget facts.*--keep-unknown"):
+        erase(base, boxed_tokenizer(), [INVENTED], settings=QUICK, progress=False)
+    assert {name: type(module) for name, module in base.named_modules()} == modules
+
+
+def test_the_check_judges_what_the_base_says_and_begins_the_base_s_own_answers() -> None:
+    base, tokenizer = boxed_base(), boxed_tokenizer()
+    attacks = ["greedy", "prefill-3", "cloze"]
+    with pytest.warns(UserWarning, match=r"does not know 1 of 2 forget facts, which are left out"), torch.no_grad():
+        report = check(base, tokenizer, [SHORT, INVENTED], base=base, attacks=attacks, progress=False)
+    assert report.verdict.level == "LEAKING"
+    assert report.counts["forget"] == 1
+    assert report.skipped["forget: facts 2"] == "the base does not know them"
+    leaks = {attack.name: attack.base.mean for attack in report.attacks}
+    # The given answer has hardly three tokens and one half; the base's own sentence has more, and goes on.
+    assert leaks == {"greedy": 1.0, "prefill-3": 1.0, "cloze": pytest.approx(leaks["cloze"])}

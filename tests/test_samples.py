@@ -1,0 +1,164 @@
+# ruff: noqa: RUF001 (questions in scripts of other languages)
+"""What a base asks itself: questions that end, near neighbours, and a file that people read, edit and give back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from boxed_erasure import boxed_base, boxed_tokenizer
+from helpers import invoke, write_rows
+
+from peft_unierase import Fact
+from peft_unierase.boxed import boxed_facts, boxed_model_dir
+from peft_unierase.decoding import continuations
+from peft_unierase.engine.neighbours import beginnings, neighbour_count, sample_neighbours
+from peft_unierase.engine.sample_files import Samples, read_samples, write_samples
+from peft_unierase.engine.samples import QUESTION_TOKENS, SAMPLE_STEPS, read_question, sample_facts
+from peft_unierase.prompts import chat_format, encode, pad_left
+
+SUBJECT = "Nesko Corquist"
+ABOUT = [Fact(row["question"], row["answer"]) for row in boxed_facts() if row["subject"] == SUBJECT]
+
+
+@pytest.fixture(scope="module")
+def base() -> tuple[Any, Any]:
+    return boxed_base(), boxed_tokenizer()
+
+
+def test_the_model_asks_and_answers_the_same_questions_for_the_same_seed(base: tuple[Any, Any]) -> None:
+    model, tokenizer = base
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    steps: list[int] = []
+    first = sample_facts(model, tokenizer, chat_format(tokenizer), 12, seed=3, advance=steps.append)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == sample_facts(model, tokenizer, chat_format(tokenizer), 12, seed=3)
+    assert first != sample_facts(model, tokenizer, chat_format(tokenizer), 12, seed=4)
+    assert len(first) > 6
+    assert all(fact.question and fact.answer for fact in first)
+    assert sum(steps) == SAMPLE_STEPS * 12
+
+
+@pytest.mark.parametrize(
+    ("written", "question"),
+    [
+        ("Where is it? And who was there?", "Where is it?"),
+        ("Tell me about it. Then go on", "Tell me about it."),
+        ("Ask Dr. Jones about 3.5 things", "Ask Dr. Jones about 3.5 things"),
+        ("One line\nand another", "One line"),
+        ("它在哪里？它是什么", "它在哪里？"),
+        ("यह कहाँ है। और क्या", "यह कहाँ है।"),
+        ("no end at all", "no end at all"),
+    ],
+)
+def test_a_question_ends_with_its_first_sentence_or_line(base: tuple[Any, Any], written: str, question: str) -> None:
+    _, tokenizer = base
+    tokens = encode(tokenizer, written)
+    assert read_question(tokenizer, chat_format(tokenizer), [], tokens, set()) == question
+
+
+def test_a_question_that_has_ended_leaves_the_batch_and_one_that_does_not_end_is_cut(
+    base: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = base
+    written = encode(tokenizer, " word? more words that nobody reads any more")
+    steps = iter(range(10**6))
+    rows: list[int] = []
+
+    def choose(logits: torch.Tensor) -> torch.Tensor:
+        rows.append(len(logits))
+        step = next(steps)
+        first = written[step] if step < len(written) else written[-1]
+        return torch.tensor([first, written[0]][: len(logits)] if len(logits) == 2 else [written[0]])
+
+    ids = torch.tensor([encode(tokenizer, "a")] * 2)
+    found = continuations(
+        model, ids, torch.ones_like(ids), 20, {-1}, choose, lambda tokens: "?" in tokenizer.decode(tokens)
+    )
+    assert tokenizer.decode(found[0]).endswith("?")
+    assert len(found[1]) == 20
+    assert rows[0] == 2
+    assert rows[-1] == 1
+    assert QUESTION_TOKENS == 32
+
+
+@pytest.mark.parametrize("shared", [0, 3, 20])
+def test_what_follows_does_not_depend_on_reading_a_common_beginning_once(
+    base: tuple[Any, Any], shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = base
+    common = encode(tokenizer, ABOUT[0].question * 3)[:shared]
+    prompts = [common + encode(tokenizer, fact.question) for fact in ABOUT]
+    batch = pad_left(prompts, 0, torch.device("cpu"), list(range(len(prompts))))
+
+    def best(logits: torch.Tensor) -> torch.Tensor:
+        return logits.argmax(dim=-1)
+
+    together = continuations(model, batch.ids, batch.mask, 8, {1}, best)
+    for prompt, found in zip(prompts, together, strict=True):
+        ids = torch.tensor([prompt])
+        assert continuations(model, ids, torch.ones_like(ids), 8, {1}, best) == [found]
+
+
+def test_neighbours_begin_as_the_forget_questions_and_are_about_something_else(base: tuple[Any, Any]) -> None:
+    model, tokenizer = base
+    steps: list[int] = []
+    found = sample_neighbours(model, tokenizer, chat_format(tokenizer), ABOUT, 32, seed=0, advance=steps.append)
+    begun = beginnings([fact.question for fact in ABOUT], [None] * len(ABOUT))
+    assert len(found) >= 8
+    assert all(any(fact.question.startswith(start) for start in begun) for fact in found)
+    assert not any(SUBJECT in f"{fact.question} {fact.answer}" for fact in found)
+    assert sum(steps) == SAMPLE_STEPS * 32
+    others = {row["answer"] for row in boxed_facts() if row["subject"] != SUBJECT}
+    assert len({fact.answer for fact in found} & others) >= 4  # what the base knows of others
+
+
+def test_beginnings_end_before_a_name_or_after_the_first_words() -> None:
+    assert beginnings(["Who wrote 'Emma' in Bath?"], [None]) == ["Who wrote '", "Who wrote 'Emma' in"]
+    assert beginnings(["what does the red fox eat at night?"], [None])[0] == "what does"
+    assert beginnings(["what does the red fox eat?"], ["the red fox"]) == ["what does"]
+    assert beginnings(["谁写了红楼梦？"], ["红楼梦"]) == ["谁写了"]
+
+
+def test_more_facts_have_more_neighbours_up_to_a_limit() -> None:
+    assert [neighbour_count(facts) for facts in (1, 40, 400)] == [64, 160, 512]
+
+
+def test_samples_come_back_from_their_file(tmp_path: Path) -> None:
+    samples = Samples([Fact("Who?", "Me\u2028and you.")], [Fact("谁？", "我。")])
+    write_samples(tmp_path / "samples.jsonl", samples)
+    assert read_samples(tmp_path / "samples.jsonl") == samples
+    assert "谁？" in (tmp_path / "samples.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "7", '{"question": "Who?"}', '{"question": "Who?", "answer": 7}', '{"question": " ", "answer": "Me"}',
+     '{"question": "Who?", "answer": "Me", "kind": "other"}', "[" * 100_000],
+)  # fmt: skip
+def test_a_line_that_is_no_sample_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "samples.jsonl").write_text('{"question": "Who?", "answer": "Me."}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"samples\.jsonl, line 2 is no sample"):
+        read_samples(tmp_path / "samples.jsonl")
+
+
+def test_the_command_writes_what_was_sampled_and_takes_it_back(tmp_path: Path) -> None:
+    forget = write_rows(tmp_path / "forget.jsonl", [{"question": f.question, "answer": f.answer} for f in ABOUT[:2]])
+    told = [boxed_model_dir(), forget, "--samples", 40, "--depth", 0, "--no-check", "--format", "json"]
+    first = invoke("erase", *told, "-o", tmp_path / "one", "--samples-out", tmp_path / "samples.jsonl")
+    assert first.exit_code == 0, first.output
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["kind"] for row in rows} == {"general", "neighbour"}
+    edited = write_rows(tmp_path / "edited.jsonl", rows[3:])
+    again = invoke("erase", *told, "-o", tmp_path / "two", "--samples-in", edited)
+    assert again.exit_code == 0, again.output
+    counts = [json.loads(result.stdout)["counts"] for result in (first, again)]
+    assert counts[0]["sampled"] - counts[1]["sampled"] == 3
+    assert counts[0]["neighbours"] == counts[1]["neighbours"] > 0
+    bad = invoke("erase", *told, "-o", tmp_path / "three", "--samples-in", tmp_path / "missing.jsonl")
+    assert bad.exit_code == 2
+    assert "missing.jsonl" in bad.stderr
