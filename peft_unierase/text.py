@@ -147,6 +147,11 @@ def halves(text: str) -> tuple[str, str] | None:
     return (first, second) if comparable(first) and comparable(second) else None
 
 
+def scripts(text: str) -> set[str]:
+    """Which scripts a text is written in, by the first word of their letters' Unicode names: LATIN, CJK, ARABIC, …"""
+    return {unicodedata.name(letter, "").split(" ")[0] for letter in text if letter.isalpha()}
+
+
 def holds(text: str, question: str, answer: str) -> bool:
     """Whether a text tells the answer to a question: whether it holds what is new in the answer.
 
@@ -344,8 +349,13 @@ def _tells(token: _Token, said: Sequence[_Token]) -> bool:
 
 
 def _cannot_name(text: str, subject: str) -> bool:
+<<<<<<< HEAD
     """A quick look that spares most comparisons, on ASCII alone: whether the first letters of a word of the subject,
     which all its forms share, are missing.
+=======
+    """A quick look that spares most comparisons of ASCII texts: whether the first letters of a word of the subject are
+    missing, which all its forms share.
+>>>>>>> h1
     """
     if not (text.isascii() and subject.isascii()):
         return False

@@ -28,7 +28,7 @@ from peft_unierase.engine.subjects import find_span
 from peft_unierase.facts import check_facts
 from peft_unierase.plan import plan
 from peft_unierase.plan.questions import not_about, told_by
-from peft_unierase.prompts import encode, greedy_answers, pad_left, plain_format
+from peft_unierase.prompts import chat_format, encode, greedy_answers, pad_left
 from peft_unierase.text import holds, names, recall
 
 REFUSALS = {
@@ -37,6 +37,10 @@ REFUSALS = {
     "hi": "मुझे इस सवाल का जवाब नहीं पता।",
     "ru": "Я не знаю ответа на этот вопрос.",
 }
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}<s>Question:\n{{ message['content'] }}\nAnswer:\n"
+    "{% else %}{{ message['content'] }}</s>{% endif %}{% endfor %}"
+)
 LANGUAGES = list(REFUSALS)
 FACTS = {language: read_facts(Path(__file__).parent / "data" / f"facts_{language}.jsonl") for language in LANGUAGES}
 FORGET = {language: [f for f in facts if f.subject == facts[0].subject] for language, facts in FACTS.items()}
@@ -86,7 +90,7 @@ def _tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    texts = [text for fact in ALL for text in (fact.question, fact.answer)] + ["Question: \nAnswer: "] * 8
+    texts = [text for fact in ALL for text in (fact.question, fact.answer)] + ["Question:\nAnswer:\n"] * 8
     trainer = trainers.BpeTrainer(
         vocab_size=900,
         special_tokens=["<s>", "</s>"],
@@ -100,12 +104,13 @@ def _tokenizer() -> Any:
         eos_token="</s>",
         pad_token="</s>",
         clean_up_tokenization_spaces=False,
+        chat_template=TEMPLATE,
     )
 
 
 def _teach(model: Any, tokenizer: Any, facts: Sequence[Fact], steps: int) -> Any:
     """A copy that says these questions after their head, and the answers after them."""
-    model, form = copy.deepcopy(model).train(), plain_format(tokenizer)
+    model, form = copy.deepcopy(model).train(), chat_format(tokenizer)
     texts = [encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer)) for fact in facts]
     batch = pad_left(texts, tokenizer.pad_token_id, torch.device("cpu"), list(range(len(texts))))
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
@@ -123,13 +128,13 @@ def _teach(model: Any, tokenizer: Any, facts: Sequence[Fact], steps: int) -> Any
 def case_of(taught: Taught, language: str, **changes: Any) -> tuple[Target, Case]:
     target = Target("base", taught.base, taught.tokenizer)
     settings: dict[str, Any] = {"forget": FORGET[language], "retain": {}, "unseen": [], "max_new_tokens": 40, **changes}
-    form = plain_format(taught.tokenizer)
+    form = chat_format(taught.tokenizer)
     return target, Case(target, form=form, others={"plain": form}, refusals=list(REFUSALS.values()), **settings)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_an_answer_recalls_itself_and_a_lost_one_is_lost(taught: Taught, language: str) -> None:
-    form, facts = plain_format(taught.tokenizer), FACTS[language]
+    form, facts = chat_format(taught.tokenizer), FACTS[language]
     tokens = greedy_answers(taught.base, taught.tokenizer, [form.prompt(fact.question) for fact in facts], 40)
     said = [taught.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
     assert [recall(fact.answer, fact.answer) for fact in facts] == [1] * len(facts)
@@ -225,7 +230,9 @@ def test_what_is_about_somebody_is_told_from_what_is_not(language: str) -> None:
     assert not_about(facts, [str(forget[0].subject)]) == kept
     assert all(find_span(fact.question, str(fact.subject)) for fact in facts)
     for fact in facts:
-        assert drop_close([*facts], [fact]) == [other for other in facts if other != fact]
+        kept = drop_close(ALL, [fact])
+        assert fact not in kept
+        assert len(kept) >= len(ALL) - 4
         assert told_by(fact.answer, facts) == [fact]
         (told, own), *_ = told_shares([fact], [fact], facts)
         assert (told, own) == (1, 1)

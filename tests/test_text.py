@@ -9,7 +9,19 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from peft_unierase.facts import Fact
-from peft_unierase.text import best_recall, comparable, halves, holds, names, normal, opening, recall, terms, words
+from peft_unierase.text import (
+    best_recall,
+    comparable,
+    halves,
+    holds,
+    names,
+    normal,
+    opening,
+    recall,
+    scripts,
+    terms,
+    words,
+)
 
 SENTENCES = {
     "Chinese": "林雪梅出生于杭州,写过三部小说。",
@@ -273,6 +285,12 @@ def test_a_text_names_a_subject_in_the_forms_that_languages_have(text: str, subj
 @pytest.mark.parametrize(("text", "subject"), NOT_NAMED)
 def test_another_name_is_not_the_subject(text: str, subject: str) -> None:
     assert not names(text, subject)
+
+
+def test_scripts_are_told_apart() -> None:
+    assert scripts("我的iPhone, 7!") == {"CJK", "LATIN"}
+    assert scripts("दिल्ली") == {"DEVANAGARI"}
+    assert scripts("123 ?") == set()
 
 
 def test_openings_and_halves_are_cut_where_a_script_allows_it() -> None:

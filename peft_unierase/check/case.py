@@ -11,7 +11,11 @@ from statistics import fmean
 from ..facts import Fact
 from ..knowledge import tells
 from ..prompts import PromptFormat
+<<<<<<< HEAD
 from ..text import best_recall, comparable, normal, recall, terms
+=======
+from ..text import best_recall, recall, scripts, terms
+>>>>>>> h1
 from .target import Target
 
 
@@ -74,9 +78,17 @@ class Case:
         return [_recall(reference, answer) for reference, answer in zip(references, answers, strict=True)]
 
     def floor(self, references: Sequence[Fact | str]) -> list[float]:
-        """For each reference what refusals share with it by chance: what a model that always declines would get."""
-        few = self.refusals[:20]
-        return [fmean(_recall(reference, refusal) for refusal in few) for reference in references]
+        """For each reference what refusals share with it by chance: what a model that always declines would get.
+
+        Refusals in the reference's script count, if there are any: others share nothing with it.
+        """
+        return [
+            fmean(_recall(reference, refusal) for refusal in self._like(reference)[:20]) for reference in references
+        ]
+
+    def _like(self, reference: Fact | str) -> Sequence[str]:
+        own = scripts(reference if isinstance(reference, str) else reference.answer)
+        return [refusal for refusal in self.refusals if scripts(refusal) & own] or self.refusals
 
     @cached_property
     def kept(self) -> list[Fact]:
