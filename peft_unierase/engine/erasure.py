@@ -85,7 +85,7 @@ class Erasure:
             "rank": self.outcome.rank,
             "seed": self.seed,
             "layers": self.layers,
-            "token": {"id": self.token.token_id, "text": self.token.text, "resized": self.token.resized},
+            "token": self.token.record(),
             "counts": {"forget": self.forget_count, "retain": self.retain_count, "sampled": self.sampled_count},
             "known_to_base": self.known,
             "scope": self.scoped and self.scoped.record(),
