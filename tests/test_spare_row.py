@@ -320,3 +320,31 @@ def test_a_text_with_a_token_that_the_model_has_no_row_for_is_refused() -> None:
         find_spare_rows(model_of(5), tokenizer, texts=["who are you"])
     grown = find_spare_row(model_of(5), tokenizer, texts=["who are you"], allow_resize=True)
     assert grown == SpareRow(7, "[UNL]", "resized")
+
+
+def test_a_tokenizer_that_cannot_be_saved_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any, folder: str) -> None:
+        raise OSError("no vocabulary file")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", fail)
+    with pytest.raises(ValueError, match=r"cannot be saved and loaded again with .*no vocabulary file"):
+        find_spare_rows(model_of(8), tokenizer_of())
+
+
+def test_the_record_says_where_the_row_comes_from() -> None:
+    made = KINDS["GPT-2"]()
+    row = find_spare_row(model_of(made.rows), made.tokenizer)
+    told = {"id": row.token_id, "text": "[UNL]", "source": "invalid byte", "resized": False, "was": "À"}
+    assert row.record() == told
+    assert find_spare_row(model_of(9), tokenizer_of()).record() == {
+        "id": 5,
+        "text": "[UNL]",
+        "source": "beyond the tokenizer",
+        "resized": False,
+    }
+
+
+def test_taking_erasures_out_leaves_no_mark_of_a_merge() -> None:
+    made = KINDS["GPT-2"]()
+    row = find_spare_row(model_of(made.rows), made.tokenizer)
+    assert find_spare_row(adapter_on(model_of(made.rows), row).unload(), made.tokenizer) == row
