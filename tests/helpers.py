@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers_of import NEVER_IN_UTF8, byte_of
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
@@ -56,12 +57,12 @@ def listing(folder: Path) -> dict[str, bytes | None]:
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of 400 tokens without a reserved one among them, and without a chat template."""
+    """A byte-level BPE tokenizer of 400 tokens, none of them free for an erasure, and without a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     texts = [text for fact in boxed_facts() for text in (fact["question"], fact["answer"])]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = [letter for letter in pre_tokenizers.ByteLevel.alphabet() if byte_of(letter) not in NEVER_IN_UTF8]
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
     )

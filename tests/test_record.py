@@ -323,6 +323,8 @@ def test_a_merged_model_becomes_the_base_again_to_the_bit(place: Path, tmp_path:
     assert json.loads(ended.stdout)["base"] == str(place / "base")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
     assert again.config.tie_word_embeddings == base.config.tie_word_embeddings
+    assert merged.config.unierase_tokens
+    assert not hasattr(again.config, "unierase_tokens")
     expected, found = base.state_dict(), again.state_dict()
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers_of import CORPUS, KINDS, Kind
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GPT2Tokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
 
+from peft_unierase import align_tokenizer
 from peft_unierase.engine.spare_row import (
     NoSpareRowError,
     SpareRow,
@@ -20,6 +31,7 @@ from peft_unierase.engine.spare_row import (
     find_spare_rows,
 )
 from peft_unierase.prompts import encode
+from peft_unierase.tuner import UniEraseConfig
 from peft_unierase.tuner.vocabulary import add_special_tokens, dead_tokens
 
 WORDS = ["<bos>", "<eos>", "who", "are", "you"]
@@ -95,6 +107,17 @@ def test_a_tokenizer_that_disagrees_about_the_id_is_refused_and_stays_as_it_was(
     assert sorted(tokenizer.added_tokens_decoder) == [0, 1]
 
 
+def config_of(row: SpareRow) -> UniEraseConfig:
+    return UniEraseConfig(
+        task_type="CAUSAL_LM", target_modules=["down_proj"], token_id=row.token_id, token=row.text, init_weights=False
+    )
+
+
+def adapter_on(model: LlamaForCausalLM, row: SpareRow) -> PeftModel:
+    """The model with an erasure of random weights whose token is on this row."""
+    return get_peft_model(model, config_of(row)).eval()
+
+
 # Every kind of vocabulary
 
 CHOSEN = {
@@ -103,8 +126,8 @@ CHOSEN = {
     "Qwen 2.5, from GGUF": ("[PAD336]", "reserved", "[PAD336]"),
     "GPT-2": ("[UNL]", "invalid byte", "À"),
     "Gemma": ("<unused0>", "reserved", "<unused0>"),
-    "Mistral, sentencepiece v3": ("[control_8]", "reserved", "[control_8]"),
-    "Mistral, sentencepiece v1; Llama 2": ("[UNL]", "invalid byte", "<0xC0>"),
+    "Mistral v3": ("[control_8]", "reserved", "[control_8]"),
+    "Llama 2, Mistral v1": ("[UNL]", "invalid byte", "<0xC0>"),
     "Mistral, Tekken": ("<SPECIAL_20>", "reserved", "<SPECIAL_20>"),
     "Phi-3": ("[UNL]", "beyond the tokenizer", None),
     "SmolLM2": ("<gh_stars>", "unused special token", "<gh_stars>"),
@@ -191,3 +214,137 @@ def test_of_unused_special_tokens_the_least_trained_come_first() -> None:
         rows[[14, 9]] = rows.mean(dim=0) * 1.1
     found = find_spare_rows(model, made.tokenizer)
     assert [row.text for row in found[:2]] == ["<issue_comment>", "<jupyter_output>"]
+
+
+def test_a_token_of_ours_that_stands_in_a_text_gets_another_name() -> None:
+    made = KINDS["GPT-2"]()
+    assert find_spare_row(model_of(made.rows), made.tokenizer, texts=["What is [UNL]?"]).text == "[UNL-2]"
+
+
+@pytest.mark.parametrize("name", ["Llama 3", "GPT-2", "SmolLM2", "Qwen 2.5"])
+def test_the_row_of_a_merged_erasure_is_in_use(name: str, tmp_path: Path) -> None:
+    made = KINDS[name]()
+    spare, second, *_ = find_spare_rows(model_of(made.rows), made.tokenizer)
+    merged = adapter_on(model_of(made.rows), spare).merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    reloaded = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert find_spare_row(reloaded, made.tokenizer).token_id == second.token_id
+    twice = adapter_on(reloaded, second).merge_and_unload()
+    assert not {spare.token_id, second.token_id} & {row.token_id for row in find_spare_rows(twice, made.tokenizer)}
+
+
+def test_a_tokenizer_that_knows_an_erasure_of_unknown_whereabouts_keeps_its_row_for_it() -> None:
+    made = KINDS["Qwen 2.5"]()
+    first, second, *_ = find_spare_rows(model_of(made.rows), made.tokenizer)
+    add_to_tokenizer(made.tokenizer, first)
+    assert find_spare_row(model_of(made.rows), made.tokenizer) == second
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "Llama 2, Mistral v1", "merges that go another way", "SmolLM2", "Qwen 2.5"])
+def test_the_bases_own_tokenizer_is_brought_into_line_with_a_loaded_erasure(name: str) -> None:
+    made = KINDS[name]()
+    _, second, third, *_ = find_spare_rows(model_of(made.rows), made.tokenizer)
+    model = adapter_on(model_of(made.rows), third)
+    before = [encode(made.tokenizer, text) for text in TEXTS]
+    align_tokenizer(made.tokenizer, model)
+    align_tokenizer(made.tokenizer, model)
+    model.add_adapter("second", config_of(second))
+    align_tokenizer(made.tokenizer, model)
+    assert made.tokenizer.convert_tokens_to_ids([second.text, third.text]) == [second.token_id, third.token_id]
+    assert made.tokenizer.decode([second.token_id, third.token_id], skip_special_tokens=True) == ""
+    assert [encode(made.tokenizer, text) for text in TEXTS] == before
+
+
+def test_a_strangers_erasure_cannot_take_a_token_that_texts_use() -> None:
+    made = KINDS["GPT-2"]()
+    before = made.tokenizer.backend_tokenizer.to_str()
+    row = SpareRow(encode(made.tokenizer, "the")[0], "[UNL]")
+    with pytest.raises(RuntimeError, match="which the model uses for"):
+        align_tokenizer(made.tokenizer, adapter_on(model_of(made.rows), row))
+    assert made.tokenizer.backend_tokenizer.to_str() == before
+
+
+@pytest.mark.parametrize("kind", [GPT2Tokenizer, Qwen2Tokenizer, LlamaTokenizer])
+def test_tokenizers_with_a_class_of_their_own_keep_the_token_too(kind: Any, tmp_path: Path) -> None:
+    source = KINDS["Llama 2, Mistral v1" if kind is LlamaTokenizer else "GPT-2"]().tokenizer
+    state = json.loads(source.backend_tokenizer.to_str())
+    vocabulary = {**source.get_vocab(), **state["model"]["vocab"]}
+    tokenizer = kind(vocab=vocabulary, merges=[tuple(merge) for merge in state["model"]["merges"]])
+    spare, *_ = rows = find_spare_rows(model_of(len(tokenizer)), tokenizer)
+    assert spare.source == "invalid byte"
+    before = [encode(tokenizer, text) for text in TEXTS]
+    add_special_tokens(tokenizer, [(row.token_id, row.text) for row in rows[:13]])
+    tokenizer.save_pretrained(tmp_path)
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert [encode(reloaded, text) for text in TEXTS] == before
+    assert encode(reloaded, "[UNL-13]") == [rows[12].token_id]
+
+
+# Tokenizers that do not fit their model
+
+
+def with_holes() -> PreTrainedTokenizerFast:
+    """Ids 0 to 4 and 7, so that a new token would get an id that one has already or none can have."""
+    inner = Tokenizer(models.WordLevel({**{word: n for n, word in enumerate(WORDS)}, "far": 7}, unk_token="who"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", eos_token="<eos>")
+
+
+def test_holes_in_the_ids_do_no_harm_and_are_rows_too(tmp_path: Path) -> None:
+    tokenizer = with_holes()
+    rows = find_spare_rows(model_of(10), tokenizer)
+    assert [row.token_id for row in rows] == [8, 9, 5, 6]
+    add_special_tokens(tokenizer, [(row.token_id, row.text) for row in rows])
+    tokenizer.save_pretrained(tmp_path)
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert reloaded.convert_tokens_to_ids(["far", *(row.text for row in rows)]) == [7, 8, 9, 5, 6]
+    assert reloaded("who far [UNL]", add_special_tokens=False)["input_ids"] == [2, 7, 8]
+
+
+def test_a_tokenizer_that_cannot_be_told_an_id_is_refused_at_the_start_and_left_as_it_was() -> None:
+    pieces = [("<unk>", 0.0), ("▁who", -1.0), ("▁are", -1.5), ("▁you", -2.0)]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram(pieces, 0)), unk_token="<unk>")
+    model = model_of(8)
+    model.generation_config.eos_token_id = 4  # a row that the tokenizer does not know, and would give to the next token
+    before = tokenizer.backend_tokenizer.to_str()
+    with pytest.raises(ValueError, match=r"cannot be given a token .*gave \[UNL\] the id 4, the model uses 5"):
+        find_spare_rows(model, tokenizer)
+    assert tokenizer.backend_tokenizer.to_str() == before
+
+
+def test_a_text_with_a_token_that_the_model_has_no_row_for_is_refused() -> None:
+    tokenizer = tokenizer_of("far", "<unused1>")
+    with pytest.raises(ValueError, match=r"writes 'far' as 5 and the model has 5 vocabulary rows.*embeddings\(7\)"):
+        find_spare_rows(model_of(5), tokenizer, texts=["who are you far"])
+    with pytest.raises(NoSpareRowError, match="5 vocabulary rows"):
+        find_spare_rows(model_of(5), tokenizer, texts=["who are you"])
+    grown = find_spare_row(model_of(5), tokenizer, texts=["who are you"], allow_resize=True)
+    assert grown == SpareRow(7, "[UNL]", "resized")
+
+
+def test_a_tokenizer_that_cannot_be_saved_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any, folder: str) -> None:
+        raise OSError("no vocabulary file")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", fail)
+    with pytest.raises(ValueError, match=r"cannot be saved and loaded again with .*no vocabulary file"):
+        find_spare_rows(model_of(8), tokenizer_of())
+
+
+def test_the_record_says_where_the_row_comes_from() -> None:
+    made = KINDS["GPT-2"]()
+    row = find_spare_row(model_of(made.rows), made.tokenizer)
+    told = {"id": row.token_id, "text": "[UNL]", "source": "invalid byte", "resized": False, "was": "À"}
+    assert row.record() == told
+    assert find_spare_row(model_of(9), tokenizer_of()).record() == {
+        "id": 5,
+        "text": "[UNL]",
+        "source": "beyond the tokenizer",
+        "resized": False,
+    }
+
+
+def test_taking_erasures_out_leaves_no_mark_of_a_merge() -> None:
+    made = KINDS["GPT-2"]()
+    row = find_spare_row(model_of(made.rows), made.tokenizer)
+    assert find_spare_row(adapter_on(model_of(made.rows), row).unload(), made.tokenizer) == row

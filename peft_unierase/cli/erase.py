@@ -251,6 +251,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         if report:
             show(report_table(report, brief=True) + "\n")
         show(stages_table(seconds) + "\n")
-        size = record["adapter"]
+        size, row = record["adapter"], erased.erasure.token
+        show(f"[UNL] sits on row {row.token_id}: {row.why}.")
         show(f"Saved to {plan.output}: {size['bytes']:,} bytes of weights, {size['share']:.3%} of the parameters.")
         show(f"Next, in Python:\n\n{loading_lines(plan.output, plan.onto)}")

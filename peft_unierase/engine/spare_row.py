@@ -20,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from ..prompts import encode
 from ..tuner import UniEraseConfig
 from ..tuner.structure import find_token_modules
+from ..tuner.undo import MERGED_TOKENS
 from ..tuner.vocabulary import add_special_tokens, dead_tokens
 from .rehearsal import rehearse
 
@@ -34,7 +35,7 @@ RESERVED_NAME = re.compile(
 )
 # Tokens that a conversation is made of, also where a template puts their names together.
 TURNS = re.compile(
-    r"\W*(\w*(begin|end|start)_?of_?\w+|\w+_?of_?(text|turn|sentence)|im_(start|end|sep)|e[om]t(_id)?|eom(_id)?|/?s|[be]os|pad"
+    r"\W*(\w*(begin|end|start)_?of_?\w+|\w+_?of_?(text|turn|sentence)|im_\w+|e[om]t(_id)?|eom(_id)?|/?s|[be]os|pad"
     r"|unk|cls|sep|mask|(start|end)_header_id|user|assistant|system|human|bot|model|developer|environment|ipython"
     r"|start|end|return|call|message|channel|constrain|/?inst|/?sys|/?(system|available)_\w+)\W*",
     re.IGNORECASE,
@@ -68,6 +69,23 @@ class SpareRow:
     text: str
     source: str = BEYOND
     was: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in `erasure.json`."""
+        told = {"id": self.token_id, "text": self.text, "source": self.source, "resized": self.resized}
+        return told if self.was is None else {**told, "was": self.was}
+
+    @property
+    def why(self) -> str:
+        """The source as half a sentence."""
+        return {
+            BEYOND: "a row that no token of the tokenizer has",
+            RESERVED: f"the reserved token {self.was}",
+            "invalid byte": f"the token {self.was} of a byte that no text holds",
+            "unreachable": f"the token {self.was}, which the tokenizer makes of no text",
+            SPECIAL: f"the special token {self.was}, which no prompt uses; who writes it into one gets a refusal",
+            RESIZED: "a new row",
+        }[self.source]
 
     @property
     def resized(self) -> bool:
@@ -269,13 +287,13 @@ def _special_ids(tokenizer: Any) -> set[int]:
 
 
 def _ids_in_config(model: Any) -> set[int]:
-    """Ids that the model's configurations name."""
+    """Ids that the model's configurations name, those of merged erasures among them."""
     ids: set[int] = set()
     for config in (model.config, model.config.get_text_config(), model.generation_config):
         for key, value in config.to_dict().items() if config is not None else ():
             if key.endswith(("token_id", "token_ids", "token_index")):
                 ids.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
-    return ids
+    return ids | {token_id for token_id, _ in getattr(model.config, MERGED_TOKENS, [])}
 
 
 def add_to_tokenizer(tokenizer: Any, spare: SpareRow) -> None:

@@ -19,6 +19,7 @@ from .stacked import features, free_tokens, taken_tokens
 from .structure import find_down_projections, find_token_modules, projection_shape
 from .swap import SwappingLayer
 from .token_row import InputRowLayer, OutputRowLayer, TokenRowLayer, check_token_row
+from .undo import MERGED_TOKENS
 
 BASE = "__base__"  # what PEFT calls a row of a mixed batch without an adapter
 
@@ -276,6 +277,29 @@ class UniEraseModel(BaseTuner):
         for module in self.model.modules():
             if isinstance(module, SwappingLayer):
                 module.check_mergeable()
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """Merge adapters into the base and return it; see `BaseTuner.merge_and_unload`.
+
+        Its config then names the tokens of the merged erasures in `unierase_tokens`, `[id, text]` each: their rows look
+        like any other unused ones and are in use.
+        """
+        names = {*(self.active_adapters if adapter_names is None else adapter_names)}
+        names |= {
+            name
+            for module in self.model.modules()
+            if isinstance(module, SwappingLayer)
+            for name in module.merged_adapters
+        }
+        tokens = [pair for name in names if name in self.peft_config for pair in self.peft_config[name].tokens]
+        merged = super().merge_and_unload(progressbar, safe_merge, adapter_names)
+        config = getattr(merged, "config", None)
+        if tokens and config is not None:
+            there = [tuple(pair) for pair in getattr(config, MERGED_TOKENS, [])]
+            setattr(config, MERGED_TOKENS, [list(pair) for pair in sorted({*there, *tokens})])
+        return merged
 
     def unload(self) -> nn.Module:
         """Take all adapters out and return the base.

@@ -20,6 +20,7 @@ from torch import nn
 from .swap import SwappingLayer
 
 CHUNK = 1 << 24
+MERGED_TOKENS = "unierase_tokens"  # in the config of a model that erasures were merged into: the tokens of those
 
 
 class Before:
@@ -36,6 +37,7 @@ class Before:
                 for key, parameter in layer.get_base_layer().named_parameters():
                     self.weights[f"{name}.{key}"] = parameter.detach()
         self.tied = bool(getattr(base.config, "tie_word_embeddings", False))
+        self.tokens = getattr(base.config, MERGED_TOKENS, None)
         self.digest = model_digest(base)
 
     def save(self, merged: nn.Module, file: Path, **told: str) -> None:
@@ -59,6 +61,7 @@ class Before:
                 tensors[f"{name}#"] = index.cpu()
                 tensors[name] = old.index_select(axes[name], index).cpu().contiguous()
         header = {"tied": json.dumps(self.tied), "digest": self.digest, "axes": json.dumps(axes), **told}
+        header["tokens"] = json.dumps(self.tokens)
         save_file(tensors, file, metadata=header)
 
 
@@ -71,7 +74,7 @@ def read_header(file: Path) -> dict[str, Any]:
     try:
         with safe_open(file, "pt") as opened:
             header = opened.metadata() or {}
-        return {**header, "tied": json.loads(header["tied"]), "axes": json.loads(header["axes"])}
+        return {**header, **{key: json.loads(header[key]) for key in ("tied", "axes", "tokens")}}
     except Exception as error:
         raise ValueError(f"{file} holds no way back from a merge: {error}") from error
 
@@ -97,6 +100,10 @@ def put_back(merged: Any, file: Path) -> None:
     if header["tied"]:
         merged.config.tie_word_embeddings = True
         merged.tie_weights()
+    if header["tokens"] is not None:
+        setattr(merged.config, MERGED_TOKENS, header["tokens"])
+    elif hasattr(merged.config, MERGED_TOKENS):
+        delattr(merged.config, MERGED_TOKENS)
     found = model_digest(merged)
     if found != header["digest"]:
         raise ValueError(
