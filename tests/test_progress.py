@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -105,6 +106,22 @@ def test_whatever_is_written_in_between_has_lines_of_its_own(stages: Stages, clo
         "14:03:10  fitting · took 1 min 40 s",
         "done",
     ]
+
+
+def test_loggers_have_lines_of_their_own_and_keep_their_stream(stages: Stages, said: Said) -> None:
+    own, loggers = sys.stderr, [logging.getLogger(f"tests.progress.{when}") for when in ("before", "within")]
+    loggers[0].addHandler(logging.StreamHandler())
+    try:
+        with stages.stage("fitting"):
+            loggers[1].addHandler(logging.StreamHandler())
+            for logger in loggers:
+                logger.warning(logger.name)
+        assert [handler.stream for logger in loggers for handler in logger.handlers] == [own, own]  # type: ignore[attr-defined]
+    finally:
+        for logger in loggers:
+            logger.handlers.clear()
+    names = [logger.name for logger in loggers]
+    assert said().splitlines() == ["14:03:10  fitting", *names, "14:03:10  fitting · took 0.0 s"]
 
 
 def test_a_stage_within_another_has_a_line_of_its_own(stages: Stages, clock: Time, said: Said) -> None:
