@@ -7,6 +7,7 @@ Bars where stderr is a terminal. Elsewhere a line a stage, which is written bit 
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from bisect import bisect_left
@@ -76,7 +77,7 @@ class Stages:
         else:
             line = _Line(sys.stderr, f"{self.time_of_day()}  {name}", total if even else None, self.clock)
             try:
-                with redirect_stderr(cast(TextIO, _Shared(line))):
+                with _shared(line):
                     yield line
             except BaseException:
                 line.end(f"stopped after {spoken(self.clock() - started)}")
@@ -125,8 +126,27 @@ class _Line:
         self.stream.flush()
 
 
+@contextmanager
+def _shared(line: _Line) -> Iterator[None]:
+    """Let what others write on stderr, also by loggers that took it earlier, begin on a line of its own."""
+    shared = cast(TextIO, _Shared(line))
+    with redirect_stderr(shared):
+        _move_loggers(line.stream, shared)
+        try:
+            yield
+        finally:
+            _move_loggers(shared, line.stream)
+
+
+def _move_loggers(old: TextIO, new: TextIO) -> None:
+    for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
+        for handler in getattr(logger, "handlers", ()):
+            if vars(handler).get("stream") is old:
+                handler.setStream(new)
+
+
 class _Shared:
-    """stderr while a line is unfinished on it: what others write begins on a line of its own."""
+    """stderr beside the line of a stage."""
 
     def __init__(self, line: _Line) -> None:
         self._line = line

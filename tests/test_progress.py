@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO, TypeVar
 
 import pytest
 
@@ -35,6 +38,7 @@ class Terminal(io.StringIO):
 
 
 Said = Callable[[], str]
+Stream = TypeVar("Stream", bound=TextIO | None)
 
 
 @pytest.fixture
@@ -69,6 +73,15 @@ def test_a_short_stage_only_says_how_long_it_took(stages: Stages, clock: Time, s
     with stages.stage("opening", 20) as steps:
         clock.work(steps, *[0.2] * 20)
     assert said() == "14:03:10  opening · took 4.0 s\n"
+    with stages.stage("asking", 10) as steps:
+        clock.work(steps, *[1.0] * 10)  # after five seconds there are four left
+    assert said() == "14:03:10  asking · took 10 s\n"
+
+
+def test_a_log_that_is_watched_grows(stages: Stages, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("w", encoding="utf-8") as file, _stderr(file), stages.stage("fitting"):
+        assert log.read_text(encoding="utf-8") == "14:03:10  fitting"
 
 
 @pytest.mark.parametrize("told", [{"total": None}, {"total": 100, "even": False}])
@@ -105,6 +118,22 @@ def test_whatever_is_written_in_between_has_lines_of_its_own(stages: Stages, clo
         "14:03:10  fitting · took 1 min 40 s",
         "done",
     ]
+
+
+def test_loggers_have_lines_of_their_own_and_keep_their_stream(stages: Stages, said: Said) -> None:
+    own, loggers = sys.stderr, [logging.getLogger(f"tests.progress.{when}") for when in ("before", "within")]
+    loggers[0].addHandler(logging.StreamHandler())
+    try:
+        with stages.stage("fitting"):
+            loggers[1].addHandler(logging.StreamHandler())
+            for logger in loggers:
+                logger.warning(logger.name)
+        assert [handler.stream for logger in loggers for handler in logger.handlers] == [own, own]  # type: ignore[attr-defined]
+    finally:
+        for logger in loggers:
+            logger.handlers.clear()
+    names = [logger.name for logger in loggers]
+    assert said().splitlines() == ["14:03:10  fitting", *names, "14:03:10  fitting · took 0.0 s"]
 
 
 def test_a_stage_within_another_has_a_line_of_its_own(stages: Stages, clock: Time, said: Said) -> None:
@@ -223,7 +252,7 @@ def test_times_are_said_in_words_that_suit_them(seconds: float, text: str) -> No
 
 
 @contextmanager
-def _stderr(stream: io.StringIO | None) -> Iterator[io.StringIO | None]:
+def _stderr(stream: Stream) -> Iterator[Stream]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", stream)
         yield stream

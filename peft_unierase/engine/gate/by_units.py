@@ -122,7 +122,7 @@ class UnitGate:
 
         def work() -> dict[str, Any]:
             shut = self.shut
-            with bench.stages.stage("fitting the gate", self.steps) as bar:
+            with bench.stages.stage("fitting the gate", self.steps, even=False) as bar:
                 self.unit.start(torch.cat([*self.wanted, *shut]))
                 self.unit.fit(self.wanted, shut, self.steps, bar.update)
                 self._flag()
@@ -137,7 +137,7 @@ class UnitGate:
 
         def work() -> dict[str, Any]:
             shut = self.shut
-            with bench.stages.stage("holding the gate shut in refusals", steps) as bar:
+            with bench.stages.stage("holding the gate shut in refusals", steps, even=False) as bar:
                 refused = self._inputs(self.first, *self.refused)
                 _ = self._quiet  # in a resumed run too it is to be read with the units of the first fit
                 self.unit.fit(self.wanted, [*shut, refused], steps, bar.update)
