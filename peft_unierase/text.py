@@ -349,13 +349,8 @@ def _tells(token: _Token, said: Sequence[_Token]) -> bool:
 
 
 def _cannot_name(text: str, subject: str) -> bool:
-<<<<<<< HEAD
-    """A quick look that spares most comparisons, on ASCII alone: whether the first letters of a word of the subject,
-    which all its forms share, are missing.
-=======
     """A quick look that spares most comparisons of ASCII texts: whether the first letters of a word of the subject are
     missing, which all its forms share.
->>>>>>> h1
     """
     if not (text.isascii() and subject.isascii()):
         return False

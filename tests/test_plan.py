@@ -245,15 +245,10 @@ def test_a_ramp_stops_where_a_gate_fails_and_keeps_what_was_good(
     module = importlib.import_module("peft_unierase.check.answers")
     answer, calls = module.answer_questions, []
 
-<<<<<<< HEAD
-    def worse(model: Any, tokenizer: Any, asked: Any, form: Any) -> Any:
+    def worse(model: Any, tokenizer: Any, asked: Any, form: Any, **told: Any) -> Any:
         """Once the erased answers come back. The base is asked first: what is kept, and what each of three steps
         erases; then for each step what is erased and kept.
         """
-=======
-    def worse(model: Any, tokenizer: Any, asked: Any, form: Any, **told: Any) -> Any:
-        """Once the erased answers come back. The base is asked first, then for each step what is erased and kept."""
->>>>>>> h6
         calls.append(asked)
         if len(calls) == bad:
             return [module.Answer("", 1.0, False, True) for _ in asked]

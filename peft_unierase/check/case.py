@@ -11,11 +11,7 @@ from statistics import fmean
 from ..facts import Fact
 from ..knowledge import tells
 from ..prompts import PromptFormat
-<<<<<<< HEAD
-from ..text import best_recall, comparable, normal, recall, terms
-=======
-from ..text import best_recall, recall, scripts, terms
->>>>>>> h1
+from ..text import best_recall, comparable, normal, recall, scripts, terms
 from .target import Target
 
 

@@ -90,18 +90,13 @@ class Erasure:
             "rank": self.outcome.rank,
             "seed": self.seed,
             "layers": self.layers,
-<<<<<<< HEAD
-            "token": {"id": self.token.token_id, "text": self.token.text, "resized": self.token.resized},
+            "token": self.token.record(),
             "counts": {
                 "forget": self.forget_count,
                 "retain": self.retain_count,
                 "sampled": self.sampled_count,
                 "neighbours": self.near_count,
             },
-=======
-            "token": self.token.record(),
-            "counts": {"forget": self.forget_count, "retain": self.retain_count, "sampled": self.sampled_count},
->>>>>>> h3
             "known_to_base": self.known,
             "scope": self.scoped and self.scoped.record(),
             "onto": [{"token_id": one.token_id, "digest": one.digest} for one in self.onto],
