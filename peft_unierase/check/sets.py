@@ -98,7 +98,9 @@ def divergences(targets: Sequence[Target], case: Case, facts: Sequence[Fact]) ->
         count += len(before)
         for number, target in enumerate(targets):
             after = target.distribution(prompt, case.form.answer(fact.answer)).to(before.device)
-            totals[number] += float((before.exp() * (before - after)).nan_to_num(0.0).sum())
+            shared = min(before.shape[1], after.shape[1])  # a vocabulary may have grown
+            old, new = (each[:, :shared].log_softmax(dim=-1) for each in (before, after))
+            totals[number] += float((old.exp() * (old - new)).nan_to_num(0.0).sum())
     return [total / count for total in totals]
 
 
