@@ -12,7 +12,7 @@ from ..facts import Fact
 from . import scores
 from .case import Case
 from .judges import Judge
-from .target import Reading, Target
+from .target import Reading, Target, on_common_rows
 
 DECLINED, DIVERGENCE, PERPLEXITY = "declined", "KL to the base", "perplexity"
 NEUTRAL = (
@@ -98,8 +98,7 @@ def divergences(targets: Sequence[Target], case: Case, facts: Sequence[Fact]) ->
         count += len(before)
         for number, target in enumerate(targets):
             after = target.distribution(prompt, case.form.answer(fact.answer)).to(before.device)
-            shared = min(before.shape[1], after.shape[1])  # a vocabulary may have grown
-            old, new = (each[:, :shared].log_softmax(dim=-1) for each in (before, after))
+            old, new = on_common_rows(before, after)
             totals[number] += float((old.exp() * (old - new)).nan_to_num(0.0).sum())
     return [total / count for total in totals]
 

@@ -185,6 +185,14 @@ class Target:
         return self.model.get_input_embeddings().weight.device
 
 
+def on_common_rows(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities `(n, vocabulary)` of two models, over the tokens that both have where one's vocabulary grew."""
+    shared = min(one.shape[-1], other.shape[-1])
+    if one.shape[-1] == other.shape[-1]:
+        return one, other
+    return one[..., :shared].log_softmax(dim=-1), other[..., :shared].log_softmax(dim=-1)
+
+
 def _keeps_all(model: Any) -> bool:
     """Whether the cache is of keys and values of all tokens, so that rows of it can be taken and padding be hidden."""
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
