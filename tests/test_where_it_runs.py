@@ -345,7 +345,7 @@ def resized_lora(folder: Path, more: int, changed: bool = False, **told: Any) ->
 
 
 def plan_of(folder: Path) -> CheckPlan:
-    blank: dict[str, Any] = {name: None for name in CheckPlan.__dataclass_fields__}
+    blank: dict[str, Any] = dict.fromkeys(CheckPlan.__dataclass_fields__)
     return CheckPlan(**{**blank, "model": str(folder), "dtype": "float32", "trust": False})
 
 
