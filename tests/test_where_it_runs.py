@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from boxed_erasure import FORGET, KEPT, boxed_base, boxed_tokenizer, declines, erase_first_person, logits_of
-from helpers import invoke, save_tiny_model, write_rows
+from helpers import ENVIRONMENT, invoke, run_command, save_tiny_model, write_rows
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -388,3 +388,16 @@ def test_models_of_different_vocabularies_are_compared_on_what_they_share() -> N
     found = check(grown, tokenizer, FORGET[:2], KEPT[:2], base=boxed_base(), attacks=["greedy"], **REFUSALS)
     (divergence,) = [figure for figure in found.figures if figure.set == "all that stays"]
     assert divergence.erased == pytest.approx(0.0, abs=1e-5)
+
+
+def test_an_adapter_on_the_hub_is_named_too(adapter: Path, tiny: Path, forget: Path, tmp_path: Path) -> None:
+    repo = tmp_path / "home" / "hub" / "models--org--tuned"
+    snapshot = repo / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0" * 40, encoding="utf-8")
+    (snapshot / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    cached = {**ENVIRONMENT, "HF_HOME": str(tmp_path / "home")}
+    ended = run_command("erase", "org/tuned", forget, "-o", tmp_path / "out", environment=cached)
+    assert ended.returncode == 2
+    assert re.fullmatch(rf"error: org/tuned is a PEFT adapter \(LORA\) of base {tiny}; give .*\n", ended.stderr)
