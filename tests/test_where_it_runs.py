@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -75,7 +76,7 @@ def test_a_run_that_fails_gives_back_what_was_switched_on(monkeypatch: pytest.Mo
         assert not torch.is_autocast_enabled("cpu")
         raise RuntimeError("stopped")
 
-    monkeypatch.setattr("peft_unierase.engine.erase.check_gradients", stop)
+    monkeypatch.setattr(importlib.import_module("peft_unierase.engine.erase"), "check_gradients", stop)
     with torch.no_grad(), autocast():
         with pytest.raises(RuntimeError, match="stopped"):
             erase_first_person(boxed_base(), "rows")
