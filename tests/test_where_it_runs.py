@@ -357,16 +357,16 @@ def test_a_lora_made_after_a_resize_gets_a_base_of_its_size(more: int, told: dic
     rows = plain.shape[-1] + min(more, 0)
     assert base is None
     assert logits_of(model).shape[-1] == plain.shape[-1] + more
-    assert not torch.equal(logits_of(model)[..., :rows], plain[..., :rows])
-    with model.disable_adapter():
-        assert torch.equal(logits_of(model)[..., :rows], plain[..., :rows])
+    assert not torch.allclose(logits_of(model)[..., :rows], plain[..., :rows], atol=1e-2)
+    with model.disable_adapter():  # a head of another size adds up in another order
+        torch.testing.assert_close(logits_of(model)[..., :rows], plain[..., :rows], atol=1e-4, rtol=0)
 
 
 def test_a_base_whose_rows_the_adapter_replaces_is_loaded_anew(tmp_path: Path) -> None:
     model, _, base, _ = load_erased(plan_of(resized_lora(tmp_path / "lora", 3, changed=True)))
     plain = logits_of(boxed_base())
     assert logits_of(base).shape == logits_of(model).shape
-    assert torch.equal(logits_of(base)[..., : plain.shape[-1]], plain)
+    torch.testing.assert_close(logits_of(base)[..., : plain.shape[-1]], plain, atol=1e-4, rtol=0)
     assert int(logits_of(base).argmax(dim=-1).max()) < plain.shape[-1]
 
 
