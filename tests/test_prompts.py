@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from helpers import train_tokenizer
 
-from peft_unierase.prompts import SENTINEL, chat_format, default_formats, encode, plain_format
+from peft_unierase.prompts import (
+    SENTINEL,
+    SYSTEM_PROMPTS,
+    asking_format,
+    chat_format,
+    chosen_formats,
+    default_formats,
+    encode,
+    plain_format,
+)
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<|eot|>", "<|header|>", "<turn>", "</turn>", "[INST]", "[/INST]", "<|User|>"]
 
@@ -189,3 +199,110 @@ def test_plain_formats_have_a_space_before_the_answer_and_close_it() -> None:
     assert plain == plain_format(tokenizer)
     assert plain.prompt("Who?") + plain.answer("Me.") == "<s>Question: Who?\nAnswer: Me.</s>"
     assert short.prompt("Who?") + short.answer("Me.") == "<s>Q: Who?\nA: Me.</s>"
+
+
+PARTS = """\
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
+{%- for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{{ '<|im_end|>' + '\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        PARTS,
+        PARTS.replace("part.type == 'text'", "part['type'] == 'text'"),
+        PARTS.replace("{%- for part in m.content %}", "{%- for part in m.content[:1] %}"),
+        # A system turn as a text beside questions in parts.
+        PARTS.replace(
+            "{%- for part",
+            "{%- if m.role == 'system' %}{{ m.content + '' }}{% else %}{% for part",
+        ).replace("{% endfor %}{{ '<|im_end|>'", "{% endfor %}{% endif %}{{ '<|im_end|>'"),
+    ],
+    ids=["attributes", "items", "first part", "system as text"],
+)
+def test_contents_are_given_in_parts_where_a_template_wants_them_so(template: str) -> None:
+    in_parts, in_texts = with_template(template), with_template(CHATML)
+    assert default_formats(in_parts) == default_formats(in_texts)
+
+
+FAILING = {
+    "a turn that is not there": "{{ messages[5].content }}",
+    "what is not defined": "{{ undefined() }}",
+    "a wrong type": "{{ 1 + 'a' }}",
+    "a missing key": "{{ {}['a'] + 'b' }}",
+    "a division by zero": "{{ 1 / 0 }}",
+    "an index": "{{ 'abc'.index('z') }}",
+    "no end of it": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "tools that must be there": "{% if not tools %}{{ raise_exception('give tools') }}{% endif %}",
+    "bad syntax": "{% for %}",
+}
+
+
+@pytest.mark.parametrize("prefix", FAILING.values(), ids=FAILING)
+def test_a_template_that_fails_is_one_line_with_the_way_out(prefix: str) -> None:
+    tokenizer = with_template(prefix + CHATML)
+    with pytest.raises(ValueError, match=r"^the chat template (fails|refuses|is no valid).*") as refusal:
+        default_formats(tokenizer)
+    assert "\n" not in str(refusal.value)
+    for way in ("--prompt-format FILE.jinja", "--prompt-format plain", "`formats=`"):
+        assert way in str(refusal.value)
+    assert [form.name for form in chosen_formats(tokenizer, "plain")] == ["plain", "plain, short"]
+    assert default_formats(tokenizer, template=CHATML) == default_formats(with_template(CHATML))
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["{% for tool in tools %}{{ tool }}{% endfor %}", "{{ documents | length or '' }}", "{{ unk_token + '' }}"],
+    ids=["tools", "documents", "a special token"],
+)
+def test_what_is_not_there_is_empty_for_a_template_that_fails_without(prefix: str) -> None:
+    assert default_formats(with_template(prefix + CHATML)) == default_formats(with_template(CHATML))
+
+
+def test_of_several_templates_the_default_or_the_only_one_is_taken() -> None:
+    chatml = default_formats(with_template(CHATML))
+    for several in ({"default": CHATML, "rag": GEMMA}, {"rag": CHATML}):
+        tokenizer = with_template(None)
+        tokenizer.chat_template = several
+        assert default_formats(tokenizer) == chatml
+    tokenizer.chat_template = {"tool_use": CHATML, "rag": GEMMA}
+    with pytest.raises(ValueError, match=r"several chat templates \(tool_use, rag\) .*--prompt-format FILE\.jinja"):
+        default_formats(tokenizer)
+    assert default_formats(tokenizer, template=CHATML) == chatml
+
+
+def test_a_template_that_demands_a_system_turn_gets_one() -> None:
+    demand = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    tokenizer = with_template(demand + CHATML)
+    formats = default_formats(tokenizer)
+    assert [form.name for form in formats] == [SYSTEM, "plain"]
+    assert len(formats[0].variants) == len(SYSTEM_PROMPTS) - 1
+    assert asking_format(tokenizer).head == formats[0].head
+
+
+def test_a_template_that_refuses_to_write_an_answer_still_has_a_door() -> None:
+    last = "{% if messages[-1].role != 'user' %}{{ raise_exception('the last turn must be of the user') }}{% endif %}"
+    form = chat_format(with_template(last + CHATML))
+    assert (form.tail, form.lead, form.end) == (f"<|im_end|>\n{IM}assistant\n", "", "</s>")
+
+
+def test_a_given_system_prompt_comes_first_and_the_usual_ones_stay() -> None:
+    tokenizer = with_template(CHATML)
+    formats = default_formats(tokenizer, "You help the visitors of a zoo.")
+    assert [form.name for form in formats] == ["chat with given system prompt", "plain", "chat", SYSTEM]
+    assert formats[0] == replace(chat_format(tokenizer, "You help the visitors of a zoo."), name=formats[0].name)
+    usual = default_formats(tokenizer, SYSTEM_PROMPTS[0])
+    heads = [form.head for form in (usual[0], usual[3], *usual[3].variants)]
+    assert heads == [chat_format(tokenizer, each).head for each in SYSTEM_PROMPTS]
+
+
+def test_a_system_prompt_needs_a_place() -> None:
+    with pytest.raises(ValueError, match="no place for a system prompt"):
+        default_formats(with_template(None), "Be brief.")
+    with pytest.raises(ValueError, match="leave the system prompt out"):
+        default_formats(with_template(MISTRAL), "Be brief.")
+    with pytest.raises(ValueError, match="plain format has no place"):
+        chosen_formats(with_template(CHATML), "plain", "Be brief.")
+    with pytest.raises(ValueError, match="choose chat, plain"):
+        chosen_formats(with_template(CHATML), "prose")

@@ -13,7 +13,7 @@ from ..text import opening
 from . import scores
 from .case import Case
 from .judges import Judge
-from .target import Reading, Target
+from .target import Reading, Target, on_common_rows
 
 DECLINED, DIVERGENCE, PERPLEXITY = "declined", "KL to the base", "perplexity"
 NEUTRAL = (
@@ -99,7 +99,8 @@ def divergences(targets: Sequence[Target], case: Case, facts: Sequence[Fact]) ->
         count += len(before)
         for number, target in enumerate(targets):
             after = target.distribution(prompt, case.form.answer(fact.answer)).to(before.device)
-            totals[number] += float((before.exp() * (before - after)).nan_to_num(0.0).sum())
+            old, new = on_common_rows(before, after)
+            totals[number] += float((old.exp() * (old - new)).nan_to_num(0.0).sum())
     return [total / count for total in totals]
 
 

@@ -184,6 +184,14 @@ class Target:
         return self.model.get_input_embeddings().weight.device
 
 
+def on_common_rows(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities `(n, vocabulary)` of two models, over the tokens that both have where one's vocabulary grew."""
+    shared = min(one.shape[-1], other.shape[-1])
+    if one.shape[-1] == other.shape[-1]:
+        return one, other
+    return one[..., :shared].log_softmax(dim=-1), other[..., :shared].log_softmax(dim=-1)
+
+
 def _reading(logits: torch.Tensor, text: torch.Tensor) -> Reading:
     every = logits.log_softmax(dim=-1)
     log_probs = every.gather(-1, text[:, None])[:, 0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .erase import read_refusals
 from .note import note
-from .output import Format, clear_endings, show, show_json, table
+from .output import Format, clear_endings, say, show, show_json, table
 from .prompting import read_prompting
 
 if TYPE_CHECKING:
@@ -148,11 +148,14 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
         ValueError: There is no base to compare with, the adapter was made for another one, the guard refuses it, or
             something cannot be loaded.
     """
+    import torch
     from peft import PeftConfig, PeftModel
+    from peft.utils import load_peft_weights
 
     from ..hub.read import adapter_type
     from ..tuner import guarded
     from .base import load_base, load_onto
+    from .rows import brings_rows, give_rows, own_rows, wanted_rows
 
     def load(name: str) -> tuple[Any, Any]:
         return load_base(name, plan.dtype, plan.device_map)
@@ -178,12 +181,35 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
         erased = load_onto(model, tokenizer, [Path(plan.model)], allow_resize=True, trust=plan.trust)
         return erased, tokenizer, None, base_name
     try:
-        return PeftModel.from_pretrained(model, plan.model).eval(), tokenizer, None, base_name
+        weights = load_peft_weights(plan.model, device="cpu")
+        rows, wanted = model.get_input_embeddings().weight.shape[0], wanted_rows(model, config, weights)
+        before = own_rows(model) if brings_rows(model, weights) else []
+        if wanted != rows:
+            say(
+                f"note: the adapter was made on a base with {wanted} vocabulary rows and {base_name} has {rows}; here "
+                f"the base has {wanted} too, "
+                + ("of which the new ones are means" if wanted > rows else "and its last rows are left out")
+            )
+            give_rows(model, wanted)
+        erased = PeftModel.from_pretrained(model, plan.model).eval()
+        now = own_rows(erased) if before else []
     except Exception as error:  # whatever PEFT raises where names or shapes do not fit
         raise ValueError(
-            f"cannot load the adapter {plan.model} onto {base_name}: {str(error).splitlines()[0]}; name the base that "
-            "it was made for with --base"
+            f"cannot load the adapter {plan.model} onto {base_name}: {_told(error)}; name the base that it was made "
+            "for with --base"
         ) from error
+    shared = min(rows, wanted)
+    if all(torch.equal(old[:shared], new[:shared]) for old, new in zip(before, now, strict=True)):
+        return erased, tokenizer, None, base_name
+    base, _ = load(base_name)  # the adapter's rows are not the base's, also with the adapter off
+    if wanted != rows:
+        give_rows(base, wanted)
+    return erased, tokenizer, base, base_name
+
+
+def _told(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def report_table(report: CheckReport, brief: bool = False) -> str:

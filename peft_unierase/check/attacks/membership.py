@@ -14,7 +14,7 @@ import torch
 
 from ...facts import Fact
 from ..case import Case
-from ..target import Reading, Target
+from ..target import Reading, Target, on_common_rows
 from .attack import Found, NotApplicable
 
 LOWEST = 0.2  # share of the tokens that Min-K looks at
@@ -75,7 +75,7 @@ def read_the_list(target: Target, case: Case) -> Found:
 
     def changes(facts: Sequence[Fact]) -> list[float]:
         prompts = case.prompts(facts)
-        after, before = target.at_doors(prompts), case.base.at_doors(prompts)
+        after, before = on_common_rows(target.at_doors(prompts), case.base.at_doors(prompts))
         return torch.nn.functional.kl_div(after, before, log_target=True, reduction="none").sum(dim=-1).tolist()
 
     return told_apart(changes(case.forget), changes(others))
