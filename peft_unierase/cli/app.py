@@ -10,9 +10,21 @@ from typing import Annotated
 import typer
 
 from ..version import __version__
-from .options import DeviceMapOption, FormatOption, TrustOption
+from .options import (
+    AnswerColumnOption,
+    DeviceMapOption,
+    FormatOption,
+    QuestionColumnOption,
+    RetainAnswerColumnOption,
+    RetainQuestionColumnOption,
+    RetainSplitOption,
+    SplitOption,
+    StripMarkupOption,
+    TrustOption,
+)
 from .output import Format
 from .records import app as records
+from .sets import Reading
 from .share import app as share
 
 LARGEST_SEED = 2**32 - 1
@@ -54,8 +66,8 @@ def erase(
     forget: Annotated[
         str,
         typer.Argument(
-            help="What must go: a .jsonl, .json, .csv or .parquet file, or a Hub data set, with question and answer "
-            "(or prompt and completion, or chat messages)."
+            help="What must go: a .jsonl, .json, .csv or .parquet file, or a Hub data set (org/name, or "
+            "org/name:config), with questions and answers, chats, or in another layout of docs/data.md."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.", show_default=False)],
@@ -71,9 +83,13 @@ def erase(
             show_default=False,
         ),
     ] = None,
-    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
-    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    question_column: QuestionColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    split: SplitOption = "train",
+    retain_question_column: RetainQuestionColumnOption = None,
+    retain_answer_column: RetainAnswerColumnOption = None,
+    retain_split: RetainSplitOption = None,
+    strip_markup: StripMarkupOption = False,
     refusals: Annotated[
         Path | None,
         typer.Option(
@@ -165,9 +181,15 @@ def erase(
             forget=forget,
             output=output,
             retain=retain,
-            question_column=question_column,
-            answer_column=answer_column,
-            split=split,
+            reading=Reading(
+                question_column,
+                answer_column,
+                split,
+                retain_question_column,
+                retain_answer_column,
+                retain_split,
+                strip_markup,
+            ),
             refusals=refusals,
             recipe=recipe,
             scope=scope,
@@ -217,16 +239,17 @@ def plan(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same plan.")] = 0,
     dtype: Annotated[str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto.")] = "float32",
     device_map: DeviceMapOption = None,
-    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
-    split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train",
+    question_column: QuestionColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    split: SplitOption = "train",
+    strip_markup: StripMarkupOption = False,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Ask a model what it knows about something, and write a forget and a retain set to review before erasing."""
     from .plan import PlanOrder, run_plan
 
-    columns = (question_column, answer_column, split)
-    order = PlanOrder(model, target, output, count, retain, sure, seed, dtype, device_map, *columns, refusals)
+    reading = Reading(question_column, answer_column, split, strip_markup=strip_markup)
+    order = PlanOrder(model, target, output, count, retain, sure, seed, dtype, device_map, reading, refusals)
     run_plan(order, format.resolved())
 
 
@@ -243,8 +266,8 @@ def check(
     forget: Annotated[
         str,
         typer.Option(
-            help="What should be gone, in the forms that erase reads. Columns paraphrased_question, paraphrased_answer "
-            "and perturbed_answer allow further measures and attacks.",
+            help="What should be gone, in the forms that erase reads. Paraphrases, paraphrased and wrong answers allow "
+            "further measures and attacks.",
             show_default=False,
         ),
     ],
@@ -304,9 +327,13 @@ def check(
     no_examples: Annotated[
         bool, typer.Option("--no-examples", help="Leave questions and answers out of the report.")
     ] = False,
-    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
-    split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train",
+    question_column: QuestionColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    split: SplitOption = "train",
+    retain_question_column: RetainQuestionColumnOption = None,
+    retain_answer_column: RetainAnswerColumnOption = None,
+    retain_split: RetainSplitOption = None,
+    strip_markup: StripMarkupOption = False,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of everything that is drawn.")] = 0,
     dtype: Annotated[str, typer.Option(help="Load models as float32, bfloat16, float16, or auto.")] = "float32",
     device_map: DeviceMapOption = None,
@@ -334,9 +361,15 @@ def check(
             accept=accept,
             output=output,
             examples=not no_examples,
-            question_column=question_column,
-            answer_column=answer_column,
-            split=split,
+            reading=Reading(
+                question_column,
+                answer_column,
+                split,
+                retain_question_column,
+                retain_answer_column,
+                retain_split,
+                strip_markup,
+            ),
             seed=seed,
             dtype=dtype,
             device_map=device_map,
@@ -361,9 +394,13 @@ def ramp(
     leak: Annotated[float, typer.Option(min=0, max=1, help="Most that may come back of an erased answer.")] = 0.2,
     kept: Annotated[float, typer.Option(min=0, max=1, help="Least of the base's retained answers to be left.")] = 0.95,
     refusals: Annotated[Path | None, typer.Option(help="Ways of declining, one sentence a line.")] = None,
-    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
-    split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train",
+    question_column: QuestionColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    split: SplitOption = "train",
+    retain_question_column: RetainQuestionColumnOption = None,
+    retain_answer_column: RetainAnswerColumnOption = None,
+    retain_split: RetainSplitOption = None,
+    strip_markup: StripMarkupOption = False,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same bytes.")] = 0,
     dtype: Annotated[str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto.")] = "float32",
     device_map: DeviceMapOption = None,
@@ -372,9 +409,17 @@ def ramp(
     """Erase in growing steps, look after each at what comes back, keep the last good one. Status 1 if one fails."""
     from .ramp import RampPlan, run_ramp
 
-    columns = (question_column, answer_column, split)
+    reading = Reading(
+        question_column,
+        answer_column,
+        split,
+        retain_question_column,
+        retain_answer_column,
+        retain_split,
+        strip_markup,
+    )
     run_ramp(
-        RampPlan(model, forget, retain, output, steps, leak, kept, refusals, *columns, seed, dtype, device_map),
+        RampPlan(model, forget, retain, output, steps, leak, kept, refusals, reading, seed, dtype, device_map),
         format.resolved(),
     )
 

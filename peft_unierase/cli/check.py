@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from .erase import read_refusals
 from .note import note
 from .output import Format, clear_endings, show, show_json, table
+from .sets import Reading
 
 if TYPE_CHECKING:
     from ..check import CheckReport
-    from ..facts import Fact
 
 NOT_ACCEPTED = 1
 REPORT, PAGE = "report.json", "report.html"
@@ -39,9 +39,7 @@ class CheckPlan:
     accept: str
     output: Path | None
     examples: bool
-    question_column: str | None
-    answer_column: str | None
-    split: str
+    reading: Reading
     seed: int
     dtype: str
     device_map: str | None
@@ -57,16 +55,10 @@ def run_check(plan: CheckPlan, style: Format) -> None:
 
 
 def _run(plan: CheckPlan, style: Format) -> CheckReport:
-    from ..facts import read_facts
-
     refusals = read_refusals(plan.refusals) or []
-
-    def read(source: str, role: str) -> list[Fact]:
-        return read_facts(source, question=plan.question_column, answer=plan.answer_column, split=plan.split, role=role)
-
-    forget = read(plan.forget, "forget")
-    retain = {name: read(source, "retain") for name, source in named_sets(plan.retain).items()}
-    unseen = read(plan.unseen, "unseen") if plan.unseen else []
+    forget = plan.reading.forget(plan.forget)
+    retain = {name: plan.reading.retain(source) for name, source in named_sets(plan.retain).items()}
+    unseen = plan.reading.forget(plan.unseen, "unseen") if plan.unseen else []
 
     from ..check import LEVELS, Thresholds, check
     from ..check.attacks import chosen

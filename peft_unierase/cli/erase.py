@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .output import Format, clear_endings, say, show, show_json
+from .sets import Reading
 
 SHOWN = 10
 
@@ -22,9 +23,7 @@ class ErasePlan:
     forget: str
     output: Path
     retain: str | None
-    question_column: str | None
-    answer_column: str | None
-    split: str
+    reading: Reading
     refusals: Path | None
     recipe: str
     scope: str | None
@@ -131,18 +130,14 @@ def run_erase(plan: ErasePlan, style: Format) -> None:
 
 
 def _run(plan: ErasePlan, style: Format) -> None:
-    from ..facts import Fact, check_facts, read_facts
+    from ..facts import check_facts
     from ..hub.folder import check_output
     from ..hub.ledger import own_salt
     from ..hub.record import read_salt
 
     # Everything that can be refused without a model is refused first.
     layers, refusals, depth = parse_layers(plan.layers), read_refusals(plan.refusals), parse_depth(plan.depth)
-
-    def read(source: str, role: str) -> list[Fact]:
-        return read_facts(source, question=plan.question_column, answer=plan.answer_column, split=plan.split, role=role)
-
-    forget, retain = read(plan.forget, "forget"), read(plan.retain, "retain") if plan.retain else []
+    forget, retain = plan.reading.forget(plan.forget), plan.reading.retain(plan.retain) if plan.retain else []
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
     check_output(plan.output, plan.overwrite)

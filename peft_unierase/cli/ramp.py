@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .output import Format, clear_endings, say, show, show_json, table
+from .sets import Reading
 
 ASKED = 100  # facts of each set, after each step
 STOPPED = 1
@@ -28,9 +29,7 @@ class RampPlan:
     leak: float
     kept: float
     refusals: Path | None
-    question_column: str | None
-    answer_column: str | None
-    split: str
+    reading: Reading
     seed: int
     dtype: str
     device_map: str | None
@@ -98,15 +97,13 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     """Erase step by step; what is good is saved before the next step begins."""
     from ..check.answers import answer_questions, recall_scorer
     from ..check.case import drawn
-    from ..facts import check_facts, read_facts
+    from ..facts import check_facts
     from ..hub.folder import check_new
     from ..hub.ledger import own_salt
     from .erase import read_refusals
 
     refusals, salt = read_refusals(plan.refusals), own_salt()
-    columns: dict[str, Any] = {"question": plan.question_column, "answer": plan.answer_column, "split": plan.split}
-    forget = read_facts(plan.forget, **columns, role="forget")
-    retain = read_facts(plan.retain, **columns, role="retain")
+    forget, retain = plan.reading.forget(plan.forget), plan.reading.retain(plan.retain)
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
     counts = parse_steps(plan.steps, len(forget))

@@ -17,7 +17,7 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model
 
-from ..facts import Fact, check_facts
+from ..facts import Fact, check_facts, merge_repeats
 from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..refusals import DEFAULT_REFUSALS
 from ..tuner import UniEraseConfig
@@ -126,7 +126,7 @@ def erase(
     model, there, active = underlying_model(model), carried(model), active_erasures(model)
     adapter_name = new_name(peft_model, adapter_name)
     settings = settings or RECIPES[recipe]()
-    forget, retain = list(forget), list(retain or ())
+    forget, retain = merge_repeats(forget), list(retain or ())
     if not forget:
         raise ValueError("the forget set is empty; give at least one fact")
     check_supported(model, target_modules)

@@ -14,7 +14,7 @@ from ..engine.cost import CostEstimate, cost_of, expected_work
 from ..engine.known import ENOUGH, known_shares
 from ..engine.samples import drop_close, sample_facts
 from ..engine.scope import SURE
-from ..facts import Fact, FactError, check_facts
+from ..facts import Fact, FactError, check_facts, fact_row
 from ..prompts import chat_format, plain_format
 from ..refusals import DEFAULT_REFUSALS
 from .collateral import closeness
@@ -166,6 +166,5 @@ def plan(
 def _write(file: Path, rows: Sequence[tuple[Fact, dict[str, float]]]) -> None:
     lines = []
     for fact, more in rows:
-        told = {"question": fact.question, "answer": fact.answer, "subject": fact.subject, **more}
-        lines.append(json.dumps({key: value for key, value in told.items() if value is not None}, ensure_ascii=False))
+        lines.append(json.dumps({**fact_row(fact), **more}, ensure_ascii=False))
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
