@@ -74,12 +74,15 @@ def reads_choices(columns: ChoiceColumns, top: Iterable[str]) -> Callable[[dict[
     return lambda row, place: _from_value(get(row), name, place)
 
 
-def pointing(values: Sequence[Any], choices: Sequence[Choices | None]) -> Callable[[Any, Choices], int | None]:
+def pointing(
+    values: Sequence[Any], choices: Sequence[Choices | None], classes: bool = False
+) -> Callable[[Any, Choices], int | None]:
     """How the answers of a table point at their choices: one way that fits every row, or else each row's own.
 
     Args:
         values: The answer of each row.
         choices: The choices of each row.
+        classes: Whether numbers are those of classes, which count from zero whatever the choices are called.
 
     Returns:
         A function from an answer and its choices to the index of the one that is meant, `None` where there is none.
@@ -90,7 +93,8 @@ def pointing(values: Sequence[Any], choices: Sequence[Choices | None]) -> Callab
         if each and not isinstance(value, (list, dict))
     ]
     numbers = all(_is_index(value) and not isinstance(value, str) for value, _ in pairs)
-    ways = (_by_label, _from_zero, _from_one, _by_text) if numbers else WAYS
+    counted = (_from_zero, _by_label) if classes else (_by_label, _from_zero)
+    ways = (*counted, _from_one, _by_text) if numbers else WAYS
     for way in ways:
         if pairs and all(way(value, each) is not None for value, each in pairs):
             return way

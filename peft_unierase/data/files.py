@@ -100,8 +100,10 @@ def _read_json_lines(text: str, label: str, known: Known) -> Table:
                     "every line must be one whole object"
                 ) from error
             rows.append((number, _object(value, place)))
-    if len(rows) == 1 and all(isinstance(held, (list, dict)) for held in rows[0][1].values()):
-        return _table_of_object(rows[0][1], label, known)  # one line that is a whole table of columns
+    if len(rows) == 1 and rows[0][1] and all(isinstance(held, (list, dict)) for held in rows[0][1].values()):
+        inside = rows_of_object(rows[0][1], label, known)  # one line may be a whole table of columns
+        if inside != [rows[0][1]]:
+            return _table_of_list(inside, label)
     return Table(label, "line", rows)
 
 

@@ -253,12 +253,9 @@ def _partner(names: Names, choices: ChoiceColumns | None, asked: str | None, tol
         theirs = layout.answer if told is None else layout.question
         if "." in str(asked or told) and theirs.startswith(f"{nest}.") and names.find(theirs) is not None:
             return layout
-    for layout in LAYOUTS:
-        theirs = layout.answer if told is None else layout.question
-        if layout.is_chat or layout.choices or "." in theirs or names.find(theirs) in (None, asked, told):
-            continue
-        return Layout(asked or theirs, told or theirs)
-    return None
+    free = [found for name in (ANSWERS if told is None else QUESTIONS) if (found := names.find(name)) is not None]
+    free = [name for name in free if name not in (asked, told)]
+    return Layout(asked or free[0], told or free[0]) if free else None
 
 
 def _is_template(question: str) -> bool:

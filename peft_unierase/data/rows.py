@@ -9,7 +9,7 @@ from typing import Any
 from ..facts import Fact, FactError
 from .chats import ASSISTANT, USER, Turn, exchanges, history_of, is_chat, is_unanswered, transcript, turns_of
 from .choices import Choices, chosen, pointing, reads_choices
-from .columns import MISSING, Get, getter
+from .columns import MISSING, Get, getter, plain_form
 from .layouts import Columns
 from .table import Table, quoted
 from .values import answers_of, is_blank, several_texts, text_of
@@ -74,7 +74,8 @@ class Reader:
         """Each fact with the number of its row."""
         if self.choices:
             read = [self.choices(row, table.place(number)) for number, row in table.rows]
-            self.way = pointing([self.answer(row) for _, row in table.rows], read)
+            values = [self.answer(row) for _, row in table.rows]
+            self.way = pointing(values, read, classes=plain_form(self.columns.answer) == "label")
         for number, row in table.rows:
             for fact in self.fact(row, table.place(number)):
                 yield number, fact
