@@ -1,4 +1,4 @@
-"""Files in other arrangements: columns of lists, pandas' orients, SQuAD's own, spreadsheets, big ones; markup in texts."""
+"""Columns of lists, pandas' orients, SQuAD's own files, spreadsheets, big files; and markup in texts."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def write(folder: Path, name: str, content: str) -> Path:
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_every_arrangement_gives_its_facts(tmp_path: Path, arrangement: str, name: str) -> None:
     value, facts = ARRANGEMENTS[arrangement]
-    if isinstance(value, list) and name == "rows.jsonl":
-        pytest.skip("a list is no line")
+    if name == "rows.jsonl" and (isinstance(value, list) or "version" in value):
+        pytest.skip("that is no line of a file of lines")
     assert read_facts(write(tmp_path, name, json.dumps(value))) == facts
 
 

@@ -166,6 +166,10 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Fact]] = {
         {**ASKED, "answer": "Paris", "option1": "Rome", "option2": "Paris", "option3": "Oslo"},
         CAPITAL,
     ),
+    "the number of an option": (
+        {**ASKED, "answer": 2, "option1": "Rome", "option2": "Paris", "option3": "Oslo"},
+        CAPITAL,
+    ),
     "wmdp": ({**ASKED, "choices": CHOICES, "answer": 1}, CAPITAL),
     "mmlu": ({**ASKED, "choices": CHOICES, "answer": 1, "subject": "geography"}, CAPITAL),
     "mmlu, letter": ({**ASKED, "choices": CHOICES, "answer": "B"}, CAPITAL),
