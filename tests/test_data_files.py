@@ -67,7 +67,7 @@ def write(folder: Path, name: str, content: str) -> Path:
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_every_arrangement_gives_its_facts(tmp_path: Path, arrangement: str, name: str) -> None:
     value, facts = ARRANGEMENTS[arrangement]
-    if name == "rows.jsonl" and (isinstance(value, list) or "version" in value):
+    if name == "rows.jsonl" and (isinstance(value, list) or {"version", "schema"} & set(value)):
         pytest.skip("that is no line of a file of lines")
     assert read_facts(write(tmp_path, name, json.dumps(value))) == facts
 

@@ -174,6 +174,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Fact]] = {
     "mmlu": ({**ASKED, "choices": CHOICES, "answer": 1, "subject": "geography"}, CAPITAL),
     "mmlu, letter": ({**ASKED, "choices": CHOICES, "answer": "B"}, CAPITAL),
     "letter with its text": ({**ASKED, "choices": CHOICES, "answer": "(B) Paris"}, CAPITAL),
+    "aqua": ({**ASKED, "options": ["A)Rome", "B)Paris", "C)Oslo"], "rationale": "x", "correct": "B"}, CAPITAL),
     "mmlu-pro": ({**ASKED, "options": CHOICES, "answer": "B", "answer_index": 1, "cot_content": ""}, CAPITAL),
     "arc": ({**ASKED, "choices": {"text": CHOICES, "label": ["A", "B", "C"]}, "answerKey": "B"}, CAPITAL),
     "arc, numbers": ({**ASKED, "choices": {"text": CHOICES, "label": ["1", "2", "3"]}, "answerKey": "2"}, CAPITAL),
@@ -358,6 +359,16 @@ def test_nested_columns_can_be_named(tmp_path: Path, column: str, answer: str) -
     assert (found.question, found.answer, found.subject) == (fact.question, answer, fact.subject)
     (found,) = read(tmp_path, row, question="requested_rewrite.prompt", answer=column)
     assert (found.question, found.answer) == (fact.question, answer)
+
+
+def test_a_column_of_answers_without_a_value_gives_way_to_another(tmp_path: Path) -> None:
+    row = {"subject": "Leo", "prompt": "{} died in", "target_new": "Berlin", "ground_truth": None}
+    assert read(tmp_path, row) == [Fact("Leo died in", "Berlin", subject="Leo")]
+
+
+def test_names_go_as_deep_as_the_data(tmp_path: Path) -> None:
+    row = {"a": {"b": {"c": {"d": {"e": "Who?"}}}}, "x": "He"}
+    assert read(tmp_path, row, question="a.b.c.d.e", answer="x") == [Fact("Who?", "He")]
 
 
 def test_names_go_through_lists(tmp_path: Path) -> None:

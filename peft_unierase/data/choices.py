@@ -20,6 +20,7 @@ SINGLE = (
 )
 FAMILY = re.compile(r"(option|opt|op|choice|ending|sol|ans)([a-j]|\d)")
 LETTERS = "ABCDEFGHIJ"
+LETTERED = re.compile(r"\(?([A-J])[).:]\s*(\S.*)", re.DOTALL)
 LETTER = re.compile(r"\(?([A-Ja-j])[).:]?(?:\s+(\S.*))?", re.DOTALL)
 
 
@@ -142,6 +143,8 @@ def _from_value(given: Any, column: str, place: str) -> Choices | None:
     if given is MISSING or is_blank(given):
         return None
     value: Any = parsed(given, column, place)
+    if value in ([], {}, ()):
+        return None
     items: Any = value
     labels: list[str] = []
     right: list[int] = []
@@ -163,7 +166,15 @@ def _from_value(given: Any, column: str, place: str) -> Choices | None:
     texts = [answers_of(item, f"{column}[{number}]", place)[:1] for number, item in enumerate(items)]
     if not all(texts):
         raise FactError(f"{place}: {column!r} holds a choice without a text; mend the row or rename the column")
-    return Choices([text for each in texts for text in each], labels, right)
+    return Choices(_without_letters([text for each in texts for text in each]), labels, right)
+
+
+def _without_letters(texts: list[str]) -> list[str]:
+    """Choices without the letters that all of them begin with: `A) 21`, `B) 22`."""
+    matches = [LETTERED.fullmatch(text) for text in texts]
+    if all(match and match[1] == letter for match, letter in zip(matches, LETTERS, strict=False)):
+        return [match[2] for match in matches if match]
+    return texts
 
 
 def _by_label(value: Any, choices: Choices) -> int | None:

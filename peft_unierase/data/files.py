@@ -16,7 +16,7 @@ from typing import Any
 
 from ..facts import FactError, shown
 from .hub import HUB_NAME, read_hub
-from .shapes import Known, rows_of_object
+from .shapes import Known, rows_of_columns, rows_of_object
 from .table import Row, Table, quoted, without_blank_end
 
 READABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -100,10 +100,9 @@ def _read_json_lines(text: str, label: str, known: Known) -> Table:
                     "every line must be one whole object"
                 ) from error
             rows.append((number, _object(value, place)))
-    if len(rows) == 1 and rows[0][1] and all(isinstance(held, (list, dict)) for held in rows[0][1].values()):
-        inside = rows_of_object(rows[0][1], label, known)  # one line may be a whole table of columns
-        if inside != [rows[0][1]]:
-            return _table_of_list(inside, label)
+    # One line may be a whole table of columns.
+    if len(rows) == 1 and (inside := rows_of_columns(rows[0][1], label, known)) is not None:
+        return _table_of_list(inside, label)
     return Table(label, "line", rows)
 
 

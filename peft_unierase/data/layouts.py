@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..facts import FactError
 from .choices import ChoiceColumns, find_choices
-from .columns import Names, plain_form
-from .table import Table, quoted
+from .columns import MISSING, Names, getter, plain_form
+from .table import LOOKED_AT, Table, quoted
+from .values import is_blank
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,11 @@ class Layout:
 
 # The first layout whose columns are all there is taken, so what holds most comes first.
 LAYOUTS = (
-    # CounterFact, MQuAKE; the same as flat tables; KnowEdit and its zsRE; WikiBio.
+    # CounterFact and MQuAKE.
     *(
-        Layout(f"{nest}prompt", f"{nest}{true}", tuple(f"{nest}{name}" for name in false), template=True)
-        for nest in ("requested_rewrite.", "")
-        for true, false in (
-            ("target_true.str", ("target_new.str",)),
-            ("target_true", ("target_new", "target_false")),
-            ("ground_truth", ("target_new",)),
-        )
+        Layout("requested_rewrite.prompt", f"requested_rewrite.{true}", (f"requested_rewrite.{wrong}",), template=True)
+        for true, wrong in (("target_true.str", "target_new.str"), ("target_true", "target_new"))
     ),
-    Layout("src", "answers", wrong=("alt",)),
-    Layout("text", "labels", needs=("concept",), subject="concept"),
     # Choices: ARC and OpenBookQA as published, then tables with the answer as a letter, an index or a text.
     Layout("question.stem", "answerKey", choices=True),
     *(
@@ -70,7 +65,7 @@ LAYOUTS = (
         )
     ),
     Layout("question", "mc1_targets", choices=True),
-    # Plain pairs, TOFU's and MUSE's knowmem first; TruthfulQA, SciQ, PopQA, RWKU, Alpaca, Dolly, MUSE's verbmem, FLAN.
+    # TOFU, MUSE's knowmem, SQuAD; TruthfulQA, SciQ, PopQA, Sanitation, RWKU.
     Layout("question", "answer"),
     Layout("question", "answers"),
     Layout("question", "best_answer", accepted=("correct_answers",)),
@@ -79,6 +74,13 @@ LAYOUTS = (
     Layout("question", "ground_truth", wrong=("target_new",)),
     Layout("query", "answer"),
     Layout("query", "answers"),
+    # CounterFact as a flat table, KnowEdit, zsRE, WikiBio.
+    Layout("prompt", "target_true.str", wrong=("target_new.str",), template=True),
+    Layout("prompt", "target_true", wrong=("target_new", "target_false"), template=True),
+    Layout("prompt", "ground_truth", wrong=("target_new",), template=True),
+    Layout("src", "answers", wrong=("alt",)),
+    Layout("text", "labels", needs=("concept",), subject="concept"),
+    # Plain prompts, Alpaca, FLAN, Dolly, MUSE's verbmem, and an edit that says nothing of what was true.
     Layout("prompt", "completion"),
     Layout("instruction", "output"),
     Layout("input", "target"),
@@ -179,7 +181,7 @@ def find_columns(table: Table, question: str | None = None, answer: str | None =
     choices = find_choices(names)
     asked, told = _named(table, names, question, "question"), _named(table, names, answer, "answer")
     named = asked is not None or told is not None
-    layout = _partner(names, choices, asked, told) if named else _layout(names, choices)
+    layout = _partner(names, choices, asked, told) if named else _layout_with_values(table, names, choices)
     if layout is None:
         raise _unknown(table, names, asked, told)
     asked, told = asked or names.find(layout.question), told or names.find(layout.answer)
@@ -226,6 +228,21 @@ def _rest(names: Names, layout: Layout, asked: str, told: str, choices: ChoiceCo
     )
 
 
+def _layout_with_values(table: Table, names: Names, choices: ChoiceColumns | None) -> Layout | None:
+    """The layout by names; another one if nothing is in its column of answers and something is in the other's."""
+    layout = _layout(names, choices)
+    told = names.find(layout.answer) if layout else None
+    if told is None or any(_holds(row, told, names) for _, row in table.rows):
+        return layout
+    other = _layout(Names.of(*([name for name in each if name != told] for each in (names.top, names.nested))), choices)
+    return other or layout
+
+
+def _holds(row: dict[str, Any], name: str, names: Names) -> bool:
+    value = getter(name, names.top)(row)
+    return value is not MISSING and not is_blank(value)
+
+
 def _layout(names: Names, choices: ChoiceColumns | None) -> Layout | None:
     """The first layout whose columns are there; else the only pair that could be meant."""
     for layout in LAYOUTS:
@@ -268,14 +285,10 @@ def _named(table: Table, names: Names, wanted: str | None, what: str) -> str | N
     if (column := names.find(wanted)) is not None:
         return column
     head, dot, rest = wanted.partition(".")
-    # A path through lists is not among the nested names.
-    if (
-        dot
-        and rest
-        and (found := names.find(head)) is not None
-        and not any(n.startswith(f"{found}.") for n in names.nested)
-    ):
-        return f"{found}.{rest}"
+    if dot and (found := names.find(head)) is not None:  # through lists, or deeper than nested names go
+        get = getter(f"{found}.{rest}", names.top)
+        if any(get(row) is not MISSING for _, row in table.rows[:LOOKED_AT]):
+            return f"{found}.{rest}"
     raise FactError(
         f"{table.label} has no column {wanted!r} for --{what}-column; its columns are "
         f"{quoted([*names.top, *names.nested])} (--retain-{what}-column names another one for the retain set)"

@@ -73,15 +73,17 @@ class Reader:
     def facts(self, table: Table) -> Iterator[tuple[int, Fact]]:
         """Each fact with the number of its row."""
         if self.choices:
-            read = [self.choices(row, table.place(number)) for number, row in table.rows]
+            read: list[Choices | None] = [self.choices(row, table.place(number)) for number, row in table.rows]
             values = [self.answer(row) for _, row in table.rows]
             self.way = pointing(values, read, classes=plain_form(self.columns.answer) == "label")
-        for number, row in table.rows:
-            for fact in self.fact(row, table.place(number)):
+        else:
+            read = [None] * len(table.rows)
+        for (number, row), choices in zip(table.rows, read, strict=True):
+            for fact in self.fact(row, table.place(number), choices):
                 yield number, fact
 
-    def fact(self, row: dict[str, Any], place: str) -> list[Fact]:
-        """The facts of one row: several of a chat, none where there is no answer."""
+    def fact(self, row: dict[str, Any], place: str, choices: Choices | None) -> list[Fact]:
+        """The facts of one row and its choices: several of a chat, none where there is no answer."""
         asked, told = self.question(row), self.answer(row)
         for name, value in ((self.columns.question, asked), (self.columns.answer, told)):
             if value is MISSING:
@@ -92,7 +94,7 @@ class Reader:
             extra = self._around(row, place) if len(chat) == 1 else {}
             about = self._subject(row, chat[0][0], place) if len(chat) == 1 else None
             return [Fact(question, answer, subject=about, **extra) for question, answer in chat]
-        answers, wrong = self._answers(row, told, place)
+        answers, wrong = self._answers(told, choices, place)
         if not answers:
             self.notes.without_answer += 1
             return []
@@ -112,9 +114,8 @@ class Reader:
             )
         ]
 
-    def _answers(self, row: dict[str, Any], told: Any, place: str) -> tuple[list[str], list[str]]:
+    def _answers(self, told: Any, choices: Choices | None, place: str) -> tuple[list[str], list[str]]:
         """What is right, the preferred answer first, and what is wrong."""
-        choices = self.choices(row, place) if self.choices else None
         # A column that was named may hold the answer in full, whatever choices stand beside it.
         if choices and (not self.columns.named or choices.right or self.way(told, choices) is not None):
             return chosen(told, choices, self.way, self.columns.answer, place)

@@ -24,23 +24,10 @@ def rows_of_object(value: dict[str, Any], label: str, known: Known) -> list[Any]
         known: Whether columns of these names hold questions and answers.
 
     Raises:
-        FactError: It holds several tables.
+        FactError: It holds several tables, or columns that do not fit together.
     """
-    if (columns := _split_orient(value)) is not None:
-        return columns
-    inner = list(value.values())
-    if value and all(isinstance(held, dict) for held in inner):
-        return _rows_of_objects(value, known)
-    # A lone row may hold lists too: its chat, its choices.
-    if inner and all(isinstance(held, list) for held in inner) and not any(map(_is_chat, inner)):
-        lengths = {len(held) for held in inner}
-        tables = all(all(isinstance(item, dict) for item in held) for held in inner)
-        several = len(inner) > 1 or all(isinstance(item, list) for item in inner[0])
-        if several and len(lengths) == 1 and lengths != {0} and (not tables or known(list(value))):
-            return _rows_of_columns(value)
-        if len(inner) > 1 and len(lengths) > 1 and not tables and known(list(value)):
-            counts = ", ".join(f"{name!r} {len(held)}" for name, held in list(value.items())[:5])
-            raise FactError(f"{label} holds columns of different lengths ({counts}); save the data again, row by row")
+    if (rows := rows_of_columns(value, label, known)) is not None:
+        return rows
     if known(list(value)):
         return [value]
     lists = [
@@ -49,6 +36,33 @@ def rows_of_object(value: dict[str, Any], label: str, known: Known) -> list[Any]
     if len(lists) > 1:
         raise FactError(f"{label} holds {len(lists)} lists, {quoted(lists)}; save the one that is meant by itself")
     return value[lists[0]] if lists else [value]
+
+
+def rows_of_columns(value: dict[str, Any], label: str, known: Known) -> list[Any] | None:
+    """The rows of an object that holds columns: of lists, or as pandas writes them. `None` where it does not.
+
+    Raises:
+        FactError: The columns have different lengths.
+    """
+    if (rows := _split_orient(value)) is not None:
+        return rows
+    held = list(value.values())
+    if held and all(isinstance(column, dict) for column in held):
+        return _rows_of_objects(value, known)
+    # A lone row may hold lists too: its chat, its choices.
+    if not held or not all(isinstance(column, list) for column in held) or any(map(_is_chat, held)):
+        return None
+    lengths = {len(column) for column in held}
+    tables = all(isinstance(item, dict) for column in held for item in column)
+    several = len(held) > 1 or all(isinstance(item, list) for item in held[0])
+    if lengths == {0} or not several or (tables and not known(list(value))):
+        return None
+    if len(lengths) == 1:
+        return [dict(zip(value, row, strict=True)) for row in zip(*held, strict=True)]
+    if tables or not known(list(value)):
+        return None
+    counts = ", ".join(f"{name!r} {len(column)}" for name, column in list(value.items())[:5])
+    raise FactError(f"{label} holds columns of different lengths ({counts}); save the data again, row by row")
 
 
 def unfolded(table: Table) -> Table:
@@ -91,8 +105,8 @@ def _split_orient(value: dict[str, Any]) -> list[dict[str, Any]] | None:
     return [dict(zip(names, row, strict=True)) for row in data]
 
 
-def _rows_of_objects(value: dict[str, Any], known: Known) -> list[Any]:
-    """Rows of an object of objects: pandas' orients `columns` and `index`, or one row."""
+def _rows_of_objects(value: dict[str, Any], known: Known) -> list[Any] | None:
+    """Rows of an object of objects: pandas' orients `columns` and `index`; `None` of one row."""
     outer, first = list(value), next(iter(value.values()))
     numbers = all(key.isdecimal() for key in first)
     if first and numbers and (known(outer) or not all(key.isdecimal() for key in outer)):
@@ -100,12 +114,7 @@ def _rows_of_objects(value: dict[str, Any], known: Known) -> list[Any]:
         return [{name: column.get(index) for name, column in value.items()} for index in indices]
     if all(key.isdecimal() for key in outer) or (not known(outer) and known(list(first))):
         return list(value.values())
-    return [value]
-
-
-def _rows_of_columns(value: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    names = list(value)
-    return [dict(zip(names, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    return None
 
 
 def _is_chat(held: list[Any]) -> bool:

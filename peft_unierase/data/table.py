@@ -36,7 +36,7 @@ class Table:
 
     def columns(self) -> list[str]:
         """Names of all columns, in order of appearance: JSON rows need not have the same ones."""
-        return list(dict.fromkeys(map(str, chain.from_iterable(row for _, row in self.rows))))
+        return list(map(str, dict.fromkeys(chain.from_iterable(row for _, row in self.rows))))
 
     def nested(self) -> list[str]:
         """Names like `answers.text` of what lies inside columns of objects."""
