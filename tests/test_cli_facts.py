@@ -70,10 +70,10 @@ def test_markup_and_repeats_are_said_on_stderr_and_markup_goes_if_asked(tmp_path
     sets = (forget, "--retain", retain, *RETAIN_COLUMNS)
     told = run(command, tmp_path, *sets)
     assert "1 of 3 facts hold special tokens" in told
-    assert "1 of 3 facts stand there before and are read once" in told
+    assert "1 of 3 facts repeat an earlier one and are dropped" in told
     told = run(command, tmp_path, *sets, "--strip-markup")
     assert "special tokens" not in told
-    assert "2 of 3 facts stand there before and are read once" in told
+    assert "2 of 3 facts repeat an earlier one and are dropped" in told
     assert NO_MODEL in told
 
 

@@ -251,9 +251,11 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Fact]] = {
             "rephrase_1": "a",
             "Rephrased question": "b",
             "paraphrases": ["c", "a"],
-            "paraphrase_id": 7,
+            "question_paraphrase": "d",
+            "paraphrase_id": "p-7",
+            "is_paraphrase": "True",
         },
-        Fact(CAPITAL.question, "P", ("a", "b", "c")),
+        Fact(CAPITAL.question, "P", ("a", "b", "c", "d")),
     ),
     "another pair": ({"id": 1, "query": "Who?", "output": "He"}, Fact("Who?", "He")),
     "parts": (
@@ -308,7 +310,7 @@ def test_each_answer_of_a_chat_is_a_fact_that_asks_with_all_turns_before_it(tmp_
     second = Fact("Be brief.\n\nUser: Hello!\nAssistant: Hi.\nUser: Who?", "He.")
     assert read(tmp_path, {"messages": chat}) == [first, second]
     assert read(tmp_path, {"prompt": chat[:4], "completion": chat[4:]}) == [second]
-    with pytest.warns(FactWarning, match="1 chats end with a user turn"):
+    with pytest.warns(FactWarning, match="that nobody answers are left out: 1"):
         assert read(tmp_path, {"messages": chat[:4]}) == [first]
 
 
@@ -439,7 +441,7 @@ def test_a_named_answer_may_be_none_of_the_choices(tmp_path: Path) -> None:
 
 def test_questions_without_an_answer_are_left_out_with_a_count(tmp_path: Path) -> None:
     rows = [{"question": "Who?", "answers": {"text": ["He"]}}, {"question": "Why?", "answers": {"text": []}}]
-    with pytest.warns(FactWarning, match="1 rows have an empty list of answers"):
+    with pytest.warns(FactWarning, match="empty list of answers are left out: 1"):
         assert read(tmp_path, *rows) == [Fact("Who?", "He")]
     assert "has no question with an answer" in refusal(tmp_path, rows[1])
 
@@ -461,7 +463,7 @@ def test_a_repeat_is_dropped_with_a_note_and_a_contradiction_is_not(tmp_path: Pa
     said: list[str] = []
     assert [fact.answer for fact in read(tmp_path, *rows, warn=said.append)] == ["Paris", "Rome"]
     assert len(said) == 1
-    assert "1 of 3 facts stand there before and are read once" in said[0]
+    assert "1 of 3 facts repeat an earlier one and are dropped" in said[0]
 
 
 def test_rows_that_differ_in_their_paraphrase_alone_are_one_fact_with_all_of_them(tmp_path: Path) -> None:

@@ -51,9 +51,10 @@ def find_choices(names: Names) -> ChoiceColumns | None:
     single = names.first(SINGLE)
     if single is not None:
         return ChoiceColumns((single,))
-    letters = [letter for letter in LETTERS if letter in names.all]
-    if letters[:2] == ["A", "B"]:
-        return ChoiceColumns(tuple(letters), tuple(letters))
+    for alphabet, least in ((LETTERS, 2), (LETTERS.lower(), 3)):  # `a` and `b` alone may be anything
+        letters = [letter for letter in alphabet if letter in names.all]
+        if len(letters) >= least and "".join(letters) == alphabet[: len(letters)]:
+            return ChoiceColumns(tuple(letters), tuple(letters))
     families: dict[str, list[tuple[str, str]]] = {}
     for name in names.top:
         if match := FAMILY.fullmatch(plain_form(name)):

@@ -107,9 +107,9 @@ ACCEPTED = (
     *("accepted_answers", "acceptable_answers", "answer_aliases", "answer_alias", "aliases"),
     *("possible_answers", "correct_answers"),
 )
-PARAPHRASED = re.compile(r"(rephras|paraphras)")
+PARAPHRASED = re.compile(r"^(rephras|paraphras)|(rephrase|rephrased|paraphrase|paraphrased)s?$")
 OF_ANSWERS = re.compile(r"answer|target|completion|response|output")
-NOT_TEXT = re.compile(r"(ids?|index|count|num|type|model|source|score|similarity)$")
+NOT_TEXT = re.compile(r"^(is|has)|(ids?|index|count|num|type|model|source|score|similarity)$")
 RAW_TEXTS = ("text", "document", "passage", "content", "body", "article")
 
 
@@ -204,7 +204,7 @@ def _rest(names: Names, layout: Layout, asked: str, told: str, choices: ChoiceCo
         forms = [plain_form(name) for name in wanted]
         return tuple(sorted((name for name in free if plain[name] in forms), key=lambda name: forms.index(plain[name])))
 
-    reworded = [name for name in free if PARAPHRASED.match(plain[name]) and not NOT_TEXT.search(plain[name])]
+    reworded = [name for name in free if PARAPHRASED.search(plain[name]) and not NOT_TEXT.search(plain[name])]
     wrong = (*those(WRONG), *(name for name in free if NUMBERED_WRONG.fullmatch(plain[name])))
     layout_wrong = tuple(found for name in layout.wrong if (found := names.find(name)) and found not in (asked, told))
     layout_accepted = tuple(found for name in layout.accepted if (found := names.find(name)) and found != told)

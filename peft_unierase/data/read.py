@@ -69,7 +69,7 @@ def read_facts(
         tell(markup.warning(marked, len(facts), label))
     once = merge_repeats(facts)
     if len(once) < len(facts):
-        tell(f"{label}: {len(facts) - len(once)} of {len(facts)} facts stand there before and are read once")
+        tell(f"{label}: {len(facts) - len(once)} of {len(facts)} facts repeat an earlier one and are dropped")
     for line in notes.lines(label):
         tell(line)
     return once

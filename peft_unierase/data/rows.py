@@ -33,13 +33,13 @@ class Notes:
         """The same in words."""
         found = []
         if self.without_answer:
-            found.append(f"{label}: {self.without_answer} rows have an empty list of answers and are left out")
+            found.append(f"{label}: questions with an empty list of answers are left out: {self.without_answer}")
         if self.unanswered:
-            found.append(
-                f"{label}: {self.unanswered} chats end with a user turn that has no answer; that turn is left out"
-            )
+            found.append(f"{label}: last user turns of chats that nobody answers are left out: {self.unanswered}")
         if self.not_text:
-            found.append(f"{label}: the columns {quoted(self.not_text)} hold no text and are left out of the questions")
+            found.append(
+                f"{label}: columns beside the questions that hold no text are left out: {quoted(self.not_text)}"
+            )
         return found
 
 
