@@ -8,10 +8,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from helpers import invoke, without_colours, write_rows
+import typer
+from helpers import invoke, write_rows
 
 from peft_unierase.check.attacks.wordings import paraphrase
 from peft_unierase.check.case import Case
+from peft_unierase.cli.app import app
 from peft_unierase.facts import Fact
 from peft_unierase.prompts import plain_format
 
@@ -21,7 +23,7 @@ FORGET = {"ask": {"words": "Who wrote It?"}, "tell": "Stephen King"}
 RETAIN = {"frage": "Who wrote Emma?", "antwort": "Jane Austen"}
 FORGET_COLUMNS = ("--question-column", "ask.words", "--answer-column", "tell")
 RETAIN_COLUMNS = ("--retain-question-column", "frage", "--retain-answer-column", "antwort")
-COMMANDS = {"erase": ["-o", "erasure"], "ramp": ["-o", "ramp"], "check": ["--base", "./nowhere"]}
+COMMANDS = {"erase": ["-o", "erasure"], "ramp": ["-o", "ramp", "--steps", "all"], "check": ["--base", "./nowhere"]}
 
 
 def run(command: str, tmp_path: Path, forget: object, *options: object) -> str:
@@ -79,12 +81,11 @@ def test_markup_and_repeats_are_said_on_stderr_and_markup_goes_if_asked(tmp_path
 
 @pytest.mark.parametrize("command", ["erase", "check", "ramp", "plan", "verify"])
 def test_every_command_that_reads_facts_takes_the_same_options(command: str) -> None:
-    shown = without_colours(invoke(command, "--help").stdout)
-    for option in ("--question-column", "--answer-column", "--split", "--strip-markup"):
-        assert option in shown
-    if command in COMMANDS:
-        for option in ("--retain-question-column", "--retain-answer-column", "--retain-split"):
-            assert option.replace("-question-column", "-question-co") in shown or option in shown
+    commands: Any = typer.main.get_command(app)
+    options = {name for parameter in commands.commands[command].params for name in parameter.opts}
+    assert {"--question-column", "--answer-column", "--split", "--strip-markup"} <= options
+    own = {"--retain-question-column", "--retain-answer-column", "--retain-split"}
+    assert own <= options if command in COMMANDS else not own & options
 
 
 def test_of_several_paraphrases_the_one_that_brings_most_counts() -> None:
