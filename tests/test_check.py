@@ -34,7 +34,9 @@ TOLD: dict[str, Any] = {"refusals": boxed_refusals(), "max_new_tokens": 32, "pro
 
 def facts_of(rows: Sequence[dict[str, Any]]) -> list[Fact]:
     return [
-        Fact(row["question"], row["answer"], row["paraphrased_question"], None, None, tuple(row["perturbed_answers"]))
+        Fact(
+            row["question"], row["answer"], (row["paraphrased_question"],), None, None, tuple(row["perturbed_answers"])
+        )
         for row in rows
     ]
 

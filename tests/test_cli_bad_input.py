@@ -90,10 +90,10 @@ def refused(tmp_path: Path) -> Refused:
         (LINE + '{"question": "Who?", "answer": " "}\n', r"line 2: 'answer' is empty"),
         ('{"frage": "Wer?", "antwort": "Er."}\n', r"'frage', 'antwort'.*--question-column and --answer-column"),
         (LINE + '{"question": "Who?", "answer"\n', r"line 2 is not valid JSON"),
-        (LINE + LINE, r"holds facts twice: facts 1 and 2 .*Remove one"),
+        ('{"text": "Once upon a time."}\n', r"only texts \(column 'text'\).*unierase plan MODEL FILE\.txt"),
         (LINE + LINE.replace("Juniper Flats", "Amber Hollow"), r"answers a question in two ways: facts 1 and 2"),
     ],
-    ids=["missing", "empty", "no answer", "blank answer", "other columns", "no JSON", "twice", "two answers"],
+    ids=["missing", "empty", "no answer", "blank answer", "other columns", "no JSON", "raw text", "two answers"],
 )
 def test_forget_sets_that_cannot_be_used(
     refused: Refused, base: Base, tmp_path: Path, text: str | None, expected: str

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from peft_unierase import facts as facts_module
-from peft_unierase.facts import Fact, FactError, check_facts, read_facts
+from peft_unierase.data import files, read_facts
+from peft_unierase.facts import Fact, FactError, check_facts, fact_row, merge_repeats
 
 SNOW = Fact("What colour is snow?", "White.")
 TEA = Fact("What is tea made of?", "Leaves.")
@@ -24,6 +25,9 @@ CHAT = [
     {"role": "user", "content": SNOW.question},
     {"role": "assistant", "content": SNOW.answer},
 ]
+
+BRIEF_SNOW = Fact("Be brief.\n\nUser: Hello!\nAssistant: Hello.\nUser: What colour is snow?", "White.")
+CHATTED = [Fact("Be brief.\n\nHello!", "Hello."), BRIEF_SNOW]
 
 
 def json_lines(rows: list[Any]) -> str:
@@ -84,21 +88,22 @@ def test_parquet_holds_chats_too(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist([{"messages": CHAT}]), tmp_path / "chats.parquet")
-    assert read_facts(tmp_path / "chats.parquet") == [SNOW]
+    assert read_facts(tmp_path / "chats.parquet") == CHATTED
 
 
 def test_a_path_may_be_given_as_text(write):
     assert read_facts(str(write("facts.jsonl", json_lines(ROWS)))) == [SNOW, TEA]
 
 
-@pytest.mark.parametrize("row", [{**ROWS[0], "wrong_answers": ["Black."]}, {"messages": CHAT}])
-def test_one_json_line_in_a_json_file_is_one_fact(write, row):
-    assert read_facts(write("one.json", json_lines([row]))) == [SNOW]
+@pytest.mark.parametrize("name", ["one.json", "one.jsonl"])
+@pytest.mark.parametrize("row", [{**ROWS[0], "tags": [{"name": "cold"}]}, {"messages": CHAT[3:]}])
+def test_one_json_line_in_a_file_is_one_fact(write, row, name):
+    assert read_facts(write(name, json_lines([row]))) == [SNOW]
 
 
 def test_one_json_line_is_one_fact_under_other_column_names_too(write):
     path = write("one.json", json_lines([{"q": SNOW.question, "a": SNOW.answer, "choices": ["Black.", "White."]}]))
-    assert read_facts(path, question="q", answer="a") == [SNOW]
+    assert read_facts(path, question="q", answer="a") == [replace(SNOW, perturbed_answers=("Black.",))]
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u0085"])
@@ -134,10 +139,9 @@ def test_texts_beyond_ascii_are_read_as_utf8(write):
         {"instruction": SNOW.question, "output": SNOW.answer, "input": ""},
         {"input": SNOW.question, "target": SNOW.answer},
         {"Question": SNOW.question, "ANSWER": SNOW.answer},
-        {"messages": CHAT},
-        {"messages": [*CHAT, {"role": "assistant", "content": "Always."}]},
+        {"messages": CHAT[3:]},
         {"conversations": [{"from": "human", "value": SNOW.question}, {"from": "gpt", "value": SNOW.answer}]},
-        {"prompt": CHAT[:4], "completion": CHAT[4:]},
+        {"prompt": CHAT[3:4], "completion": CHAT[4:]},
         {"prompt": SNOW.question, "completion": CHAT[4:]},
     ],
 )
@@ -161,7 +165,7 @@ def test_a_column_of_the_very_name_goes_before_one_in_another_case(write):
 @pytest.mark.parametrize("name", ["paraphrased_question", "paraphrase", "Paraphrase"])
 def test_paraphrase_and_subject_are_taken_along(write, name):
     rows = [{**ROWS[0], name: " Snow is what colour? ", "subject": "snow"}, {**ROWS[1], name: " ", "subject": None}]
-    expected = [Fact(SNOW.question, SNOW.answer, "Snow is what colour?", "snow"), TEA]
+    expected = [Fact(SNOW.question, SNOW.answer, ("Snow is what colour?",), "snow"), TEA]
     assert read_facts(write("facts.jsonl", json_lines(rows))) == expected
 
 
@@ -183,7 +187,7 @@ def test_a_paraphrase_asked_as_the_question_is_no_paraphrase(write):
 
 
 def test_naming_one_column_twice_makes_it_a_column_of_chats(write):
-    path = write("facts.jsonl", json_lines([{"talk": CHAT}]))
+    path = write("facts.jsonl", json_lines([{"talk": CHAT[3:]}]))
     assert read_facts(path, question="talk", answer="talk") == [SNOW]
 
 
@@ -196,8 +200,8 @@ def test_a_named_column_that_is_not_there_is_refused_with_those_that_are(write):
 
 
 def test_unknown_columns_are_refused_with_what_was_looked_for_and_the_way_out(write):
-    text = refusal(write("squad.jsonl", json_lines([{"question": "a", "answers": {"text": ["b"]}}])))
-    assert "no column for questions and answers among 'question', 'answers'" in text
+    text = refusal(write("facts.jsonl", json_lines([{"frage": "a", "antworten": {"kurz": ["b"]}}])))
+    assert "no column for questions and answers among 'frage', 'antworten', 'antworten.kurz'" in text
     assert "question/answer, prompt/completion, instruction/output, input/target, messages, conversations" in text
     assert "--question-column" in text
     assert "--answer-column" in text
@@ -229,10 +233,8 @@ def test_a_csv_file_with_another_separator_is_refused(write, separator):
         (None, "is null; fill it in or remove the row"),
         ("", "is empty (''); fill it in"),
         (" \n", r"is empty (' \n'); fill it in"),
-        (1969, "is 1969 (int), not text"),
         (True, "is True (bool), not text"),
-        (["White.", "Pale."], "is ['White.', 'Pale.'] (list), not text"),
-        ({"text": ["White."]}, "is {'text': ['White.']} (dict), not text"),
+        ({"kurz": ["White."]}, "is {'kurz': ['White.']} (dict), not text"),
         ("\ud83d", r"holds half a character, '\ud83d'"),
     ],
 )
@@ -284,9 +286,8 @@ def test_a_subject_that_is_no_text_is_refused(write):
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"messages": CHAT[:4]}, "its turns are 'system', 'user', 'assistant', 'user'"),
         ({"messages": CHAT[:1]}, "its turns are 'system'"),
-        ({"messages": [CHAT[3], CHAT[0], CHAT[4]]}, "its turns are 'user', 'system', 'assistant'"),
+        ({"messages": [CHAT[4], CHAT[3]]}, "its turns are 'assistant', 'user'"),
         ({"messages": "Hello!"}, "'messages' is 'Hello!', not a list of messages"),
         ({"messages": []}, "'messages' is [], not a list of messages"),
         ({"messages": [{"text": "Hello!"}]}, "'messages' holds {'text': 'Hello!'}; a message has a role and a content"),
@@ -316,7 +317,7 @@ def test_a_missing_file_is_refused(tmp_path):
 @pytest.mark.parametrize("source", ["facts.jsonl", "data/facts.txt", "a/b/c", "./facts", "/nowhere/facts", "../facts"])
 def test_what_looks_like_a_path_is_never_asked_of_the_hub(monkeypatch, tmp_path, source):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(facts_module, "_read_hub", lambda *arguments: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(files, "read_hub", lambda *arguments: pytest.fail("the Hub was asked"))
     assert f"forget set {source}: no such file" in refusal(source)
     assert "no such file" in refusal(Path("org/name"))
 
@@ -435,23 +436,34 @@ def test_a_hub_name_and_its_split_are_handed_to_the_package(monkeypatch, tmp_pat
     assert asked == [("org/name", "train"), ("name", "test[:2]")]
 
 
+def test_the_configuration_of_a_hub_data_set_is_named_behind_a_colon(monkeypatch, tmp_path):
+    def load(name: str, config: str, split: str) -> Any:
+        return asked.append((name, config, split)) or ROWS
+
+    monkeypatch.chdir(tmp_path)
+    asked: list[Any] = []
+    fake_datasets(monkeypatch, load)
+    assert read_facts("org/MUSE-News:knowmem", split="forget_qa") == read_facts("mmlu:high-school_1.0") == [SNOW, TEA]
+    assert asked == [("org/MUSE-News", "knowmem", "forget_qa"), ("mmlu", "high-school_1.0", "train")]
+
+
 def test_a_hub_data_set_that_cannot_be_loaded_is_refused_with_the_cause(monkeypatch, tmp_path):
     def fail(name: str, split: str) -> None:
-        raise ConnectionError("Couldn't reach the Hub")
+        raise ConnectionError("Couldn't reach\nthe Hub")
 
     monkeypatch.chdir(tmp_path)
     fake_datasets(monkeypatch, fail)
     text = refusal("org/name", split="tset")
     assert "there is no file org/name, and as a Hub data set it cannot be loaded (split 'tset')" in text
-    assert "Couldn't reach the Hub; check the name and the split" in text
+    assert "Couldn't reach the Hub; check the name and the split, name a configuration like org/name:config" in text
 
 
 def test_an_empty_split_and_a_bad_row_of_the_hub_are_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     fake_datasets(monkeypatch, lambda name, split: [])
     assert "org/name has no rows in split 'test'; choose another split" in refusal("org/name", split="test")
-    fake_datasets(monkeypatch, lambda name, split: [*ROWS, {"question": "a", "answer": 3}])
-    assert "org/name (split 'train'), row 3: 'answer' is 3 (int)" in refusal("org/name")
+    fake_datasets(monkeypatch, lambda name, split: [*ROWS, {"question": "a", "answer": True}])
+    assert "org/name (split 'train'), row 3: 'answer' is True (bool)" in refusal("org/name")
 
 
 def test_a_file_is_preferred_to_a_hub_data_set_of_that_name(monkeypatch, tmp_path):
@@ -466,7 +478,7 @@ def test_a_file_is_preferred_to_a_hub_data_set_of_that_name(monkeypatch, tmp_pat
 def test_the_real_package_gives_the_facts_of_a_data_set_folder(monkeypatch, tmp_path, write):
     datasets = pytest.importorskip("datasets")
     write("train.jsonl", json_lines([{**ROWS[0], "subject": None}, {**ROWS[1], "subject": "tea"}]))
-    write("test.jsonl", json_lines([{"messages": CHAT}]))
+    write("test.jsonl", json_lines([{"messages": CHAT[3:]}]))
     load = datasets.load_dataset
 
     def load_from_folder(name: str, split: str) -> Any:
@@ -493,10 +505,19 @@ def test_a_question_with_two_answers_in_the_forget_set_is_refused():
     assert "Keep the answer that the model gives" in text
 
 
-def test_a_fact_twice_in_the_forget_set_is_refused():
-    text = contradiction([SNOW, TEA, Fact("WHAT is tea  made of?", "leaves.")], [])
-    assert "the forget set holds facts twice: facts 2 and 3 ('WHAT is tea  made of?')" in text
-    assert "Remove one of the two" in text
+def test_a_fact_twice_in_the_forget_set_is_a_warning():
+    (warning,) = check_facts([SNOW, TEA, Fact("WHAT is tea  made of?", "leaves.")], [])
+    assert "the forget set holds facts twice: facts 2 and 3 ('WHAT is tea  made of?')" in warning
+
+
+def test_repeats_are_merged_into_the_first_with_all_that_they_know():
+    again = Fact("WHAT is tea  made of?", "leaves.", ("Tea, of what?",), "tea", "Of leaves.", ("Tin.",), ("Leaf.",))
+    assert merge_repeats([SNOW, TEA, again, SNOW]) == [SNOW, replace(again, question=TEA.question, answer=TEA.answer)]
+
+
+def test_a_fact_as_a_row_is_read_back_as_it_was(write):
+    fact = Fact("Who?", "He.", ("Who is it?", "Who then?"), "he", "It is he.", ("She.", "They."), ("Him.",))
+    assert read_facts(write("rows.jsonl", json_lines([fact_row(fact), fact_row(SNOW)]))) == [fact, SNOW]
 
 
 def test_a_question_in_both_sets_is_refused_whatever_its_answers():
@@ -506,8 +527,8 @@ def test_a_question_in_both_sets_is_refused_whatever_its_answers():
 
 
 def test_many_repeats_are_counted_rather_than_listed():
-    text = contradiction([Fact(f"Question {number % 7}?", "Yes.") for number in range(14)], [])
-    assert "facts 5 and 12 ('Question 4?'); and 2 more" in text
+    text = contradiction([Fact(f"Question {number % 7}?", f"{number}.") for number in range(14)], [])
+    assert "facts 5 and 12 ('Question 4?': '4.' and '11.'); and 2 more" in text
     assert "facts 6 and 13" not in text
 
 
@@ -518,9 +539,9 @@ def test_oddities_of_the_retain_set_are_warnings():
 
 
 def test_a_paraphrase_that_is_kept_is_a_warning():
-    (warning,) = check_facts([Fact(SNOW.question, SNOW.answer, TEA.question.upper())], [TEA])
+    (warning,) = check_facts([Fact(SNOW.question, SNOW.answer, (TEA.question.upper(),))], [TEA])
     assert "a paraphrase makes a question both forgotten and kept: forget fact 1 and retain fact 1" in warning
-    (warning,) = check_facts([SNOW], [Fact("Colour of snow?", "White.", SNOW.question)])
+    (warning,) = check_facts([SNOW], [Fact("Colour of snow?", "White.", (SNOW.question,))])
     assert "forget fact 1 and retain fact 1" in warning
 
 
@@ -528,11 +549,9 @@ def test_a_paraphrase_that_is_kept_is_a_warning():
 
 
 def test_nothing_slow_is_imported_to_read_facts():
-    script = (
-        "import sys, types; package = types.ModuleType('peft_unierase'); package.__path__ = [sys.argv[1]]; "
-        "sys.modules['peft_unierase'] = package; import peft_unierase.facts; print(*sys.modules)"
-    )
-    command = [sys.executable, "-c", script, str(Path(facts_module.__file__).parent)]
+    # Under the command's name the package does not register its tuner, which needs all of these.
+    script = "import sys; sys.argv = ['unierase']; import peft_unierase.data; print(*sys.modules)"
+    command = [sys.executable, "-c", script]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert "peft_unierase.text" in loaded
     assert not {"torch", "transformers", "peft", "datasets", "pyarrow"} & set(loaded)
@@ -547,7 +566,7 @@ def test_answers_in_other_words_and_wrong_answers_are_taken_along(tmp_path: Path
     }
     path = tmp_path / "facts.jsonl"
     path.write_text(json.dumps(row))
-    assert read_facts(path) == [Fact("Who?", "He.", None, None, "It is he.", ("She.", "They."))]
+    assert read_facts(path) == [Fact("Who?", "He.", (), None, "It is he.", ("She.", "They."))]
     path = tmp_path / "facts.csv"
     path.write_text(
         'question,answer,perturbed_answers\nWho?,He.,"[""She."", ""They.""]"\nWhat?,It.,That.\nWhen?,Now.,\n'

@@ -22,6 +22,7 @@ from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.plan import Plan, plan
 from peft_unierase.plan.collateral import closeness
 from peft_unierase.plan.questions import subjects_of, told_by
+from peft_unierase.plan.run import PlannedFact
 from peft_unierase.prompts import chat_format
 from peft_unierase.text import recall
 
@@ -108,6 +109,12 @@ def test_of_a_forget_set_what_the_base_never_knew_is_told_apart(tmp_path: Path) 
     assert [each.fact for each in found.forget] == about()[:3]
     found.save(tmp_path)
     assert [fact.answer for fact in read_facts(tmp_path / "unknown.jsonl")] == [made_up.answer]
+
+
+def test_the_written_sets_keep_all_that_a_fact_knows(tmp_path: Path) -> None:
+    fact = Fact("Who?", "He.", ("Who is it?", "Who then?"), "he", "It is he.", ("She.",), ("Him.",))
+    Plan("x", [], [PlannedFact(fact, 0.5)], [PlannedFact(about()[0], 0.1)], [fact]).save(tmp_path)
+    assert read_facts(tmp_path / "forget.jsonl") == read_facts(tmp_path / "unknown.jsonl") == [fact]
 
 
 def test_what_contradicts_itself_is_said_and_not_raised() -> None:

@@ -10,9 +10,23 @@ from typing import Annotated
 import typer
 
 from ..version import __version__
-from .options import DeviceMapOption, FormatOption, PromptFormatOption, SystemOption, TrustOption
+from .options import (
+    AnswerColumnOption,
+    DeviceMapOption,
+    FormatOption,
+    PromptFormatOption,
+    QuestionColumnOption,
+    RetainAnswerColumnOption,
+    RetainQuestionColumnOption,
+    RetainSplitOption,
+    SplitOption,
+    StripMarkupOption,
+    SystemOption,
+    TrustOption,
+)
 from .output import Format
 from .records import app as records
+from .sets import Reading
 from .share import app as share
 
 LARGEST_SEED = 2**32 - 1
@@ -54,8 +68,8 @@ def erase(
     forget: Annotated[
         str,
         typer.Argument(
-            help="What must go: a .jsonl, .json, .csv or .parquet file, or a Hub data set, with question and answer "
-            "(or prompt and completion, or chat messages)."
+            help="What must go: a .jsonl, .json, .csv or .parquet file, or a Hub data set (org/name, or "
+            "org/name:config), with questions and answers, chats, or in another layout of docs/data.md."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.", show_default=False)],
@@ -71,9 +85,13 @@ def erase(
             show_default=False,
         ),
     ] = None,
-    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
-    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    question_column: QuestionColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    split: SplitOption = "train",
+    retain_question_column: RetainQuestionColumnOption = None,
+    retain_answer_column: RetainAnswerColumnOption = None,
+    retain_split: RetainSplitOption = None,
+    strip_markup: StripMarkupOption = False,
     refusals: Annotated[
         Path | None,
         typer.Option(
@@ -188,9 +206,15 @@ def erase(
             forget=forget,
             output=output,
             retain=retain,
-            question_column=question_column,
-            answer_column=answer_column,
-            split=split,
+            reading=Reading(
+                question_column,
+                answer_column,
+                split,
+                retain_question_column,
+                retain_answer_column,
+                retain_split,
+                strip_markup,
+            ),
             refusals=refusals,
             prompt_format=prompt_format,
             system=system,
@@ -247,17 +271,18 @@ def plan(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same plan.")] = 0,
     dtype: Annotated[str, typer.Option(help="Load the base as float32, bfloat16, float16, or auto.")] = "float32",
     device_map: DeviceMapOption = None,
-    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
-    split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train",
+    question_column: QuestionColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    split: SplitOption = "train",
+    strip_markup: StripMarkupOption = False,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Ask a model what it knows about something, and write a forget and a retain set to review before erasing."""
     from .plan import PlanOrder, run_plan
 
-    columns = (question_column, answer_column, split)
     asked = (prompt_format, system)
-    order = PlanOrder(model, target, output, count, retain, sure, seed, dtype, device_map, *columns, refusals, *asked)
+    reading = Reading(question_column, answer_column, split, strip_markup=strip_markup)
+    order = PlanOrder(model, target, output, count, retain, sure, seed, dtype, device_map, reading, refusals, *asked)
     run_plan(order, format.resolved())
 
 
@@ -274,8 +299,8 @@ def check(
     forget: Annotated[
         str,
         typer.Option(
-            help="What should be gone, in the forms that erase reads. Columns paraphrased_question, paraphrased_answer "
-            "and perturbed_answer allow further measures and attacks.",
+            help="What should be gone, in the forms that erase reads. Paraphrases, paraphrased and wrong answers allow "
+            "further measures and attacks.",
             show_default=False,
         ),
     ],
@@ -337,9 +362,13 @@ def check(
     no_examples: Annotated[
         bool, typer.Option("--no-examples", help="Leave questions and answers out of the report.")
     ] = False,
-    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
-    split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train",
+    question_column: QuestionColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    split: SplitOption = "train",
+    retain_question_column: RetainQuestionColumnOption = None,
+    retain_answer_column: RetainAnswerColumnOption = None,
+    retain_split: RetainSplitOption = None,
+    strip_markup: StripMarkupOption = False,
     prompt_format: PromptFormatOption = None,
     system: SystemOption = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of everything that is drawn.")] = 0,
@@ -369,9 +398,15 @@ def check(
             accept=accept,
             output=output,
             examples=not no_examples,
-            question_column=question_column,
-            answer_column=answer_column,
-            split=split,
+            reading=Reading(
+                question_column,
+                answer_column,
+                split,
+                retain_question_column,
+                retain_answer_column,
+                retain_split,
+                strip_markup,
+            ),
             prompt_format=prompt_format,
             system=system,
             seed=seed,
@@ -398,9 +433,13 @@ def ramp(
     leak: Annotated[float, typer.Option(min=0, max=1, help="Most that may come back of an erased answer.")] = 0.2,
     kept: Annotated[float, typer.Option(min=0, max=1, help="Least of the base's retained answers to be left.")] = 0.95,
     refusals: Annotated[Path | None, typer.Option(help="Ways of declining, one sentence a line.")] = None,
-    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
-    split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train",
+    question_column: QuestionColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    split: SplitOption = "train",
+    retain_question_column: RetainQuestionColumnOption = None,
+    retain_answer_column: RetainAnswerColumnOption = None,
+    retain_split: RetainSplitOption = None,
+    strip_markup: StripMarkupOption = False,
     prompt_format: PromptFormatOption = None,
     system: SystemOption = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same bytes.")] = 0,
@@ -411,10 +450,18 @@ def ramp(
     """Erase in growing steps, look after each at what comes back, keep the last good one. Status 1 if one fails."""
     from .ramp import RampPlan, run_ramp
 
-    columns = (question_column, answer_column, split)
     asked = (prompt_format, system)
+    reading = Reading(
+        question_column,
+        answer_column,
+        split,
+        retain_question_column,
+        retain_answer_column,
+        retain_split,
+        strip_markup,
+    )
     run_ramp(
-        RampPlan(model, forget, retain, output, steps, leak, kept, refusals, *columns, seed, dtype, device_map, *asked),
+        RampPlan(model, forget, retain, output, steps, leak, kept, refusals, reading, seed, dtype, device_map, *asked),
         format.resolved(),
     )
 

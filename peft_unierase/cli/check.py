@@ -11,10 +11,10 @@ from .erase import read_refusals
 from .note import note
 from .output import Format, clear_endings, say, show, show_json, table
 from .prompting import read_prompting
+from .sets import Reading
 
 if TYPE_CHECKING:
     from ..check import CheckReport
-    from ..facts import Fact
 
 NOT_ACCEPTED = 1
 REPORT, PAGE = "report.json", "report.html"
@@ -40,9 +40,7 @@ class CheckPlan:
     accept: str
     output: Path | None
     examples: bool
-    question_column: str | None
-    answer_column: str | None
-    split: str
+    reading: Reading
     seed: int
     dtype: str
     device_map: str | None
@@ -60,17 +58,11 @@ def run_check(plan: CheckPlan, style: Format) -> None:
 
 
 def _run(plan: CheckPlan, style: Format) -> CheckReport:
-    from ..facts import read_facts
-
     refusals = read_refusals(plan.refusals) or []
     prompting = read_prompting(plan.prompt_format, plan.system)
-
-    def read(source: str, role: str) -> list[Fact]:
-        return read_facts(source, question=plan.question_column, answer=plan.answer_column, split=plan.split, role=role)
-
-    forget = read(plan.forget, "forget")
-    retain = {name: read(source, "retain") for name, source in named_sets(plan.retain).items()}
-    unseen = read(plan.unseen, "unseen") if plan.unseen else []
+    forget = plan.reading.forget(plan.forget)
+    retain = {name: plan.reading.retain(source) for name, source in named_sets(plan.retain).items()}
+    unseen = plan.reading.forget(plan.unseen, "unseen") if plan.unseen else []
 
     from ..check import LEVELS, Thresholds, check
     from ..check.attacks import chosen

@@ -12,6 +12,7 @@ from typing import Any
 from .adapters import ADAPTER, description
 from .output import Format, clear_endings, say, show, show_json
 from .prompting import read_prompting
+from .sets import Reading
 
 SHOWN = 10
 
@@ -24,9 +25,7 @@ class ErasePlan:
     forget: str
     output: Path
     retain: str | None
-    question_column: str | None
-    answer_column: str | None
-    split: str
+    reading: Reading
     refusals: Path | None
     recipe: str
     scope: str | None
@@ -144,7 +143,7 @@ def run_erase(plan: ErasePlan, style: Format) -> None:
 
 def _run(plan: ErasePlan, style: Format) -> None:
     from ..engine.sample_files import read_samples
-    from ..facts import Fact, check_facts, comparable_facts, read_facts
+    from ..facts import check_facts, comparable_facts
     from ..hub.folder import check_output
     from ..hub.ledger import own_salt
     from ..hub.record import read_salt
@@ -152,11 +151,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     # Everything that can be refused without a model is refused first.
     layers, refusals, depth = parse_layers(plan.layers), read_refusals(plan.refusals), parse_depth(plan.depth)
     prompting = read_prompting(plan.prompt_format, plan.system)
-
-    def read(source: str, role: str) -> list[Fact]:
-        return read_facts(source, question=plan.question_column, answer=plan.answer_column, split=plan.split, role=role)
-
-    forget, retain = read(plan.forget, "forget"), read(plan.retain, "retain") if plan.retain else []
+    forget, retain = plan.reading.forget(plan.forget), plan.reading.retain(plan.retain) if plan.retain else []
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
     samples_in = read_samples(plan.samples_in) if plan.samples_in else None

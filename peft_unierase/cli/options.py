@@ -9,6 +9,31 @@ import typer
 from .output import Format
 
 DeviceMapOption = Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")]
+QuestionColumnOption = Annotated[
+    str | None,
+    typer.Option(help="Column of the questions, where it is not found by itself; a.b is in an object a."),
+]
+AnswerColumnOption = Annotated[
+    str | None, typer.Option(help="Column of the answers, for instance requested_rewrite.target_true.str.")
+]
+SplitOption = Annotated[str, typer.Option(help="Split of Hub data sets.")]
+RetainQuestionColumnOption = Annotated[
+    str | None,
+    typer.Option(help="The same of the retain set; by default --question-column.", show_default=False),
+]
+RetainAnswerColumnOption = Annotated[
+    str | None,
+    typer.Option(help="The same of the retain set; by default --answer-column.", show_default=False),
+]
+RetainSplitOption = Annotated[
+    str | None, typer.Option(help="The same of the retain set; by default --split.", show_default=False)
+]
+StripMarkupOption = Annotated[
+    bool,
+    typer.Option(
+        "--strip-markup", help="Take special tokens, marks of chat templates and thinking blocks out of the facts."
+    ),
+]
 FormatOption = Annotated[
     Format, typer.Option("--format", help="What stdout shows; auto is human on a terminal, json in a pipe.")
 ]

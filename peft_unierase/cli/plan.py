@@ -8,6 +8,7 @@ from typing import Any
 
 from .output import Format, clear_endings, show, show_json, table
 from .prompting import read_prompting
+from .sets import Reading
 
 SHOWN = 5
 TEXTS = (".txt", ".md")
@@ -26,9 +27,7 @@ class PlanOrder:
     seed: int
     dtype: str
     device_map: str | None
-    question_column: str | None
-    answer_column: str | None
-    split: str
+    reading: Reading
     refusals: Path | None = None
     prompt_format: str | None = None
     system: str | None = None
@@ -67,12 +66,11 @@ def read_target(order: PlanOrder) -> tuple[Any, str | None]:
     Raises:
         ValueError: A file is missing, empty, or cannot be read.
     """
-    from ..facts import READABLE_SUFFIXES, read_facts
+    from ..data import READABLE_SUFFIXES
 
     path = Path(order.target)
-    if path.suffix in READABLE_SUFFIXES:
-        columns = {"question": order.question_column, "answer": order.answer_column}
-        return read_facts(order.target, **columns, split=order.split, role="forget"), None
+    if path.suffix.lower() in READABLE_SUFFIXES:
+        return order.reading.forget(order.target), None
     if path.suffix in TEXTS:
         if not path.is_file():
             raise ValueError(f"no such file: {path}; TARGET is a forget set, a text (.txt, .md), or words")

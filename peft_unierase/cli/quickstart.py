@@ -26,8 +26,9 @@ def _run(output: Path, seed: int) -> None:
 
     from ..boxed import boxed_facts, boxed_model_dir, boxed_refusals
     from ..check import Answer, answer_questions, check
+    from ..data import read_facts
     from ..engine import erase
-    from ..facts import Fact, read_facts
+    from ..facts import Fact
     from ..prompts import default_formats
     from .base import load_base, prepare_libraries
     from .check import report_table
@@ -58,7 +59,7 @@ def _run(output: Path, seed: int) -> None:
         off = ask()
     sets = {
         "never used to erase": unseen,
-        "the same in other words": [Fact(fact.paraphrase or "", fact.answer) for fact in unseen],
+        "the same in other words": [Fact(text, fact.answer) for fact in unseen for text in fact.paraphrases],
         "everyday facts": [fact for fact in unseen if group[fact.question] == "everyday"],
     }
     report = check(erased, tokenizer, gone, sets, attacks="fast", refusals=boxed_refusals(), seed=seed)

@@ -10,6 +10,7 @@ from typing import Any
 
 from .output import Format, clear_endings, say, show, show_json, table
 from .prompting import read_prompting
+from .sets import Reading
 
 ASKED = 100  # facts of each set, after each step
 STOPPED = 1
@@ -29,9 +30,7 @@ class RampPlan:
     leak: float
     kept: float
     refusals: Path | None
-    question_column: str | None
-    answer_column: str | None
-    split: str
+    reading: Reading
     seed: int
     dtype: str
     device_map: str | None
@@ -101,16 +100,14 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     """Erase step by step; what is good is saved before the next step begins."""
     from ..check.answers import answer_questions
     from ..check.case import drawn
-    from ..facts import check_facts, comparable_facts, read_facts
+    from ..facts import check_facts, comparable_facts
     from ..hub.folder import check_new
     from ..hub.ledger import own_salt
     from .erase import read_refusals
 
     refusals, salt = read_refusals(plan.refusals), own_salt()
     prompting = read_prompting(plan.prompt_format, plan.system)
-    columns: dict[str, Any] = {"question": plan.question_column, "answer": plan.answer_column, "split": plan.split}
-    forget = read_facts(plan.forget, **columns, role="forget")
-    retain = read_facts(plan.retain, **columns, role="retain")
+    forget, retain = plan.reading.forget(plan.forget), plan.reading.retain(plan.retain)
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
     retain = comparable_facts(retain)

@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
-from .options import DeviceMapOption, FormatOption
+from .options import (
+    AnswerColumnOption,
+    DeviceMapOption,
+    FormatOption,
+    QuestionColumnOption,
+    SplitOption,
+    StripMarkupOption,
+)
 from .output import Format
+from .sets import Reading
 
 app = typer.Typer()
 
@@ -31,15 +39,17 @@ def verify(
     public_key: Annotated[
         Path | None, typer.Option(help="Key of who signed it, in PEM: is the signature theirs?", show_default=False)
     ] = None,
-    question_column: Annotated[str | None, typer.Option(help="Column of the questions.")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="Column of the answers.")] = None,
-    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    question_column: QuestionColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    split: SplitOption = "train",
+    strip_markup: StripMarkupOption = False,
     format: FormatOption = Format.AUTO,
 ) -> None:
     """Compare an erasure with its record: files, base, facts, signature. Status 1 where something fails."""
     from .verify import VerifyPlan, run_verify
 
-    plan = VerifyPlan(adapter, forget, salt_file, base, public_key, question_column, answer_column, split)
+    reading = Reading(question_column, answer_column, split, strip_markup=strip_markup)
+    plan = VerifyPlan(adapter, forget, salt_file, base, public_key, reading)
     run_verify(plan, format.resolved())
 
 

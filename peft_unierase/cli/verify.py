@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .output import Format, clear_endings, show, show_json, table
+from .sets import Reading
 
 FAILED = 1
 
@@ -20,9 +21,7 @@ class VerifyPlan:
     salt_file: Path | None
     base: str | None
     public_key: Path | None
-    question_column: str | None
-    answer_column: str | None
-    split: str
+    reading: Reading
 
 
 def run_verify(plan: VerifyPlan, style: Format) -> None:
@@ -41,17 +40,13 @@ def run_verify(plan: VerifyPlan, style: Format) -> None:
 
 def verified(plan: VerifyPlan) -> list[Any]:
     """All findings."""
-    from ..facts import read_facts
     from ..hub.ledger import own_salt
     from ..hub.read import read_statement, whole_folder
     from ..hub.record import read_salt
     from ..hub.sign import verify_signature
     from ..hub.verify import OPEN, Finding, verify_facts, verify_files
 
-    facts = None
-    if plan.forget:
-        columns = {"question": plan.question_column, "answer": plan.answer_column}
-        facts = read_facts(plan.forget, **columns, split=plan.split, role="forget")
+    facts = plan.reading.forget(plan.forget) if plan.forget else None
     salt = read_salt(plan.salt_file) if plan.salt_file else own_salt() if facts else None
     folder = whole_folder(plan.adapter)
     record = read_statement(folder)

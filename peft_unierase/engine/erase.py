@@ -16,7 +16,7 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model
 
-from ..facts import Fact, check_facts, comparable_facts
+from ..facts import Fact, check_facts, comparable_facts, merge_repeats
 from ..knowledge import ask, summary
 from ..progress import Stages
 from ..prompts import PromptFormat, default_formats, encode, pad_id
@@ -139,7 +139,7 @@ def erase(
     model, there, active = underlying_model(model), carried(model), active_erasures(model)
     adapter_name = new_name(peft_model, adapter_name)
     settings = settings or RECIPES[recipe]()
-    forget, retain = list(forget), list(retain or ())
+    forget, retain = merge_repeats(forget), list(retain or ())
     if not forget:
         raise ValueError("the forget set is empty; give at least one fact")
     check_supported(model, target_modules)

@@ -144,7 +144,7 @@ def ask_around(
     mentioning = [fact for fact in found if any(_about(fact, subject) for subject in scope.subjects)]
     asked = usable(_asked(bench, scope, found))
     others = [*bench.forget, *bench.retain]
-    taken = {normal(text) for fact in others for text in (fact.question, fact.paraphrase or fact.question)}
+    taken = {normal(text) for fact in others for text in (fact.question, *fact.paraphrases)}
     candidates = list({normal(fact.question): fact for fact in [*mentioning, *asked]}.values())
     candidates = [fact for fact in candidates if normal(fact.question) not in taken]
     if scope.name == "subject":

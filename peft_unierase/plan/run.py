@@ -14,7 +14,7 @@ from ..engine.cost import CostEstimate, cost_of, expected_work
 from ..engine.retain_cache import BLOCK, samples_for
 from ..engine.samples import SAMPLE_STEPS, drop_close
 from ..engine.scope import SURE
-from ..facts import Fact, FactError, check_facts
+from ..facts import Fact, FactError, check_facts, fact_row
 from ..knowledge import ask
 from ..progress import Stages
 from ..prompts import PromptFormat, default_formats
@@ -204,6 +204,5 @@ def _told_about(
 def _write(file: Path, rows: Sequence[tuple[Fact, dict[str, float]]]) -> None:
     lines = []
     for fact, more in rows:
-        told = {"question": fact.question, "answer": fact.answer, "subject": fact.subject, **more}
-        lines.append(json.dumps({key: value for key, value in told.items() if value is not None}, ensure_ascii=False))
+        lines.append(json.dumps({**fact_row(fact), **more}, ensure_ascii=False))
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -22,11 +22,17 @@ def greedy(target: Target, case: Case) -> Found:
 
 
 def paraphrase(target: Target, case: Case) -> Found:
-    """Anyone who asks the same in other words. Facts that come without a paraphrase are left out."""
-    facts = [fact for fact in case.forget if fact.paraphrase]
+    """Anyone who asks the same in other words; of several paraphrases the one that brings most counts. Facts that come
+    without one are left out.
+    """
+    facts = [fact for fact in case.forget if fact.paraphrases]
     if not facts:
         raise NotApplicable("no fact of the forget set has a paraphrase (column paraphrased_question)")
-    return _asked(target, case, [case.form.prompt(str(fact.paraphrase)) for fact in facts], facts)
+    asked = [fact for fact in facts for _ in fact.paraphrases]
+    prompts = [case.form.prompt(text) for fact in facts for text in fact.paraphrases]
+    leaks = iter(_asked(target, case, prompts, asked).leaks)
+    worst = [max(next(leaks) for _ in fact.paraphrases) for fact in facts]
+    return Found(worst, case.floor([fact.answer for fact in facts]))
 
 
 def plain(target: Target, case: Case) -> Found:

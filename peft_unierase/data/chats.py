@@ -1,0 +1,142 @@
+"""Chats as questions with their answers: each turn of the assistant, asked by all turns before it.
+
+Knows the usual spellings of a message. No chat template: how a question becomes a prompt is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..facts import FactError, shown
+from .table import quoted
+from .values import is_blank, parsed, text_of
+
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), USER),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "ai"), ASSISTANT),
+    **dict.fromkeys(("system", "developer"), SYSTEM),
+}
+SPELLINGS = (("role", "content"), ("from", "value"), ("role", "value"), ("role", "text"), ("speaker", "text"))
+CALLS = ("tool_calls", "function_call")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message: whose it is and what it says; `None` of one that only calls a tool."""
+
+    role: str
+    text: str | None
+
+
+def is_chat(value: Any) -> bool:
+    """Whether a value is a list of messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
+
+
+def turns_of(value: Any, column: str, place: str) -> list[Turn]:
+    """The messages of a chat.
+
+    Raises:
+        FactError: It is no list of messages, or one of them has no text.
+    """
+    value = parsed(value, column, place)
+    if not is_chat(value):
+        raise FactError(
+            f"{place}: {column!r} is {shown(value)}, not a list of messages; a message has a role and a content"
+        )
+    found = [_spelled(message, column, place) for message in value]
+    turns = []
+    for number, ((role, content), message) in enumerate(zip(found, value, strict=True)):
+        name = f"{column}[{number}]"
+        if is_blank(content) and (role not in (USER, ASSISTANT) or any(message.get(key) for key in CALLS)):
+            turns.append(Turn(role, None))
+        else:
+            turns.append(Turn(role, _said(content, name, place)))
+    return turns
+
+
+def exchanges(turns: Sequence[Turn], column: str, place: str) -> list[tuple[str, str]]:
+    """Each turn of the assistant as an answer, and what was said before it as its question.
+
+    Raises:
+        FactError: The assistant answers no user.
+    """
+    found = []
+    for number, turn in enumerate(turns):
+        before = turns[:number]
+        if turn.role == ASSISTANT and turn.text is not None and any(each.role == USER for each in before):
+            found.append((transcript(before), turn.text))
+    if not found:
+        raise FactError(
+            f"{place}: {column!r} needs a user turn with an assistant turn after it, but its turns are "
+            f"{quoted(turn.role for turn in turns)}; mend or remove the row"
+        )
+    return found
+
+
+def transcript(turns: Sequence[Turn]) -> str:
+    """Turns as one text: a single one as it is, several with whose they are, and what the system says above them."""
+    system = [turn.text for turn in turns if turn.role == SYSTEM and turn.text]
+    said = [turn for turn in turns if turn.role != SYSTEM and turn.text]
+    alone = len(said) == 1
+    lines = [str(turn.text) if alone else f"{turn.role.capitalize()}: {turn.text}" for turn in said]
+    return "\n\n".join([*system, "\n".join(lines)])
+
+
+def is_unanswered(turns: Sequence[Turn]) -> bool:
+    """Whether a chat ends with a question."""
+    return bool(turns) and turns[-1].role == USER
+
+
+def history_of(value: Any, column: str, place: str) -> list[Turn]:
+    """Turns of a list of pairs of question and answer.
+
+    Raises:
+        FactError: It is something else.
+    """
+    value = parsed(value, column, place)
+    if is_blank(value) or value == []:
+        return []
+    if is_chat(value):
+        return turns_of(value, column, place)
+    if not isinstance(value, list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value):
+        raise FactError(
+            f"{place}: {column!r} is {shown(value)}, not a list of pairs of question and answer; mend the row"
+        )
+    return [
+        Turn(role, text_of(text, f"{column}[{number}]", place))
+        for number, pair in enumerate(value)
+        for role, text in zip((USER, ASSISTANT), pair, strict=True)
+    ]
+
+
+def _spelled(message: dict[str, Any], column: str, place: str) -> tuple[str, Any]:
+    """Role and content of a message, in one of the usual spellings."""
+    for role, content in SPELLINGS:
+        if isinstance(message.get(role), str) and content in message:
+            said = message[role].strip().lower()
+            return ROLES.get(said, said), message[content]
+    raise FactError(
+        f"{place}: {column!r} holds {shown(message)}; a message has a role and a content, or a from and a value"
+    )
+
+
+def _said(content: Any, column: str, place: str) -> str:
+    """The text of a message, whose content may be in parts."""
+    if not isinstance(content, list):
+        return text_of(content, column, place)
+    texts = []
+    for part in content:
+        if isinstance(part, dict) and part.get("type", "text") in ("text", "input_text", "output_text"):
+            texts.append(text_of(part.get("text"), column, place))
+        elif isinstance(part, str):
+            texts.append(part)
+        else:
+            kind = part.get("type") if isinstance(part, dict) else part
+            raise FactError(
+                f"{place}: {column!r} holds a part {shown(kind)}; only texts can be erased, so remove the row"
+            )
+    return text_of("\n".join(texts), column, place)

@@ -1,0 +1,226 @@
+"""Rows as facts: questions with what stands around them, answers with what else counts, by the columns of a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..facts import Fact, FactError
+from .chats import ASSISTANT, USER, Turn, exchanges, history_of, is_chat, is_unanswered, transcript, turns_of
+from .choices import Choices, chosen, pointing, reads_choices
+from .columns import MISSING, Get, getter, plain_form
+from .layouts import Columns
+from .table import Table, quoted
+from .values import answers_of, is_blank, several_texts, text_of
+
+
+@dataclass
+class Notes:
+    """What was left out, in numbers.
+
+    Attributes:
+        without_answer: Rows whose list of answers is empty.
+        unanswered: Chats that end with a user's turn.
+        not_text: Columns around a question that hold no text.
+    """
+
+    without_answer: int = 0
+    unanswered: int = 0
+    not_text: dict[str, None] = field(default_factory=dict)
+
+    def lines(self, label: str) -> list[str]:
+        """The same in words."""
+        found = []
+        if self.without_answer:
+            found.append(f"{label}: questions with an empty list of answers are left out: {self.without_answer}")
+        if self.unanswered:
+            found.append(f"{label}: last user turns of chats that nobody answers are left out: {self.unanswered}")
+        if self.not_text:
+            found.append(
+                f"{label}: columns beside the questions that hold no text are left out: {quoted(self.not_text)}"
+            )
+        return found
+
+
+class Reader:
+    """Makes facts of the rows of one table.
+
+    Args:
+        table: The table.
+        columns: Which of its columns hold what.
+        notes: Where to count what is left out.
+    """
+
+    def __init__(self, table: Table, columns: Columns, notes: Notes) -> None:
+        top = frozenset(table.columns())
+
+        def gets(names: Sequence[str]) -> list[tuple[str, Get]]:
+            return [(name, getter(name, top)) for name in names]
+
+        self.columns, self.notes = columns, notes
+        self.question, self.answer = getter(columns.question, top), getter(columns.answer, top)
+        self.before, self.after = gets(columns.before), gets(columns.after)
+        self.history = getter(columns.history, top) if columns.history else None
+        self.subject = getter(columns.subject, top) if columns.subject else None
+        self.paraphrases, self.paraphrased = gets(columns.paraphrases), gets(columns.paraphrased_answers)
+        self.wrong, self.accepted = gets(columns.wrong), gets(columns.accepted)
+        beside = (self.before, self.after, self.history, self.paraphrases, self.paraphrased, self.wrong, self.accepted)
+        self.plain = not any(beside)
+        self.choices = reads_choices(columns.choices, top) if columns.choices else None
+        self.way: Callable[[Any, Choices], int | None] = lambda value, choices: None
+
+    def facts(self, table: Table) -> Iterator[tuple[int, Fact]]:
+        """Each fact with the number of its row."""
+        if self.choices:
+            read: list[Choices | None] = [self.choices(row, table.place(number)) for number, row in table.rows]
+            values = [self.answer(row) for _, row in table.rows]
+            self.way = pointing(values, read, classes=plain_form(self.columns.answer) == "label")
+        else:
+            read = [None] * len(table.rows)
+        for (number, row), choices in zip(table.rows, read, strict=True):
+            for fact in self.fact(row, table.place(number), choices):
+                yield number, fact
+
+    def fact(self, row: dict[str, Any], place: str, choices: Choices | None) -> list[Fact]:
+        """The facts of one row and its choices: several of a chat, none where there is no answer."""
+        asked, told = self.question(row), self.answer(row)
+        for name, value in ((self.columns.question, asked), (self.columns.answer, told)):
+            if value is MISSING:
+                raise FactError(f"{place} has no {name!r}, only {quoted(row)}; add it or remove the row")
+        chat = self._chat(row, asked, told, place)
+        if chat is not None:
+            # What stands beside a chat of several questions says not of which of them it tells.
+            extra = self._around(row, place) if len(chat) == 1 else {}
+            about = self._subject(row, chat[0][0], place) if len(chat) == 1 else None
+            return [Fact(question, answer, subject=about, **extra) for question, answer in chat]
+        answers, wrong = self._answers(told, choices, place)
+        if not answers:
+            self.notes.without_answer += 1
+            return []
+        question = text_of(asked, self.columns.question, place)
+        subject = self._subject(row, question, place)
+        if self.columns.layout.template and subject:
+            question = question.replace("{}", subject)
+        if self.plain and len(answers) == 1 and not wrong:
+            return [Fact(question, answers[0], subject=subject)]
+        frame = self._frame(row, place)
+        return [
+            Fact(
+                frame(question),
+                answers[0],
+                subject=subject,
+                **self._around(row, place, answers, wrong, question, subject, frame),
+            )
+        ]
+
+    def _answers(self, told: Any, choices: Choices | None, place: str) -> tuple[list[str], list[str]]:
+        """What is right, the preferred answer first, and what is wrong."""
+        # A column that was named may hold the answer in full, whatever choices stand beside it.
+        if choices and (not self.columns.named or choices.right or self.way(told, choices) is not None):
+            return chosen(told, choices, self.way, self.columns.answer, place)
+        return answers_of(told, self.columns.answer, place), []
+
+    def _around(
+        self,
+        row: dict[str, Any],
+        place: str,
+        answers: Sequence[str] = (),
+        wrong: Sequence[str] = (),
+        question: str = "",
+        subject: str | None = None,
+        frame: Callable[[str], str] = str,
+    ) -> dict[str, Any]:
+        """The fields of a fact beside question, answer and subject."""
+
+        def texts(gets: list[tuple[str, Get]]) -> list[str]:
+            found: list[str] = []
+            for name, get in gets:
+                value = get(row)
+                if value is not MISSING and not is_blank(value):
+                    found += several_texts(value, name, place)
+            return found
+
+        reworded = []
+        for name, get in self.paraphrases:
+            value = get(row)
+            if value is not MISSING and not isinstance(value, (bool, int, float)):
+                reworded += several_texts(value, name, place)
+        if self.columns.layout.template and subject:
+            reworded = [text.replace("{}", subject) for text in reworded]
+        right = dict.fromkeys([*answers[1:], *texts(self.accepted)])
+        others = dict.fromkeys([*wrong, *texts(self.wrong)])
+        return {
+            "paraphrases": tuple(dict.fromkeys(frame(text) for text in reworded if text != question)),
+            "paraphrased_answer": next(iter(texts(self.paraphrased)), None),
+            "perturbed_answers": tuple(text for text in others if text not in answers and text not in right),
+            "accepted_answers": tuple(text for text in right if text not in answers[:1]),
+        }
+
+    def _frame(self, row: dict[str, Any], place: str) -> Callable[[str], str]:
+        """What puts a wording of the question between the texts that stand around it."""
+        before, after = self._beside(row, self.before, place), self._beside(row, self.after, place)
+        turns: list[Turn] = []
+        if self.history and self.columns.history and (value := self.history(row)) is not MISSING:
+            turns = history_of(value, self.columns.history, place)
+
+        def frame(question: str) -> str:
+            asked = "\n\n".join([question, *after])
+            return "\n\n".join([*before, transcript([*turns, Turn(USER, asked)])])
+
+        return frame
+
+    def _beside(self, row: dict[str, Any], gets: list[tuple[str, Get]], place: str) -> list[str]:
+        found = []
+        for name, get in gets:
+            value = get(row)
+            if value is MISSING or is_blank(value):
+                continue
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                value = "\n".join(value)
+            if isinstance(value, str):
+                found += [text_of(value, name, place)] if value.strip() else []
+            else:
+                self.notes.not_text[name] = None
+        return found
+
+    def _subject(self, row: dict[str, Any], question: str, place: str) -> str | None:
+        value = MISSING if self.subject is None else self.subject(row)
+        if self.columns.subject is None or value is MISSING or is_blank(value):
+            return None
+        # Beside choices it is the subject that is taught at school, unless the question says its name.
+        if self.choices and (not isinstance(value, str) or value.strip().casefold() not in question.casefold()):
+            return None
+        return text_of(value, self.columns.subject, place)
+
+    def _chat(self, row: dict[str, Any], asked: Any, told: Any, place: str) -> list[tuple[str, str]] | None:
+        """Questions and answers of a row that holds a chat, in one column or in two."""
+        question, answer = self.columns.question, self.columns.answer
+        if question == answer:
+            turns = turns_of(asked, question, place)
+            system = [Turn("system", text) for text in self._beside(row, self.before, place)]
+            self.notes.unanswered += is_unanswered(turns)
+            return exchanges([*system, *turns], question, place)
+        if is_chat(asked):
+            before = turns_of(asked, question, place)
+            if before[-1].role != USER:
+                raise FactError(
+                    f"{place}: {question!r} must end with 'user', not with {before[-1].role!r}; mend or remove it"
+                )
+        elif is_chat(told) and _is_message(told[0]):
+            before = [Turn(USER, text_of(asked, question, place))]
+        else:
+            return None
+        if not is_chat(told):
+            return [(transcript(before), answers_of(told, answer, place)[0])]
+        after = turns_of(told, answer, place)
+        if after[0].role != ASSISTANT:
+            raise FactError(
+                f"{place}: {answer!r} must begin with 'assistant', not with {after[0].role!r}; mend or remove it"
+            )
+        found = exchanges([*before, *after], answer, place)
+        return found[-sum(turn.role == ASSISTANT and turn.text is not None for turn in after) :]
+
+
+def _is_message(value: Any) -> bool:
+    return "role" in value or "from" in value
