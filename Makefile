@@ -33,7 +33,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test peft-suite quality clean
+.PHONY: help quickstart test peft-suite real-model quality clean
 .NOTPARALLEL:
 
 help:  ## Show this list
@@ -48,6 +48,9 @@ test: $(VENV)/.installed-test  ## Run the tests
 peft-suite: $(VENV)/.installed-test  ## Run PEFT's own test-suite on the tuner
 	@PIP_ARGS="$(PIP_ARGS)" $(BIN)/python tests_peft/run.py $(PYTEST_ARGS)
 
+real-model: $(VENV)/.installed-real-model  ## Fetch the real model of the benchmarks, SmolLM2-135M-Instruct
+	@$(BIN)/python benchmarks/smollm2.py
+
 quality: $(VENV)/.installed-dev  ## Check style, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -60,6 +63,9 @@ clean:  ## Remove caches, build output and the quickstart's erasure; keeps .venv
 # A stamp is younger than what it was installed from, so a second call has nothing to do.
 $(VENV)/.installed-test: $(PINNED) | $(BIN)/python
 	$(call install,test)
+
+$(VENV)/.installed-real-model: $(PINNED) | $(BIN)/python
+	$(call install,real-model)
 
 $(VENV)/.installed-dev: $(PINNED) | $(BIN)/python
 	$(call install,dev)

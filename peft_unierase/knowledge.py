@@ -6,7 +6,7 @@ says little. What counts is whether its own answer holds what the right one tell
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,14 @@ def summary(found: Sequence[Knowledge]) -> dict[str, Any]:
         "told": told,
         "preferred": sum(each.preferred for each in compared) if compared else None,
     }
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """A summary in words."""
+    ways = [f"{count} in {name}" for name, count in found["told"].items()]
+    if found["preferred"] is not None:
+        ways.append(f"{found['preferred']} clearly preferred to wrong answers")
+    return f"The base knows {found['known']} of {found['facts']} facts: tells {', '.join(ways)}."
 
 
 def certainties(model: Any, tokenizer: Any, facts: Sequence[Fact], form: PromptFormat) -> torch.Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..knowledge import sentence
 from .erase import read_refusals
 from .note import note
 from .output import Format, clear_endings, say, show, show_json, table
@@ -205,7 +206,12 @@ def _told(error: Exception) -> str:
 
 
 def report_table(report: CheckReport, brief: bool = False) -> str:
-    """The report for a terminal: scores, measures (where `brief`, recall alone), every attack, and the verdict."""
+    """The report for a terminal: what the base knows, scores and measures, every attack, and the verdict.
+
+    Args:
+        report: What a check found.
+        brief: Leave out what the base knows, and every measure but recall.
+    """
     twin = report.models.get("twin") is not None
     sides = ("base", "erased", "twin")[: 3 if twin else 2]
 
@@ -225,6 +231,7 @@ def report_table(report: CheckReport, brief: bool = False) -> str:
         attacks.append((a.name, *means, beyond, a.outcome if a.holds else a.outcome.upper()))
     reference = "twin" if twin else "floor"
     parts = [
+        "" if brief else sentence(report.settings["known to base"]),
         "" if brief else table(("scores", *sides), scores),
         table(("measures", *sides), figures),
         table(("attacks", *sides, f"beyond the {reference}", ""), attacks),

@@ -166,6 +166,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     from ..engine import RECIPES, check_recipe, check_scope, erase, plan_scope
     from ..engine.checkpoint import discard
     from ..engine.cost import cost_of, expected_work, sizes_of
+    from ..knowledge import sentence
     from ..tuner import guarded
     from .base import load_base, load_onto, prepare_libraries
     from .check import report_table
@@ -246,6 +247,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         if report:
             show(report_table(report, brief=True) + "\n")
         show(stages_table(seconds) + "\n")
+        show(sentence(record["known_to_base"]))
         size, row = record["adapter"], erased.erasure.token
         show(f"[UNL] sits on row {row.token_id}: {row.why}.")
         show(f"Saved to {plan.output}: {size['bytes']:,} bytes of weights, {size['share']:.3%} of the parameters.")
