@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..knowledge import sentence
 from .erase import read_refusals
 from .note import note
 from .output import Format, clear_endings, say, show, show_json, table
@@ -212,6 +211,8 @@ def report_table(report: CheckReport, brief: bool = False) -> str:
         report: What a check found.
         brief: Leave out what the base knows, and every measure but recall.
     """
+    from ..knowledge import sentence
+
     twin = report.models.get("twin") is not None
     sides = ("base", "erased", "twin")[: 3 if twin else 2]
 
