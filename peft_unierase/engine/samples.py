@@ -20,13 +20,13 @@ from ..text import terms, words
 
 QUESTION_TOKENS = 32  # where a question that has not ended is cut
 ANSWER_TOKENS = 48
-ANSWERING = 2  # what an answer costs, in questions: it is longer
+ANSWERING = 3  # what an answer costs, in questions: it is longer
 ROWS = 128
 # A sentence: a mark that closes one in any script, or a full stop that a capital, or a letter without case, follows.
-# Shorter words before it are initials and abbreviations.
+# Short words with a capital before it are initials and abbreviations.
 SENTENCE = regex.compile(
     r"(?:[?!\u037e\u055e\u061f\u0964\u0965\u1362\u1367\u17d4\u203d\u3002\uff01\uff0e\uff1f\uff61]+[\p{Pe}\p{Pf}\p{Po}]?"
-    r"|(?<=\w{4})\.(?=\s+[\p{Lu}\p{Lo}]))|(?<=\S)\n"
+    r"|(?<!(?<!\w)\p{Lu}\w{0,2})\.(?=\s+[\p{Lu}\p{Lo}]))|(?<=\S)\n"
 )
 
 

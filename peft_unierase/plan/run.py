@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.about import ask_about, find_beginnings
-from ..engine.cost import CostEstimate, cost_of, expected_work
+from ..engine.cost import CostEstimate, cost_of, expected_work, sizes_of
 from ..engine.retain_cache import BLOCK, samples_for
 from ..engine.samples import SAMPLE_STEPS, drop_close
 from ..engine.scope import SURE
@@ -173,7 +173,7 @@ def plan(
     except FactError as error:
         contradictions.append(str(error))
     stay = [each.fact for each in kept]
-    cost = cost_of(model, expected_work(model, tokenizer, forget, stay, formats=formats)) if forget else None
+    cost = cost_of(sizes_of(model), expected_work(model, tokenizer, forget, stay, formats=formats)) if forget else None
     name = target if isinstance(target, str) else f"{len(target)} facts"
     return Plan(name, subjects, [PlannedFact(*pair) for pair in pairs], kept, unknown, contradictions, cost)
 
