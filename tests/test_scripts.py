@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peft_unierase import Fact, FactError, read_facts
@@ -88,13 +88,16 @@ def taught() -> Taught:
 
 def _tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # A name must not be one token with what stands beside it, and rare characters stay in parts.
+    alone = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([alone, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     texts = [text for fact in ALL for text in (fact.question, fact.answer)] + ["Question:\nAnswer:\n"] * 8
     trainer = trainers.BpeTrainer(
         vocab_size=900,
         special_tokens=["<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=2,
         show_progress=False,
     )
     tokenizer.train_from_iterator([*texts, *REFUSALS.values()], trainer)
