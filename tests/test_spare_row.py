@@ -29,6 +29,7 @@ from peft_unierase.engine.spare_row import (
     add_to_tokenizer,
     find_spare_row,
     find_spare_rows,
+    spare_rows,
 )
 from peft_unierase.prompts import encode
 from peft_unierase.tuner import UniEraseConfig
@@ -205,6 +206,18 @@ def test_what_a_base_of_smollm2s_kind_uses_is_never_chosen() -> None:
     assert texts[-4:] == ["<repo_name>", "<reponame>", "<file_sep>", "<filename>"]
 
 
+def test_marks_of_a_conversation_are_never_chosen_also_where_no_template_writes_them(kind: tuple[str, Kind]) -> None:
+    _, made = kind
+    made.tokenizer.chat_template = None
+    marks = ["<|user|>", "<|system|>", "<|end|>", "<|eom_id|>", "<|end_of_text|>", "<|im_start|>", "<mask>", "[INST]"]
+    assert not {row.was for row in spare_rows(made.rows, made.tokenizer)} & set(marks)
+
+
+def test_a_reserved_name_that_stands_in_a_fact_is_passed_over() -> None:
+    made = KINDS["Qwen 2.5, from GGUF"]()
+    assert find_spare_row(model_of(made.rows), made.tokenizer, texts=["What is [PAD336]?"]).text == "[PAD337]"
+
+
 def test_of_unused_special_tokens_the_least_trained_come_first() -> None:
     made = KINDS["SmolLM2"]()
     model = model_of(made.rows)
@@ -237,7 +250,8 @@ def test_a_tokenizer_that_knows_an_erasure_of_unknown_whereabouts_keeps_its_row_
     made = KINDS["Qwen 2.5"]()
     first, second, *_ = find_spare_rows(model_of(made.rows), made.tokenizer)
     add_to_tokenizer(made.tokenizer, first)
-    assert find_spare_row(model_of(made.rows), made.tokenizer) == second
+    assert next(rows := spare_rows(made.rows, made.tokenizer)) == second
+    assert first.token_id not in {row.token_id for row in rows}
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "Llama 2, Mistral v1", "merges that go another way", "SmolLM2", "Qwen 2.5"])
@@ -245,6 +259,7 @@ def test_the_bases_own_tokenizer_is_brought_into_line_with_a_loaded_erasure(name
     made = KINDS[name]()
     _, second, third, *_ = find_spare_rows(model_of(made.rows), made.tokenizer)
     model = adapter_on(model_of(made.rows), third)
+    others = {token: n for token, n in made.tokenizer.get_vocab().items() if n not in (second.token_id, third.token_id)}
     before = [encode(made.tokenizer, text) for text in TEXTS]
     align_tokenizer(made.tokenizer, model)
     align_tokenizer(made.tokenizer, model)
@@ -252,6 +267,7 @@ def test_the_bases_own_tokenizer_is_brought_into_line_with_a_loaded_erasure(name
     align_tokenizer(made.tokenizer, model)
     assert made.tokenizer.convert_tokens_to_ids([second.text, third.text]) == [second.token_id, third.token_id]
     assert made.tokenizer.decode([second.token_id, third.token_id], skip_special_tokens=True) == ""
+    assert others.items() <= made.tokenizer.get_vocab().items()
     assert [encode(made.tokenizer, text) for text in TEXTS] == before
 
 

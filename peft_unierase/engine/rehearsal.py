@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +33,14 @@ def rehearse(tokenizer: Any, rows: Sequence[SpareRow], texts: Iterable[str] = ()
         What goes wrong; `None` if each text is the one id, is hidden where special tokens are skipped and is kept by
         the files, and nothing else changes.
     """
-    texts = [*PROBES, *texts]
+    texts, ids = [*PROBES, *texts], {row.token_id for row in rows}
+    kept = {token: token_id for token, token_id in tokenizer.get_vocab().items() if token_id not in ids}
     before, copy = [encode(tokenizer, text) for text in texts], deepcopy(tokenizer)
     try:
         add_special_tokens(copy, [(row.token_id, row.text) for row in rows])
     except RuntimeError as error:
         return str(error)
-    if found := _wrong(copy, rows, texts, before):
+    if found := _wrong(copy, rows, kept, texts, before):
         return found
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -47,11 +48,19 @@ def rehearse(tokenizer: Any, rows: Sequence[SpareRow], texts: Iterable[str] = ()
             again = type(tokenizer).from_pretrained(folder)
         except Exception as error:  # whatever it is, saving the erasure would meet it at the end of the run
             return f"the tokenizer cannot be saved and loaded again with {rows[0].text}: {error}"
-    found = _wrong(again, rows, texts, before)
+    found = _wrong(again, rows, kept, texts, before)
     return found and f"once it is saved and loaded again {found}"
 
 
-def _wrong(tokenizer: Any, rows: Sequence[SpareRow], texts: Sequence[str], before: Sequence[list[int]]) -> str | None:
+def _wrong(
+    tokenizer: Any,
+    rows: Sequence[SpareRow],
+    kept: Mapping[str, int],
+    texts: Sequence[str],
+    before: Sequence[list[int]],
+) -> str | None:
+    if moved := sorted(kept.items() - tokenizer.get_vocab().items()):
+        return f"the tokenizer gives {moved[0][0]!r} another id than {moved[0][1]}"
     for row in rows:
         if (ids := encode(tokenizer, row.text)) != [row.token_id]:
             return f"the tokenizer reads {row.text} as {ids} and not as {row.token_id}"

@@ -35,7 +35,7 @@ RESERVED_NAME = re.compile(
 )
 # Tokens that a conversation is made of, also where a template puts their names together.
 TURNS = re.compile(
-    r"\W*(\w*(begin|end|start)_?of_?\w+|\w+_?of_?(text|turn|sentence)|im_\w+|e[om]t(_id)?|eom(_id)?|/?s|[be]os|pad"
+    r"\W*(\w*(begin|end|start)_?of_?\w+|\w+_?of_?(text|turn|sentence)|im_\w+|eot(_id)?|eom(_id)?|/?s|[be]os|pad"
     r"|unk|cls|sep|mask|(start|end)_header_id|user|assistant|system|human|bot|model|developer|environment|ipython"
     r"|start|end|return|call|message|channel|constrain|/?inst|/?sys|/?(system|available)_\w+)\W*",
     re.IGNORECASE,
