@@ -21,6 +21,7 @@ from ..prompts import PromptFormat, default_formats
 from ..refusals import DEFAULT_REFUSALS
 from ..source import home
 from ..surroundings import own_surroundings
+from ..text import scripts
 from .collateral import closeness
 from .questions import answers_to_templates, confident, not_about, subjects_of, told_by, without_repeats
 
@@ -30,6 +31,7 @@ SAMPLES = 256  # questions about anything
 LENDING = 128  # questions that lend their beginnings
 RETAINED = 128
 CLOSEST = 10
+LATIN = "LATIN"  # script of the templates; a base that asks itself nothing in it would answer them with nonsense
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def _told_about(
     After the first round its questions lend their beginnings: the base names the subject in places where it did not.
     """
     with stages.stage(f"asking about {subject}, {ROUNDS} rounds", ROUNDS * SAMPLE_STEPS * count) as bar:
-        found = answers_to_templates(model, tokenizer, form, subject)
+        found = answers_to_templates(model, tokenizer, form, subject) if LATIN in scripts(" ".join(questions)) else []
         for turn in range(ROUNDS):
             lent = [*[fact.question for fact in found], *questions][:LENDING]
             (beginnings,) = find_beginnings(model, tokenizer, form, [subject], lent, count)
