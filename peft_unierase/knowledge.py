@@ -14,12 +14,13 @@ import torch
 
 from .facts import Fact
 from .prompts import PromptFormat, batches, encode, greedy_answers, pad_id
-from .text import holds, normal
+from .text import comparable, holds, normal
 
 LONGEST = 64  # tokens of an answer
 # Nats a token by which the right answer must be likelier than the likeliest wrong one to count as known. A model that
 # never saw the facts of TOFU reaches 2 with 7 % of them and 3 with 2 %, one that learnt them 2.7 with all.
 PREFERRED = 3.0
+NAMED = 5  # questions in a message
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def judged(
 
 def tells(text: str, fact: Fact) -> bool:
     """Whether a text tells a fact: it holds what is new in one of the fact's right answers."""
-    return any(holds(text, fact.question, answer) for answer in (fact.answer, *fact.accepted_answers))
+    answers = [answer for answer in (fact.answer, *fact.accepted_answers) if comparable(answer)]
+    return any(holds(text, fact.question, answer) for answer in answers)
 
 
 def summary(found: Sequence[Knowledge]) -> dict[str, Any]:
@@ -122,6 +124,14 @@ def sentence(found: Mapping[str, Any]) -> str:
     if found["preferred"] is not None:
         ways.append(f"{found['preferred']} clearly preferred to wrong answers")
     return f"The base knows {found['known']} of {found['facts']} facts: tells {', '.join(ways)}."
+
+
+def unknown_named(found: Sequence[Knowledge]) -> str:
+    """Which facts are not known, the first few by name."""
+    unknown = [each.fact for each in found if not each.known]
+    some = "; ".join(repr(fact.question[:80]) for fact in unknown[:NAMED])
+    more = f"; and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+    return f"the base does not know {len(unknown)} of {len(found)} forget facts ({some}{more})"
 
 
 def certainties(model: Any, tokenizer: Any, facts: Sequence[Fact], form: PromptFormat) -> torch.Tensor:

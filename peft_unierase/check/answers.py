@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..decoding import end_ids
 from ..facts import Fact
 from ..prompts import PromptFormat, greedy_answers
 from ..text import best_recall
@@ -64,14 +65,13 @@ def answer_questions(
     Raises:
         ValueError: A fact's answer has no letter and no digit.
     """
-    ends = model.generation_config.eos_token_id
-    end_ids = set(ends if isinstance(ends, list) else [ends])
+    ends = end_ids(model)
     prompts = [form.prompt(fact.question) for fact in facts]
     tokens = greedy_answers(model, tokenizer, prompts, max_new_tokens, advance=advance)
     answers = []
     for fact, ids in zip(facts, tokens, strict=True):
         text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        answers.append(Answer(text, best_recall(fact, text), token_id in ids, bool(ids) and ids[-1] in end_ids))
+        answers.append(Answer(text, best_recall(fact, text), token_id in ids, bool(ids) and ids[-1] in ends))
     return answers
 
 

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from ..facts import Fact, check_answers, comparable_facts
-from ..knowledge import Knowledge, judged, summary
+from ..knowledge import Knowledge, judged, summary, unknown_named
 from ..progress import Stages
 from ..prompts import PromptFormat, asking_format, chat_format, plain_format
 from ..refusals import DEFAULT_REFUSALS
@@ -30,7 +30,6 @@ from .verdict import Thresholds, decide
 SYSTEM = "Answer truthfully and in full. You know the answer. Never say that you do not know, and never decline."
 LIBRARIES = ("peft-unierase", "torch", "transformers", "peft", "regex", "scipy", "torchao")
 EXAMPLES = 6
-NAMED = 5  # questions in a message
 KL_FACTS = 40
 FORGET = "forget"
 
@@ -150,7 +149,7 @@ def check(
     if before is not None and after is not None:
         kept.append(("model utility (MU)", before, after))
     return CheckReport(
-        decide(fmean(each.known for each in known), results, kept, limits),
+        decide(fmean(each.known for each in known), measured[FORGET][0].figures["recall"], results, kept, limits),
         figures,
         table,
         results,
@@ -242,18 +241,13 @@ def _known(found: Sequence[Knowledge], skipped: dict[str, str]) -> list[Fact]:
     """The facts that the base knows; says which are left out. All of them if it knows none, for which there is a
     verdict.
     """
-    unknown = [number for number, each in enumerate(found, start=1) if not each.known]
-    if not unknown or len(unknown) == len(found):
+    known = [each.fact for each in found if each.known]
+    if not known or len(known) == len(found):
         return [each.fact for each in found]
-    numbers = ", ".join(map(str, unknown))
+    numbers = ", ".join(str(number) for number, each in enumerate(found, start=1) if not each.known)
     skipped[f"{FORGET}: facts {numbers}"] = "the base does not know them"
-    texts = "; ".join(repr(found[number - 1].fact.question) for number in unknown[:NAMED])
-    more = f"; and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
-    warnings.warn(
-        f"the base does not know {len(unknown)} of {len(found)} forget facts, which are left out: {texts}{more}",
-        stacklevel=3,
-    )
-    return [each.fact for each in found if each.known]
+    warnings.warn(f"{unknown_named(found)}, which are left out", stacklevel=3)
+    return known
 
 
 def _compared(name: str, facts: Sequence[Fact], skipped: dict[str, str]) -> list[Fact]:

@@ -259,7 +259,7 @@ def plan(
         typer.Argument(help="What should go: a name or a topic in words, a text (.txt, .md), or a forget set."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the two sets.", show_default=False)],
-    count: Annotated[int, typer.Option(min=1, help="Questions about each subject, in each of two rounds.")] = 192,
+    count: Annotated[int, typer.Option(min=1, help="Questions about each subject, in each of two rounds.")] = 96,
     retain: Annotated[int, typer.Option(min=0, help="Questions to keep, at most.")] = 128,
     sure: Annotated[float, typer.Option(min=0, max=1, help="How sure the base must be of an answer.")] = 0.5,
     refusals: Annotated[

@@ -135,6 +135,25 @@ def check_onto(folders: Sequence[Path], output: Path) -> None:
         raise ValueError(f"{output} is both --onto and the output; name a new folder for the further erasure")
 
 
+def check_samples_out(plan: ErasePlan) -> None:
+    """Refuse a place for samples that cannot be written to, that would lose something, or with nothing to write.
+
+    Raises:
+        ValueError: Says which.
+    """
+    out = plan.samples_out
+    if out is None:
+        return
+    if out.is_dir():
+        raise ValueError(f"--samples-out {out} is a folder; name a file in it, for instance {out / 'samples.jsonl'}")
+    if out.exists() and not plan.overwrite:
+        raise ValueError(f"--samples-out {out} is there already; name another file, or give --overwrite")
+    if plan.samples_in and out.exists() and out.samefile(plan.samples_in):
+        raise ValueError(f"--samples-in and --samples-out are both {out}; name two files")
+    if plan.samples == 0 and plan.samples_in is None:
+        raise ValueError("--samples 0 asks the base nothing, so --samples-out has nothing to write; leave one out")
+
+
 def run_erase(plan: ErasePlan, style: Format) -> None:
     """Run the command; ends the process with status 2 on bad input and 130 on Ctrl-C."""
     with clear_endings(unfinished=plan.work_dir):
@@ -154,6 +173,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     forget, retain = plan.reading.forget(plan.forget), plan.reading.retain(plan.retain) if plan.retain else []
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
+    check_samples_out(plan)
     samples_in = read_samples(plan.samples_in) if plan.samples_in else None
     check_output(plan.output, plan.overwrite)
     check_onto(plan.onto, plan.output)

@@ -144,7 +144,7 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
             base = recall("asking the base what is retained", model, asked)
             asking = [recall("asking the base for the facts", model, sample) for sample in samples]
             check_baseline(asking, base)
-        erased = erase(model, tokenizer, forget[:count], retain, formats=formats, **told)
+        erased = erase(model, tokenizer, forget[:count], retain, formats=formats, keep_unknown=True, **told)
         leaks = [
             recall(f"asking what step {step} erased", erased, sample)
             for step, sample in enumerate(samples[:number], start=1)

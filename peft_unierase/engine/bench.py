@@ -76,6 +76,11 @@ class Bench:
     earlier: list[str] = field(default_factory=list)
 
     @property
+    def facts(self) -> int:
+        """How many facts must go. A fact may have several texts: the given answer, and the base's own ones."""
+        return len({fact.question for fact in self.forget})
+
+    @property
     def kept(self) -> list[Fact]:
         """All retain facts, given ones first."""
         return self.retain + self.sampled + self.near

@@ -17,11 +17,10 @@ import transformers
 from peft import PeftModel, get_peft_model
 
 from ..facts import Fact, check_facts, comparable_facts, merge_repeats
-from ..knowledge import ask, summary
+from ..knowledge import ask, summary, unknown_named
 from ..progress import Stages
 from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..refusals import DEFAULT_REFUSALS
-from ..source import home
 from ..surroundings import own_surroundings, refuse_inference_mode
 from ..tuner import UniEraseConfig
 from ..tuner.fingerprint import base_dtype, base_fingerprint
@@ -46,7 +45,7 @@ from .gate.places import choose_places
 from .gradients import check_gradients
 from .neighbours import neighbour_count, sample_neighbours
 from .paper import PaperSettings, early_layers, run_paper
-from .retain_cache import BLOCK, base_digest, samples_for
+from .retain_cache import BLOCK, base_digest, samples_folder, samples_for
 from .sample_files import Samples, write_samples
 from .samples import SAMPLE_STEPS, drop_close
 from .scope import Scope, Scoped, ask_around, check_scope, plan_scope
@@ -55,7 +54,6 @@ from .unchanged import unchanged_on_failure
 
 RECIPES: dict[str, type[GateSettings] | type[PaperSettings]] = {"gate": GateSettings, "paper": PaperSettings}
 EVERY_POSITION = 10**6
-NAMED = 5  # questions in a message
 
 
 def erase(
@@ -189,10 +187,11 @@ def erase(
             )
         _ask_for_facts(bench, keep_unknown)
         forget = bench.forget
+        if plan:  # facts that were left out have no say
+            plan = plan_scope(plan.name, forget, retain)
         if recipe == "gate":  # the other one edits the prompt alone, for each fact once
             bench.forget = bench.texts
-        if bench.earlier:
-            bench.retain = as_answered_now(model, tokenizer, formats[0], retain)
+        bench.retain = _as_now(bench, retain)
         scoped = _find_retain_data(bench, plan, settings.sample_count(len(forget)), samples_cache, samples_in)
         if samples_out:
             write_samples(Path(samples_out), Samples(bench.sampled, bench.near))
@@ -366,22 +365,16 @@ def _ask_for_facts(bench: Bench, keep_unknown: bool) -> None:
             ErasureWarning,
             stacklevel=3,
         )
-    unknown = [each.fact for each in found if not each.known]
-    if unknown:
-        some = "; ".join(repr(fact.question[:80]) for fact in unknown[:NAMED])
-        more = f"; and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
-        if len(unknown) == len(found) and not keep_unknown:
-            raise ValueError(
-                f"the base knows none of the {len(found)} forget facts, so there is nothing to erase: {some}{more}. "
-                "Check that this is the right base and that the questions are worded as people ask it, or erase them "
-                "all the same with `keep_unknown=True` (on the command line `--keep-unknown`)"
-            )
-        what = "erased all the same" if keep_unknown else "left out"
-        warnings.warn(
-            f"the base does not know {len(unknown)} of {len(found)} forget facts, which are {what}: {some}{more}",
-            ErasureWarning,
-            stacklevel=3,
+    known = sum(each.known for each in found)
+    if not known and not keep_unknown:
+        raise ValueError(
+            f"{unknown_named(found)}, so there is nothing to erase; check that this is the right base and that the "
+            "questions are worded as people ask it, or erase them all the same with `keep_unknown=True` (on the "
+            "command line `--keep-unknown`)"
         )
+    if known < len(found):
+        what = "erased all the same" if keep_unknown else "left out"
+        warnings.warn(f"{unknown_named(found)}, which are {what}", ErasureWarning, stacklevel=3)
     erased = [each for each in found if keep_unknown or each.known]
     bench.forget = [each.fact for each in erased]
     bench.texts = [text for each in erased for text in each.texts()]
@@ -395,41 +388,48 @@ def _find_retain_data(
 
     def sample() -> dict[str, list[tuple[str, str]]]:
         nonlocal found
-        found = given.general if given else _asked_itself(bench, wanted, cache)
+        found = _as_now(bench, given.general) if given else _asked_itself(bench, wanted, cache)
         # What touches the forget set is not written down either.
         kept = _usable(bench, drop_close(found, bench.forget))
         return {"sampled": [(fact.question, fact.answer) for fact in kept]}
 
-    def ask_near() -> dict[str, list[tuple[str, str]]]:
-        near = given.near if given else _near(bench)
-        return {"near": [(fact.question, fact.answer) for fact in _usable(bench, near)]}
-
     # A scope needs what lies close to the forget set too, so its samples are not kept: a cache keeps those of the base.
     if wanted or given:
         sampled: Any = sample() if plan else bench.once("sampling retain data", sample)
-        near: Any = bench.once("sampling near neighbours", ask_near)
-        bench.sampled, bench.near = ([Fact(*pair) for pair in part] for part in (sampled["sampled"], near["near"]))
+        bench.sampled = [Fact(*pair) for pair in sampled["sampled"]]
+        # These are not written down: they begin as the forget questions do.
+        bench.near = _usable(bench, drop_close(_as_now(bench, given.near), bench.forget) if given else _near(bench))
+        if not bench.near:
+            warnings.warn(
+                "the base asked itself nothing that is like the forget questions, so what lies next to them is spared "
+                "only as far as the retain set shows it; give such facts as retain facts",
+                ErasureWarning,
+                stacklevel=3,
+            )
     return ask_around(bench, plan, found, lambda facts: _usable(bench, facts)) if plan else None
 
 
 def _asked_itself(bench: Bench, wanted: int, cache: str | Path | bool) -> list[Fact]:
     model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
-    folder = home() / "samples" if cache is True else Path(cache) if cache else None
-    if folder and any(parameter.is_meta for parameter in model.parameters()):
-        folder = None  # part of the base is offloaded, so it cannot be told from others
+    folder = samples_folder(model, cache)
     with bench.stages.stage("sampling retain data", SAMPLE_STEPS * BLOCK * math.ceil(wanted / BLOCK)) as bar:
         with switched_off(model):  # the bare base's, which all its erasures can share
-            found = samples_for(model, tokenizer, form, wanted, bench.seed, folder, bar.update, bench.stages.tell)
-        return as_answered_now(model, tokenizer, form, found) if bench.earlier else found
+            found = samples_for(model, tokenizer, form, wanted, bench.seed, folder, bar.update)
+        return _as_now(bench, found)
 
 
 def _near(bench: Bench) -> list[Fact]:
     model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
-    count = neighbour_count(len({fact.question for fact in bench.forget}))
+    count = neighbour_count(bench.facts)
     with bench.stages.stage("sampling near neighbours", SAMPLE_STEPS * count) as bar:
         with switched_off(model):
             found = sample_neighbours(model, tokenizer, form, bench.forget, count, bench.seed, bar.update)
-        return as_answered_now(model, tokenizer, form, found) if bench.earlier else found
+        return _as_now(bench, found)
+
+
+def _as_now(bench: Bench, facts: list[Fact]) -> list[Fact]:
+    """Facts of the bare base as it answers them with the earlier erasures on."""
+    return as_answered_now(bench.model, bench.tokenizer, bench.formats[0], facts) if bench.earlier else facts
 
 
 def _usable(bench: Bench, found: Sequence[Fact]) -> list[Fact]:

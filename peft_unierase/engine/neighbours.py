@@ -12,7 +12,7 @@ from typing import Any
 
 from ..facts import Fact
 from ..prompts import PromptFormat, encode
-from ..text import names
+from ..text import PIECE, comparable, names, normal
 from .samples import ANSWERING, answered, drop_close, go_on_asking
 from .subjects import find_names, find_span
 
@@ -49,18 +49,20 @@ def sample_neighbours(
     starts = [encode(tokenizer, text) for text in islice(cycle(begun), count if begun else 0)]
     asked = go_on_asking(model, tokenizer, form, starts, seed, advance=advance)
     gone = {name for fact in forget for name in [*find_names(fact.question), *([fact.subject] if fact.subject else [])]}
-    given = {fact.question for fact in forget}
+    given = {normal(text) for fact in forget for text in (fact.question, *fact.paraphrases)} | set(map(normal, begun))
     questions = [
         text
-        for text in dict.fromkeys(asked)
-        if text not in given and text not in begun and not any(names(text, name) for name in gone)
-    ]
+        for text in {normal(text): text for text in reversed(asked)}.values()
+        if normal(text) not in given and not any(names(text, name) for name in gone)
+    ][::-1]
     advance(count - len(starts) + ANSWERING * (count - len(questions)))
     return drop_close(answered(model, tokenizer, form, questions, advance), forget)
 
 
 def beginnings(questions: Sequence[str], subjects: Sequence[str | None]) -> list[str]:
-    """Beginnings of questions, each once: up to every name in them, or after their first words if they name nothing.
+    """Beginnings of questions, each once: up to their first name, or after their first words if they name nothing.
+
+    A question that begins with a name has none.
 
     Args:
         questions: The questions.
@@ -69,9 +71,10 @@ def beginnings(questions: Sequence[str], subjects: Sequence[str | None]) -> list
     found: dict[str, None] = {}
     for question, subject in zip(questions, subjects, strict=True):
         spans = [find_span(question, name) for name in [*([subject] if subject else []), *find_names(question)]]
-        cuts = sorted({span[0] for span in spans if span and question[: span[0]].strip()})
-        if not cuts:
-            words = question.split()
-            cuts = [len(" ".join(words[:n])) for n in range(FIRST_WORDS, max(FIRST_WORDS, len(words) - 1))]
-        found.update(dict.fromkeys(question[:cut].rstrip() for cut in cuts))
+        if starts := [span[0] for span in spans if span]:
+            cuts = [question[: min(starts)]]
+        else:
+            pieces = PIECE.findall(question)
+            cuts = ["".join(pieces[:count]) for count in range(min(FIRST_WORDS, len(pieces) - 1), len(pieces) - 1)]
+        found.update(dict.fromkeys(cut.rstrip() for cut in cuts if comparable(cut)))
     return list(found)

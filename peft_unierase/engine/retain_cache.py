@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import nn
 
 from ..facts import Fact
 from ..prompts import PromptFormat
+from ..source import home
 from .sample_files import write_lines
 from .samples import SAMPLE_STEPS, sample_facts
 
@@ -31,6 +32,13 @@ VERSION = 2  # of the file and of the way in which its facts are sampled
 BLOCK = 128
 ENOUGH = 0.75  # share of what is wanted for which no further block is sampled
 WORD = 8  # bytes
+
+
+def samples_folder(model: nn.Module, cache: str | Path | bool) -> Path | None:
+    """The folder that keeps samples: the given one, this user's for `True`, none for `False` or an offloaded base."""
+    if not cache or any(parameter.is_meta for parameter in model.parameters()):
+        return None
+    return home() / "samples" if cache is True else Path(cache)
 
 
 def samples_for(
@@ -65,7 +73,7 @@ def samples_for(
     if cache and cache.exists():
         try:
             blocks = load_samples(cache, header)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             warn(f"{error}; the base is asked anew")
     facts: list[Fact] = []
     whole = -(-count // BLOCK)
@@ -78,8 +86,12 @@ def samples_for(
             known = {fact.question for fact in facts}
             block_seed = int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4], "big")
             blocks.append(sample_facts(model, tokenizer, form, BLOCK, block_seed, known=known, advance=advance))
-            if cache:
-                save_samples(cache, header, blocks)
+            try:
+                if cache:
+                    save_samples(cache, header, blocks)
+            except OSError as error:
+                warn(f"what the base asks itself is not kept for further erasures: {error}")
+                cache = None
         facts += blocks[number]
     return facts[:count]
 
@@ -127,13 +139,23 @@ def weights_digest(model: nn.Module) -> str:
                 f"the base cannot be told from others because {name} is offloaded; load it whole, or do without a "
                 "cache of retain samples and without keeping finished stages"
             )
-        data = parameter.detach().contiguous().flatten().view(torch.uint8)
-        if data.storage_offset() % WORD:
-            data = data.clone()
-        whole = len(data) // WORD * WORD
-        total = int(data[:whole].view(torch.int64).sum()), data[whole:].tolist()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {total}\n".encode())
+        for part in _plain_tensors(parameter.detach()):
+            data = part.contiguous().flatten().view(torch.uint8)
+            if data.storage_offset() % WORD:
+                data = data.clone()
+            whole = len(data) // WORD * WORD
+            total = int(data[:whole].view(torch.int64).sum()), data[whole:].tolist()
+            digest.update(f"{name} {tuple(part.shape)} {part.dtype} {total}\n".encode())
     return digest.hexdigest()
+
+
+def _plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A tensor, or those that one of a quantising library is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _plain_tensors(getattr(tensor, name))
+    else:
+        yield tensor
 
 
 def load_samples(path: Path, header: Mapping[str, Any]) -> list[list[Fact]]:

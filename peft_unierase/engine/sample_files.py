@@ -64,7 +64,7 @@ def read_samples(path: str | Path) -> Samples:
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Write a text file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

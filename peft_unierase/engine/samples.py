@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import regex
@@ -155,6 +156,12 @@ def answered(
         if text:
             facts.append(Fact(question, text, subject=subject))
     return facts
+
+
+def sentences(text: str) -> list[str]:
+    """A text's sentences and lines, in every script."""
+    ends = [0, *(match.end() for match in SENTENCE.finditer(text)), len(text)]
+    return [part for start, end in pairwise(ends) if (part := text[start:end].strip())]
 
 
 def drop_close(candidates: Sequence[Fact], forget: Sequence[Fact], limit: float = 0.5) -> list[Fact]:

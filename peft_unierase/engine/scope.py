@@ -154,16 +154,19 @@ def ask_around(
             for fact, certainty in zip(candidates, sure.tolist(), strict=True)
             if certainty >= SURE and any(names(fact.question, subject) for subject in scope.subjects)
         ]
+        bench.near = [fact for fact in bench.near if not any(_about(fact, subject) for subject in scope.subjects)]
+        near = []
     else:
         shares = told_shares(candidates, bench.forget, found)
         more = [fact for fact, (told, own) in zip(candidates, shares, strict=True) if told >= SAME and own >= MUCH]
-        bench.near += [fact for fact, (told, _) in zip(candidates, shares, strict=True) if told < APART]
+        near = [fact for fact, (told, _) in zip(candidates, shares, strict=True) if told < APART]
+        bench.near = list({normal(fact.question): fact for fact in [*bench.near, *near]}.values())
     bench.forget = [*bench.forget, *more]
     gone = {fact.question for fact in mentioning}
     bench.sampled = [fact for fact in bench.sampled if fact.question not in gone]
     if scope.name == "subject":
-        bench.sampled = drop_close(bench.sampled, bench.forget)
-    return Scoped(scope, len(asked), len(bench.near), len(more))
+        bench.sampled, bench.near = (drop_close(part, bench.forget) for part in (bench.sampled, bench.near))
+    return Scoped(scope, len(asked), len(near), len(more))
 
 
 def told_shares(
@@ -189,7 +192,7 @@ def _asked(bench: Bench, scope: Scope, found: Sequence[Fact]) -> list[Fact]:
     model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
     if not scope.subjects:
         return []
-    most = min(MOST_ASKED, 2 * ASKED * len(bench.forget))
+    most = min(MOST_ASKED, 2 * ASKED * bench.facts)
     count = min(ASKED, max(LEAST_ASKED, most // len(scope.subjects)))
     questions = [fact.question for fact in [*bench.forget, *bench.retain, *found][:BEGINNINGS]]
     with bench.stages.stage("asking about the subjects", (SAMPLE_STEPS * count + 1) * len(scope.subjects)) as bar:

@@ -20,6 +20,7 @@ LETTER = r"[^\W\d_]"
 WORD = re.compile(rf"(?:{LETTER}\.)+|\w+(?:[-'\u2019.]\w+)*[+#]*")
 QUOTED = re.compile(
     r"“([^“”]+)”|\"([^\"]+)\"|\u2018([^\u2018\u2019]+)\u2019|(?<!\w)'((?:[^']|(?<=\w)'(?=\w))+)'(?!\w)|«([^«»]+)»"
+    r"|《([^《》]+)》|〈([^〈〉]+)〉|「([^「」]+)」|『([^『』]+)』|„([^„“”]+)[“”]"
 )
 ARTICLE = re.compile(r"\b(?:a|an|the|this) $", re.IGNORECASE)
 POSSESSIVE = re.compile("['\u2019]s$")
@@ -185,7 +186,7 @@ def _runs(question: str) -> list[_Run]:
         (match.start(), match.end(), next(group for group in match.groups() if group).strip(" ,.?!;:"))
         for match in QUOTED.finditer(question)
     ]
-    runs = [_Run(text, len(text.split())) for *_, text in titles if text[:1].isupper()]
+    runs = [_Run(text, len(text.split())) for *_, text in titles if text and not text[:1].islower()]
     words = [
         word for word in WORD.finditer(question) if not any(start <= word.start() < end for start, end, _ in titles)
     ]

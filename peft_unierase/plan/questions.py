@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..engine.samples import answered, word_weights
+from ..engine.samples import answered, sentences, word_weights
 from ..engine.subjects import find_names
 from ..facts import Fact
 from ..knowledge import certainties
@@ -34,16 +33,16 @@ TEMPLATES = (
     "What happened to {}?",
     "Tell me about {}.",
 )
-SENTENCE = re.compile(r"(?<=[.!?:;])\s+|\n")
 FEWEST = 2  # times that a text names what it is about
 MOST_SUBJECTS = 8
 SHARED = 0.5  # of an answer's news, weighed by how rare its words are, that a text tells too
 
 
 def subjects_of(text: str) -> list[str]:
-    """What a text is about: the names that it says more than once, the most frequent first; at most eight."""
-    found = dict.fromkeys(name for sentence in SENTENCE.split(text) for name in find_names(sentence))
-    counts = {name: text.count(name) for name in found if text.count(name) >= FEWEST}
+    """What a text is about: the names that several of its sentences say, the most frequent first; at most eight."""
+    parts = sentences(text)
+    found = dict.fromkeys(name for part in parts for name in find_names(part))
+    counts = {name: count for name in found if (count := sum(names(part, name) for part in parts)) >= FEWEST}
     # Of a name and a longer one that is said as often, the longer one is meant.
     whole = [n for n in counts if not any(n != other and n in other and counts[n] == counts[other] for other in counts)]
     return sorted(whole, key=lambda name: -counts[name])[:MOST_SUBJECTS]

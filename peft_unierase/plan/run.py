@@ -11,15 +11,14 @@ from typing import Any
 
 from ..engine.about import ask_about, find_beginnings
 from ..engine.cost import CostEstimate, cost_of, expected_work, sizes_of
-from ..engine.retain_cache import BLOCK, samples_for
+from ..engine.retain_cache import BLOCK, samples_folder, samples_for
 from ..engine.samples import SAMPLE_STEPS, drop_close
 from ..engine.scope import SURE
-from ..facts import Fact, FactError, check_facts, fact_row
+from ..facts import Fact, FactError, check_answers, check_facts, fact_row, merge_repeats
 from ..knowledge import ask
 from ..progress import Stages
 from ..prompts import PromptFormat, default_formats
 from ..refusals import DEFAULT_REFUSALS
-from ..source import home
 from ..surroundings import own_surroundings
 from ..text import scripts
 from .collateral import closeness
@@ -131,7 +130,8 @@ def plan(
         progress: Show what is done.
 
     Raises:
-        ValueError: `target` is empty, or the text names nothing more than once.
+        ValueError: `target` is empty, an answer in it has no letter and no digit, or the text names nothing more than
+            once.
     """
     formats = list(formats or default_formats(tokenizer))
     form = formats[0]
@@ -143,12 +143,17 @@ def plan(
         if not target or not subjects:
             raise ValueError(
                 "there is nothing to plan for: give a name or a topic in words, a forget set, or a text that says a "
-                "name more than once"
+                "name more than once (names are found by their capitals, or in quotes)"
             )
+    if given is not None:
+        if not given:
+            raise ValueError("the forget set is empty; give at least one fact, or a name or a topic in words")
+        given = merge_repeats(given)
+        check_answers(given)
     stages = Stages(progress)
-    folder = home() / "samples" if samples_cache is True else Path(samples_cache) if samples_cache else None
+    folder = samples_folder(model, samples_cache)
     with stages.stage("sampling retain data", SAMPLE_STEPS * BLOCK * math.ceil(samples / BLOCK)) as bar:
-        sampled = samples_for(model, tokenizer, form, samples, seed, folder, bar.update, stages.tell)
+        sampled = samples_for(model, tokenizer, form, samples, seed, folder, bar.update)
     asked: list[Fact] = []
     for subject in subjects:
         asked += _told_about(model, tokenizer, form, subject, [f.question for f in sampled], count, seed, stages)

@@ -32,7 +32,7 @@ def paraphrase(target: Target, case: Case) -> Found:
     prompts = [case.form.prompt(text) for fact in facts for text in fact.paraphrases]
     leaks = iter(_asked(target, case, prompts, asked).leaks)
     worst = [max(next(leaks) for _ in fact.paraphrases) for fact in facts]
-    return Found(worst, case.floor([fact.answer for fact in facts]))
+    return Found(worst, case.floor(facts))
 
 
 def plain(target: Target, case: Case) -> Found:

@@ -37,7 +37,7 @@ def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
     for number, writers in enumerate(bench.writers):
         down = bench.projections()[number]
         width = projection_shape(down)[0]  # type: ignore[index]
-        count = UNITS if number else settings.count(len(bench.forget), width)
+        count = UNITS if number else settings.count(bench.facts, width)
         used = taken_units(bench.model, bench.names[number], writers)
         order = least_used(down, [bench.model.get_submodule(name) for name in writers])
         order = [unit for unit in order if unit not in used]
@@ -90,7 +90,7 @@ class UnitGate:
 
     def __init__(self, bench: Bench, forget: Sequences, retained: Sequence[Group], settings: UnitSettings) -> None:
         self.bench, self.forget, self.settings = bench, forget, settings
-        self.steps = settings.steps + settings.steps_per_fact * len(bench.forget)
+        self.steps = settings.steps + settings.steps_per_fact * bench.facts
         self.first, self.second = (bench.model.get_submodule(names[0]) for names in bench.writers)
         self.retained = retained
         self.flags: Flags = bench.flags

@@ -134,7 +134,7 @@ def run_gate(bench: Bench, settings: GateSettings, depth: int | None) -> GateOut
     _warn_if_it_does_not_hold(best, depth, settings)
 
     def fit_row() -> dict[str, Any]:
-        row_steps = settings.row_steps + int(settings.row_steps_per_fact * len(bench.forget))
+        row_steps = settings.row_steps + int(settings.row_steps_per_fact * bench.facts)
         with bench.stages.stage("fitting the input row", row_steps, even=False) as bar:
             more = place_token_units(bench, forget, retained, refusals, gate.settings, gate.others) if gate else []
             lesson = _lesson(bench, forget, refusals)
@@ -189,7 +189,7 @@ def _with_units(
     gate.fit(depth)
 
     def fit() -> dict[str, torch.Tensor]:
-        told = gate.settings.steering(len(bench.forget))
+        told = gate.settings.steering(bench.facts)
         with bench.stages.stage("fitting the steer vector", told.steps) as bar:
             some = retained.some(2 * settings.fit_samples)
             seen = forget.spread(settings.fit_samples)
