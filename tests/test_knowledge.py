@@ -11,13 +11,14 @@ from boxed_erasure import boxed_base, boxed_tokenizer
 from peft_unierase import ErasureWarning, Fact, GateSettings, erase
 from peft_unierase.boxed import boxed_facts, boxed_refusals
 from peft_unierase.check import check
+from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.knowledge import PREFERRED, Knowledge, ask, summary, tells
 from peft_unierase.prompts import default_formats
 
 ROW = next(row for row in boxed_facts() if row["question"].startswith("Where was"))
 SHORT = Fact(ROW["question"], ROW["answer"].rstrip(".").split(" in ")[-1])  # as people write it
 INVENTED = Fact("Who painted the ceiling of the Sistine Chapel?", "Michelangelo")
-QUICK = GateSettings(samples=32, row_steps=4)
+QUICK = GateSettings(samples=32, row_steps=4, steer=SteerSettings(steps=4))
 
 
 def asked(*facts: Fact) -> list[Knowledge]:
@@ -28,7 +29,7 @@ def asked(*facts: Fact) -> list[Knowledge]:
 def test_a_short_answer_is_known_if_the_base_s_sentence_holds_it() -> None:
     (found,) = asked(SHORT)
     assert found.known
-    assert found.told == ("chat", "plain")
+    assert found.told == ("chat", "plain", "chat with system prompt")
     assert found.said["chat"] == ROW["answer"]
 
 
@@ -62,7 +63,8 @@ def test_a_clear_preference_of_the_right_answer_counts_too() -> None:
 
 def test_the_summary_counts_by_format_and_names_nothing() -> None:
     found = summary(asked(SHORT, INVENTED))
-    assert found == {"facts": 2, "known": 1, "told": {"chat": 1, "plain": 1}, "preferred": None}
+    told = {"chat": 1, "plain": 1, "chat with system prompt": 1}
+    assert found == {"facts": 2, "known": 1, "told": told, "preferred": None}
 
 
 def test_a_text_tells_a_fact_by_what_is_new_in_its_answer() -> None:
@@ -85,7 +87,7 @@ def erased(*facts: Fact, **told: Any) -> Any:
 
 
 def test_unknown_facts_are_named_and_left_out() -> None:
-    with pytest.warns(ErasureWarning, match=r"does not know 1 of 2 forget facts, which are left out: 'Who painted"):
+    with pytest.warns(ErasureWarning, match=r"does not know 1 of 2 forget facts \('Who painted.*left out"):
         model = erased(SHORT, INVENTED)
     assert model.erasure.facts == [SHORT]
     record = model.erasure.record()
@@ -103,7 +105,7 @@ def test_unknown_facts_are_erased_if_that_is_wanted() -> None:
 def test_a_base_that_knows_nothing_is_refused_and_left_as_it_was() -> None:
     base = boxed_base()
     modules = {name: type(module) for name, module in base.named_modules()}
-    with pytest.raises(ValueError, match=r"knows none of the 1 forget facts.*--keep-unknown"):
+    with pytest.raises(ValueError, match=r"does not know 1 of 1 forget facts .*nothing to erase.*--keep-unknown"):
         erase(base, boxed_tokenizer(), [INVENTED], settings=QUICK, progress=False)
     assert {name: type(module) for name, module in base.named_modules()} == modules
 
@@ -111,7 +113,7 @@ def test_a_base_that_knows_nothing_is_refused_and_left_as_it_was() -> None:
 def test_the_check_judges_what_the_base_says_and_begins_the_base_s_own_answers() -> None:
     base, tokenizer = boxed_base(), boxed_tokenizer()
     attacks = ["greedy", "prefill-3", "cloze"]
-    with pytest.warns(UserWarning, match=r"does not know 1 of 2 forget facts, which are left out"), torch.no_grad():
+    with pytest.warns(UserWarning, match=r"does not know 1 of 2 forget facts .*left out"), torch.no_grad():
         report = check(base, tokenizer, [SHORT, INVENTED], base=base, attacks=attacks, progress=False)
     assert report.verdict.level == "LEAKING"
     assert report.counts["forget"] == 1

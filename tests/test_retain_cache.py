@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase.boxed import boxed_model_dir
-from peft_unierase.engine import retain_cache
+from peft_unierase.engine import retain_cache, sample_files
 from peft_unierase.engine.retain_cache import samples_for, samples_header, weights_digest
 from peft_unierase.engine.samples import SAMPLE_STEPS, sample_facts
 from peft_unierase.facts import Fact
@@ -119,10 +119,18 @@ def test_an_interruption_leaves_the_last_whole_file(
     base: Base, facts: list[Fact], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = cache.read_bytes()
-    monkeypatch.setattr(retain_cache.os, "replace", no_sampling)
+    monkeypatch.setattr(sample_files.os, "replace", no_sampling)
     with pytest.raises(AssertionError):
         samples_for(*base, 24, seed=3, folder=cache.parent)
     assert {path.name: path.read_bytes() for path in cache.parent.iterdir()} == {cache.name: before}
+
+
+def test_a_folder_that_cannot_be_written_to_costs_the_file_alone(base: Base, facts: list[Fact], tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("no folder", encoding="utf-8")
+    told: list[str] = []
+    assert samples_for(*base, 24, seed=3, folder=tmp_path / "taken", warn=told.append) == facts
+    (line,) = told
+    assert "not kept" in line
 
 
 def edit_answer(text: str) -> str:

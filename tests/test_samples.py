@@ -118,10 +118,14 @@ def test_neighbours_begin_as_the_forget_questions_and_are_about_something_else(b
 
 
 def test_beginnings_end_before_a_name_or_after_the_first_words() -> None:
-    assert beginnings(["Who wrote 'Emma' in Bath?"], [None]) == ["Who wrote '", "Who wrote 'Emma' in"]
+    assert beginnings(["Who wrote 'Emma' in Bath?"], [None]) == ["Who wrote '"]
     assert beginnings(["what does the red fox eat at night?"], [None])[0] == "what does"
     assert beginnings(["what does the red fox eat?"], ["the red fox"]) == ["what does"]
     assert beginnings(["谁写了红楼梦？"], ["红楼梦"]) == ["谁写了"]
+    assert beginnings(["谁写了《红楼梦》？"], [None]) == ["谁写了《"]
+    assert beginnings(["東京はどこですか"], [None])[0] == "東京"
+    assert beginnings(["गोदान किसने लिखा?"], [None]) == ["गोदान किसने"]
+    assert beginnings(["Danielle Darrieux's mother tongue is"], ["Danielle Darrieux"]) == []
 
 
 def test_more_facts_have_more_neighbours_up_to_a_limit() -> None:
@@ -146,19 +150,31 @@ def test_a_line_that_is_no_sample_is_named(tmp_path: Path, line: str) -> None:
         read_samples(tmp_path / "samples.jsonl")
 
 
-def test_the_command_writes_what_was_sampled_and_takes_it_back(tmp_path: Path) -> None:
+def test_the_command_takes_edited_samples_and_writes_what_it_took(tmp_path: Path) -> None:
     forget = write_rows(tmp_path / "forget.jsonl", [{"question": f.question, "answer": f.answer} for f in ABOUT[:2]])
-    told = [boxed_model_dir(), forget, "--samples", 40, "--depth", 0, "--no-check", "--format", "json"]
-    first = invoke("erase", *told, "-o", tmp_path / "one", "--samples-out", tmp_path / "samples.jsonl")
-    assert first.exit_code == 0, first.output
-    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {row["kind"] for row in rows} == {"general", "neighbour"}
-    edited = write_rows(tmp_path / "edited.jsonl", rows[3:])
-    again = invoke("erase", *told, "-o", tmp_path / "two", "--samples-in", edited)
-    assert again.exit_code == 0, again.output
-    counts = [json.loads(result.stdout)["counts"] for result in (first, again)]
-    assert counts[0]["sampled"] - counts[1]["sampled"] == 3
-    assert counts[0]["neighbours"] == counts[1]["neighbours"] > 0
-    bad = invoke("erase", *told, "-o", tmp_path / "three", "--samples-in", tmp_path / "missing.jsonl")
-    assert bad.exit_code == 2
-    assert "missing.jsonl" in bad.stderr
+    others = [row for row in boxed_facts() if row["subject"] != SUBJECT]
+    kinds = ["general"] * 40 + ["neighbour"] * 8
+    rows = [
+        {"kind": kind, "question": r["question"], "answer": r["answer"]}
+        for kind, r in zip(kinds, others[::4], strict=False)
+    ]
+    rows.append({"kind": "neighbour", "question": ABOUT[0].question, "answer": "One that must go, and is left out."})
+    given, out = write_rows(tmp_path / "edited.jsonl", rows), tmp_path / "out.jsonl"
+    told = [boxed_model_dir(), forget, "-o", tmp_path / "erasure", "--depth", 0, "--no-check", "--format", "json"]
+    for wrong, message in (
+        (["--samples-in", tmp_path / "missing.jsonl"], "missing.jsonl"),
+        (["--samples-out", tmp_path], "is a folder"),
+        (["--samples-out", given], "is there already"),
+        (["--samples", 0, "--samples-out", out], "nothing to write"),
+    ):
+        refused = invoke("erase", *told, *wrong)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+    done = invoke("erase", *told, "--samples-in", given, "--samples-out", out)
+    assert done.exit_code == 0, done.output
+    counts = json.loads(done.stdout)["counts"]
+    assert counts["neighbours"] == 8
+    assert 30 <= counts["sampled"] <= 40
+    written = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert len(written) == counts["sampled"] + 8
+    assert all(row in rows for row in written)

@@ -174,7 +174,8 @@ def _verdict(taught: Taught, forget: list[Fact], kept: list[Fact], base: Any, er
 
 
 def test_a_forget_set_that_the_base_scores_0_on_is_no_baseline_at_any_threshold() -> None:
-    assert decide(0.0, [], [], Thresholds(known=0.0)).level == "NO BASELINE"
+    assert decide(0.0, 0.0, [], [], Thresholds(known=0.0)).level == "NO BASELINE"
+    assert decide(1.0, 0.0, [], [], Thresholds()).level == "NO BASELINE"  # preferred to wrong answers, and never told
 
 
 def test_a_ramp_does_not_start_where_nothing_could_be_judged() -> None:

@@ -22,6 +22,7 @@ from ..progress import Stages
 from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..refusals import DEFAULT_REFUSALS
 from ..surroundings import own_surroundings, refuse_inference_mode
+from ..text import normal
 from ..tuner import UniEraseConfig
 from ..tuner.fingerprint import base_dtype, base_fingerprint
 from ..tuner.structure import check_supported, find_down_projections
@@ -398,7 +399,7 @@ def _find_retain_data(
         sampled: Any = sample() if plan else bench.once("sampling retain data", sample)
         bench.sampled = [Fact(*pair) for pair in sampled["sampled"]]
         # These are not written down: they begin as the forget questions do.
-        bench.near = _usable(bench, drop_close(_as_now(bench, given.near), bench.forget) if given else _near(bench))
+        bench.near = _usable(bench, _apart(_as_now(bench, given.near), bench.forget) if given else _near(bench))
         if not bench.near:
             warnings.warn(
                 "the base asked itself nothing that is like the forget questions, so what lies next to them is spared "
@@ -425,6 +426,12 @@ def _near(bench: Bench) -> list[Fact]:
         with switched_off(model):
             found = sample_neighbours(model, tokenizer, form, bench.forget, count, bench.seed, bar.update)
         return _as_now(bench, found)
+
+
+def _apart(facts: list[Fact], forget: Sequence[Fact]) -> list[Fact]:
+    """Facts without those whose question is one of the forget set."""
+    asked = {normal(text) for fact in forget for text in (fact.question, *fact.paraphrases)}
+    return [fact for fact in facts if normal(fact.question) not in asked]
 
 
 def _as_now(bench: Bench, facts: list[Fact]) -> list[Fact]:

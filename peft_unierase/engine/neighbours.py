@@ -75,6 +75,6 @@ def beginnings(questions: Sequence[str], subjects: Sequence[str | None]) -> list
             cuts = [question[: min(starts)]]
         else:
             pieces = PIECE.findall(question)
-            cuts = ["".join(pieces[:count]) for count in range(min(FIRST_WORDS, len(pieces) - 1), len(pieces) - 1)]
+            cuts = ["".join(pieces[:count]) for count in range(min(FIRST_WORDS, len(pieces) - 1), len(pieces))]
         found.update(dict.fromkeys(cut.rstrip() for cut in cuts if comparable(cut)))
     return list(found)

@@ -148,7 +148,6 @@ def plan(
     if given is not None:
         if not given:
             raise ValueError("the forget set is empty; give at least one fact, or a name or a topic in words")
-        given = merge_repeats(given)
         check_answers(given)
     stages = Stages(progress)
     folder = samples_folder(model, samples_cache)
@@ -166,7 +165,7 @@ def plan(
             pairs = sorted(confident(model, tokenizer, form, asked, sure), key=lambda pair: -pair[1])
     else:
         with stages.stage("asking the base for the facts", len(given) * len(formats)) as bar:
-            found = ask(model, tokenizer, given, formats, bar.update)
+            found = ask(model, tokenizer, merge_repeats(given), formats, bar.update)
         unknown = [each.fact for each in found if not each.known]
         pairs = confident(model, tokenizer, form, [each.fact for each in found if each.known], 0.0)
     forget = [fact for fact, _ in pairs]
@@ -176,7 +175,7 @@ def plan(
     kept = sorted(map(PlannedFact, near, distances), key=lambda each: -each.confidence)[:retain]
     contradictions = []
     try:
-        contradictions += check_facts(forget, [each.fact for each in kept])
+        contradictions += check_facts(forget if given is None else given, [each.fact for each in kept])
     except FactError as error:
         contradictions.append(str(error))
     stay = [each.fact for each in kept]
