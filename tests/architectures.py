@@ -242,7 +242,7 @@ def erase_hastily(base: PreTrainedModel, tokenizer: Any, **told: Any) -> PeftMod
     """Erase `FORGET` with as few steps as will do for so tiny a model, at the door alone."""
     told = {"layers": EDITED, **told}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ErasureWarning)  # that weights at random never knew the facts
+        warnings.simplefilter("ignore", ErasureWarning)  # that weights at random do not know the facts
         return erase(
             base,
             tokenizer,
@@ -252,6 +252,7 @@ def erase_hastily(base: PreTrainedModel, tokenizer: Any, **told: Any) -> PeftMod
             refusals=REFUSALS,
             formats=[plain_format(tokenizer)],
             settings=HASTY,
+            keep_unknown=True,
             progress=False,
             **told,
         )

@@ -136,7 +136,7 @@ def test_the_record_is_plain_json_and_holds_no_fact(erased: tuple[PeftModel, Any
     assert record["known_to_base"] == {
         "facts": 6,
         "known": 6,
-        "told": {"chat": 6, "plain": 6},
+        "told": {"chat": 6, "plain": 6, "chat with system prompt": 6},
         "preferred": None,
     }
     assert record["counts"]["neighbours"] > 0
@@ -164,7 +164,8 @@ def test_with_units_two_mlps_are_edited_and_the_model_declines() -> None:
 def save_quick(folder: Path, seed: int) -> bytes:
     model, tokenizer = load()
     state = torch.get_rng_state()
-    erased = erase(model, tokenizer, facts_of(person(1)), settings=QUICK, seed=seed, progress=False)
+    told: dict[str, Any] = {"settings": QUICK, "samples_cache": False, "progress": False}
+    erased = erase(model, tokenizer, facts_of(person(1)), seed=seed, **told)
     assert torch.equal(torch.get_rng_state(), state)
     erased.save_pretrained(folder, save_embedding_layers=False)
     return (folder / "adapter_model.safetensors").read_bytes() + (folder / "adapter_config.json").read_bytes()
@@ -199,6 +200,7 @@ def test_one_refusal_is_taught_from_half_of_the_steer_fit_on(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("room", "stage"),
     [
+        ("erase", "ask"),
         ("erase", "samples_for"),
         ("gate.run", "fit_steer"),
         ("gate.run", "GateEdit"),
@@ -229,13 +231,6 @@ def test_an_interruption_gives_the_model_back_unchanged(room: str, stage: str, m
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == {"lm_head.weight"}
     assert not hasattr(model, "peft_config")
     assert len(tokenizer) == words
-
-
-def test_a_base_that_never_knew_the_facts_is_warned_about_with_the_figure() -> None:
-    model, tokenizer = load()
-    invented = [Fact("Where was Quorin Abelard born?", "Quorin Abelard was born on the moon of a distant planet.")]
-    with pytest.warns(ErasureWarning, match=r"predicts only \d+% of the forget answers"):
-        erase(model, tokenizer, invented, settings=QUICK, progress=False)
 
 
 BRIEF = SteerSettings(steps=6)
@@ -296,7 +291,8 @@ def test_other_architectures_and_dtypes_go_through(tied: bool, tmp_path: Path) -
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
-    erased = erase(base, tokenizer, facts_of(person(0)), facts_of(others(0)[:20]), settings=QUICK, progress=False)
+    told: dict[str, Any] = {"settings": QUICK, "keep_unknown": True, "progress": False}
+    erased = erase(base, tokenizer, facts_of(person(0)), facts_of(others(0)[:20]), **told)
     assert erased.erasure.token.token_id == 1024
     erased.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
