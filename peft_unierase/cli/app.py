@@ -14,15 +14,18 @@ from .options import (
     AnswerColumnOption,
     DeviceMapOption,
     FormatOption,
+    NoSamplesCacheOption,
     PromptFormatOption,
     QuestionColumnOption,
     RetainAnswerColumnOption,
     RetainQuestionColumnOption,
     RetainSplitOption,
+    SamplesCacheOption,
     SplitOption,
     StripMarkupOption,
     SystemOption,
     TrustOption,
+    samples_cache_of,
 )
 from .output import Format
 from .records import app as records
@@ -127,19 +130,14 @@ def erase(
     samples: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Facts that the base tells itself as retain data; the recipe has a default.", show_default=False
-        ),
-    ] = None,
-    samples_cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that keeps these, for further erasures of the same base; by default ~/.unierase/samples.",
+            min=0,
+            help="Facts that the base tells itself as retain data; the recipe has a default. With 0 there are no "
+            "near neighbours either.",
             show_default=False,
         ),
     ] = None,
-    no_samples_cache: Annotated[
-        bool, typer.Option("--no-samples-cache", help="Sample anew, and keep nothing of it.")
-    ] = False,
+    samples_cache: SamplesCacheOption = None,
+    no_samples_cache: NoSamplesCacheOption = False,
     samples_out: Annotated[
         Path | None,
         typer.Option(
@@ -224,7 +222,7 @@ def erase(
             layers=layers,
             target_modules=target_modules,
             samples=samples,
-            samples_cache=False if no_samples_cache else samples_cache or True,
+            samples_cache=samples_cache_of(samples_cache, no_samples_cache),
             samples_in=samples_in,
             samples_out=samples_out,
             keep_unknown=keep_unknown,
@@ -266,6 +264,8 @@ def plan(
         Path | None,
         typer.Option(help="Sentences with which the model declines by itself, one a line.", show_default=False),
     ] = None,
+    samples_cache: SamplesCacheOption = None,
+    no_samples_cache: NoSamplesCacheOption = False,
     prompt_format: PromptFormatOption = None,
     system: SystemOption = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same plan.")] = 0,
@@ -282,7 +282,10 @@ def plan(
 
     asked = (prompt_format, system)
     reading = Reading(question_column, answer_column, split, strip_markup=strip_markup)
-    order = PlanOrder(model, target, output, count, retain, sure, seed, dtype, device_map, reading, refusals, *asked)
+    cache = samples_cache_of(samples_cache, no_samples_cache)
+    order = PlanOrder(
+        model, target, output, count, retain, sure, seed, dtype, device_map, reading, refusals, *asked, cache
+    )
     run_plan(order, format.resolved())
 
 
@@ -440,6 +443,8 @@ def ramp(
     retain_answer_column: RetainAnswerColumnOption = None,
     retain_split: RetainSplitOption = None,
     strip_markup: StripMarkupOption = False,
+    samples_cache: SamplesCacheOption = None,
+    no_samples_cache: NoSamplesCacheOption = False,
     prompt_format: PromptFormatOption = None,
     system: SystemOption = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same bytes.")] = 0,
@@ -461,7 +466,22 @@ def ramp(
         strip_markup,
     )
     run_ramp(
-        RampPlan(model, forget, retain, output, steps, leak, kept, refusals, reading, seed, dtype, device_map, *asked),
+        RampPlan(
+            model,
+            forget,
+            retain,
+            output,
+            steps,
+            leak,
+            kept,
+            refusals,
+            reading,
+            seed,
+            dtype,
+            device_map,
+            *asked,
+            samples_cache_of(samples_cache, no_samples_cache),
+        ),
         format.resolved(),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,6 +41,16 @@ FormatOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust", help="Load erasures that the guard refuses; see unierase inspect.")
 ]
+SamplesCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that keeps what the base asks itself, for further runs on it; by default ~/.unierase/samples.",
+        show_default=False,
+    ),
+]
+NoSamplesCacheOption = Annotated[
+    bool, typer.Option("--no-samples-cache", help="Let the base ask itself anew, and keep nothing of it.")
+]
 PromptFormatOption = Annotated[
     str | None,
     typer.Option(
@@ -52,3 +63,8 @@ SystemOption = Annotated[
     str | None,
     typer.Option(help="The system prompt that the model is used with; chats with it come first.", show_default=False),
 ]
+
+
+def samples_cache_of(folder: Path | None, none: bool) -> Path | bool:
+    """Both options together, as `erase` and `plan` take them."""
+    return False if none else folder or True

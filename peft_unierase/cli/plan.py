@@ -31,6 +31,7 @@ class PlanOrder:
     refusals: Path | None = None
     prompt_format: str | None = None
     system: str | None = None
+    samples_cache: Path | bool = True
 
 
 def run_plan(order: PlanOrder, style: Format) -> None:
@@ -51,7 +52,7 @@ def run_plan(order: PlanOrder, style: Format) -> None:
         model, tokenizer = load_base(order.model, order.dtype, order.device_map)
         told: dict[str, Any] = {"refusals": refusals} if refusals else {}
         told |= {"count": order.count, "retain": order.retain, "sure": order.sure, "seed": order.seed}
-        told |= {"formats": prompting.formats(tokenizer)}
+        told |= {"formats": prompting.formats(tokenizer), "samples_cache": order.samples_cache}
         found = plan(model, tokenizer, target, text=text, progress=style is not Format.QUIET, **told)
         write_folder(order.output, found.save)
     if style is Format.JSON:

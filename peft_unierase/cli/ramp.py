@@ -36,6 +36,7 @@ class RampPlan:
     device_map: str | None
     prompt_format: str | None = None
     system: str | None = None
+    samples_cache: Path | bool = True
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     groups = [forget[start:end] for start, end in zip([0, *counts], counts, strict=False)]
     samples = [drawn(group, ASKED, f"{plan.seed} ramp") for group in groups]
     told: dict[str, Any] = {"refusals": refusals, "seed": plan.seed, "progress": style is not Format.QUIET}
+    told["samples_cache"] = plan.samples_cache
     stages = Stages(style is not Format.QUIET)
     plan.output.mkdir(parents=True, exist_ok=True)
     steps: list[Step] = []
