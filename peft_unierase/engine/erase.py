@@ -422,7 +422,7 @@ def _asked_itself(bench: Bench, wanted: int, cache: str | Path | bool) -> list[F
 def _near(bench: Bench) -> list[Fact]:
     model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
     count = neighbour_count(bench.facts)
-    with bench.stages.stage("sampling near neighbours", SAMPLE_STEPS * count) as bar:
+    with bench.stages.stage("sampling near neighbours", SAMPLE_STEPS * count, even=False) as bar:
         with switched_off(model):
             found = sample_neighbours(model, tokenizer, form, bench.forget, count, bench.seed, bar.update)
         return _as_now(bench, found)
