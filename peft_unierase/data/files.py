@@ -103,7 +103,7 @@ def _read_json_lines(text: str, label: str, known: Known) -> Table:
     # One line may be a whole table of columns.
     if len(rows) == 1 and (inside := rows_of_columns(rows[0][1], label, known)) is not None:
         return _table_of_list(inside, label)
-    return Table(label, "line", rows)
+    return Table(label, "line", without_blank_end(rows))
 
 
 def _read_json(text: str, label: str, known: Known) -> Table:

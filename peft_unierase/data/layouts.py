@@ -95,7 +95,7 @@ ANSWERS = (
     *("answer", "answers", "response", "completion", "output", "target", "targets", "gt", "ground_truth"),
     *("correct_answer", "gold_answer", "reference", "reply", "solution", "assistant", "labels"),
 )
-CONTEXTS = ("context", "passage", "article", "background")
+CONTEXTS = ("context", "passage", "article", "background", "premise")
 CONTEXT_OF = ("question", "query", "prompt", "instruction", "src", "input")
 SYSTEMS = ("system_prompt", "system")
 WRONG = (
@@ -187,7 +187,18 @@ def find_columns(table: Table, question: str | None = None, answer: str | None =
     asked, told = asked or names.find(layout.question), told or names.find(layout.answer)
     if asked is None or told is None:
         raise _unknown(table, names, asked, told)
+    if choices and choices.answers and not _numbers_of(choices, told, table, names):
+        choices = None
     return _rest(names, layout, asked, told, choices, named=answer is not None)
+
+
+def _numbers_of(choices: ChoiceColumns, told: str, table: Table, names: Names) -> bool:
+    """Whether all answers are numbers of the columns of choices, which may hold accepted answers otherwise."""
+    get = getter(told, names.top)
+    values = [value for _, row in table.rows if (value := get(row)) is not MISSING and not is_blank(value)]
+    return all(
+        isinstance(value, (str, int, float)) and str(value).removesuffix(".0") in "0123456789" for value in values
+    )
 
 
 def _rest(names: Names, layout: Layout, asked: str, told: str, choices: ChoiceColumns | None, named: bool) -> Columns:
@@ -199,30 +210,37 @@ def _rest(names: Names, layout: Layout, asked: str, told: str, choices: ChoiceCo
     ]
     free = [name for name in [*inside, *names.top] if name not in used]
     plain = {name: plain_form(name.rpartition(".")[2]) for name in free}
+    # What stands outside the object that holds question and answer may answer another question, as MQuAKE's does.
+    together = bool(nest) and told.startswith(f"{nest}.")
+    beside = [name for name in free if not together or name.startswith(f"{nest}.")]
 
-    def those(wanted: Sequence[str]) -> tuple[str, ...]:
+    def those(wanted: Sequence[str], among: Sequence[str] = free) -> tuple[str, ...]:
         forms = [plain_form(name) for name in wanted]
-        return tuple(sorted((name for name in free if plain[name] in forms), key=lambda name: forms.index(plain[name])))
+        found = (name for name in among if plain[name] in forms)
+        return tuple(sorted(found, key=lambda name: forms.index(plain[name])))
 
     reworded = [name for name in free if PARAPHRASED.search(plain[name]) and not NOT_TEXT.search(plain[name])]
-    wrong = (*those(WRONG), *(name for name in free if NUMBERED_WRONG.fullmatch(plain[name])))
+    wrong = (*those(WRONG, beside), *(name for name in beside if NUMBERED_WRONG.fullmatch(plain[name])))
     layout_wrong = tuple(found for name in layout.wrong if (found := names.find(name)) and found not in (asked, told))
     layout_accepted = tuple(found for name in layout.accepted if (found := names.find(name)) and found != told)
     is_context_of = plain_form(asked.rpartition(".")[2]) in {plain_form(name) for name in CONTEXT_OF}
     contexts = those(CONTEXTS)[:1] if is_context_of else ()
+    # With an answer of its own, an instruction is another fact.
+    own = heads & {"instruction"} or those(["output", "response"])
+    instructions = () if own else those(["instruction"])
     subjects = those([layout.subject] if layout.subject else ["subject", "subj"])
     return Columns(
         question=asked,
         answer=told,
         layout=layout,
-        before=(*those(SYSTEMS)[:1], *contexts),
+        before=(*those(SYSTEMS)[:1], *instructions, *contexts),
         after=those(["input"])[:1] if heads & {"instruction"} else (),
         history=next(iter(those(["history"])), None) if heads & {"instruction", "prompt", "query"} else None,
         paraphrases=tuple(name for name in reworded if not OF_ANSWERS.search(plain[name])),
         subject=next(iter(subjects), None),
         paraphrased_answers=tuple(name for name in reworded if OF_ANSWERS.search(plain[name])),
         wrong=(*layout_wrong, *wrong),
-        accepted=tuple(dict.fromkeys((*layout_accepted, *those(ACCEPTED)))),
+        accepted=tuple(dict.fromkeys((*layout_accepted, *those(ACCEPTED, beside)))),
         choices=choices,
         named=named,
     )
