@@ -134,7 +134,8 @@ def test_a_letter_is_an_answer_if_its_column_is_named(tmp_path: Path) -> None:
 
 
 def test_a_letter_in_a_row_without_its_choices_is_refused(tmp_path: Path) -> None:
-    rows = [{**ASKED, "choices": list(TEXTS), "answer": "B"}, {"question": "Who?", "choices": None, "answer": "A"}]
+    rows: list[dict[str, Any]] = [{**ASKED, "choices": list(TEXTS), "answer": "B"}]
+    rows += [{"question": "Who?", "choices": None, "answer": "A"}]
     with pytest.raises(FactError, match="line 2: 'answer' is 'A', but no choices were found"):
         read(tmp_path, *rows)
 

@@ -57,7 +57,7 @@ LAYOUTS = (
     Layout("question.stem", "answerKey", choices=True),
     *(
         Layout(question, answer, choices=True)
-        for question in ("question", "question_stem", "query", "prompt", "goal")
+        for question in ("question", "question_stem", "question_text", "query", "prompt", "goal", "ctx", "problem")
         for answer in (
             *("answer", "answerKey", "answer_idx", "answer_index", "answer_id", "answer_letter"),
             *("correct_answer", "correct_option", "correct_choice", "correct_index", "correct", "cop"),
@@ -82,27 +82,48 @@ LAYOUTS = (
     Layout("text", "labels", needs=("concept",), subject="concept"),
     # Plain prompts, Alpaca, FLAN, Dolly, MUSE's verbmem, and an edit that says nothing of what was true.
     Layout("prompt", "completion"),
+    Layout("prompt", "chosen", wrong=("rejected",)),
+    Layout("question", "chosen", wrong=("rejected",)),
+    Layout("inputs", "targets"),
+    Layout("Q", "A"),
     Layout("instruction", "output"),
     Layout("input", "target"),
     Layout("instruction", "response"),
     Layout("prompt", "gt"),
     Layout("prompt", "target_new", template=True, needs=("subject",)),
-    *(Layout(name, name) for name in ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")),
+    *(
+        Layout(name, name)
+        for name in (*("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "contents", "turns"),)
+    ),
 )
 # Without a layout, one column of each kind and no second one says enough.
-QUESTIONS = ("question", "query", "prompt", "instruction", "src", "input", "user")
+QUESTIONS = (
+    *("question", "query", "prompt", "instruction", "src", "input", "user"),
+    *("question_text", "problem", "inputs"),
+)
 ANSWERS = (
     *("answer", "answers", "response", "completion", "output", "target", "targets", "gt", "ground_truth"),
-    *("correct_answer", "gold_answer", "reference", "reply", "solution", "assistant", "labels"),
+    *(
+        "correct_answer",
+        "answer_text",
+        "right_answer",
+        "gold_answer",
+        "reference",
+        "reply",
+        "solution",
+        "assistant",
+        "labels",
+    ),
 )
 CONTEXTS = ("context", "passage", "article", "background", "premise")
 CONTEXT_OF = ("question", "query", "prompt", "instruction", "src", "input")
 SYSTEMS = ("system_prompt", "system")
 WRONG = (
     *("perturbed_answer", "perturbed_answers", "wrong_answer", "wrong_answers"),
-    *("incorrect_answer", "incorrect_answers", "distractor", "distractors"),
+    *("incorrect_answer", "incorrect_answers", "distractor", "distractors", "false_answer", "false_answers"),
+    *("wrong", "wrong_options", "wrong_choices"),
 )
-NUMBERED_WRONG = re.compile(r"(distractor|wronganswer|incorrectanswer|perturbedanswer)\d+")
+NUMBERED_WRONG = re.compile(r"(distractor|wrong|wronganswer|incorrectanswer|falseanswer|perturbedanswer)\d+")
 ACCEPTED = (
     *("accepted_answers", "acceptable_answers", "answer_aliases", "answer_alias", "aliases"),
     *("possible_answers", "correct_answers"),

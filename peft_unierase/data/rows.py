@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..facts import Fact, FactError
-from .chats import ASSISTANT, USER, Turn, exchanges, history_of, is_chat, is_unanswered, transcript, turns_of
+from .chats import (
+    ASSISTANT,
+    USER,
+    Turn,
+    exchanges,
+    history_of,
+    is_chat,
+    is_message,
+    is_unanswered,
+    transcript,
+    turns_of,
+)
 from .choices import POINTS, Choices, Way, choices_of_questions, chosen, counted_from, flagged, pointing, reads_choices
 from .columns import MISSING, Get, getter, plain_form
 from .layouts import Columns
@@ -277,7 +288,7 @@ class Reader:
                 raise FactError(
                     f"{place}: {question!r} must end with 'user', not with {before[-1].role!r}; mend or remove it"
                 )
-        elif is_chat(told) and _is_message(told[0]):
+        elif is_chat(told) and is_message(told[0]):
             before = [Turn(USER, text_of(asked, question, place))]
         else:
             return None
@@ -290,10 +301,6 @@ class Reader:
             )
         found = exchanges([*before, *after], answer, place)
         return found[-sum(turn.role == ASSISTANT and turn.text is not None for turn in after) :]
-
-
-def _is_message(value: Any) -> bool:
-    return "role" in value or "from" in value
 
 
 def _is_pointer(value: Any) -> bool:

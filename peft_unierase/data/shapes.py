@@ -33,6 +33,9 @@ def rows_of_object(value: dict[str, Any], label: str, known: Known) -> list[Any]
     lists = [
         name for name, held in value.items() if isinstance(held, list) and all(isinstance(row, dict) for row in held)
     ]
+    inner = [name for name, held in value.items() if isinstance(held, dict)]
+    if not lists and len(inner) == len(value) == 1 and (rows := rows_of_columns(value[inner[0]], label, known)):
+        return rows
     if len(lists) > 1:
         raise FactError(f"{label} holds {len(lists)} lists, {quoted(lists)}; save the one that is meant by itself")
     return value[lists[0]] if lists else [value]

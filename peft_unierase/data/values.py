@@ -9,6 +9,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from datetime import date, datetime, time
 from decimal import Decimal
 from math import isfinite
 from typing import Any
@@ -84,6 +85,8 @@ def several_texts(value: Any, column: str, place: str) -> list[str]:
     value = parsed(value, column, place)
     if isinstance(value, str):
         return [text_of(value, column, place)]
+    if isinstance(value, (date, time, Decimal)):
+        return [_text_or_number(value, column, place)]
     if not isinstance(value, (list, tuple, dict)):
         raise FactError(f"{place}: {column!r} is {shown(value)}, neither a text nor a list of texts; mend the row")
     return list(dict.fromkeys(_flat(value, column, place, DEEPEST)))
@@ -148,6 +151,10 @@ def _text_or_number(value: Any, column: str, place: str) -> str:
         # A column of whole numbers with gaps comes out of pandas as 1969.0.
         whole = int(value)
         return str(whole) if value == whole and abs(whole) < 10**15 else str(value)
+    if isinstance(value, datetime) and value.time() == time():  # a day, as most libraries keep one
+        value = value.date()
+    if isinstance(value, (date, time)):
+        return value.isoformat()
     return text_of(value, column, place)
 
 
