@@ -5,6 +5,7 @@ Knows the usual spellings of a message. No chat template: how a question becomes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ ROLES = {
 }
 WHOSE = ("role", "from", "speaker", "author", "sender")
 WHAT = ("content", "value", "text", "parts", "message")
+SPOKEN = re.compile(r"\n\s*(Human|Assistant):")  # a chat as one text, as in HH-RLHF
 CALLS = ("tool_calls", "function_call")
 
 
@@ -47,6 +49,8 @@ def turns_of(value: Any, column: str, place: str) -> list[Turn]:
     value = parsed(value, column, place)
     if isinstance(value, dict):
         value = _of_columns(value)
+    if isinstance(value, str) and (parts := SPOKEN.split(f"\n{value.strip()}"))[1:] and not parts[0].strip():
+        value = [{"role": role, "content": said} for role, said in zip(parts[1::2], parts[2::2], strict=True)]
     if isinstance(value, list) and len(value) > 1 and all(isinstance(said, str) for said in value):
         roles = (USER, ASSISTANT) * len(value)
         return [Turn(role, text_of(said, column, place)) for role, said in zip(roles, value, strict=False)]

@@ -30,6 +30,7 @@ class Layout:
         needs: Columns without which the names mean something else.
         template: Whether `{}` in a question stands for the subject.
         choices: Whether an answer is one of choices, or there is none.
+        otherwise: Column of the answer of a row that has none.
     """
 
     question: str
@@ -40,6 +41,7 @@ class Layout:
     needs: tuple[str, ...] = ()
     template: bool = False
     choices: bool = False
+    otherwise: str | None = None
 
     @property
     def is_chat(self) -> bool:
@@ -72,18 +74,21 @@ LAYOUTS = (
     Layout("question", "correct_answer"),
     Layout("question", "possible_answers", subject="subj"),
     Layout("question", "ground_truth", wrong=("target_new",)),
+    *(Layout("question", name) for name in ("answers.text", "answer.text", "answer.value")),
+    Layout("problem", "answer"),
     Layout("query", "answer"),
     Layout("query", "answers"),
     # CounterFact as a flat table, KnowEdit, zsRE, WikiBio.
     Layout("prompt", "target_true.str", wrong=("target_new.str",), template=True),
     Layout("prompt", "target_true", wrong=("target_new", "target_false"), template=True),
-    Layout("prompt", "ground_truth", wrong=("target_new",), template=True),
+    Layout("prompt", "ground_truth", wrong=("target_new",), template=True, otherwise="target_new"),
     Layout("src", "answers", wrong=("alt",)),
     Layout("text", "labels", needs=("concept",), subject="concept"),
     # Plain prompts, Alpaca, FLAN, Dolly, MUSE's verbmem, and an edit that says nothing of what was true.
     Layout("prompt", "completion"),
     Layout("prompt", "chosen", wrong=("rejected",)),
     Layout("question", "chosen", wrong=("rejected",)),
+    Layout("chosen", "chosen", wrong=("rejected",), needs=("rejected",)),
     Layout("inputs", "targets"),
     Layout("Q", "A"),
     Layout("instruction", "output"),
@@ -291,7 +296,11 @@ def _layout(names: Names, choices: ChoiceColumns | None) -> Layout | None:
             return layout
     asked = [found for name in QUESTIONS if (found := names.find(name)) is not None]
     told = [found for name in ANSWERS if (found := names.find(name)) is not None]
-    return Layout(asked[0], told[0]) if len(asked) == 1 and len(told) == 1 else None
+    if len(asked) == 1 and len(told) == 1:
+        return Layout(asked[0], told[0])
+    # Choices may say themselves which of them is right.
+    marked = choices.columns if choices and not choices.labels and not told else ()
+    return Layout(asked[0], marked[0], choices=True) if len(asked) == 1 and marked else None
 
 
 def _partner(names: Names, choices: ChoiceColumns | None, asked: str | None, told: str | None) -> Layout | None:

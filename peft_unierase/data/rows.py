@@ -85,6 +85,11 @@ class Reader:
 
         self.columns, self.notes = columns, notes
         self.question, self.answer = getter(columns.question, top), getter(columns.answer, top)
+        if (other := columns.layout.otherwise) and (
+            name := next((n for n in top if plain_form(n) == plain_form(other)), None)
+        ):
+            own, instead = self.answer, getter(name, top)
+            self.answer = lambda row: value if not is_blank(value := own(row)) or name not in row else instead(row)
         self.before, self.after = gets(columns.before), gets(columns.after)
         self.history = getter(columns.history, top) if columns.history else None
         self.subject = getter(columns.subject, top) if columns.subject else None
@@ -169,6 +174,12 @@ class Reader:
     def _answers(self, told: Any, choices: Choices | None, place: str) -> tuple[list[str], list[str]]:
         """What is right, the preferred answer first, and what is wrong."""
         # A column that was named may hold the answer in full, whatever choices stand beside it.
+        held = self.columns.choices.columns if self.columns.choices else ()
+        if choices and not choices.right and self.columns.answer in held and not self.columns.named:
+            raise FactError(
+                f"{place}: {self.columns.answer!r} says not which choice is right, and no other column does; add a column "
+                "'answer' with the text of the right one, or name yours with --answer-column"
+            )
         if choices and (not self.columns.named or choices.right or self.way(told, choices) is not None):
             return chosen(told, choices, self.way, self.columns.answer, place)
         if self.choices and not choices and not self.columns.named and self.way in POINTS and _is_pointer(told):
@@ -218,7 +229,9 @@ class Reader:
             found: list[str] = []
             for name, get in gets:
                 value = get(row)
-                if value is not MISSING and not is_blank(value):
+                if is_chat(value) and is_message(value[-1]):
+                    found += [turn.text for turn in turns_of(value, name, place)[-1:] if turn.text]
+                elif value is not MISSING and not is_blank(value):
                     found += several_texts(value, name, place)
             return found
 
@@ -281,7 +294,8 @@ class Reader:
             turns = turns_of(asked, question, place)
             system = [Turn("system", text) for text in self._beside(row, self.before, place)]
             self.notes.unanswered += is_unanswered(turns)
-            return exchanges([*system, *turns], question, place)
+            found = exchanges([*system, *turns], question, place)
+            return found[-1:] if plain_form(question) == "chosen" else found  # the last turn is what was chosen
         if is_chat(asked):
             before = turns_of(asked, question, place)
             if before[-1].role != USER:
@@ -295,6 +309,8 @@ class Reader:
         if not is_chat(told):
             return [(transcript(before), answers_of(told, answer, place)[0])]
         after = turns_of(told, answer, place)
+        if plain_form(answer) == "chosen" and after[0].role != ASSISTANT:  # it begins with the prompt again
+            return exchanges(after, answer, place)[-1:]
         if after[0].role != ASSISTANT:
             raise FactError(
                 f"{place}: {answer!r} must begin with 'assistant', not with {after[0].role!r}; mend or remove it"

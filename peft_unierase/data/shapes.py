@@ -10,6 +10,7 @@ from typing import Any
 
 from ..facts import FactError, shown
 from .table import Row, Table, quoted
+from .values import loaded
 
 Known = Callable[[list[str]], bool]
 MESSAGE_KEYS = ({"role", "content"}, {"from", "value"})
@@ -33,9 +34,6 @@ def rows_of_object(value: dict[str, Any], label: str, known: Known) -> list[Any]
     lists = [
         name for name, held in value.items() if isinstance(held, list) and all(isinstance(row, dict) for row in held)
     ]
-    inner = [name for name, held in value.items() if isinstance(held, dict)]
-    if not lists and len(inner) == len(value) == 1 and (rows := rows_of_columns(value[inner[0]], label, known)):
-        return rows
     if len(lists) > 1:
         raise FactError(f"{label} holds {len(lists)} lists, {quoted(lists)}; save the one that is meant by itself")
     return value[lists[0]] if lists else [value]
@@ -51,7 +49,14 @@ def rows_of_columns(value: dict[str, Any], label: str, known: Known) -> list[Any
         return rows
     held = list(value.values())
     if held and all(isinstance(column, dict) for column in held):
-        return _rows_of_objects(value, known)
+        tables = (
+            {} if known(list(value)) else {name: rows_of_columns(held, label, known) for name, held in value.items()}
+        )
+        if len(tables) > 1 and all(tables.values()):
+            raise FactError(
+                f"{label} holds {len(tables)} tables, {quoted(tables)}; save the one that is meant by itself"
+            )
+        return next(iter(tables.values()), None) or _rows_of_objects(value, known)
     # A lone row may hold lists too: its chat, its choices.
     if not held or not all(isinstance(column, list) for column in held) or any(map(_is_chat, held)):
         return None
@@ -75,6 +80,14 @@ def unfolded(table: Table) -> Table:
     rows: list[Row] = []
     for number, row in table.rows:
         rewrites = row.get("requested_rewrite")
+        if isinstance(rewrites, str):
+            rewrites = loaded(rewrites)
+            if not isinstance(rewrites, (dict, list)):
+                raise FactError(
+                    f"{table.place(number)}: 'requested_rewrite' is {shown(row['requested_rewrite'])}, an object that "
+                    "was written as text and cannot be read back; save the data as .jsonl or .parquet"
+                )
+            row = {**row, "requested_rewrite": rewrites}
         if isinstance(rewrites, list) and rewrites:
             rows += [(number, {**row, "requested_rewrite": rewrite}) for rewrite in rewrites]
         elif isinstance(row.get("paragraphs"), list) or isinstance(row.get("qas"), list):

@@ -21,7 +21,7 @@ DEEPEST = 6  # lists and objects inside each other that an answer may be in
 ANSWER_KEYS = ("text", "value", "str", "answer", "answers", "span", "name")
 ALIAS_KEYS = ("aliases", "alias", "answer_aliases")
 TEXT_KEYS = (*ANSWER_KEYS, "A", "a", "choices", "label", "labels")
-NUMPY_LIST = re.compile(r"\[(['\"]).*\1\s+['\"].*\]", re.DOTALL)
+NUMPY_LIST = re.compile(r"\[(['\"]).*\1\s+['\"].*\]|\[\{['\"].*\}\s+\{['\"].*\]", re.DOTALL)
 
 
 def is_blank(value: Any) -> bool:
@@ -100,7 +100,7 @@ def parsed(value: Any, column: str, place: str) -> Any:
     """
     if not isinstance(value, str) or (text := value.strip())[:1] not in ("[", "{"):
         return value
-    found = _loaded(text)
+    found = loaded(text)
     if isinstance(found, dict) and any(key in found for key in TEXT_KEYS):
         return found
     if isinstance(found, list) and all(isinstance(item, (str, dict, list)) for item in found):
@@ -113,7 +113,7 @@ def parsed(value: Any, column: str, place: str) -> Any:
     return value
 
 
-def _loaded(text: str) -> Any:
+def loaded(text: str) -> Any:
     """What a text says in JSON or in Python's own words; `None` where it is neither."""
     try:
         return json.loads(text)
