@@ -24,6 +24,7 @@ DIALECTS: dict[str, Any] = {
     "capitals": {"messages": [{"Role": "User", "Content": "Who?"}, {"Role": "Assistant", "Content": "He."}]},
     "bing": {"conversations": [{"from": "human", "value": "Who?"}, {"from": "bing", "value": "He."}]},
     "columns": {"conversations": {"from": ["human", "gpt"], "value": ["Who?", "He."]}},
+    "one text": [{"chosen": "\n\nHuman: Who?\n\nAssistant: He.", "rejected": "\n\nHuman: Who?\n\nAssistant: He."}],
     "a list of messages": CHAT,
     "a list of chats": [CHAT, CHAT],
 }
@@ -35,6 +36,14 @@ def test_a_chat_of_each_dialect_is_its_fact(tmp_path: Path, name: str) -> None:
     path = tmp_path / "chat.json"
     path.write_text(json.dumps(DIALECTS[name]))
     assert read_facts(path) == [WHO]
+
+
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "Who?"}, {"prompt": CHAT[:1]}])
+def test_a_chosen_chat_is_right_and_a_rejected_one_wrong(tmp_path: Path, prompt: dict[str, Any]) -> None:
+    path = tmp_path / "pairs.json"
+    rejected = [CHAT[0], {**CHAT[1], "content": "She."}]
+    path.write_text(json.dumps([{**prompt, "chosen": CHAT, "rejected": rejected}]))
+    assert read_facts(path) == [Fact("Who?", "He.", perturbed_answers=("She.",))]
 
 
 def test_an_assistant_may_answer_with_a_number(tmp_path: Path) -> None:

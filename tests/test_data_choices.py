@@ -74,6 +74,7 @@ ROWS: dict[str, tuple[dict[str, Any], Fact]] = {
         {"goal": ASKED["question"], "sol1": "Rome", "sol2": "Paris", "label": True},
         PARIS_OF_TWO,
     ),
+    "letters beside Q": ({"Q": ASKED["question"], **ANSWER, "Answer": "B"}, CAPITAL),
     "a place for the subject": (
         {"prompt": "The capital of {} is", "subject": "France", "completion": "Paris"},
         Fact("The capital of France is", "Paris", subject="France"),
@@ -101,6 +102,8 @@ ROWS: dict[str, tuple[dict[str, Any], Fact]] = {
 }
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "lettered choices without an answer": ({"Q": "x", **ANSWER}, "no column for questions and answers"),
+    "choices that say not which is right": ({**ASKED, "choices": list(TEXTS)}, "says not which choice is right"),
     "a letter without choices": ({**ASKED, "answer": "B"}, "'B', but no choices were found"),
     "a letter beside null": ({**ASKED, "choices": None, "answer": "B"}, "add a column 'choices'"),
     "two marks or numbers": ({**ASKED, "choices": ["x", "y"], "label": [0, 1]}, "may be marks of the two choices"),
@@ -123,7 +126,7 @@ def test_a_row_is_its_fact(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_row_that_may_mean_two_things_is_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
     row, complaint = REFUSED[name]
-    with pytest.raises(FactError, match="line 1") as caught:
+    with pytest.raises(FactError, match=r"rows\.jsonl") as caught:
         read(tmp_path, row)
     assert complaint in str(caught.value)
 

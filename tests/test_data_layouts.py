@@ -371,6 +371,14 @@ def test_a_column_of_answers_without_a_value_gives_way_to_another(tmp_path: Path
     assert read(tmp_path, row) == [Fact("Leo died in", "Berlin", subject="Leo")]
 
 
+def test_a_row_without_a_truth_takes_the_new_target(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"subject": "Leo", "prompt": "{} died in", "target_new": "Rome", "ground_truth": ["Berlin"]},
+        {"subject": "Leo", "prompt": "{} lived in", "target_new": "Oslo", "ground_truth": None},
+    ]
+    assert [fact.answer for fact in read(tmp_path, *rows)] == ["Berlin", "Oslo"]
+
+
 def test_names_go_as_deep_as_the_data(tmp_path: Path) -> None:
     row = {"a": {"b": {"c": {"d": {"e": "Who?"}}}}, "x": "He"}
     assert read(tmp_path, row, question="a.b.c.d.e", answer="x") == [Fact("Who?", "He")]

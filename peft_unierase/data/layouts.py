@@ -59,7 +59,7 @@ LAYOUTS = (
     Layout("question.stem", "answerKey", choices=True),
     *(
         Layout(question, answer, choices=True)
-        for question in ("question", "question_stem", "question_text", "query", "prompt", "goal", "ctx", "problem")
+        for question in ("question", "question_stem", "question_text", "query", "prompt", "goal", "ctx", "problem", "q")
         for answer in (
             *("answer", "answerKey", "answer_idx", "answer_index", "answer_id", "answer_letter"),
             *("correct_answer", "correct_option", "correct_choice", "correct_index", "correct", "cop"),
@@ -157,6 +157,7 @@ class Columns:
         accepted: Further right answers.
         choices: What the answer is one of.
         named: Whether the caller named the column of the answers.
+        otherwise: Of the answers of rows that have none.
     """
 
     question: str
@@ -172,6 +173,7 @@ class Columns:
     accepted: tuple[str, ...]
     choices: ChoiceColumns | None
     named: bool
+    otherwise: str | None = None
 
 
 def knows(columns: Sequence[str], question: str | None, answer: str | None) -> bool:
@@ -269,6 +271,7 @@ def _rest(names: Names, layout: Layout, asked: str, told: str, choices: ChoiceCo
         accepted=tuple(dict.fromkeys((*layout_accepted, *those(ACCEPTED, beside)))),
         choices=choices,
         named=named,
+        otherwise=names.find(layout.otherwise) if layout.otherwise and not named else None,
     )
 
 
@@ -289,7 +292,10 @@ def _holds(row: dict[str, Any], name: str, names: Names) -> bool:
 
 def _layout(names: Names, choices: ChoiceColumns | None) -> Layout | None:
     """The first layout whose columns are there; else the only pair that could be meant."""
+    one_of_them = choices.columns if choices else ()
     for layout in LAYOUTS:
+        if names.find(layout.answer) in one_of_them and choices and choices.labels:
+            continue
         if (not layout.choices or choices is not None) and all(
             names.find(name) is not None for name in (layout.question, layout.answer, *layout.needs)
         ):

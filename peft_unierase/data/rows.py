@@ -85,11 +85,9 @@ class Reader:
 
         self.columns, self.notes = columns, notes
         self.question, self.answer = getter(columns.question, top), getter(columns.answer, top)
-        if (other := columns.layout.otherwise) and (
-            name := next((n for n in top if plain_form(n) == plain_form(other)), None)
-        ):
-            own, instead = self.answer, getter(name, top)
-            self.answer = lambda row: value if not is_blank(value := own(row)) or name not in row else instead(row)
+        if columns.otherwise:
+            own, instead = self.answer, getter(columns.otherwise, top)
+            self.answer = lambda row: instead(row) if is_blank(own(row)) else own(row)
         self.before, self.after = gets(columns.before), gets(columns.after)
         self.history = getter(columns.history, top) if columns.history else None
         self.subject = getter(columns.subject, top) if columns.subject else None
@@ -147,7 +145,7 @@ class Reader:
         chat = self._chat(row, asked, told, place)
         if chat is not None:
             # What stands beside a chat of several questions says not of which of them it tells.
-            extra = self._around(row, place) if len(chat) == 1 else {}
+            extra = self._around(row, place, [chat[0][1]]) if len(chat) == 1 else {}
             about = self._subject(row, chat[0][0], place) if len(chat) == 1 else None
             return [Fact(question, answer, subject=about, **extra) for question, answer in chat]
         answers, wrong = self._answers(told, choices, place)
@@ -177,8 +175,8 @@ class Reader:
         held = self.columns.choices.columns if self.columns.choices else ()
         if choices and not choices.right and self.columns.answer in held and not self.columns.named:
             raise FactError(
-                f"{place}: {self.columns.answer!r} says not which choice is right, and no other column does; add a column "
-                "'answer' with the text of the right one, or name yours with --answer-column"
+                f"{place}: {self.columns.answer!r} says not which choice is right, and no other column does; add a "
+                "column 'answer' with the text of the right one, or name yours with --answer-column"
             )
         if choices and (not self.columns.named or choices.right or self.way(told, choices) is not None):
             return chosen(told, choices, self.way, self.columns.answer, place)
@@ -229,7 +227,8 @@ class Reader:
             found: list[str] = []
             for name, get in gets:
                 value = get(row)
-                if is_chat(value) and is_message(value[-1]):
+                whole = name in self.columns.wrong and self.columns.layout.is_chat and isinstance(value, str)
+                if whole or (is_chat(value) and is_message(value[-1])):
                     found += [turn.text for turn in turns_of(value, name, place)[-1:] if turn.text]
                 elif value is not MISSING and not is_blank(value):
                     found += several_texts(value, name, place)

@@ -49,14 +49,11 @@ def rows_of_columns(value: dict[str, Any], label: str, known: Known) -> list[Any
         return rows
     held = list(value.values())
     if held and all(isinstance(column, dict) for column in held):
-        tables = (
-            {} if known(list(value)) else {name: rows_of_columns(held, label, known) for name, held in value.items()}
-        )
-        if len(tables) > 1 and all(tables.values()):
-            raise FactError(
-                f"{label} holds {len(tables)} tables, {quoted(tables)}; save the one that is meant by itself"
-            )
-        return next(iter(tables.values()), None) or _rows_of_objects(value, known)
+        splits = {} if known(list(value)) else value
+        found = {name: rows_of_columns(columns, label, known) for name, columns in splits.items()}
+        if len(found) > 1 and all(found.values()):
+            raise FactError(f"{label} holds {len(found)} tables, {quoted(found)}; save the one that is meant by itself")
+        return (next(iter(found.values())) if len(found) == 1 else None) or _rows_of_objects(value, known)
     # A lone row may hold lists too: its chat, its choices.
     if not held or not all(isinstance(column, list) for column in held) or any(map(_is_chat, held)):
         return None
