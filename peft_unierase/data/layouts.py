@@ -104,7 +104,7 @@ LAYOUTS = (
 # Without a layout, one column of each kind and no second one says enough.
 QUESTIONS = (
     *("question", "query", "prompt", "instruction", "src", "input", "user"),
-    *("question_text", "problem", "inputs"),
+    *("question_text", "problem", "inputs", "human"),
 )
 ANSWERS = (
     *("answer", "answers", "response", "completion", "output", "target", "targets", "gt", "ground_truth"),
@@ -221,12 +221,16 @@ def find_columns(table: Table, question: str | None = None, answer: str | None =
 
 
 def _numbers_of(choices: ChoiceColumns, told: str, table: Table, names: Names) -> bool:
-    """Whether all answers are numbers of the columns of choices, which may hold accepted answers otherwise."""
+    """Whether all answers are numbers of the columns of choices, which hold accepted answers otherwise."""
     get = getter(told, names.top)
-    values = [value for _, row in table.rows if (value := get(row)) is not MISSING and not is_blank(value)]
-    return all(
-        isinstance(value, (str, int, float)) and str(value).removesuffix(".0") in "0123456789" for value in values
-    )
+    for _, row in table.rows:
+        value = get(row)
+        if value is MISSING or is_blank(value):
+            continue
+        said = str(value).strip().removesuffix(".0")
+        if said not in choices.labels or said in [str(row.get(name)).strip() for name in choices.columns]:
+            return False
+    return True
 
 
 def _rest(names: Names, layout: Layout, asked: str, told: str, choices: ChoiceColumns | None, named: bool) -> Columns:
