@@ -23,6 +23,10 @@ ROWS: dict[str, tuple[dict[str, Any], Fact]] = {
     "siqa": ({**ASKED, **{f"answer{k}": v for k, v in ANSWER.items()}, "label": "2"}, CAPITAL),
     "answer1": ({**ASKED, **{f"answer{n}": v for n, v in enumerate(TEXTS, 1)}, "answer": "2"}, CAPITAL),
     "accepted answers": ({**ASKED, "answer1": "Paris", "answer2": "Lutetia", "answer": "Paris"}, PARIS),
+    "a number that is accepted": (
+        {**ASKED, "answer1": "4", "answer2": "four", "answer": "4"},
+        Fact(ASKED["question"], "4"),
+    ),
     "correct is a letter": ({**ASKED, "a": "Rome", "b": "Paris", "c": "Oslo", "correct": "b"}, CAPITAL),
     "choices in the question": (
         {"question": f"{ASKED['question']}\nA) Rome\nB) Paris\nC) Oslo", "choices": None, "answer": "B"},
@@ -75,6 +79,7 @@ ROWS: dict[str, tuple[dict[str, Any], Fact]] = {
         PARIS_OF_TWO,
     ),
     "letters beside Q": ({"Q": ASKED["question"], **ANSWER, "Answer": "B"}, CAPITAL),
+    "braces in code": ({"instruction": "Mend x = {}.", "output": "x = 1"}, Fact("Mend x = {}.", "x = 1")),
     "a place for the subject": (
         {"prompt": "The capital of {} is", "subject": "France", "completion": "Paris"},
         Fact("The capital of France is", "Paris", subject="France"),

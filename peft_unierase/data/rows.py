@@ -29,7 +29,7 @@ from .values import answers_of, is_blank, parsed, several_texts, text_of
 
 # A place for the subject, by itself among words; braces in code stand beside other signs.
 PLACE = re.compile(
-    r"(?<![^\s\"'\u201c\u2018\u300c])\{\}(?![^\s.,;:?!'\u2019\")\u201d\u00bb\u300d\u3001\u3002\uff1f\uff01])"
+    r"(?<![=+,:] )(?<![^\s\"'\u201c\u2018\u300c])\{\}(?![^\s.,;:?!'\u2019\")\u201d\u00bb\u300d\u3001\u3002\uff1f\uff01])"
 )
 
 
@@ -319,4 +319,5 @@ class Reader:
 
 
 def _is_pointer(value: Any) -> bool:
-    return is_letter(value) or (isinstance(value, int) and not isinstance(value, bool)) or str(value).isdecimal()
+    """Whether an answer is a letter or a number as choices have them."""
+    return is_letter(value) or (not isinstance(value, bool) and str(value).strip() in list("0123456789"))
