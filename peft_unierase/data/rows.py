@@ -29,8 +29,8 @@ from .values import answers_of, is_blank, parsed, several_texts, text_of
 
 # A place for the subject, by itself among words; braces in code stand beside other signs.
 PLACE = re.compile(
-    r"(?<![=+,:] )(?<![^\s\"'\u201c\u2018\u300c])e
-    re\{\}(?![^\s.,;:?!'\u2019\")\u201d\u00bb\u300d\u3001\u3002\uff1f\uff01])"
+    r"(?<![=+,:] )(?<![^\s\"'\u201c\u2018\u300c])"
+    r"\{\}(?![^\s.,;:?!'\u2019\")\u201d\u00bb\u300d\u3001\u3002\uff1f\uff01])"
 )
 
 
