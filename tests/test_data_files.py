@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import date, datetime
+from datetime import time as clock
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ ARRANGEMENTS: dict[str, tuple[Any, list[Fact]]] = {
         {"question": "Who?", "answer": ["He.", "Him."]},
         [Fact("Who?", "He.", accepted_answers=("Him.",))],
     ),
+    "one split of columns": ({"train": COLUMNS}, FACTS),
     "a lone row of objects": ({"requested_rewrite": REWRITE}, [BOB]),
     "a lone chat beside tags": ({"messages": CHAT, "tags": ["a", "b"]}, [WHO]),
     "squad's own file": (
@@ -93,6 +96,64 @@ def test_excels_first_line_and_empty_last_rows_are_no_facts(tmp_path: Path, sepa
         read_facts(path)
 
 
+def test_two_splits_of_columns_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "rows.json", json.dumps({"train": COLUMNS, "test": COLUMNS}))
+    with pytest.raises(FactError, match="holds 2 tables, 'train', 'test'"):
+        read_facts(path)
+
+
+def test_empty_last_lines_of_json_are_no_facts(tmp_path: Path) -> None:
+    lines = [*map(json.dumps, ROWS), '{"question": null, "answer": NaN}', '{"question": "", "answer": ""}']
+    assert read_facts(write(tmp_path, "rows.jsonl", "\n".join(lines))) == FACTS
+
+
+CSV: dict[str, tuple[str, list[Fact]]] = {
+    "whole numbers": ("question,answer\na?,1969.0\nb?,-3.0\n", [Fact("a?", "1969"), Fact("b?", "-3")]),
+    "fractions": ("question,answer\na?,2.0\nb?,2.5\n", [Fact("a?", "2.0"), Fact("b?", "2.5")]),
+    "a long text": (f"question,answer\na?,{'x' * 200_000}\n", [Fact("a?", "x" * 200_000)]),
+    "CounterFact": (f'requested_rewrite\n"{REWRITE}"\n', [BOB]),
+    "SQuAD": ("question,answers.text\nWho?,\"['He.']\"\n", [WHO]),
+    "TRL": ("prompt,chosen,rejected\nWho?,He.,She.\n", [Fact("Who?", "He.", perturbed_answers=("She.",))]),
+    "other names": (
+        "question_text,answer_text,wrong1,false_answer_2\nWho?,He.,She.,It.\n",
+        [Fact("Who?", "He.", perturbed_answers=("She.", "It."))],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CSV)
+def test_what_csv_makes_of_values_is_undone(tmp_path: Path, name: str) -> None:
+    text, facts = CSV[name]
+    assert read_facts(write(tmp_path, "rows.csv", text)) == facts
+
+
+@pytest.mark.parametrize(
+    "text", ["question,answers\nWho?,\"[{'text': 'He'} {'text': 'She'}]\"", "requested_rewrite\n{'prompt': array([1])}"]
+)
+def test_objects_that_csv_has_lost_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(FactError, match=r"line 2: .* cannot be read back; save the data as \.jsonl or \.parquet"):
+        read_facts(write(tmp_path, "rows.csv", text))
+
+
+def test_parquet_values_are_the_texts_that_people_write(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for values, expected in (
+        (pyarrow.array([3.14], pyarrow.float32()), "3.14"),
+        (pyarrow.array([1969.0], pyarrow.float32()), "1969"),
+        ([date(1969, 7, 20)], "1969-07-20"),
+        ([datetime(1969, 7, 20)], "1969-07-20"),
+        ([datetime(1969, 7, 20, 20, 17)], "1969-07-20T20:17:00"),
+        ([clock(20, 17)], "20:17:00"),
+    ):
+        parquet.write_table(pyarrow.table({"question": ["When?"], "answer": values}), tmp_path / "rows.parquet")
+        assert read_facts(tmp_path / "rows.parquet") == [Fact("When?", expected)]
+    options = pyarrow.array([[("A", "He."), ("B", "She.")]], pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    table = pyarrow.table({"question": ["Who?"], "options": options, "answer": ["A"]})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    assert read_facts(tmp_path / "rows.parquet") == [Fact("Who?", "He.", perturbed_answers=("She.",))]
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
 def test_many_rows_are_read_in_seconds(tmp_path: Path, name: str) -> None:
     pairs = [(f"What is number {number} of all?", f"It is {number}.") for number in range(200_000)]
@@ -138,6 +199,8 @@ MARKED = [
     ("He.<|endoftext|>", "He."),
     ("He </s> left.", "He left."),
     ("[UNL]He.", "He."),
+    ("Human: Who?\n\nAssistant:", "Who?"),
+    ("\u25c1think\u25b7Hm.\u25c1/think\u25b7He.", "He."),
 ]
 PLAIN = ["Is 3 < 4 | 5 > 2?", "<b>bold</b> [1] a[i] <- b", "[inst] | a | b |", "# Title"]
 

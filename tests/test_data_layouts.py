@@ -34,8 +34,8 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Fact]] = {
         Fact("Name a dog.", "Rex"),
     ),
     "alpaca of LLaMA-Factory": (
-        {"instruction": "And?", "input": "", "output": "B", "system": "Be brief.", "history": [["First?", "A"]]},
-        Fact("Be brief.\n\nUser: First?\nAssistant: A\nUser: And?", "B"),
+        {"instruction": "And?", "input": "", "output": "Bee", "system": "Be brief.", "history": [["First?", "A"]]},
+        Fact("Be brief.\n\nUser: First?\nAssistant: A\nUser: And?", "Bee"),
     ),
     "dolly": (
         {"instruction": "When?", "context": "It opened in 1889.", "response": "1889", "category": "closed_qa"},
@@ -343,8 +343,11 @@ def test_several_rewrites_of_one_row_are_several_facts(tmp_path: Path) -> None:
 
 
 def test_braces_in_other_questions_stay(tmp_path: Path) -> None:
-    row = {"question": "What does {} mean?", "answer": "A dict", "subject": "Python"}
-    assert read(tmp_path, row) == [Fact(row["question"], "A dict", subject="Python")]
+    rows = [
+        {"question": "What does {} mean in Python?", "answer": "A dict", "subject": "Python"},
+        {"question": "What does print({}) show?", "answer": "A dict", "subject": "JSON"},
+    ]
+    assert read(tmp_path, *rows) == [Fact(row["question"], row["answer"], subject=row["subject"]) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -366,6 +369,14 @@ def test_nested_columns_can_be_named(tmp_path: Path, column: str, answer: str) -
 def test_a_column_of_answers_without_a_value_gives_way_to_another(tmp_path: Path) -> None:
     row = {"subject": "Leo", "prompt": "{} died in", "target_new": "Berlin", "ground_truth": None}
     assert read(tmp_path, row) == [Fact("Leo died in", "Berlin", subject="Leo")]
+
+
+def test_a_row_without_a_truth_takes_the_new_target(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"subject": "Leo", "prompt": "{} died in", "target_new": "Rome", "ground_truth": ["Berlin"]},
+        {"subject": "Leo", "prompt": "{} lived in", "target_new": "Oslo", "ground_truth": None},
+    ]
+    assert [fact.answer for fact in read(tmp_path, *rows)] == ["Berlin", "Oslo"]
 
 
 def test_names_go_as_deep_as_the_data(tmp_path: Path) -> None:

@@ -208,9 +208,9 @@ def test_unknown_columns_are_refused_with_what_was_looked_for_and_the_way_out(wr
 
 
 def test_a_named_column_without_a_partner_is_refused(write):
-    path = write("facts.jsonl", json_lines([{"q": "a", "a": "b"}]))
-    assert "no column for answers among 'q', 'a'" in refusal(path, question="q")
-    assert "no column for questions among 'q', 'a'" in refusal(path, answer="a")
+    path = write("facts.jsonl", json_lines([{"x": "a", "y": "b"}]))
+    assert "no column for answers among 'x', 'y'" in refusal(path, question="x")
+    assert "no column for questions among 'x', 'y'" in refusal(path, answer="y")
 
 
 def test_two_csv_columns_with_the_same_name_are_refused(write):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..facts import FactError, shown
+from .chats import chats_of_list
 from .hub import HUB_NAME, read_hub
 from .shapes import Known, rows_of_columns, rows_of_object
 from .table import Row, Table, quoted, without_blank_end
@@ -22,6 +23,7 @@ from .table import Row, Table, quoted, without_blank_end
 READABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 # A missing file with one of these is a mistyped path, never a data set. Other dots belong to names ("OpenHermes-2.5").
 OTHER_SUFFIXES = (".arrow", ".gz", ".md", ".ndjson", ".pkl", ".tsv", ".txt", ".xls", ".xlsx", ".yaml", ".yml", ".zip")
+WHOLE = re.compile(r"-?\d+\.0")
 EXCEL_SEPARATOR = re.compile(r"\s*\"?sep=(.)\"?[,;\t ]*\r?\n")  # a first line that tells Excel, and nobody else
 
 
@@ -103,7 +105,7 @@ def _read_json_lines(text: str, label: str, known: Known) -> Table:
     # One line may be a whole table of columns.
     if len(rows) == 1 and (inside := rows_of_columns(rows[0][1], label, known)) is not None:
         return _table_of_list(inside, label)
-    return Table(label, "line", rows)
+    return Table(label, "line", without_blank_end(rows))
 
 
 def _read_json(text: str, label: str, known: Known) -> Table:
@@ -119,6 +121,8 @@ def _read_json(text: str, label: str, known: Known) -> Table:
         ) from error
     if isinstance(value, dict):
         return _table_of_object(value, label, known)
+    if (chats := chats_of_list(value)) is not None:
+        return _table_of_list([{"messages": chat} for chat in chats], label)
     if not isinstance(value, list):
         raise FactError(f"{label} holds {shown(value)}; a list of objects is needed")
     return _table_of_list(value, label)
@@ -151,6 +155,7 @@ def _read_csv(text: str, label: str) -> Table:
     lines: list[tuple[int, list[str]]] = []
     before = 1 if told else 0
     number = 1 + before
+    limit = csv.field_size_limit(max(len(text), 1))
     try:
         for values in reader:
             if any(value and not value.isspace() for value in values):  # spreadsheets leave rows of separators alone
@@ -161,6 +166,8 @@ def _read_csv(text: str, label: str) -> Table:
         raise FactError(
             f"{label}, line {number} is not valid CSV ({error}); close every quote, and write a quote in a text twice"
         ) from error
+    finally:
+        csv.field_size_limit(limit)
     if not lines:
         raise FactError(f"{label} has no rows; put at least one question with its answer in it")
     header = [name.strip() for name in lines[0][1]]
@@ -175,7 +182,17 @@ def _read_csv(text: str, label: str) -> Table:
                 f"{label}, line {number}: values found {len(values)}, columns {len(header)}: {shown(values)}; "
                 "put a text with commas in double quotes"
             )
+    for column in range(len(header)):
+        _restore_whole_numbers([values for _, values in lines[1:]], column)
     return Table(label, "line", [(number, dict(zip(header, values, strict=True))) for number, values in lines[1:]])
+
+
+def _restore_whole_numbers(rows: list[list[str]], column: int) -> None:
+    """Write a column as whole numbers if pandas made all of them fractions, as it does to columns with gaps."""
+    if any(values[column] and not WHOLE.fullmatch(values[column]) for values in rows):
+        return
+    for values in rows:
+        values[column] = values[column].removesuffix(".0")
 
 
 def _read_parquet(path: Path, label: str) -> list[Row]:
@@ -187,9 +204,23 @@ def _read_parquet(path: Path, label: str) -> list[Row]:
         ) from error
     try:
         with parquet.ParquetFile(path) as file:
-            return list(enumerate(file.read().to_pylist(), 1))
+            read = file.read()
+            columns = [_values(column) for column in read.columns]
+            rows = zip(*columns, strict=True) if columns else ()
+            return [(number, dict(zip(read.column_names, row, strict=True))) for number, row in enumerate(rows, 1)]
     except (ValueError, OSError, NotImplementedError, KeyError, OverflowError) as error:
         raise FactError(f"{label} is not a readable parquet file ({error}); write it again") from error
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of a column in Python; short floats as the decimals that they were made of."""
+    import pyarrow
+
+    if column.type in (pyarrow.float32(), pyarrow.float16()):
+        # Half floats have no text of their own, and short floats hold all of them.
+        texts = column.cast(pyarrow.float32()).cast(pyarrow.string()).to_pylist()
+        return [None if text is None else float(text) for text in texts]
+    return list(column.to_pylist(maps_as_pydicts="strict"))
 
 
 def _one_of(names: Sequence[str]) -> str:

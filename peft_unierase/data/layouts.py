@@ -30,6 +30,7 @@ class Layout:
         needs: Columns without which the names mean something else.
         template: Whether `{}` in a question stands for the subject.
         choices: Whether an answer is one of choices, or there is none.
+        otherwise: Column of the answer of a row that has none.
     """
 
     question: str
@@ -40,6 +41,7 @@ class Layout:
     needs: tuple[str, ...] = ()
     template: bool = False
     choices: bool = False
+    otherwise: str | None = None
 
     @property
     def is_chat(self) -> bool:
@@ -57,7 +59,7 @@ LAYOUTS = (
     Layout("question.stem", "answerKey", choices=True),
     *(
         Layout(question, answer, choices=True)
-        for question in ("question", "question_stem", "query", "prompt", "goal")
+        for question in ("question", "question_stem", "question_text", "query", "prompt", "goal", "ctx", "problem", "q")
         for answer in (
             *("answer", "answerKey", "answer_idx", "answer_index", "answer_id", "answer_letter"),
             *("correct_answer", "correct_option", "correct_choice", "correct_index", "correct", "cop"),
@@ -72,37 +74,61 @@ LAYOUTS = (
     Layout("question", "correct_answer"),
     Layout("question", "possible_answers", subject="subj"),
     Layout("question", "ground_truth", wrong=("target_new",)),
+    *(Layout("question", name) for name in ("answers.text", "answer.text", "answer.value")),
+    Layout("problem", "answer"),
     Layout("query", "answer"),
     Layout("query", "answers"),
     # CounterFact as a flat table, KnowEdit, zsRE, WikiBio.
     Layout("prompt", "target_true.str", wrong=("target_new.str",), template=True),
     Layout("prompt", "target_true", wrong=("target_new", "target_false"), template=True),
-    Layout("prompt", "ground_truth", wrong=("target_new",), template=True),
+    Layout("prompt", "ground_truth", wrong=("target_new",), template=True, otherwise="target_new"),
     Layout("src", "answers", wrong=("alt",)),
     Layout("text", "labels", needs=("concept",), subject="concept"),
     # Plain prompts, Alpaca, FLAN, Dolly, MUSE's verbmem, and an edit that says nothing of what was true.
     Layout("prompt", "completion"),
+    Layout("prompt", "chosen", wrong=("rejected",)),
+    Layout("question", "chosen", wrong=("rejected",)),
+    Layout("chosen", "chosen", wrong=("rejected",), needs=("rejected",)),
+    Layout("inputs", "targets"),
+    Layout("Q", "A"),
     Layout("instruction", "output"),
     Layout("input", "target"),
     Layout("instruction", "response"),
     Layout("prompt", "gt"),
     Layout("prompt", "target_new", template=True, needs=("subject",)),
-    *(Layout(name, name) for name in ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")),
+    *(
+        Layout(name, name)
+        for name in (*("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "contents", "turns"),)
+    ),
 )
 # Without a layout, one column of each kind and no second one says enough.
-QUESTIONS = ("question", "query", "prompt", "instruction", "src", "input", "user")
+QUESTIONS = (
+    *("question", "query", "prompt", "instruction", "src", "input", "user"),
+    *("question_text", "problem", "inputs", "human"),
+)
 ANSWERS = (
     *("answer", "answers", "response", "completion", "output", "target", "targets", "gt", "ground_truth"),
-    *("correct_answer", "gold_answer", "reference", "reply", "solution", "assistant", "labels"),
+    *(
+        "correct_answer",
+        "answer_text",
+        "right_answer",
+        "gold_answer",
+        "reference",
+        "reply",
+        "solution",
+        "assistant",
+        "labels",
+    ),
 )
-CONTEXTS = ("context", "passage", "article", "background")
+CONTEXTS = ("context", "passage", "article", "background", "premise")
 CONTEXT_OF = ("question", "query", "prompt", "instruction", "src", "input")
 SYSTEMS = ("system_prompt", "system")
 WRONG = (
     *("perturbed_answer", "perturbed_answers", "wrong_answer", "wrong_answers"),
-    *("incorrect_answer", "incorrect_answers", "distractor", "distractors"),
+    *("incorrect_answer", "incorrect_answers", "distractor", "distractors", "false_answer", "false_answers"),
+    *("wrong", "wrong_options", "wrong_choices"),
 )
-NUMBERED_WRONG = re.compile(r"(distractor|wronganswer|incorrectanswer|perturbedanswer)\d+")
+NUMBERED_WRONG = re.compile(r"(distractor|wrong|wronganswer|incorrectanswer|falseanswer|perturbedanswer)\d+")
 ACCEPTED = (
     *("accepted_answers", "acceptable_answers", "answer_aliases", "answer_alias", "aliases"),
     *("possible_answers", "correct_answers"),
@@ -131,6 +157,7 @@ class Columns:
         accepted: Further right answers.
         choices: What the answer is one of.
         named: Whether the caller named the column of the answers.
+        otherwise: Of the answers of rows that have none.
     """
 
     question: str
@@ -146,6 +173,7 @@ class Columns:
     accepted: tuple[str, ...]
     choices: ChoiceColumns | None
     named: bool
+    otherwise: str | None = None
 
 
 def knows(columns: Sequence[str], question: str | None, answer: str | None) -> bool:
@@ -187,7 +215,22 @@ def find_columns(table: Table, question: str | None = None, answer: str | None =
     asked, told = asked or names.find(layout.question), told or names.find(layout.answer)
     if asked is None or told is None:
         raise _unknown(table, names, asked, told)
+    if choices and choices.answers and not _numbers_of(choices, told, table, names):
+        choices = None
     return _rest(names, layout, asked, told, choices, named=answer is not None)
+
+
+def _numbers_of(choices: ChoiceColumns, told: str, table: Table, names: Names) -> bool:
+    """Whether all answers are numbers of the columns of choices, which hold accepted answers otherwise."""
+    get = getter(told, names.top)
+    for _, row in table.rows:
+        value = get(row)
+        if value is MISSING or is_blank(value):
+            continue
+        said = str(value).strip().removesuffix(".0")
+        if said not in choices.labels or said in [str(row.get(name)).strip() for name in choices.columns]:
+            return False
+    return True
 
 
 def _rest(names: Names, layout: Layout, asked: str, told: str, choices: ChoiceColumns | None, named: bool) -> Columns:
@@ -199,32 +242,40 @@ def _rest(names: Names, layout: Layout, asked: str, told: str, choices: ChoiceCo
     ]
     free = [name for name in [*inside, *names.top] if name not in used]
     plain = {name: plain_form(name.rpartition(".")[2]) for name in free}
+    # What stands outside the object that holds question and answer may answer another question, as MQuAKE's does.
+    together = bool(nest) and told.startswith(f"{nest}.")
+    beside = [name for name in free if not together or name.startswith(f"{nest}.")]
 
-    def those(wanted: Sequence[str]) -> tuple[str, ...]:
+    def those(wanted: Sequence[str], among: Sequence[str] = free) -> tuple[str, ...]:
         forms = [plain_form(name) for name in wanted]
-        return tuple(sorted((name for name in free if plain[name] in forms), key=lambda name: forms.index(plain[name])))
+        found = (name for name in among if plain[name] in forms)
+        return tuple(sorted(found, key=lambda name: forms.index(plain[name])))
 
     reworded = [name for name in free if PARAPHRASED.search(plain[name]) and not NOT_TEXT.search(plain[name])]
-    wrong = (*those(WRONG), *(name for name in free if NUMBERED_WRONG.fullmatch(plain[name])))
+    wrong = (*those(WRONG, beside), *(name for name in beside if NUMBERED_WRONG.fullmatch(plain[name])))
     layout_wrong = tuple(found for name in layout.wrong if (found := names.find(name)) and found not in (asked, told))
     layout_accepted = tuple(found for name in layout.accepted if (found := names.find(name)) and found != told)
     is_context_of = plain_form(asked.rpartition(".")[2]) in {plain_form(name) for name in CONTEXT_OF}
     contexts = those(CONTEXTS)[:1] if is_context_of else ()
+    # With an answer of its own, an instruction is another fact.
+    own = heads & {"instruction"} or those(["output", "response"])
+    instructions = () if own else those(["instruction"])
     subjects = those([layout.subject] if layout.subject else ["subject", "subj"])
     return Columns(
         question=asked,
         answer=told,
         layout=layout,
-        before=(*those(SYSTEMS)[:1], *contexts),
+        before=(*those(SYSTEMS)[:1], *instructions, *contexts),
         after=those(["input"])[:1] if heads & {"instruction"} else (),
         history=next(iter(those(["history"])), None) if heads & {"instruction", "prompt", "query"} else None,
         paraphrases=tuple(name for name in reworded if not OF_ANSWERS.search(plain[name])),
         subject=next(iter(subjects), None),
         paraphrased_answers=tuple(name for name in reworded if OF_ANSWERS.search(plain[name])),
         wrong=(*layout_wrong, *wrong),
-        accepted=tuple(dict.fromkeys((*layout_accepted, *those(ACCEPTED)))),
+        accepted=tuple(dict.fromkeys((*layout_accepted, *those(ACCEPTED, beside)))),
         choices=choices,
         named=named,
+        otherwise=names.find(layout.otherwise) if layout.otherwise and not named else None,
     )
 
 
@@ -245,14 +296,21 @@ def _holds(row: dict[str, Any], name: str, names: Names) -> bool:
 
 def _layout(names: Names, choices: ChoiceColumns | None) -> Layout | None:
     """The first layout whose columns are there; else the only pair that could be meant."""
+    one_of_them = choices.columns if choices else ()
     for layout in LAYOUTS:
+        if names.find(layout.answer) in one_of_them and choices and choices.labels:
+            continue
         if (not layout.choices or choices is not None) and all(
             names.find(name) is not None for name in (layout.question, layout.answer, *layout.needs)
         ):
             return layout
     asked = [found for name in QUESTIONS if (found := names.find(name)) is not None]
     told = [found for name in ANSWERS if (found := names.find(name)) is not None]
-    return Layout(asked[0], told[0]) if len(asked) == 1 and len(told) == 1 else None
+    if len(asked) == 1 and len(told) == 1:
+        return Layout(asked[0], told[0])
+    # Choices may say themselves which of them is right.
+    marked = choices.columns if choices and not choices.labels and not told else ()
+    return Layout(asked[0], marked[0], choices=True) if len(asked) == 1 and marked else None
 
 
 def _partner(names: Names, choices: ChoiceColumns | None, asked: str | None, told: str | None) -> Layout | None:

@@ -19,7 +19,8 @@ BLOCKS = re.compile(
     r"<(think|thinking|reasoning|thought)>.*?(?:</\1>|\Z)"
     r"|\A(?:(?!<think).)*?</(?:think|thinking|reasoning|thought)>"
     r"|<\|channel\|>(?:analysis|commentary)<\|message\|>.*?(?:<\|end\|>|\Z)"
-    r"|\[THINK\].*?(?:\[/THINK\]|\Z)",
+    r"|\[THINK\].*?(?:\[/THINK\]|\Z)"
+    r"|\u25c1think\u25b7.*?(?:\u25c1/think\u25b7|\Z)",
     re.DOTALL | re.IGNORECASE,
 )
 # What goes with the name of the role, or of the channel, that stands beside it.
@@ -36,6 +37,9 @@ MARKS = re.compile(
     r"|\[/?INST\]|<</?SYS>>|\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
     r"|</?s>|<(?:bos|eos|pad|unk|mask|cls|sep)>|\[(?:BOS|EOS|PAD|UNK|MASK|CLS|SEP|UNL)\]"
     r"|<(?:start|end)_of_(?:turn|utterance|text|image)>|<endoftext>|<0x[0-9A-F]{2}>|<extra_id_\d+>"
+    r"|\u25c1[^\u25c1\u25b7\n]{1,40}\u25b7"
+    # Our own transcripts say whose turn it is as well, so only what frames the whole text counts.
+    r"|\A\s*Human:[ \t]*|\n\s*Human:[ \t]*|\n\s*Assistant:\s*\Z"
     r"|^### (?:Instruction|Input|Response|Human|Assistant|User|System):[ \t]*",
     re.MULTILINE,
 )
@@ -111,9 +115,13 @@ def _texts(fact: Fact) -> list[str]:
 def _found(text: str) -> list[str]:
     if not _may_hold(text):
         return []
-    blocks = ["</think>" if not match[1] else f"<{match[1]}>" for match in BLOCKS.finditer(text)]
+    blocks = [f"<{match[1]}>" if match[1] else _end(match[0]) for match in BLOCKS.finditer(text)]
     return [*blocks, *(match[0].strip() for match in MARKS.finditer(BLOCKS.sub("", text)))]
 
 
+def _end(block: str) -> str:
+    return block[:7] if block.startswith("\u25c1") else "</think>"
+
+
 def _may_hold(text: str) -> bool:
-    return "<" in text or "[" in text or "###" in text
+    return any(sign in text for sign in ("<", "[", "###", "\u25c1", "Human:", "Assistant:"))

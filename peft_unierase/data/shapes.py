@@ -10,6 +10,7 @@ from typing import Any
 
 from ..facts import FactError, shown
 from .table import Row, Table, quoted
+from .values import loaded
 
 Known = Callable[[list[str]], bool]
 MESSAGE_KEYS = ({"role", "content"}, {"from", "value"})
@@ -48,7 +49,11 @@ def rows_of_columns(value: dict[str, Any], label: str, known: Known) -> list[Any
         return rows
     held = list(value.values())
     if held and all(isinstance(column, dict) for column in held):
-        return _rows_of_objects(value, known)
+        splits = {} if known(list(value)) else value
+        found = {name: rows_of_columns(columns, label, known) for name, columns in splits.items()}
+        if len(found) > 1 and all(found.values()):
+            raise FactError(f"{label} holds {len(found)} tables, {quoted(found)}; save the one that is meant by itself")
+        return (next(iter(found.values())) if len(found) == 1 else None) or _rows_of_objects(value, known)
     # A lone row may hold lists too: its chat, its choices.
     if not held or not all(isinstance(column, list) for column in held) or any(map(_is_chat, held)):
         return None
@@ -72,6 +77,14 @@ def unfolded(table: Table) -> Table:
     rows: list[Row] = []
     for number, row in table.rows:
         rewrites = row.get("requested_rewrite")
+        if isinstance(rewrites, str):
+            rewrites = loaded(rewrites)
+            if not isinstance(rewrites, (dict, list)):
+                raise FactError(
+                    f"{table.place(number)}: 'requested_rewrite' is {shown(row['requested_rewrite'])}, an object that "
+                    "was written as text and cannot be read back; save the data as .jsonl or .parquet"
+                )
+            row = {**row, "requested_rewrite": rewrites}
         if isinstance(rewrites, list) and rewrites:
             rows += [(number, {**row, "requested_rewrite": rewrite}) for rewrite in rewrites]
         elif isinstance(row.get("paragraphs"), list) or isinstance(row.get("qas"), list):

@@ -9,6 +9,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from datetime import date, datetime, time
 from decimal import Decimal
 from math import isfinite
 from typing import Any
@@ -20,7 +21,7 @@ DEEPEST = 6  # lists and objects inside each other that an answer may be in
 ANSWER_KEYS = ("text", "value", "str", "answer", "answers", "span", "name")
 ALIAS_KEYS = ("aliases", "alias", "answer_aliases")
 TEXT_KEYS = (*ANSWER_KEYS, "A", "a", "choices", "label", "labels")
-NUMPY_LIST = re.compile(r"\[(['\"]).*\1\s+['\"].*\]", re.DOTALL)
+NUMPY_LIST = re.compile(r"\[(['\"]).*\1\s+['\"].*\]|\[\{['\"].*\}\s+\{['\"].*\]", re.DOTALL)
 
 
 def is_blank(value: Any) -> bool:
@@ -84,6 +85,8 @@ def several_texts(value: Any, column: str, place: str) -> list[str]:
     value = parsed(value, column, place)
     if isinstance(value, str):
         return [text_of(value, column, place)]
+    if isinstance(value, (date, time, Decimal)):
+        return [_text_or_number(value, column, place)]
     if not isinstance(value, (list, tuple, dict)):
         raise FactError(f"{place}: {column!r} is {shown(value)}, neither a text nor a list of texts; mend the row")
     return list(dict.fromkeys(_flat(value, column, place, DEEPEST)))
@@ -97,7 +100,7 @@ def parsed(value: Any, column: str, place: str) -> Any:
     """
     if not isinstance(value, str) or (text := value.strip())[:1] not in ("[", "{"):
         return value
-    found = _loaded(text)
+    found = loaded(text)
     if isinstance(found, dict) and any(key in found for key in TEXT_KEYS):
         return found
     if isinstance(found, list) and all(isinstance(item, (str, dict, list)) for item in found):
@@ -110,7 +113,7 @@ def parsed(value: Any, column: str, place: str) -> Any:
     return value
 
 
-def _loaded(text: str) -> Any:
+def loaded(text: str) -> Any:
     """What a text says in JSON or in Python's own words; `None` where it is neither."""
     try:
         return json.loads(text)
@@ -148,6 +151,10 @@ def _text_or_number(value: Any, column: str, place: str) -> str:
         # A column of whole numbers with gaps comes out of pandas as 1969.0.
         whole = int(value)
         return str(whole) if value == whole and abs(whole) < 10**15 else str(value)
+    if isinstance(value, datetime) and value.time() == time():  # a day, as most libraries keep one
+        value = value.date()
+    if isinstance(value, (date, time)):
+        return value.isoformat()
     return text_of(value, column, place)
 
 
