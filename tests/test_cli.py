@@ -259,7 +259,7 @@ def unlearnt(tmp_path_factory: pytest.TempPathFactory) -> Unlearnt:
     base = save_tiny_model(folder / "base", LlamaForCausalLM, LlamaConfig, intermediate_size=1536)
     forget, retain = write_rows(folder / "forget.jsonl", FORGET), write_rows(folder / "retain.jsonl", RETAIN[:12])
     sets = ("erase", base, forget, "--retain", retain)
-    return Unlearnt([str(part) for part in (*sets, "--samples", 0, "--keep-unknown")])
+    return Unlearnt([str(part) for part in (*sets, "--samples", 0, "--depth", 0, "--keep-unknown")])
 
 
 def test_a_base_that_never_knew_the_facts_gives_a_warning_and_the_human_tables(
