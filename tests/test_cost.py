@@ -16,6 +16,7 @@ from helpers import train_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from peft_unierase import knowledge
 from peft_unierase.decoding import continuations
 from peft_unierase.engine import cost
 from peft_unierase.engine.cost import Work, by_units, estimate_cost, expected_work, sizes_of, with_unit
@@ -96,7 +97,7 @@ def test_sampling_costs_what_torch_counts(model: Any) -> None:
 
     def run() -> None:
         for read, written in ((1, 24), (24, 32)):
-            ids = torch.full((5, read), 7)
+            ids = torch.arange(7, 12)[:, None].repeat(1, read)  # without a common beginning, which is read once
             continuations(model, ids, torch.ones_like(ids), written, {1}, first)
 
     expected = cost.sampling(sizes_of(model), work(samples=5, question=24, answer=32)).flops
@@ -108,6 +109,7 @@ def mean_length(tokenizer: Any, texts: list[str]) -> int:
 
 
 ROWS = {"one block": 480, "two blocks": 320}
+OF_FACTS = "asking the base for the facts"
 OF_ROWS = ["recording retain keys", "fitting the steer vector", "recording refusals", "editing layers"]
 OF_UNITS = [
     "recording retain keys",
@@ -157,8 +159,9 @@ def run(request: pytest.FixtureRequest) -> Counted:
     expected = expected_work(base, tokenizer, forget, retain, **told)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "stage", stage)
+        patch.setattr(knowledge, "LONGEST", answer)  # a base that knows nothing goes on to the end
         with pytest.warns(ErasureWarning):  # it has learnt nothing that could be erased
-            erased = erase(base, tokenizer, forget, retain, **told)
+            erased = erase(base, tokenizer, forget, retain, keep_unknown=True, **told)
     chosen = {"question": question, "answer": answer, "refusal": refusal, "refusals": 1, "depth": 4}
     if request.param == "units":
         chosen["reworded"] = 1
@@ -179,9 +182,12 @@ def test_every_stage_of_a_run_costs_what_torch_counts(run: Counted) -> None:
     counts, estimate = run.counts, run.estimate
     expected = {stage.name: stage for stage in estimate.stages if stage.name != "sampling retain data"}
     of_gates = OF_UNITS if estimate.work.units else OF_ROWS
-    assert list(counts) == list(expected) == ["asking the base", *of_gates, "fitting the input row"]
+    assert list(counts) == list(expected) == [OF_FACTS, *of_gates, "fitting the input row"]
     for name, count in counts.items():
         stage = expected[name]
+        if name == OF_FACTS:  # what all prompts begin with is read once, which the formula leaves out
+            assert 0.5 * stage.flops < count < 1.15 * stage.flops
+            continue
         # Torch counts no eigenvectors.
         assert count == pytest.approx(stage.batched if estimate.work.units else stage.flops, rel=0.15), name
 
@@ -241,11 +247,11 @@ def test_neighbouring_layers_are_solved_together_as_far_as_they_fit() -> None:
 def test_every_stage_grows_with_what_it_works_on() -> None:
     few, many = (estimate_cost(SMALL, facts, retain=100, samples=256) for facts in (100, 400))
     grown = {a.name for a, b in zip(few.stages, many.stages, strict=True) if b.flops > 1.2 * a.flops}
-    assert {"asking the base", "fitting the gate", "holding the gate shut in refusals"} <= grown
+    assert {OF_FACTS, "fitting the gate", "holding the gate shut in refusals"} <= grown
     more = estimate_cost(SMALL, 100, retain=100, samples=1024)
     grown = {a.name for a, b in zip(few.stages, more.stages, strict=True) if b.flops > 1.2 * a.flops}
     assert {"sampling retain data", "recording retain keys"} <= grown
-    assert not grown & {"asking the base", "fitting the input row"}
+    assert not grown & {OF_FACTS, "fitting the input row"}
 
 
 def test_drawing_a_flag_costs_what_torch_counts() -> None:

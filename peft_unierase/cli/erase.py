@@ -161,7 +161,6 @@ def run_erase(plan: ErasePlan, style: Format) -> None:
 
 
 def _run(plan: ErasePlan, style: Format) -> None:
-    from ..engine.sample_files import read_samples
     from ..facts import check_facts, comparable_facts
     from ..hub.folder import check_output
     from ..hub.ledger import own_salt
@@ -174,7 +173,6 @@ def _run(plan: ErasePlan, style: Format) -> None:
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
     check_samples_out(plan)
-    samples_in = read_samples(plan.samples_in) if plan.samples_in else None
     check_output(plan.output, plan.overwrite)
     check_onto(plan.onto, plan.output)
     salt = read_salt(plan.salt_file) if plan.salt_file else own_salt()
@@ -186,12 +184,14 @@ def _run(plan: ErasePlan, style: Format) -> None:
     from ..engine import RECIPES, check_recipe, check_scope, erase, plan_scope
     from ..engine.checkpoint import discard
     from ..engine.cost import cost_of, expected_work, sizes_of
+    from ..engine.sample_files import read_samples
     from ..knowledge import sentence
     from ..tuner import guarded
     from .base import load_base, load_onto, prepare_libraries
     from .check import report_table
     from .finish import checked, estimate_line, finish, loading_lines, stages_table
 
+    samples_in = read_samples(plan.samples_in) if plan.samples_in else None
     prepare_libraries()
     for folder in () if plan.trust else plan.onto:
         guarded(folder)

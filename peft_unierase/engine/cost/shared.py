@@ -11,8 +11,14 @@ ROOM = 4096  # padded tokens of a batch that is only read
 
 
 def asking(s: Sizes, w: Work) -> Stage:
-    """Asking the base: one pass over questions with answers."""
-    return Stage("asking the base", answered(s, w, w.facts), memory=answered_memory(s, w, w.facts))
+    """Asking the base for the facts: in each format a question is read and answered, token by token."""
+    asked = w.facts * w.formats
+    return Stage(
+        "asking the base for the facts",
+        batched=asked * s.forward(w.question, w.question, s.layers, 1),
+        stepwise=asked * s.forward(w.answer, w.question + w.answer / 2, s.layers, w.answer),
+        memory=2 * s.caches(asked * w.length),
+    )
 
 
 def sampling(s: Sizes, w: Work) -> Stage:
