@@ -162,7 +162,7 @@ def test_facts_that_the_base_never_knew_give_no_baseline(base: Any, tokenizer: A
     unknown = [Fact("Who shot the sheriff of Umbria?", "Quentin Xylander did, in the spring of 1911.")]
     found = check(base, tokenizer, unknown, KEPT, base=base, attacks="greedy", **TOLD)
     assert found.verdict.level == "NO BASELINE"
-    assert "The base recalls" in found.verdict.reasons[0]
+    assert "The base knows 0%" in found.verdict.reasons[0]
 
 
 def test_a_model_that_is_held_against_itself_as_twin_is_erased(declining: Path, base: Any, tokenizer: Any) -> None:
