@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import regex
 
@@ -107,8 +107,7 @@ STROKES = str.maketrans({"ł": "l\u0335", "đ": "d\u0335", "ø": "o\u0338", "ħ"
 MARKS = regex.compile(r"(?<=[\p{Latin}\p{Greek}]\p{M}*)\p{M}")
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A word of a text.
 
     Attributes:
@@ -193,11 +192,14 @@ def _values(written: str) -> list[str]:
 def _token(match: regex.Match[str], own_numbers: bool = False) -> Token:
     word = match[0]
     letters = regex.sub(r"[.\s]", "", word) if match["initials"] else word
-    apart = unicodedata.normalize("NFD", folded(letters)).translate(STROKES)
-    bare = unicodedata.normalize("NFC", MARKS.sub("", apart))
     marks: tuple[str, ...] = ()
-    if regex.match(r"\p{Latin}", apart) and MARKS.search(apart):
-        marks = tuple(regex.findall(r"\P{M}(\p{M}*)", apart))
+    if letters.isascii():
+        bare = letters.lower()
+    else:
+        apart = unicodedata.normalize("NFD", folded(letters)).translate(STROKES)
+        bare = unicodedata.normalize("NFC", MARKS.sub("", apart))
+        if bare != apart and regex.match(r"\p{Latin}", apart):
+            marks = tuple(regex.findall(r"\P{M}(\p{M}*)", apart))
     roman = own_numbers and letters.isupper() and letters != "I" and bool(regex.fullmatch("[IVX]+", letters))
     return Token(
         bare,
@@ -221,4 +223,4 @@ def alike(one: Token, other: Token, letters: int | None = None) -> bool:
 
 def has_number(word: str) -> bool:
     """Whether a digit or another number stands in a word."""
-    return any(unicodedata.category(letter)[0] == "N" for letter in word)
+    return not word.isalpha() and any(unicodedata.category(letter)[0] == "N" for letter in word)
