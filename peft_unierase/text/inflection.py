@@ -94,7 +94,8 @@ def _is_latin_form(word: str, name: str, several: bool) -> bool:
         ending = word[len(shape) :]
         if not word.startswith(shape) or ending not in LATIN_ENDINGS.split():
             continue
-        if ending == "n" and shape.endswith("a"):  # Russian, Indian, Korean
+        # Russian, South African; but Väinö Linnan
+        if ending == "n" and shape.endswith("a") and not (several and regex.search(r"(.)\1a$", shape)):
             continue
         if ending == "s" and word in OTHER_NAMES.split():
             continue

@@ -64,10 +64,6 @@ UNITS = {
         "ms millisecond milliseconds",
         "min minute minutes",
         "h hr hrs hour hours",
-        "day days",
-        "week weeks",
-        "month months",
-        "year years",
         "c celsius",
         "f fahrenheit",
         "k kelvin",
@@ -92,10 +88,6 @@ UNITS = {
         "gw",
         "v",
         "kv",
-        "million millions",
-        "billion billions",
-        "thousand thousands",
-        "trillion trillions",
     )
     for spelling in names.split()
 }
