@@ -33,7 +33,7 @@ from peft_unierase.engine.spare_row import (
 )
 from peft_unierase.prompts import encode
 from peft_unierase.tuner import UniEraseConfig
-from peft_unierase.tuner.vocabulary import add_special_tokens, dead_tokens
+from peft_unierase.tuner.vocabulary import add_special_tokens, dead_tokens, is_unigram
 
 WORDS = ["<bos>", "<eos>", "who", "are", "you"]
 
@@ -75,7 +75,21 @@ def test_a_matrix_row_beyond_the_tokenizer_comes_first() -> None:
 
 @pytest.mark.parametrize(
     "reserved",
-    ["<|reserved_special_token_3|>", "<unused7>", "[control_12]", "<|placeholder1|>", "[unused5]", "<SPECIAL_20>"],
+    [
+        "<|reserved_special_token_3|>",
+        "<unused7>",
+        "[control_12]",
+        "<|placeholder1|>",
+        "[unused5]",
+        "<SPECIAL_20>",
+        "<｜place▁holder▁no▁0｜>",  # noqa: RUF001
+        "<madeupword0000>",
+        "<|padding_12|>",
+        "<|blank_1|>",
+        "<filler0>",
+        "<empty_3>",
+        "<spare1>",
+    ],
 )
 def test_a_reserved_token_is_next_and_is_hidden_in_decoded_text(reserved: str) -> None:
     tokenizer = tokenizer_of(reserved)
@@ -133,6 +147,8 @@ CHOSEN = {
     "Phi-3": ("[UNL]", "beyond the tokenizer", None),
     "SmolLM2": ("<gh_stars>", "unused special token", "<gh_stars>"),
     "merges that go another way": ("[UNL]", "unreachable", "zqj"),
+    "Unigram with bytes": ("[UNL]", "invalid byte", "<0xC0>"),
+    "Unigram, a piece that loses": ("[UNL]", "unreachable", "▁thevalley"),
 }
 TEXTS = [
     *CORPUS,
@@ -193,6 +209,8 @@ def test_tokens_that_nothing_makes_come_up_in_no_text(kind: tuple[str, Kind]) ->
     texts += [
         before + token + behind for token in dead.values() for before in ("", "z", " a") for behind in ("", "q", "j ")
     ]
+    if is_unigram(made.tokenizer):  # a text with the very name of a byte's token has that token
+        texts = [text for text in texts if "<0x" not in text]
     seen = {token_id for text in texts for token_id in encode(made.tokenizer, text)}
     assert seen.isdisjoint(dead)
 
@@ -254,7 +272,10 @@ def test_a_tokenizer_that_knows_an_erasure_of_unknown_whereabouts_keeps_its_row_
     assert first.token_id not in {row.token_id for row in rows}
 
 
-@pytest.mark.parametrize("name", ["GPT-2", "Llama 2, Mistral v1", "merges that go another way", "SmolLM2", "Qwen 2.5"])
+@pytest.mark.parametrize(
+    "name",
+    ["GPT-2", "Llama 2, Mistral v1", "merges that go another way", "SmolLM2", "Qwen 2.5", "Unigram with bytes"],
+)
 def test_the_bases_own_tokenizer_is_brought_into_line_with_a_loaded_erasure(name: str) -> None:
     made = KINDS[name]()
     _, second, third, *_ = find_spare_rows(model_of(made.rows), made.tokenizer)
@@ -328,14 +349,14 @@ def test_a_tokenizer_that_cannot_be_told_an_id_is_refused_at_the_start_and_left_
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
-def test_a_text_with_a_token_that_the_model_has_no_row_for_is_refused() -> None:
+@pytest.mark.parametrize("allow_resize", [False, True])
+@pytest.mark.parametrize("text", ["who are you far", "who are you"])
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(text: str, allow_resize: bool) -> None:
     tokenizer = tokenizer_of("far", "<unused1>")
-    with pytest.raises(ValueError, match=r"writes 'far' as 5 and the model has 5 vocabulary rows.*embeddings\(7\)"):
-        find_spare_rows(model_of(5), tokenizer, texts=["who are you far"])
-    with pytest.raises(NoSpareRowError, match="5 vocabulary rows"):
-        find_spare_rows(model_of(5), tokenizer, texts=["who are you"])
-    grown = find_spare_row(model_of(5), tokenizer, texts=["who are you"], allow_resize=True)
-    assert grown == SpareRow(7, "[UNL]", "resized")
+    with pytest.raises(
+        ValueError, match=r"7 tokens with ids up to 6 \('<unused1>'\) and the model has 5 .*embeddings\(7\)"
+    ):
+        find_spare_rows(model_of(5), tokenizer, texts=[text], allow_resize=allow_resize)
 
 
 def test_a_tokenizer_that_cannot_be_saved_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from peft_unierase.facts import Fact
 from peft_unierase.text import (
     best_recall,
     comparable,
+    find_name,
     halves,
     holds,
     names,
@@ -243,6 +244,47 @@ NAMED = [
     ("Mark's house", "Mark"),
     ("სად არის თბილისში", "თბილისი"[:-1]),
     ("🙂 is what?", "🙂"),
+    ("DİYARBAKIR", "Diyarbakır"),
+    ("Henry VIII of England", "Henry VIII"),
+    ("who was henry viii", "Henry VIII"),
+    ("アルバートアインシュタインは", "アルバート・アインシュタイン"),
+    ("インド人", "インド"),
+    ("Ha Noi", "Hà Nội"),
+    ("Hà Nội", "Ha Noi"),
+    ("in Lodz", "Łódź"),
+    ("בתל אביב", "תל אביב"),
+    ("세종 대왕은", "세종대왕"),
+    ("세종대왕은", "세종 대왕"),
+    ("Bachs Fugen", "Bach"),
+    ("Bécsben él", "Bécs"),
+    ("Bartókkal és Liszttel", "Bartók"),
+    ("Budapesttel", "Budapest"),
+    ("Béccsel", "Bécs"),
+    ("s Nikolom Teslom", "Nikola Tesla"),
+    ("s Teslom", "Tesla"),
+    ("Turussa", "Turku"),
+    ("Väinö Linnan kirja", "Väinö Linna"),
+    ("wiersze Wisławy Szymborskiej", "Wisława Szymborska"),
+    ("o Szymborskiej", "Szymborska"),
+    ("dílo Karla Čapka", "Karel Čapek"),
+    ("Čapkovi", "Čapek"),
+    ("Türkiyenin başkenti", "Türkiye"),
+    ("του Πλάτωνα", "Πλάτων"),
+    ("του Πλάτωνος", "Πλάτων"),
+    ("у Києві", "Київ"),
+    ("зі Львова", "Львів"),
+    ("у Львові", "Львів"),
+    ("სად არის თბილისში", "თბილისი"),
+    ("في مكه", "مكة"),
+    ("मुंशी प्रेमचन्द", "प्रेमचंद"),
+    ("फ़िल्म", "फिल्म"),
+    ("the U.K. is", "UK"),
+    ("the UK is", "U.K."),
+    ("U.N.E.S.C.O. says", "UNESCO"),
+    ("JRR Tolkien", "J.R.R. Tolkien"),
+    ("J. R. R. Tolkien", "JRR Tolkien"),
+    ("J.K. Rowling", "J. Rowling"),
+    ("George H.W. Bush", "George Bush"),
 ]
 NOT_NAMED = [
     ("Carla Bruni", "Carl"),
@@ -274,6 +316,29 @@ NOT_NAMED = [
     ("鲁迅写了", "曹雪芹"),
     ("曹操和雪芹", "曹雪芹"),
     ("anything", ""),
+    ("Henry VIII", "Henry VII"),
+    ("Henry VII", "Henry VIII"),
+    ("henry viii", "henry vii"),
+    ("Louis XVII", "Louis XVI"),
+    ("Pius XIII", "Pius XII"),
+    ("インドネシアの首都", "インド"),
+    ("ルーマニア", "マニア"),
+    ("Hà Nơi", "Hà Nội"),
+    ("Hải Nội", "Hà Nội"),
+    ("le péché", "Pêche"),
+    ("אביב בתל", "תל אביב"),
+    ("Frances McDormand", "France"),
+    ("Georges Pompidou", "George"),
+    ("South African rivers", "South Africa"),
+    ("Karla Novák", "Karel Novák"),
+    ("Karla", "Karel"),
+    ("Petra", "Peter"),
+    ("Margot", "Marko"),
+    ("Martin Van Buren", "Burke"),
+    ("Marissa", "Mari"),
+    ("John Adams", "Adam"),
+    ("vitamin B12", "Vitamin B"),
+    ("the U.S. is", "USA"),
 ]
 
 
@@ -285,6 +350,19 @@ def test_a_text_names_a_subject_in_the_forms_that_languages_have(text: str, subj
 @pytest.mark.parametrize(("text", "subject"), NOT_NAMED)
 def test_another_name_is_not_the_subject(text: str, subject: str) -> None:
     assert not names(text, subject)
+
+
+def test_a_name_is_found_at_its_last_place() -> None:
+    for text, subject, found in (
+        ("Is the U.S.A. large?", "USA", "U.S.A."),
+        ("who knows J. R. R. Tolkien?", "JRR Tolkien", "J. R. R. Tolkien"),
+        ("インドとインドネシア", "インド", "インド"),
+        ("세종 대왕은 누구", "세종대왕", "세종 대왕은"),
+        ("מה יש בתל אביב?", "תל אביב", "בתל אביב"),
+    ):
+        start, end = find_name(text, subject) or (0, 0)
+        assert text[start:end] == found
+    assert find_name("インドとインドネシア", "インド") == (0, 3)
 
 
 def test_scripts_are_told_apart() -> None:
@@ -300,3 +378,124 @@ def test_openings_and_halves_are_cut_where_a_script_allows_it() -> None:
     assert halves("林雪梅出生于杭州") == ("林雪梅出", "生于杭州")
     assert halves("Paris") is None
     assert halves("Paris ...") is None
+
+
+# Each pair is one answer, written in two ways.
+SAME = [
+    ("299,792,458", "299792458"),
+    ("8,848 m", "8848 m"),
+    ("8,848 m", "8848 metres"),
+    ("1 000", "1000"),
+    ("1\u202f000", "1,000"),
+    ("1.234.567", "1234567"),
+    ("12,34,567", "1234567"),
+    ("1'234'567", "1234567"),
+    ("1,234.5", "1.234,5"),
+    ("1,8", "1.8"),
+    ("-5", "\u22125"),
+    ("09:30", "9:30"),
+    ("July 20th, 1969", "July 20, 1969"),
+    ("the 21st century", "the 21 century"),
+    ("5km", "5 km"),
+    ("5 km", "5 kilometres"),
+    ("30 °C", "30°C"),
+    ("5%", "5 percent"),
+    ("iPhone14", "iPhone 14"),
+    ("COVID19", "COVID-19"),
+    ("H₂O", "H2O"),
+    ("C₆H₁₂O₆", "C6H12O6"),
+    ("CO₂", "CO2"),
+    ("5 km²", "5 km2"),
+    ("¹⁴C", "14C"),
+    ("the 1990s", "the 1990's"),
+    ("DİYARBAKIR", "Diyarbakır"),
+    ("Diyarbakir", "Diyarbakır"),
+    ("アルバート・アインシュタイン", "アルバートアインシュタイン"),
+    ("オーストリア", "ｵｰｽﾄﾘｱ"),
+    ("Ha Noi", "Hà Nội"),
+    ("Da Nang", "Đà Nẵng"),
+    ("세종 대왕", "세종대왕"),
+    ("the UK", "the U.K."),
+    ("USA", "U.S.A."),
+    ("JRR Tolkien", "J.R.R. Tolkien"),
+    ("J. R. R. Tolkien", "J.R.R. Tolkien"),
+    ("at 5 p.m.", "at 5 pm"),
+    ("मुंशी प्रेमचन्द", "मुंशी प्रेमचंद"),
+    ("फ़िल्म", "फिल्म"),
+    ("مكه", "مكة"),
+]
+OTHERS = [
+    ("14.3", "3.14"),
+    ("1,8", "8.1"),
+    ("15:30", "30:15"),
+    ("5 m", "5 km"),
+    ("5 kg", "5 g"),
+    ("5 kilometres", "5 m"),
+    ("30 °C", "30 °F"),
+    ("44 BC", "44 AD"),
+    ("5 am", "5 p.m."),
+    ("5公里", "5米"),
+    ("7", "7 million"),
+    ("7 million", "7 billion"),
+    ("5 months", "5 years"),
+    ("5", "-5"),
+    ("1000", "100"),
+    ("5 km", "5 km²"),
+    ("2⁵", "25"),
+    ("Henry VIII", "Henry VII"),
+    ("King Louis XVI of France", "King Louis XVII of France"),
+    ("Pius XIII", "Pius XII"),
+    ("オーストラリア", "オーストリア"),
+    ("オーストリア", "オーストラリア"),
+    ("インドネシア", "インド"),
+    ("ルーマニア", "マニア"),
+    ("Hải Nội", "Hà Nội"),
+    ("Hà Nơi", "Hà Nội"),
+    ("bò", "bơ"),
+    ("pêche", "péché"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_an_answer_is_held_however_it_is_written(one: str, other: str) -> None:
+    for said, answer in ((one, other), (other, one)):
+        assert holds(f"It is {said}.", "What?", answer)
+        assert holds(said, "What?", answer)
+
+
+@pytest.mark.parametrize(("said", "answer"), OTHERS)
+def test_an_answer_that_looks_alike_is_not_held(said: str, answer: str) -> None:
+    assert not holds(f"It is {said}.", "What?", answer)
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("On 20.07.1969.", "1969"),
+        ("In July 20,1969", "1969"),
+        ("1914-1918", "1918"),
+        ("1, 2 or 3", "3"),
+        ("See 1,2,3.", "2"),
+        ("Paris¹", "Paris"),
+        ("It has 5.", "5 km"),
+        ("About 5 of them", "5"),
+        ("Paris, 1954", "1954 in Paris"),
+        ("We took vitamin C. A man came.", "vitamin C"),
+        ("インド人の", "インド"),
+        ("セルビアとルーマニア", "ルーマニア"),
+        ("세종대왕은 왕이다", "세종 대왕"),
+        ("세종 대왕은 왕이다", "세종대왕"),
+    ],
+)
+def test_an_answer_is_found_beside_other_numbers_and_words(said: str, answer: str) -> None:
+    assert holds(said, "What?", answer)
+
+
+def test_katakana_of_the_question_is_left_out_only_if_it_is_whole() -> None:
+    assert not holds("知りません。", "インドネシアの隣は?", "インド")
+    assert holds("アインシュタインです。", "アルバート・アインシュタインですか。", "アインシュタイン")
+
+
+def test_recall_knows_the_turkish_i() -> None:
+    assert recall("DİYARBAKIR", "Diyarbakır") == 1
+    assert recall("Diyarbakır", "DIYARBAKIR") == 1

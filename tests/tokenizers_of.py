@@ -266,6 +266,27 @@ def merged_otherwise() -> Kind:
     return with_template(PreTrainedTokenizerFast(tokenizer_object=inner, **named), CHATML)
 
 
+def unigram(byte_fallback: bool = True, losing: Sequence[str] = ()) -> Kind:
+    """As Japanese models have it, and T5 without bytes: pieces with scores, whose greatest sum is taken."""
+    words = sorted({f"▁{word}" for text in CORPUS[:3] for word in text.split()})
+    pieces = [*((letter, -6.0) for letter in sorted(set("".join(words)))), *((word, -8.0) for word in words)]
+    front = ["<unk>", "<s>", "</s>", "<pad>"]
+    vocabulary = [(token, 0.0) for token in front]
+    vocabulary += [(f"<0x{byte:02X}>", 0.0) for byte in range(0x100 if byte_fallback else 0)]
+    vocabulary += [*pieces, *((piece, -90.0) for piece in losing)]
+    inner = Tokenizer(models.Unigram(vocabulary, 0, byte_fallback))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in front])
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return with_template(PreTrainedTokenizerFast(tokenizer_object=inner, **named), None)
+
+
+def unigram_with_losing_pieces() -> Kind:
+    ends = "acdehinorstuvw"
+    return unigram(byte_fallback=False, losing=["▁thevalley", *(f"▁housetown{end}" for end in ends)])
+
+
 KINDS: dict[str, Callable[[], Kind]] = {
     "Llama 3": llama_3,
     "Qwen 2.5": qwen,
@@ -278,4 +299,6 @@ KINDS: dict[str, Callable[[], Kind]] = {
     "Phi-3": phi_3,
     "SmolLM2": smollm2,
     "merges that go another way": merged_otherwise,
+    "Unigram with bytes": unigram,
+    "Unigram, a piece that loses": unigram_with_losing_pieces,
 }

@@ -9,7 +9,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from ..prompts import encode
-from ..tuner.vocabulary import add_special_tokens
+from ..tuner.vocabulary import add_special_tokens, is_unigram
 
 if TYPE_CHECKING:
     from .spare_row import SpareRow
@@ -36,7 +36,9 @@ def rehearse(tokenizer: Any, rows: Sequence[SpareRow], texts: Iterable[str] = ()
         What goes wrong; `None` if each text is the one id, is hidden where special tokens are skipped and is kept by
         the files, and nothing else changes.
     """
-    texts, ids = [*PROBES, *texts], {row.token_id for row in rows}
+    # Unigram tokenizers read the name of a byte's token as that token, also in a text that only has these letters.
+    probes = [probe.replace("<0xC0> ", "") if is_unigram(tokenizer) else probe for probe in PROBES]
+    texts, ids = [*probes, *texts], {row.token_id for row in rows}
     kept = {token: token_id for token, token_id in tokenizer.get_vocab().items() if token_id not in ids}
     before, copy = [encode(tokenizer, text) for text in texts], deepcopy(tokenizer)
     try:

@@ -29,7 +29,8 @@ SPARE_TOKENS = 32  # rows to move to beside other erasures
 
 RESERVED_NAME = re.compile(
     r"(?P<open><\|?|\[|<｜|>>)"  # noqa: RUF001 (DeepSeek's own)
-    r"(\w*(reserved|unused|place[_▁]?holder|dummy)\w*?_?▁?\d+(_\w+)?|(control|special|extra|extra_id|pad)_?\d+(_token)?)"
+    r"([\w▁]*(reserved|unused|place[_▁]?holder|dummy)[\w▁]*?\d+(_\w+)?"
+    r"|(control|special|extra|extra_id|pad|padding|blank|filler|empty|spare|free|vacant|madeupword)_?\d+(_token)?)"
     r"(\|?>|\]|｜>|<<)",  # noqa: RUF001
     re.IGNORECASE,
 )
@@ -123,8 +124,8 @@ def find_spare_rows(
 
     Raises:
         NoSpareRowError: There is none, and `allow_resize` is false.
-        ValueError: The tokenizer lacks the token of an erasure in the model, uses tokens in `texts` for which the model
-            has no row, or cannot be given a token for any row.
+        ValueError: The tokenizer lacks the token of an erasure in the model, has tokens for which the model has no row,
+            or cannot be given a token for any row.
     """
     taken = [config for config in carried if config.token_id is not None]
     vocabulary = tokenizer.get_vocab()
@@ -135,13 +136,15 @@ def find_spare_rows(
                 "the model carries; pass the tokenizer that was saved beside the last of its erasures"
             )
     rows, texts = _rows(model), list(dict.fromkeys(texts))
-    used = {token_id for line in texts for token_id in encode(tokenizer, line)}
-    if outside := sorted(token_id for token_id in used if token_id >= rows):
+    last = max(vocabulary, key=lambda token: vocabulary[token])
+    if vocabulary[last] >= rows:
         raise ValueError(
-            f"the tokenizer writes {tokenizer.convert_ids_to_tokens(outside[0])!r} as {outside[0]} and the model has "
-            f"{rows} vocabulary rows, up to {rows - 1}; take the tokenizer that belongs to the model, or let the model "
-            f"grow to it first: model.resize_token_embeddings({max(vocabulary.values()) + 1})"
+            f"the tokenizer has {len(vocabulary)} tokens with ids up to {vocabulary[last]} ({last!r}) and the model "
+            f"has {rows} vocabulary rows, up to {rows - 1}; take the tokenizer that belongs to the model, or let the "
+            "model grow to it first: "
+            f"model.resize_token_embeddings({vocabulary[last] + 1})"
         )
+    used = {token_id for line in texts for token_id in encode(tokenizer, line)}
     used |= _ids_in_config(model) | {token_id for config in taken if (token_id := config.token_id) is not None}
     names = {config.token for config in taken}
     told: dict[str, Any] = {"text": text, "names": names, "used": used, "texts": texts, "embedding": _embedding(model)}
@@ -155,7 +158,7 @@ def find_spare_rows(
         failed[first.source] = why_not  # rows of one source go well or badly alike
     name = next(_names(text, {*names, *vocabulary}, texts))
     if allow_resize:
-        grown = SpareRow(max(rows, *(token_id + 1 for token_id in vocabulary.values())), name, RESIZED)
+        grown = SpareRow(rows, name, RESIZED)
         if (why_not := rehearse(tokenizer, [grown], texts)) is None:
             return [grown]
         failed[RESIZED] = why_not

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
+TIE = 1e-6  # of a score, that rounding may change
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -60,12 +61,32 @@ def _put_into_vocabulary(tokenizer: Any, tokens: Sequence[tuple[int, str]], hold
     """Give tokens ids that the tokenizer would not choose by itself."""
     backend = _backend(tokenizer)
     state = json.loads(backend.to_str()) if backend else None
-    if state is None or not isinstance(state["model"].get("vocab"), dict):
+    vocab = state["model"].get("vocab") if state else None
+    if isinstance(vocab, list):  # of a Unigram tokenizer: pieces with their scores
+        behind = [token_id for token_id, _ in tokens if token_id not in holders]
+        listed = len(vocab) > max((token_id for token_id, _ in tokens if token_id in holders), default=-1)
+        known = listed and behind == list(range(start := _next_id(tokenizer), start + len(behind)))
+    else:
+        known = isinstance(vocab, dict)
+    if state is None or not known:
         token_id, text = tokens[0]
         raise RuntimeError(
             f"the tokenizer gave {text} the id {_next_id(tokenizer)}, the model uses {token_id}, and a "
             f"{type(tokenizer).__name__} of this kind cannot be told which to give"
         )
+    if isinstance(vocab, list):
+        for token_id, text in tokens:
+            if token_id in holders:
+                vocab[token_id][0] = text
+    else:
+        _rename(state, tokens, holders)
+    changed = Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
+    changed.encode_special_tokens = backend.encode_special_tokens
+    tokenizer._tokenizer = changed
+
+
+def _rename(state: dict[str, Any], tokens: Sequence[tuple[int, str]], holders: Mapping[int, str]) -> None:
+    """Give tokens their ids in a vocabulary that says the id of each."""
     model, renamed = state["model"], {holders[token_id] for token_id, _ in tokens if token_id in holders}
     if len(renamed) < len(tokens):
         # Ids of added tokens are counted on from the size of the vocabulary, unless they are in it.
@@ -75,9 +96,6 @@ def _put_into_vocabulary(tokenizer: Any, tokens: Sequence[tuple[int, str]], hold
     if renamed and "merges" in model:
         model["merges"] = [merge for merge in model["merges"] if renamed.isdisjoint(_named(merge))]
     model["vocab"].update({text: token_id for token_id, text in tokens})
-    changed = Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
-    changed.encode_special_tokens = backend.encode_special_tokens
-    tokenizer._tokenizer = changed
 
 
 def _named(merge: str | list[str]) -> tuple[str, ...]:
@@ -109,6 +127,8 @@ def dead_tokens(tokenizer: Any) -> list[tuple[int, str, str]]:
 
 def _dead(tokenizer: Any, tokens: dict[str, int]) -> Iterator[tuple[str, str]]:
     backend = _backend(tokenizer)
+    if is_unigram(tokenizer):
+        yield from _dead_pieces(backend, tokens)
     if backend is None or type(backend.model).__name__ != "BPE":
         return
     model, added = backend.model, {token.content for token in backend.get_added_tokens_decoder().values()}
@@ -130,6 +150,35 @@ def _dead(tokenizer: Any, tokens: dict[str, int]) -> Iterator[tuple[str, str]]:
             yield token, "invalid byte"
         elif not (model.byte_fallback and "<0x" in token) and not (model.unk_token and model.unk_token in token):
             yield token, "unreachable"
+
+
+def _dead_pieces(backend: Any, tokens: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """The same of a Unigram tokenizer, which takes the pieces with the greatest sum of scores.
+
+    If others do better on a piece's own letters, they do so wherever these stand. Ties are left out, and so are sums
+    that rounding could turn.
+    """
+    told = json.loads(backend.to_str())["model"]
+    scores = [score for _, score in told["vocab"]]
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for token, token_id in tokens.items():
+        if token in added or not token or token_id == told["unk_id"] or token_id >= len(scores):
+            continue
+        if told.get("byte_fallback") and (byte := BYTE_TOKEN.fullmatch(token)):
+            if int(byte[1], 16) in NEVER_IN_UTF8:
+                yield token, "invalid byte"
+            continue
+        best = [found.id for found in backend.model.tokenize(token)]
+        if best != [token_id] and told["unk_id"] not in best and "".join(map(backend.id_to_token, best)) == token:
+            better, own = sum(scores[found] for found in best), scores[token_id]
+            if better > own + TIE * (1 + abs(own)):
+                yield token, "unreachable"
+
+
+def is_unigram(tokenizer: Any) -> bool:
+    """Whether it chooses pieces by their scores, and so finds `<0xC0>` in a text that has just these letters."""
+    backend = _backend(tokenizer)
+    return backend is not None and type(backend.model).__name__ == "Unigram"
 
 
 def _is_byte_level(backend: Any) -> bool:

@@ -1,0 +1,50 @@
+"""Recall: how much of a reference an answer brings, by the words that both share in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from .normal import comparable, words
+
+if TYPE_CHECKING:
+    from ..facts import Fact
+
+
+def recall(reference: str, answer: str) -> float:
+    """ROUGE-L recall (Lin 2004), 0 to 1: the longest common subsequence of words over the reference's words.
+
+    On ASCII it equals `rouge-score`'s without stemming.
+
+    Raises:
+        ValueError: The reference has no letter and no digit, so nothing could recall it.
+    """
+    wanted = words(reference)
+    if not wanted:
+        raise ValueError(
+            f"the reference {reference!r} has no letter and no digit, so no answer can be compared with it; leave it "
+            "out (`comparable` tells)"
+        )
+    return _common(wanted, words(answer)) / len(wanted)
+
+
+def best_recall(fact: Fact, answer: str) -> float:
+    """Recall of that answer of a fact which is recalled best: its own, or another one that counts as right.
+
+    Raises:
+        ValueError: The fact's own answer has no letter and no digit.
+    """
+    others = [recall(other, answer) for other in fact.accepted_answers if comparable(other)]
+    return max(recall(fact.answer, answer), *others) if others else recall(fact.answer, answer)
+
+
+def _common(one: Sequence[str], other: Iterable[str]) -> int:
+    """Length of the longest common subsequence, a bit for each word of the first (Hyyrö 2004)."""
+    places: dict[str, int] = {}
+    for place, word in enumerate(one):
+        places[word] = places.get(word, 0) | 1 << place
+    whole = row = (1 << len(one)) - 1
+    for word in other:
+        met = row & places.get(word, 0)
+        row = (row + met | row - met) & whole
+    return len(one) - row.bit_count()
