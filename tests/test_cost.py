@@ -188,8 +188,8 @@ def test_every_stage_of_a_run_costs_what_torch_counts(run: Counted) -> None:
         if name == OF_FACTS:  # what all prompts begin with is read once, which the formula leaves out
             assert 0.5 * stage.flops < count < 1.15 * stage.flops
             continue
-        # Torch counts no eigenvectors.
-        assert count == pytest.approx(stage.batched if estimate.work.units else stage.flops, rel=0.15), name
+        # Torch counts no eigenvectors, and how many held-out questions are asked once more is not known beforehand.
+        assert count == pytest.approx(stage.batched if estimate.work.units else stage.flops, rel=0.2), name
 
 
 def test_what_a_run_will_have_to_do_is_told_from_its_arguments(run: Counted) -> None:

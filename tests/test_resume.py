@@ -48,7 +48,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 STAGES = {
     "units": [
         "sampling retain data",
-        "sampling near neighbours",
         "fitting the gate",
         "fitting the steer vector",
         "holding the gate shut in refusals",
@@ -57,14 +56,12 @@ STAGES = {
     ],
     "rows": [
         "sampling retain data",
-        "sampling near neighbours",
         *["fitting the steer vector", "editing layers", "editing layers"],
         *["fitting the steer vector", "editing layers"],
         "fitting the input row",
     ],
     "paper": [
         "sampling retain data",
-        "sampling near neighbours",
         "learning to decline",
         "finding the null space",
         "fitting the output row",
@@ -99,7 +96,7 @@ def run(kind: str, folder: Path, work_dir: Path | None, stop: int | None = None,
 
     @contextmanager
     def stopping(self: Stages, name: str, total: int, even: bool = True) -> Iterator[Any]:
-        if not name.startswith(("asking", "recording")):
+        if not name.startswith(("asking", "recording", "sampling near")):
             started.append(name)
         with stage(self, name, total, even) as bar:
             if len(started) == stop:
@@ -269,18 +266,20 @@ OTHERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("other", list(OTHERS))
 def test_another_run_is_not_gone_on_with(other: str, begun: Path, tmp_path: Path) -> None:
-    assert run("units", tmp_path, begun, 1).started == ["sampling near neighbours"]
+    assert run("units", tmp_path, begun, 1).started == ["fitting the gate"]
     assert run("units", tmp_path, begun, 1, **OTHERS[other]()).started == ["sampling retain data"]
 
 
 def test_what_is_found_is_announced(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work_dir = Path(shutil.copytree(begun, tmp_path / "work"))
     run("units", tmp_path, work_dir, 1, progress=True)
-    *_, resumed, asked, skipped, stopped = capsys.readouterr().err.splitlines()  # loading the base says something too
+    lines = capsys.readouterr().err.splitlines()  # loading the base says something too
+    *_, resumed, asked, skipped, near, _, stopped = lines
     assert resumed == f"resuming after stage 1, 'sampling retain data', from {work_dir}"
     assert "  asking the base for the facts · took " in asked
     assert skipped.endswith("  sampling retain data · done in an earlier run")
-    assert "  sampling near neighbours · stopped after " in stopped
+    assert "  sampling near neighbours · took " in near
+    assert "  fitting the gate · stopped after " in stopped
     run("units", tmp_path, work_dir, 2, progress=True, seed=1)
     assert f"{work_dir} holds stages of another run" in capsys.readouterr().err
     assert run("units", tmp_path, work_dir, 1).started == ["sampling retain data"]  # the other run has replaced it
@@ -289,7 +288,7 @@ def test_what_is_found_is_announced(begun: Path, tmp_path: Path, capsys: pytest.
 def test_discarding_takes_the_stages_and_nothing_else(begun: Path, tmp_path: Path) -> None:
     work_dir = Path(shutil.copytree(begun, tmp_path / "work"))
     (work_dir / "notes.txt").write_text("mine", encoding="utf-8")
-    (work_dir / "02-sampling-near-neighbours.safetensors.77.part").write_bytes(b"half")
+    (work_dir / "02-fitting-the-gate.safetensors.77.part").write_bytes(b"half")
     assert len(stages_in(work_dir)) == 2
     discard(work_dir)
     assert [path.name for path in work_dir.iterdir()] == ["notes.txt"]
