@@ -24,7 +24,7 @@ from peft_unierase.plan.collateral import closeness
 from peft_unierase.plan.questions import subjects_of, told_by
 from peft_unierase.plan.run import PlannedFact
 from peft_unierase.prompts import chat_format
-from peft_unierase.text import recall
+from peft_unierase.text import recall, terms
 
 SUBJECT = "Nesko Corquist"
 FEW = 24
@@ -61,6 +61,7 @@ def test_from_a_name_alone_the_base_tells_what_it_knows_about_it() -> None:
     )
     assert all(0.5 <= each.confidence <= 1 for each in found.forget)
     assert not {each.fact.answer for each in found.forget} & set(boxed_refusals())
+    assert all(terms(each.fact.answer) - terms(each.fact.question) for each in found.forget)
     assert len({each.fact.question.lower() for each in found.forget}) == len(found.forget)
 
 

@@ -50,6 +50,7 @@ def test_the_model_asks_and_answers_the_same_questions_for_the_same_seed(base: t
         ("Tell me about it. Then go on", "Tell me about it."),
         ("Ask Dr. Jones about 3.5 things", "Ask Dr. Jones about 3.5 things"),
         ("One line\nand another", "One line"),
+        ("To be edited: \nThe rest", "To be edited:"),
         ("它在哪里？它是什么", "它在哪里？"),
         ("यह कहाँ है। और क्या", "यह कहाँ है।"),
         ("no end at all", "no end at all"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from .output import Format, clear_endings, show, show_json, table
@@ -11,6 +12,7 @@ from .prompting import read_prompting
 from .sets import Reading
 
 SHOWN = 5
+WIDEST = 80  # characters of a text in a table
 TEXTS = (".txt", ".md")
 
 
@@ -89,7 +91,13 @@ def shown(found: Any, order: PlanOrder) -> str:
     from .finish import estimate_line
 
     def rows(planned: Any) -> list[tuple[str, str, str]]:
-        return [(f"{each.confidence:.2f}", each.fact.question, each.fact.answer) for each in planned[:SHOWN]]
+        def line(each: Any) -> tuple[str, str, str]:
+            question, answer = (
+                shorten(text, WIDEST, placeholder=" …") for text in (each.fact.question, each.fact.answer)
+            )
+            return f"{each.confidence:.2f}", question, answer
+
+        return [line(each) for each in planned[:SHOWN]]
 
     about = f" about {', '.join(found.subjects)}" if found.subjects else ""
     parts = [f"{len(found.forget)} facts to erase{about}, {len(found.retain)} near them to keep."]

@@ -20,7 +20,7 @@ from ..progress import Stages
 from ..prompts import PromptFormat, default_formats
 from ..refusals import DEFAULT_REFUSALS
 from ..surroundings import own_surroundings
-from ..text import scripts
+from ..text import scripts, terms
 from .collateral import closeness
 from .questions import answers_to_templates, confident, not_about, subjects_of, told_by, without_repeats
 
@@ -160,7 +160,8 @@ def plan(
     if given is None:
         if text is not None:
             asked = told_by(text, asked)
-        asked = [fact for fact in asked if fact.answer not in refusals]
+        # An answer that only repeats its question tells nothing.
+        asked = [f for f in asked if f.answer not in refusals and terms(f.answer) - terms(f.question)]
         with stages.stage("asking how sure the base is"):
             pairs = sorted(confident(model, tokenizer, form, asked, sure), key=lambda pair: -pair[1])
     else:
