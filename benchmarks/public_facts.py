@@ -43,6 +43,7 @@ def fact_of(row: dict[str, Any], wording: str = "question") -> Fact:
     return Fact(
         row[wording],
         row["answer"],
+        paraphrases=() if wording == "paraphrase" else (row["paraphrase"],),
         subject=row["subject"],
         perturbed_answers=tuple(row["perturbed_answer"]),
         accepted_answers=tuple(row.get("accepted_answers", ())),

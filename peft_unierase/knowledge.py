@@ -14,7 +14,7 @@ import torch
 
 from .facts import Fact
 from .prompts import PromptFormat, batches, encode, greedy_answers, pad_id
-from .text import comparable, holds, normal
+from .text import comparable, holds, normal, sentences
 
 LONGEST = 64  # tokens of an answer
 # Nats a token by which the right answer must be likelier than the likeliest wrong one to count as known. A model that
@@ -48,6 +48,15 @@ class Knowledge:
     def known(self) -> bool:
         """Whether the model tells the fact in some format, or clearly prefers it."""
         return bool(self.told) or self.preferred
+
+    def telling(self, form: str) -> str:
+        """Its answer in a format up to the sentence that tells the fact; models go on after it."""
+        begun = ""
+        for part in sentences(self.said[form]):
+            begun = f"{begun} {part}".strip()
+            if tells(begun, self.fact):
+                return begun
+        return self.said[form]
 
     def texts(self) -> list[Fact]:
         """The fact, and beside it what the model says itself to tell it: both have to go."""

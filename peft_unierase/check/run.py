@@ -114,7 +114,7 @@ def check(
         [*refusals, *DEFAULT_REFUSALS],
         seed,
         max_new_tokens,
-        {each.fact.question: each.said[form.name] for each in known if form.name in each.told},
+        {each.fact.question: each.telling(form.name) for each in known if form.name in each.told},
     )
     for name, need in (("similarity", "sentence-transformers model"), ("entailment", "NLI model")):
         if name not in (judges or {}):

@@ -8,27 +8,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
-import regex
 import torch
 
 from ..decoding import continuations, end_ids
 from ..facts import Fact
 from ..prompts import PromptFormat, encode, greedy_answers, pad_id, pad_left
-from ..text import terms, words
+from ..text import SENTENCE, terms, words
 
 QUESTION_TOKENS = 32  # where a question that has not ended is cut
 ANSWER_TOKENS = 48
 ANSWERING = 3  # what an answer costs, in questions: it is longer
 ROWS = 128
-# A sentence: a mark that closes one in any script, or a full stop that a capital, or a letter without case, follows.
-# Short words with a capital before it are initials and abbreviations.
-SENTENCE = regex.compile(
-    r"(?:[?!\u037e\u055e\u061f\u0964\u0965\u1362\u1367\u17d4\u203d\u3002\uff01\uff0e\uff1f\uff61]+[\p{Pe}\p{Pf}\p{Po}]?"
-    r"|(?<!(?<!\w)\p{Lu}\w{0,2})\.(?=\s+[\p{Lu}\p{Lo}]))|(?<=\S\s*)\n"
-)
 
 
 def sample_facts(
@@ -156,12 +148,6 @@ def answered(
         if text:
             facts.append(Fact(question, text, subject=subject))
     return facts
-
-
-def sentences(text: str) -> list[str]:
-    """A text's sentences and lines, in every script."""
-    ends = [0, *(match.end() for match in SENTENCE.finditer(text)), len(text)]
-    return [part for start, end in pairwise(ends) if (part := text[start:end].strip())]
 
 
 def drop_close(candidates: Sequence[Fact], forget: Sequence[Fact], limit: float = 0.5) -> list[Fact]:

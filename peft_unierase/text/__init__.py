@@ -13,9 +13,11 @@ from .compare import best_recall, recall
 from .holding import holds
 from .naming import find_name, names
 from .normal import PIECE, comparable, halves, normal, opening, scripts, terms, words
+from .sentences import SENTENCE, sentences
 
 __all__ = [
     "PIECE",
+    "SENTENCE",
     "best_recall",
     "comparable",
     "find_name",
@@ -26,6 +28,7 @@ __all__ = [
     "opening",
     "recall",
     "scripts",
+    "sentences",
     "terms",
     "words",
 ]
