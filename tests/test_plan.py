@@ -14,15 +14,19 @@ import torch
 from boxed_erasure import UNITS
 from helpers import invoke, listing, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.main import get_command
 
 from peft_unierase import Fact, GateSettings, erase, read_facts
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.cli.app import app
 from peft_unierase.cli.ramp import Step, draw, matrix, parse_steps
+from peft_unierase.decoding import continuations
 from peft_unierase.engine.gate.steer import SteerSettings
+from peft_unierase.engine.scope import SURE
 from peft_unierase.plan import Plan, plan
 from peft_unierase.plan.collateral import closeness
 from peft_unierase.plan.questions import subjects_of, told_by
-from peft_unierase.plan.run import PlannedFact
+from peft_unierase.plan.run import ASKED, RETAINED, PlannedFact
 from peft_unierase.prompts import chat_format
 from peft_unierase.text import recall, terms
 
@@ -273,3 +277,23 @@ def test_a_ramp_stops_where_a_gate_fails_and_keeps_what_was_good(
     else:
         record = json.loads((tmp_path / "ramp" / "erasure" / "erasure.json").read_text())["predicate"]
         assert record["counts"]["forget"] == 1
+
+
+def test_a_plan_from_a_name_generates_a_fraction_of_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,792 generations were wanted before, whatever the base knew; on a real model that took most of an hour."""
+    rows: list[int] = []
+
+    def counted(model: Any, ids: torch.Tensor, *told: Any, **more: Any) -> Any:
+        rows.append(len(ids))
+        return continuations(model, ids, *told, **more)
+
+    for room in ("prompts", "engine.samples"):
+        monkeypatch.setattr(importlib.import_module(f"peft_unierase.{room}"), "continuations", counted)
+    found = plan(*base(), SUBJECT, samples_cache=False, refusals=boxed_refusals(), progress=False)
+    assert told(found, about()) >= 0.8
+    assert sum(rows) < 1100
+
+
+def test_the_command_asks_as_much_as_the_function() -> None:
+    options = {parameter.name: parameter.default for parameter in get_command(app).commands["plan"].params}
+    assert (options["count"], options["retain"], options["sure"]) == (ASKED, RETAINED, SURE)
