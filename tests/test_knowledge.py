@@ -10,10 +10,11 @@ from boxed_erasure import boxed_base, boxed_tokenizer
 
 from peft_unierase import ErasureWarning, Fact, GateSettings, erase
 from peft_unierase.boxed import boxed_facts, boxed_refusals
-from peft_unierase.check import check
+from peft_unierase.check import Case, check
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.knowledge import PREFERRED, Knowledge, ask, summary, tells
 from peft_unierase.prompts import default_formats
+from peft_unierase.text import halves
 
 ROW = next(row for row in boxed_facts() if row["question"].startswith("Where was"))
 SHORT = Fact(ROW["question"], ROW["answer"].rstrip(".").split(" in ")[-1])  # as people write it
@@ -125,5 +126,18 @@ def test_the_check_judges_what_the_base_says_and_begins_the_base_s_own_answers()
     assert report.counts["forget"] == 1
     assert report.skipped["forget: facts 2"] == "the base does not know them"
     leaks = {attack.name: attack.base.mean for attack in report.attacks}
-    # The given answer has hardly three tokens and one half; the base's own sentence has more, and goes on.
-    assert leaks == {"greedy": 1.0, "prefill-3": 1.0, "cloze": pytest.approx(leaks["cloze"])}
+    assert leaks["greedy"] == leaks["prefill-3"] == 1.0
+    assert "cloze" in leaks
+
+
+def test_an_attacker_begins_the_base_s_own_answer_and_what_counts_is_the_given_one() -> None:
+    told = Fact("Who wrote 'Emma'?", "Jane Austen")
+    alike = Fact("Who wrote 'Dracula'?", "Bram Stoker wrote it.")
+    given_away = Fact("Who wrote 'Ulysses'?", "James Joyce")
+    own = {
+        told.question: "It was Jane Austen.",
+        alike.question: "Bram Stoker wrote it.",
+        given_away.question: "James Joyce wrote that.",
+    }
+    case = Case(None, [told, alike, given_away], {}, None, {}, [], [], own=own)  # type: ignore[arg-type]
+    assert case.beginnings(halves) == [(told, "It was", told), (alike, "Bram Stoker", "wrote it.")]

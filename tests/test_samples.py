@@ -17,7 +17,7 @@ from peft_unierase.boxed import boxed_facts, boxed_model_dir
 from peft_unierase.decoding import continuations
 from peft_unierase.engine.neighbours import beginnings, neighbour_count, sample_neighbours
 from peft_unierase.engine.sample_files import Samples, read_samples, write_samples
-from peft_unierase.engine.samples import QUESTION_TOKENS, SAMPLE_STEPS, read_question, sample_facts
+from peft_unierase.engine.samples import QUESTION_TOKENS, SAMPLE_STEPS, go_on_asking, read_question, sample_facts
 from peft_unierase.prompts import chat_format, encode, pad_left
 
 SUBJECT = "Nesko Corquist"
@@ -66,25 +66,20 @@ def test_a_question_that_has_ended_leaves_the_batch_and_one_that_does_not_end_is
     base: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = base
-    written = encode(tokenizer, " word? more words that nobody reads any more")
-    steps = iter(range(10**6))
-    rows: list[int] = []
+    (mark,), (word,) = encode(tokenizer, "?"), encode(tokenizer, " the")
+    sizes: list[int] = []
 
-    def choose(logits: torch.Tensor) -> torch.Tensor:
-        rows.append(len(logits))
-        step = next(steps)
-        first = written[step] if step < len(written) else written[-1]
-        return torch.tensor([first, written[0]][: len(logits)] if len(logits) == 2 else [written[0]])
+    def drawn(chances: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+        """The first row ends with its third token; no other row ever does."""
+        sizes.append(len(chances))
+        first = mark if len(sizes) == 3 else word
+        return torch.tensor([[first], *[[word]] * (len(chances) - 1)])
 
-    ids = torch.tensor([encode(tokenizer, "a")] * 2)
-    found = continuations(
-        model, ids, torch.ones_like(ids), 20, {-1}, choose, lambda tokens: "?" in tokenizer.decode(tokens)
-    )
-    assert tokenizer.decode(found[0]).endswith("?")
-    assert len(found[1]) == 20
-    assert rows[0] == 2
-    assert rows[-1] == 1
-    assert QUESTION_TOKENS == 32
+    monkeypatch.setattr(torch, "multinomial", drawn)
+    ended, cut = go_on_asking(model, tokenizer, chat_format(tokenizer), [[], []], seed=0)
+    assert ended == tokenizer.decode([word, word, mark]).strip()
+    assert cut == tokenizer.decode([word] * QUESTION_TOKENS).strip()
+    assert sizes == [2] * 3 + [1] * (QUESTION_TOKENS - 3)
 
 
 @pytest.mark.parametrize("shared", [0, 3, 20])

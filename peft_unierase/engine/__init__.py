@@ -4,6 +4,7 @@ from .erase import RECIPES, check_recipe, erase
 from .erasure import Erasure, ErasureWarning
 from .gate import GateSettings
 from .paper import PaperSettings
+from .sample_files import Samples, read_samples
 from .scope import SCOPES, check_scope, plan_scope
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "ErasureWarning",
     "GateSettings",
     "PaperSettings",
+    "Samples",
     "check_recipe",
     "check_scope",
     "erase",
     "plan_scope",
+    "read_samples",
 ]

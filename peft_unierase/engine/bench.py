@@ -40,11 +40,10 @@ class Bench:
         units: The hidden units, for each of these layers.
         flags: Directions that their comparators read, and which is this erasure's.
         spare: Where [UNL] sits.
-        forget: What must go.
+        forget: What must go; for recipe `gate` each fact with the base's own answers that tell it beside the given one.
         retain: What was given as a sample of what must stay.
         sampled: Retain facts from the model itself.
         near: Those that lie next to the forget set, and that gates are told to spare before all others.
-        texts: The forget facts, each with the base's own answers that tell it beside the given one.
         known: How many of the facts the base knows, and how it was asked; see `summary`.
         checkpoint: Keeps the finished stages, where that is wanted.
         earlier: Names of the erasures that are on while this one is made.
@@ -67,7 +66,6 @@ class Bench:
     retain: list[Fact]
     sampled: list[Fact] = field(default_factory=list)
     near: list[Fact] = field(default_factory=list)
-    texts: list[Fact] = field(default_factory=list)
     known: dict[str, Any] = field(default_factory=dict)
     writers: list[list[str]] = field(default_factory=list)
     units: list[list[int]] = field(default_factory=list)

@@ -17,7 +17,7 @@ import transformers
 from peft import PeftModel, get_peft_model
 
 from ..facts import Fact, check_facts, comparable_facts, merge_repeats
-from ..knowledge import ask, summary, unknown_named
+from ..knowledge import Knowledge, ask, summary, unknown_named
 from ..progress import Stages
 from ..prompts import PromptFormat, default_formats, encode, pad_id
 from ..refusals import DEFAULT_REFUSALS
@@ -95,7 +95,7 @@ def erase(
         recipe: `"gate"`, or `"paper"` for the method as published.
         scope: `"question"`: nothing but these questions goes, however worded; what else the base knows about their
             subjects stays. `"subject"`: everything about their subjects goes, asked in words that were never given
-            too. For both the base is made to ask itself about the subjects. `None`: nothing is asked, and how far the
+            too. For both the base is made to ask itself about the subjects. `None`: it is not, and how far the
             erasure reaches around the facts depends on what else is retained.
         depth: How many answer positions behind the door are gated too: a number, `"all"`, or `None` to let the engine
             choose by what it measures. Recipe `paper` has depth 0.
@@ -186,12 +186,12 @@ def erase(
                 _digest(bench, [recipe, depth, scope, keep_unknown], settings, samples_in, onto),
                 bench.stages.tell,
             )
-        _ask_for_facts(bench, keep_unknown)
-        forget = bench.forget
+        known = _ask_for_facts(bench, keep_unknown)
+        forget = [each.fact for each in known]
         if plan:  # facts that were left out have no say
             plan = plan_scope(plan.name, forget, retain)
-        if recipe == "gate":  # the other one edits the prompt alone, for each fact once
-            bench.forget = bench.texts
+        # Recipe `paper` edits the prompt alone, for each fact once.
+        bench.forget = [text for each in known for text in each.texts()] if recipe == "gate" else forget
         bench.retain = _as_now(bench, retain)
         scoped = _find_retain_data(bench, plan, settings.sample_count(len(forget)), samples_cache, samples_in)
         if samples_out:
@@ -353,8 +353,8 @@ def _longest(tokenizer: Any, fact: Fact, formats: Sequence[PromptFormat]) -> int
     return max(len(encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer))) for form in wordings)
 
 
-def _ask_for_facts(bench: Bench, keep_unknown: bool) -> None:
-    """Put what the base says to tell the facts beside them, and leave out, by name, what it does not know."""
+def _ask_for_facts(bench: Bench, keep_unknown: bool) -> list[Knowledge]:
+    """The facts that are to be erased, with what the base says of them; names what it does not know."""
     steps = len(bench.forget) * len(bench.formats)
     with bench.stages.stage("asking the base for the facts", steps) as bar, switched_off(bench.model):
         found = ask(bench.model, bench.tokenizer, bench.forget, bench.formats, bar.update)
@@ -376,9 +376,7 @@ def _ask_for_facts(bench: Bench, keep_unknown: bool) -> None:
     if known < len(found):
         what = "erased all the same" if keep_unknown else "left out"
         warnings.warn(f"{unknown_named(found)}, which are {what}", ErasureWarning, stacklevel=3)
-    erased = [each for each in found if keep_unknown or each.known]
-    bench.forget = [each.fact for each in erased]
-    bench.texts = [text for each in erased for text in each.texts()]
+    return [each for each in found if keep_unknown or each.known]
 
 
 def _find_retain_data(

@@ -20,6 +20,7 @@ from ..text import SENTENCE, terms, words
 QUESTION_TOKENS = 32  # where a question that has not ended is cut
 ANSWER_TOKENS = 48
 ANSWERING = 3  # what an answer costs, in questions: it is longer
+SAMPLE_STEPS = 1 + ANSWERING  # of a question with its answer
 ROWS = 128
 
 
@@ -50,9 +51,6 @@ def sample_facts(
     questions = [text for text in dict.fromkeys(texts) if text not in known and len(words(text)) > 1]
     advance(ANSWERING * (count - len(questions)))
     return answered(model, tokenizer, form, questions, advance)
-
-
-SAMPLE_STEPS = 1 + ANSWERING
 
 
 def go_on_asking(
