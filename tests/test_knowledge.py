@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -141,3 +142,22 @@ def test_an_attacker_begins_the_base_s_own_answer_and_what_counts_is_the_given_o
     }
     case = Case(None, [told, alike, given_away], {}, None, {}, [], [], own=own)  # type: ignore[arg-type]
     assert case.beginnings(halves) == [(told, "It was", told), (alike, "Bram Stoker", "wrote it.")]
+
+
+@pytest.mark.parametrize("recipe", ["gate", "paper"])
+def test_the_gate_erases_the_base_s_own_answer_beside_the_given_one_and_paper_the_given_one_alone(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erased: list[Fact] = []
+
+    def stop(bench: Any, *_: Any) -> None:
+        erased.extend(bench.forget)
+        assert bench.facts == 1
+        raise KeyboardInterrupt
+
+    engine = importlib.import_module("peft_unierase.engine.erase")
+    monkeypatch.setattr(engine, f"run_{recipe}", stop)
+    with pytest.raises(KeyboardInterrupt):
+        erase(boxed_base(), boxed_tokenizer(), [SHORT], recipe=recipe, progress=False)
+    given = [SHORT.answer] if recipe == "paper" else [SHORT.answer, ROW["answer"]]
+    assert [fact.answer for fact in erased] == given
