@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_unierase.engine.replay import Recording
-from peft_unierase.engine.trace import bent_output, inputs_at, inputs_at_door
+from peft_unierase.engine.trace import bent_output, inputs_at
 from peft_unierase.prompts import pad_left
 from peft_unierase.tuner.structure import find_decoder_layers
 
@@ -72,5 +72,3 @@ def test_inputs_are_taken_at_the_positions_asked_for_whatever_the_padding(model:
         alone = inputs_at(model, modules, [SEQUENCES[index]], [positions], pad=0)
         for number in range(2):
             assert torch.allclose(together[number][index], alone[number][0], atol=1e-5)
-    doors = inputs_at_door(model, layers[3], SEQUENCES, pad=0)
-    assert torch.allclose(doors[0], together[1][0][1], atol=1e-6)

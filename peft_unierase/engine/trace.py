@@ -107,11 +107,6 @@ def inputs_at(
     return found
 
 
-def inputs_at_door(model: Any, module: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
-    """The input of one module at the last position of each prompt, `(prompts, width)` in fp32."""
-    return torch.cat(inputs_at(model, [module], prompts, [[len(prompt) - 1] for prompt in prompts], pad)[0])
-
-
 @torch.no_grad()
 def stream_behind(model: Any, layer: nn.Module, sequences: Sequence[Sequence[int]], pad: int) -> list[torch.Tensor]:
     """The residual stream behind a decoder layer, `(length, d)` in fp32 for each of some token sequences."""
