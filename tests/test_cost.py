@@ -153,7 +153,8 @@ def run(request: pytest.FixtureRequest) -> Counted:
 
     steer, widest = SteerSettings(steps=24), ROWS.get(request.param)
     units = None if widest else UnitSettings(narrowest=0, steps=80, steps_per_fact=0, steer=steer)
-    short: dict[str, Any] = {"row_steps": 24, "row_steps_per_fact": 0.0, "widest": widest or 16384}
+    # Few are held out: those that decline are asked once more, and how many that will be nobody knows beforehand.
+    short: dict[str, Any] = {"row_steps": 24, "row_steps_per_fact": 0.0, "widest": widest or 16384, "held_out": 24}
     settings = GateSettings(samples=0, steer=steer, most_fired=1.0, units=units, **short)
     told: dict[str, Any] = {"depth": 4, "formats": forms, "refusals": ["No no no no no no."], "settings": settings}
     expected = expected_work(base, tokenizer, forget, retain, **told)
@@ -188,8 +189,8 @@ def test_every_stage_of_a_run_costs_what_torch_counts(run: Counted) -> None:
         if name == OF_FACTS:  # what all prompts begin with is read once, which the formula leaves out
             assert 0.5 * stage.flops < count < 1.15 * stage.flops
             continue
-        # Torch counts no eigenvectors, and how many held-out questions are asked once more is not known beforehand.
-        assert count == pytest.approx(stage.batched if estimate.work.units else stage.flops, rel=0.2), name
+        # Torch counts no eigenvectors.
+        assert count == pytest.approx(stage.batched if estimate.work.units else stage.flops, rel=0.15), name
 
 
 def test_what_a_run_will_have_to_do_is_told_from_its_arguments(run: Counted) -> None:
