@@ -19,7 +19,7 @@ from peft import PeftModel, get_peft_model
 from ..facts import Fact, check_facts, comparable_facts, merge_repeats
 from ..knowledge import Knowledge, ask, summary, unknown_named
 from ..progress import Stages
-from ..prompts import PromptFormat, default_formats, encode, pad_id
+from ..prompts import PromptFormat, default_formats, encode, pad_id, plain_format
 from ..refusals import DEFAULT_REFUSALS
 from ..surroundings import own_surroundings, refuse_inference_mode
 from ..text import normal
@@ -44,7 +44,7 @@ from .gate import GateSettings, run_gate
 from .gate.by_units import edited_features, own_flag, take_units
 from .gate.places import choose_places
 from .gradients import check_gradients
-from .neighbours import neighbour_count, sample_neighbours
+from .neighbours import NEIGHBOUR_STEPS, ROUND, Neighbours, neighbour_rounds, sample_neighbours
 from .paper import PaperSettings, early_layers, run_paper
 from .retain_cache import BLOCK, base_digest, samples_folder, samples_for
 from .sample_files import Samples, write_samples
@@ -397,7 +397,9 @@ def _find_retain_data(
         sampled: Any = sample() if plan else bench.once("sampling retain data", sample)
         bench.sampled = [Fact(*pair) for pair in sampled["sampled"]]
         # These are not written down: they begin as the forget questions do.
-        bench.near = _usable(bench, _apart(_as_now(bench, given.near), bench.forget) if given else _near(bench))
+        near = Neighbours(_apart(_as_now(bench, given.near), bench.forget)) if given else _near(bench)
+        bench.near = _usable(bench, near.known)
+        bench.sampled += _usable(bench, near.others)
         if not bench.near:
             warnings.warn(
                 "the base asked itself nothing that is like the forget questions, so what lies next to them is spared "
@@ -417,13 +419,15 @@ def _asked_itself(bench: Bench, wanted: int, cache: str | Path | bool) -> list[F
         return _as_now(bench, found)
 
 
-def _near(bench: Bench) -> list[Fact]:
+def _near(bench: Bench) -> Neighbours:
     model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
-    count = neighbour_count(bench.facts)
-    with bench.stages.stage("sampling near neighbours", SAMPLE_STEPS * count, even=False) as bar:
+    rounds = neighbour_rounds(bench.facts)
+    with bench.stages.stage("sampling near neighbours", NEIGHBOUR_STEPS * ROUND * rounds, even=False) as bar:
         with switched_off(model):
-            found = sample_neighbours(model, tokenizer, form, bench.forget, count, bench.seed, bar.update)
-        return _as_now(bench, found)
+            found = sample_neighbours(
+                model, tokenizer, form, plain_format(tokenizer), bench.forget, rounds, bench.seed, bar.update
+            )
+        return Neighbours(_as_now(bench, found.known), _as_now(bench, found.others))
 
 
 def _apart(facts: list[Fact], forget: Sequence[Fact]) -> list[Fact]:

@@ -1,62 +1,189 @@
-"""Near neighbours: questions of the same form about other subjects, which the base asks itself with its own answers.
+"""Near neighbours: questions like those of the forget set about other subjects, which the base asks and answers itself.
 
-What is erased is told from what lies next to it by examples of both. The forget questions' own beginnings, up to where
-they name something, are what the base goes on with; no template and no language comes in.
+What is erased is told from what lies next to it by examples of both. The base sees a few question-answer pairs and
+writes the next question. The first pairs are forget facts; later ones are also neighbours that it turned out to know,
+so that the questions walk away from the forget set to further kinds of facts. No template and no language comes in.
+
+A neighbour is known if the base gives the same answer twice: in short, after the pairs, and in a sentence of its own in
+the format in which it is asked.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from typing import Any
 
+import torch
+
+from ..decoding import continuations, end_ids
 from ..facts import Fact
-from ..prompts import PromptFormat, encode
-from ..text import PIECE, comparable, names, normal
-from .samples import ANSWERING, answered, drop_close, go_on_asking
+from ..knowledge import tells
+from ..prompts import PromptFormat, encode, pad_id, pad_left
+from ..text import PIECE, SENTENCE, comparable, names, normal, terms
+from .samples import go_on_asking
 from .subjects import find_names, find_span
 
-LEAST, MOST, EACH = 64, 512, 4  # questions: at the least, at the most, and for each forget fact
 FIRST_WORDS = 2  # that a beginning has where a question names nothing
+SHOTS = 4  # pairs before a question
+EACH = 32  # questions after the same pairs, which are read once for all of them
+SETS = 3
+ROUND = SETS * EACH  # questions before the base is asked which of them it knows
+QUESTION_TOKENS, SHORT_TOKENS, ANSWER_TOKENS = 28, 12, 32
+# Questions of small models stay sensible below temperature 1 and still differ from one another.
+TEMPERATURE = 0.8
+NEIGHBOUR_STEPS = 3  # of a question: asked, answered in short, answered in a sentence
 
 
-def neighbour_count(facts: int) -> int:
-    """How many neighbours are asked for, for this many forget facts."""
-    return min(MOST, max(LEAST, EACH * facts))
+@dataclass
+class Neighbours:
+    """What the base asked itself next to the forget set.
+
+    Attributes:
+        known: Facts that it gives the same answer to twice.
+        others: Questions with its answers of which it is not sure.
+        reworded: Forget facts as it asked for them in words of its own, with the answers in which it tells them.
+    """
+
+    known: list[Fact] = field(default_factory=list)
+    others: list[Fact] = field(default_factory=list)
+    reworded: list[Fact] = field(default_factory=list)
+
+
+def neighbour_rounds(facts: int) -> int:
+    """How many rounds of questions are asked, for this many forget facts."""
+    return 4 if facts <= 100 else 6
 
 
 def sample_neighbours(
     model: Any,
     tokenizer: Any,
     form: PromptFormat,
+    plain: PromptFormat,
     forget: Sequence[Fact],
-    count: int,
+    rounds: int,
     seed: int,
     advance: Callable[[int], object] = lambda count: None,
-) -> list[Fact]:
-    """At most `count` questions that begin as forget questions do and go on about something else, with answers.
+) -> Neighbours:
+    """Let the base ask questions like those of the forget set, and keep what does not touch it.
 
     Args:
         model: The base.
         tokenizer: Its tokenizer.
-        form: The prompt format to ask and to answer in.
-        forget: What must go. Questions that name its subjects, or that touch it, are left out.
-        count: Questions to ask.
-        seed: Seed of the sampling.
-        advance: Called with the steps done, `SAMPLE_STEPS * count` in all.
+        form: The prompt format to answer in.
+        plain: A format without chat marks, for the pairs.
+        forget: What must go. Questions and answers that name its subjects or hold its answers are left out.
+        rounds: Rounds of `ROUND` questions.
+        seed: Seed of the sampling; the global generator is left alone.
+        advance: Called with the steps done, `NEIGHBOUR_STEPS * ROUND * rounds` in all.
     """
+    generator, order = torch.Generator(model.get_input_embeddings().weight.device).manual_seed(seed), random.Random(seed)
+    gone = _gone(forget)
+    given = {normal(text) for fact in forget for text in (fact.question, *fact.paraphrases)}
     begun = beginnings([fact.question for fact in forget], [fact.subject for fact in forget])
-    starts = [encode(tokenizer, text) for text in islice(cycle(begun), count if begun else 0)]
-    asked = go_on_asking(model, tokenizer, form, starts, seed, advance=advance)
+    asking = replace(plain, head=plain.head.removeprefix(tokenizer.bos_token or ""))
+    found = Neighbours()
+    short: list[Fact] = []
+
+    def free(text: str) -> bool:
+        return comparable(text) and not any(names(text, name) for name in gone)
+
+    follows = True  # whether it can go on after pairs
+    for number in range(rounds):
+        sets = [_pairs(forget, short if (number + place) % 2 else [], order) for place in range(SETS)]
+        heads = ["".join(_pair(asking, fact) for fact in some) for some in sets for _ in range(EACH)]
+        begins = (ROUND if not follows else EACH if number == 0 else 0) if begun else 0
+        starts = [encode(tokenizer, text) for text in islice(cycle(begun), begins)]
+        asked = go_on_asking(model, tokenizer, form, starts, seed + number) if starts else []
+        asked += _ask(model, tokenizer, asking, heads[begins:], generator)
+        heads[:begins] = [""] * begins
+        advance(ROUND)
+        questions: dict[str, str] = {}
+        for head, text in zip(heads, asked, strict=True):
+            if normal(text) not in given and len(terms(text)) > 1:
+                given.add(normal(text))
+                questions[text] = head
+        prompts = [head + (asking if head else plain).prompt(text) for text, head in questions.items()]
+        shorts = _lines(model, tokenizer, prompts, SHORT_TOKENS)
+        advance(ROUND)
+        answers = _lines(model, tokenizer, [form.prompt(text) for text in questions], ANSWER_TOKENS, rows=ROUND)
+        advance(ROUND)
+        for (question, head), brief, answer in zip(questions.items(), shorts, answers, strict=True):
+            answer = _first_sentence(answer)
+            fact = Fact(question, answer)
+            if not (free(question) and free(answer)):
+                if any(tells(answer, each) and not tells(question, each) for each in forget):
+                    found.reworded.append(fact)
+                continue
+            if comparable(brief) and free(brief) and terms(brief) - terms(question) and tells(answer, Fact(question, brief)):
+                found.known.append(fact)
+                if head:
+                    short.append(Fact(question, brief))
+            else:
+                found.others.append(fact)
+        follows = follows and bool(short)
+    return found
+
+
+def _gone(forget: Sequence[Fact]) -> set[str]:
+    """Names in the forget set that no neighbour may hold: those that its questions name, and short answers."""
     gone = {name for fact in forget for name in [*find_names(fact.question), *([fact.subject] if fact.subject else [])]}
-    given = {normal(text) for fact in forget for text in (fact.question, *fact.paraphrases)} | set(map(normal, begun))
-    questions = [
-        text
-        for text in {normal(text): text for text in reversed(asked)}.values()
-        if normal(text) not in given and not any(names(text, name) for name in gone)
-    ][::-1]
-    advance(count - len(starts) + ANSWERING * (count - len(questions)))
-    return drop_close(answered(model, tokenizer, form, questions, advance), forget)
+    answers = {answer for fact in forget for answer in (fact.answer, *fact.accepted_answers)}
+    return gone | {answer for answer in answers if comparable(answer) and len(terms(answer)) <= 4 and not SENTENCE.search(answer)}
+
+
+def _pairs(forget: Sequence[Fact], known: Sequence[Fact], order: random.Random) -> list[Fact]:
+    """Pairs to show before a question: forget facts, or known neighbours that begin in different ways."""
+    if len(known) < SHOTS:
+        return order.sample(list(forget), min(SHOTS, len(forget)))
+    some: dict[str, Fact] = {}
+    for fact in order.sample(list(known), len(known)):
+        some.setdefault(" ".join(PIECE.findall(fact.question)[:FIRST_WORDS]), fact)
+    return list(some.values())[:SHOTS]
+
+
+def _pair(plain: PromptFormat, fact: Fact) -> str:
+    return f"{plain.prompt(fact.question)}{plain.lead}{fact.answer}\n\n"
+
+
+def _ask(
+    model: Any, tokenizer: Any, plain: PromptFormat, heads: Sequence[str], generator: torch.Generator
+) -> list[str]:
+    def choose(logits: torch.Tensor) -> torch.Tensor:
+        return torch.multinomial((logits / TEMPERATURE).softmax(dim=-1), 1, generator=generator)[:, 0]
+
+    return _lines(model, tokenizer, [head + plain.head.rstrip() for head in heads], QUESTION_TOKENS, choose)
+
+
+@torch.no_grad()
+def _lines(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    room: int,
+    choose: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits.argmax(dim=-1),
+    rows: int = EACH,
+) -> list[str]:
+    """What the model goes on with after each prompt, up to the end of the line."""
+    device = model.get_input_embeddings().weight.device
+    lines = []
+
+    def ended(tokens: list[int]) -> bool:
+        return "\n" in tokenizer.decode(tokens).lstrip()
+
+    for start in range(0, len(prompts), rows):
+        encoded = [encode(tokenizer, prompt) for prompt in prompts[start : start + rows]]
+        batch = pad_left(encoded, pad_id(tokenizer), device, list(range(len(encoded))))
+        for tokens in continuations(model, batch.ids, batch.mask, room, end_ids(model), choose, ended):
+            lines.append(tokenizer.decode(tokens, skip_special_tokens=True).strip().partition("\n")[0].strip())
+    return lines
+
+
+def _first_sentence(text: str) -> str:
+    end = SENTENCE.search(text)
+    return text[: end.end()].strip() if end else text
 
 
 def beginnings(questions: Sequence[str], subjects: Sequence[str | None]) -> list[str]:

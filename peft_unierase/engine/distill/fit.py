@@ -1,0 +1,133 @@
+"""The fit: the parts of the loss, and how their gradients are found with little work."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...decoding import WORTH_SHARING, keeps_all
+from ...prompts import pad_left
+from .texts import Text, divergences
+
+BANNED = -1e4  # a logit that nothing is predicted with
+
+
+class Deck:
+    """Texts in an order that is shuffled anew after each round, so that all are seen equally often.
+
+    What a step is dealt depends on its number alone, so that an interrupted run goes on as it would have.
+
+    Args:
+        texts: The texts.
+        each: How many a step is dealt.
+        seed: Of the order.
+    """
+
+    def __init__(self, texts: Sequence[Text], each: int, seed: int) -> None:
+        self.texts, self.each, self.seed = list(texts), each, seed
+
+    def deal(self, step: int) -> list[Text]:
+        """The texts of a step."""
+        places = range(step * self.each, (step + 1) * self.each) if self.texts else ()
+        return [self.texts[self._order(place // len(self.texts))[place % len(self.texts)]] for place in places]
+
+    def _order(self, number: int) -> list[int]:
+        order = list(range(len(self.texts)))
+        random.Random(f"{self.seed} {number}").shuffle(order)
+        return order
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the loss.
+
+    Attributes:
+        name: What records call it.
+        deck: Its texts.
+        weight: Of the mean divergence of the texts in a step.
+    """
+
+    name: str
+    deck: Deck
+    weight: float
+
+
+def descend(
+    model: Any, parts: Sequence[Part], step: int, token_id: int, pad: int, device: torch.device
+) -> dict[str, float]:
+    """Add the gradient of a step's texts; the mean divergence of each part, in nats a token."""
+    dealt = [(text, part) for part in parts for text in part.deck.deal(step)]
+    means = dict.fromkeys((part.name for part in parts), 0.0)
+    for group in alike([text for text, _ in dealt]):
+        found = losses(model, [dealt[number][0] for number in group], token_id, pad, device)
+        weights = [dealt[number][1].weight / dealt[number][1].deck.each for number in group]
+        (found * found.new_tensor(weights)).sum().backward()
+        for number, value in zip(group, found.tolist(), strict=True):
+            part = dealt[number][1]
+            means[part.name] += value / part.deck.each
+    return means
+
+
+def losses(model: Any, texts: Sequence[Text], token_id: int, pad: int, device: torch.device) -> torch.Tensor:
+    """Each text's mean divergence over its places, in nats, `(texts,)`."""
+    logits = tail_logits(model, texts, pad, device)
+    found = []
+    for row, text in enumerate(texts):
+        columns = torch.tensor(text.places, device=logits.device) + logits.shape[1] - len(text.ids)
+        own = logits[row, columns].float()
+        if text.banned:
+            hidden = torch.zeros(own.shape[-1], dtype=torch.bool, device=own.device)
+            hidden[token_id] = True
+            own = own.masked_fill(hidden, BANNED)
+        found.append(divergences(own, text.top.to(own.device), text.probabilities.to(own.device)).mean())
+    return torch.stack(found)
+
+
+def tail_logits(model: Any, texts: Sequence[Text], pad: int, device: torch.device) -> torch.Tensor:
+    """Logits at the last tokens of each text, from the first place of any on, `(texts, kept, vocabulary)`.
+
+    A beginning that all texts share (a system prompt, the marks of a chat) is run once, with its gradient.
+    """
+    shared = common([text.ids[: text.places[0]] for text in texts]) if len(texts) > 1 and keeps_all(model) else 0
+    if shared < WORTH_SHARING:
+        shared = 0
+    batch = pad_left([text.ids[shared:] for text in texts], pad, device, list(range(len(texts))))
+    keep = max(len(text.ids) - text.places[0] for text in texts)
+    inputs: dict[str, Any] = {**batch.inputs(), "use_cache": False}
+    if shared:
+        beginning = torch.tensor([texts[0].ids[:shared]], device=device)
+        cache = model(input_ids=beginning, use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(texts))
+        inputs["attention_mask"] = torch.cat([batch.mask.new_ones(len(texts), shared), batch.mask], dim=1)
+        inputs["position_ids"] = batch.positions + shared
+        inputs.update(past_key_values=cache, use_cache=True)
+    logits: torch.Tensor = model(**inputs, logits_to_keep=keep).logits
+    return logits
+
+
+def common(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with."""
+    for place, tokens in enumerate(zip(*sequences, strict=False)):
+        if len(set(tokens)) > 1:
+            return place
+    return min(map(len, sequences))
+
+
+def alike(texts: Sequence[Text]) -> list[list[int]]:
+    """Numbers of the texts in groups that begin alike; those that share no beginning with others are one group."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, text in enumerate(texts):
+        groups.setdefault(tuple(text.ids[:WORTH_SHARING]), []).append(number)
+    rest = [number for group in groups.values() if len(group) == 1 for number in group]
+    return [group for group in groups.values() if len(group) > 1] + ([rest] if rest else [])
+
+
+def rate(step: int, steps: int, warm_up: int = 10) -> float:
+    """The learning rate's share of its highest: up in a line, then down in a line to 5 %."""
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 1 - 0.95 * (step - warm_up) / max(1, steps - warm_up)

@@ -1,0 +1,321 @@
+"""Recipe `distill` in its order: what the model is to say instead, what must not move, and the fit of both at once.
+
+Low-rank updates `W + B A` of MLP projections and [UNL]'s two rows are trained together:
+
+1. On forget texts the model predicts what it would predict itself if it could not tell these names from others
+   (`teacher.py`), so that nothing is left for whoever goes around [UNL].
+2. At the start of an answer [UNL] comes (UniErase, arXiv 2505.15674), and after it a whole refusal.
+3. On retained texts, half of them near neighbours, nothing moves: the divergence from the base is held down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ...facts import Fact
+from ...prompts import greedy_answers
+from ...text import normal, sentences
+from ...text.normal import WORD
+from ..bench import Bench
+from ..earlier import switched_off
+from .fit import Deck, Part, descend, losses, rate
+from .moments import change, input_moments
+from .renaming import Renaming, renamed
+from .settings import DistillSettings
+from .teacher import Asked, taught
+from .texts import Text, base_logits, given, stored
+
+ANSWER = 40  # tokens of a retained answer that are held
+COUNTERFACTUAL = 24  # tokens of an answer to a renamed question
+SOME = 4  # forget prompts at which refusals are compared
+CHUNK = 20  # steps that a checkpoint keeps together
+CLIP = 1.0  # norm of a step's gradient, at the most
+
+
+@dataclass(frozen=True)
+class DistillOutcome:
+    """What a run of recipe `distill` did and measured; `record()` is its JSON form.
+
+    Attributes:
+        rank: Rank of the updates.
+        steps: Gradient steps that were done.
+        losses: Mean divergence of each part of the loss over the last steps, in nats a token.
+        held_out: Near neighbours that no step saw.
+        retain_loss: Divergence from the base on these, in nats a token.
+        declined: Share of them at which [UNL] wins.
+        forget_declined: Share of the forget prompts at which it wins.
+        refusal: The sentence that [UNL] was taught to be followed by.
+        settings: As used.
+    """
+
+    rank: int
+    steps: int
+    losses: dict[str, float]
+    held_out: int
+    retain_loss: float
+    declined: float
+    forget_declined: float
+    refusal: str
+    settings: DistillSettings
+    depth: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """A JSON object of plain values, without any text of the facts."""
+        return asdict(self)
+
+
+def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
+    """Train the updates and [UNL]'s rows.
+
+    Args:
+        bench: With the adapter in place and retain facts at hand.
+        settings: See [`DistillSettings`].
+    """
+    renaming = Renaming([f"{fact.question}\n{fact.answer}" for fact in bench.kept], bench.seed)
+    with switched_off(bench.model, [bench.adapter]):
+        refusal = likeliest_refusal(bench)
+        forget = instead(bench, renaming, settings)
+        near, general, held = stays(bench, settings)
+        moments = quiet(bench, near, general)
+    asked, without = declined(bench, refusal, False), declined(bench, refusal, True)
+    half = settings.retain_batch // 2
+    parts = [
+        Part("forget", Deck(forget, settings.forget_batch, bench.seed), 1.0),
+        Part("refusal", Deck(asked, settings.refusal_batch, bench.seed), 1.0),
+        Part("refusal without [UNL]", Deck(without, max(1, settings.refusal_batch // 2), bench.seed), 0.5),
+        Part("near", Deck(near, half, bench.seed), settings.retain_weight / 2),
+        Part("general", Deck(general, settings.retain_batch - half, bench.seed), settings.retain_weight / 2),
+    ]
+    bench.start_rows()
+    steps = settings.step_count(bench.facts)
+    measured: dict[str, float] = {}
+    optimizer = _optimizer(bench, settings)
+    for start in range(0, steps, CHUNK):
+        stop = min(steps, start + CHUNK)
+        done = bench.once("fitting", lambda: _chunk(bench, parts, moments, optimizer, start, stop, steps, settings))
+        _take_up(optimizer, done)
+        measured = done["losses"]
+    with bench.stages.stage("measuring what is held out"):
+        apart = divergence(bench, held)
+        return DistillOutcome(
+            rank=settings.rank,
+            steps=steps,
+            losses=measured,
+            held_out=len(held),
+            retain_loss=apart,
+            declined=declining(bench, held),
+            forget_declined=declining(bench, asked),
+            refusal=refusal,
+            settings=settings,
+        )
+
+
+def stays(bench: Bench, settings: DistillSettings) -> tuple[list[Text], list[Text], list[Text]]:
+    """What stays, with what the base predicts: near neighbours, all else, and the neighbours that are held out."""
+    near = [fact for number, fact in enumerate(bench.near) if number % settings.held_out]
+    held = bench.near[:: settings.held_out]
+    with bench.stages.stage("reading what stays", len(bench.kept)) as bar:
+        return (
+            retained(bench, near, False, bar.update),
+            retained(bench, [*bench.retain, *bench.sampled], True, bar.update),
+            retained(bench, held, False, bar.update),
+        )
+
+
+def quiet(bench: Bench, near: Sequence[Text], general: Sequence[Text]) -> list[torch.Tensor]:
+    """Moments of the edited modules' inputs, near neighbours weighing as much as all else."""
+    modules = {name: bench.model.get_submodule(name) for name in bench.names}
+    groups = [texts for texts in (near, general) if texts]
+    with bench.stages.stage("recording what stays", len(groups)) as bar:
+        found = []
+        for texts in groups:
+            found.append(input_moments(bench.model, modules, texts, bench.pad, bench.device))
+            bar.update(1)
+    return [sum(group[name] for group in found) / len(found) for name in bench.names]  # type: ignore[misc]
+
+
+def _optimizer(bench: Bench, settings: DistillSettings) -> torch.optim.AdamW:
+    factors = [part for _, *pair in bench.updates() for part in pair]
+    for part in (*factors, *bench.rows()):
+        part.requires_grad_(True)
+    groups = [
+        {"params": factors, "highest": settings.learning_rate},
+        {"params": list(bench.rows()), "highest": settings.row_learning_rate},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=0.0)
+
+
+def _chunk(
+    bench: Bench,
+    parts: Sequence[Part],
+    moments: Sequence[torch.Tensor],
+    optimizer: torch.optim.AdamW,
+    start: int,
+    stop: int,
+    steps: int,
+    settings: DistillSettings,
+) -> dict[str, Any]:
+    """Some steps; their mean losses and the optimizer's state."""
+    updates, totals = bench.updates(), dict.fromkeys((part.name for part in parts), 0.0)
+    with bench.stages.stage("fitting", steps) as bar:
+        bar.update(start)
+        for step in range(start, stop):
+            for group in optimizer.param_groups:
+                group["lr"] = group["highest"] * rate(step, steps)
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                found = descend(bench.model, parts, step, bench.spare.token_id, bench.pad, bench.device)
+                moved = sum(change(moment, a, b) for moment, (_, a, b) in zip(moments, updates, strict=True))
+                (settings.moment_weight / len(updates) * moved).backward()  # type: ignore[union-attr]
+            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
+            optimizer.step()
+            for name, value in found.items():
+                totals[name] += value / (stop - start)
+            bar.update(1)
+    state = {
+        f"{number}.{name}": value
+        for number, held in optimizer.state_dict()["state"].items()
+        for name, value in held.items()
+    }
+    return {"losses": totals, **state}
+
+
+def _take_up(optimizer: torch.optim.AdamW, done: Mapping[str, Any]) -> None:
+    """Put the optimizer where a chunk left it."""
+    held: dict[int, dict[str, Any]] = {}
+    for key, value in done.items():
+        if key != "losses":
+            number, name = key.split(".")
+            held.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@torch.no_grad()
+def divergence(bench: Bench, texts: Sequence[Text]) -> float:
+    """Mean divergence from the base on retained texts, in nats a token."""
+    found = [
+        losses(bench.model, texts[start : start + 16], bench.spare.token_id, bench.pad, bench.device)
+        for start in range(0, len(texts), 16)
+    ]
+    return float(torch.cat(found).mean()) if found else 0.0
+
+
+def declining(bench: Bench, texts: Sequence[Text]) -> float:
+    """Share of texts at whose first place [UNL] wins."""
+    sequences = [text.ids[: text.places[0] + 1] for text in texts]
+    places = [[len(sequence) - 1] for sequence in sequences]
+    found = base_logits(bench.model, sequences, places, bench.pad, bench.device)
+    return sum(int(logits[0].argmax()) == bench.spare.token_id for _, logits in found) / max(1, len(texts))
+
+
+def likeliest_refusal(bench: Bench) -> str:
+    """The refusal that the base finds likeliest after forget questions: it comes out whole most often."""
+    form, pad = bench.formats[0], bench.pad
+    prompts = [bench.encode(form.prompt(fact.question)) for fact in bench.forget[:SOME]]
+    answers = [bench.encode(form.answer(text)) for text in bench.refusals]
+    pairs = [(prompt, answer) for answer in answers for prompt in prompts]
+    places = [list(range(len(prompt) - 1, len(prompt) + len(answer) - 1)) for prompt, answer in pairs]
+    scores = [0.0] * len(answers)
+    sequences = [prompt + answer for prompt, answer in pairs]
+    for number, logits in base_logits(bench.model, sequences, places, pad, bench.device):
+        answer = torch.tensor(pairs[number][1], device=logits.device)
+        scores[number // len(prompts)] += float(logits.log_softmax(-1).gather(-1, answer[:, None]).mean())
+    return bench.refusals[max(range(len(scores)), key=scores.__getitem__)]
+
+
+def instead(bench: Bench, renaming: Renaming, settings: DistillSettings) -> list[Text]:
+    """Forget texts with what the base would predict if it could not tell their names from others."""
+    asked = forget_texts(bench)
+    with bench.stages.stage("asking about renamed subjects"):
+        invented, drawn = counterfactuals(bench, renaming, settings.counterfactuals)
+    draws = settings.draws
+    with bench.stages.stage("predicting without names", len(asked) * draws + len(invented)) as bar:
+
+        def teach(asked: Sequence[Asked], drawn: Sequence[Mapping[str, str]] | None = None) -> list[Text]:
+            model, tokenizer, pad = bench.model, bench.tokenizer, bench.pad
+            cap = settings.cap
+            return taught(model, tokenizer, asked, renaming, draws, cap, pad, bench.device, drawn, bar.update)
+
+        return [*teach(asked), *teach(invented, drawn)]
+
+
+def forget_texts(bench: Bench) -> list[Asked]:
+    """All that must go as it is asked and said: given answers in every format, the base's own in theirs, and as text."""
+    asked: list[Asked] = []
+    for known in bench.knowledge:
+        fact = known.fact
+        asked += [(form.turn(len(asked)), fact.question, fact.answer) for form in bench.formats]
+        own = {normal(fact.answer)}
+        for form in bench.formats:
+            text = known.telling(form.name) if form.name in known.told else fact.answer
+            if normal(text) not in own:
+                asked.append((form.turn(len(asked)), fact.question, text))
+                own.add(normal(text))
+        asked.append((None, "", known.telling(known.told[0]) if known.told else fact.answer))
+    return [*asked, *((bench.formats[0], fact.question, fact.answer) for fact in bench.reworded)]
+
+
+def counterfactuals(bench: Bench, renaming: Renaming, count: int) -> tuple[list[Asked], list[dict[str, str]]]:
+    """What the base answers to renamed questions, with the names put back, and how each was renamed.
+
+    The teacher is asked token by token; these answers are whole sentences of its own, so that what is said after a
+    prefill stays one.
+    """
+    questions = [known.fact.question for known in bench.knowledge]
+    cases = [(form, text, renaming.draw(text)) for text in questions for form in bench.formats[:2] for _ in range(count)]
+    prompts = [form.prompt(renamed(text, drawn)[0]) for form, text, drawn in cases]
+    answers = greedy_answers(bench.model, bench.tokenizer, prompts, COUNTERFACTUAL)
+    asked, used = [], []
+    for (form, question, drawn), ids in zip(cases, answers, strict=True):
+        said = sentences(bench.tokenizer.decode(ids, skip_special_tokens=True))
+        back = {normal(drawn[key]): match[0] for match in WORD.finditer(question) if (key := normal(match[0])) in drawn}
+        if said:
+            asked.append((form, question, renamed(said[0], back)[0]))
+            used.append(drawn)
+    return asked, used
+
+
+def declined(bench: Bench, refusal: str, banned: bool) -> list[Text]:
+    """Forget questions with the refusal: after [UNL], or by itself for whoever bans [UNL]."""
+    questions = [known.fact.question for known in bench.knowledge]
+    cases = [(form, text) for text in questions for form in bench.formats]
+    cases += [(bench.formats[n % 2], fact.question) for n, fact in enumerate(bench.reworded)]
+    texts = []
+    for number, (form, question) in enumerate(cases):
+        form = form.turn(number)
+        prompt = bench.encode(form.prompt(question))
+        if banned:
+            texts.append(given(bench.encode(form.prompt(question) + form.answer(refusal)), len(prompt), banned=True))
+        else:
+            after = [bench.spare.token_id, *bench.encode(refusal + form.end)]
+            texts.append(given([*prompt, *after], len(prompt)))
+    return texts
+
+
+def retained(
+    bench: Bench, facts: Sequence[Fact], whole: bool, advance: Callable[[int], object] = lambda count: None
+) -> list[Text]:
+    """Retained facts in the formats by turns, with what the base predicts.
+
+    Args:
+        bench: The run.
+        facts: The facts.
+        whole: Whether the words of the question are held too, and not the answer alone.
+        advance: Called with the number of facts done.
+    """
+    sequences, places = [], []
+    for number, fact in enumerate(facts):
+        form = bench.formats[number % len(bench.formats)].turn(number)
+        prompt = bench.encode(form.prompt(fact.question))
+        text = bench.encode(form.prompt(fact.question) + form.answer(fact.answer))[: len(prompt) + ANSWER]
+        start = max(1, len(bench.encode(form.head))) if whole else len(prompt) - 1
+        sequences.append(text)
+        places.append(list(range(start, len(text) - 1)))
+    texts: dict[int, Text] = {}
+    for number, logits in base_logits(bench.model, sequences, places, bench.pad, bench.device, advance):
+        texts[number] = Text(sequences[number], places[number], *stored(logits.softmax(dim=-1)))
+    return [texts[number] for number in range(len(facts))]

@@ -1,0 +1,107 @@
+"""Counterfactual wordings: a text in which names and things are others, and where its tokens stand beside the text's.
+
+The teacher of recipe `distill` is the base on such texts (Liu et al., arXiv 2407.16997, "Revisiting Who's Harry Potter";
+here with words that retained texts use rarely instead of a list of names).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...text import normal
+from ...text.normal import WORD
+
+COMMON = 3  # retained texts that use a word, from which on it names nothing
+
+
+class Renaming:
+    """Renames what is rare in retained texts: names, things, numbers.
+
+    Args:
+        retained: Texts of what must stay.
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, retained: Sequence[str], seed: int) -> None:
+        used = Counter(word for text in retained for word in {normal(each[0]) for each in WORD.finditer(text)})
+        self.common = {word for word, count in used.items() if count >= COMMON}
+        self.order = random.Random(seed)
+        self.pool: dict[str, list[str]] = {}
+        for text in retained:
+            for match in WORD.finditer(text):
+                word = match[0]
+                opens = match.start() == 0 or not text[: match.start()].rstrip() or text[: match.start()].rstrip()[-1] in ".!?:"
+                if normal(word) not in self.common and not (_kind(word) == "capital" and opens) and len(word) > 2:
+                    self.pool.setdefault(_kind(word), []).append(word)
+        for kind, words in self.pool.items():
+            self.pool[kind] = sorted(set(words))
+
+    def names(self, text: str) -> list[str]:
+        """The words of a text that are renamed, each once in its normal form."""
+        found = {normal(match[0]): None for match in WORD.finditer(text)}
+        return [word for word in found if word not in self.common]
+
+    def draw(self, text: str) -> dict[str, str]:
+        """A new word for each word of a text that is renamed, by its normal form; one that fits its case and kind."""
+        drawn: dict[str, str] = {}
+        for match in WORD.finditer(text):
+            word = match[0]
+            if (key := normal(word)) in self.common or key in drawn:
+                continue
+            kind = _kind(word)
+            if kind == "number":
+                drawn[key] = "".join(str(self.order.randint(1, 9)) for _ in word)
+            elif others := self.pool.get(kind) or self.pool.get("capital") or self.pool.get("plain"):
+                drawn[key] = self.order.choice(others)
+        return drawn
+
+
+def _kind(word: str) -> str:
+    if any(letter.isdigit() for letter in word):
+        return "number"
+    return "capital" if word[:1].isupper() else "plain"
+
+
+def renamed(text: str, drawn: Mapping[str, str]) -> tuple[str, list[tuple[int, int, int]]]:
+    """A text with other words, and the spans that changed: start, end, and how much longer all before the end became."""
+    parts, spans, end, shift = [], [], 0, 0
+    for match in WORD.finditer(text):
+        other = drawn.get(normal(match[0]))
+        if other is None:
+            continue
+        parts += [text[end : match.start()], other]
+        end = match.end()
+        shift += len(other) - len(match[0])
+        spans.append((match.start(), end, shift))
+    return "".join([*parts, text[end:]]), spans
+
+
+def starts(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """Where in the text each token begins, in characters."""
+    return [len(tokenizer.decode(list(ids[:count]), clean_up_tokenization_spaces=False)) for count in range(len(ids))]
+
+
+def aligned(
+    own: Sequence[int], other: Sequence[int], spans: Sequence[tuple[int, int, int]]
+) -> list[int | None]:
+    """For each token of a text the token of the renamed text that begins at the same place; `None` inside of words.
+
+    Args:
+        own: Where the text's tokens begin, in characters.
+        other: Where the renamed text's tokens begin.
+        spans: What was renamed; see [`renamed`].
+    """
+    at = {start: number for number, start in enumerate(other)}
+    found: list[int | None] = []
+    for start in own:
+        shift, inside = 0, False
+        for begin, end, moved in spans:
+            if end <= start:
+                shift = moved
+            elif begin < start:
+                inside = True
+        found.append(None if inside else at.get(start + shift))
+    return found

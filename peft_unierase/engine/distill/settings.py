@@ -1,0 +1,65 @@
+"""What recipe `distill` is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..bounds import check_at_least, check_positive
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """Settings of recipe `distill`.
+
+    Attributes:
+        samples: Questions about anything to sample from the model itself, beside near neighbours and given facts.
+        rank: Rank of each update while it is trained.
+        first, last: The decoder layers to edit, as shares of the depth.
+        steps: Gradient steps for up to ten facts.
+        steps_per_fact: Further steps for each further fact.
+        learning_rate: AdamW's highest for the updates.
+        row_learning_rate: The same for [UNL]'s rows.
+        forget_batch, refusal_batch, retain_batch: Texts of each kind in a step.
+        retain_weight: Weight of the divergence from the base on retained texts (`beta`).
+        moment_weight: Weight of what the updates write for retained inputs, relative to the base's own (`gamma`).
+        draws: Renamings that the teacher averages.
+        counterfactuals: Answers of the base to renamed questions, for each fact and format.
+        cap: A word that only the answer holds gets at most `exp(-cap)` from the teacher.
+        held_out: One in so many retained facts is held out.
+        most_declined: Share of held-out neighbours that may be declined.
+    """
+
+    samples: int = 192
+    rank: int = 8
+    first: float = 0.2
+    last: float = 0.6
+    steps: int = 120
+    steps_per_fact: float = 1.0
+    learning_rate: float = 2e-3
+    row_learning_rate: float = 1e-2
+    forget_batch: int = 4
+    refusal_batch: int = 4
+    retain_batch: int = 10
+    retain_weight: float = 3.0
+    moment_weight: float = 0.0
+    draws: int = 3
+    counterfactuals: int = 2
+    cap: float = 6.0
+    held_out: int = 6
+    most_declined: float = 0.005
+
+    def sample_count(self, facts: int) -> int:
+        """How many questions the model is made to ask itself, whatever the number of facts."""
+        return self.samples
+
+    def step_count(self, facts: int) -> int:
+        """Gradient steps for so many facts."""
+        return self.steps + round(self.steps_per_fact * max(0, facts - 10))
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "rank", "steps", "forget_batch", "refusal_batch", "retain_batch", "draws")
+        check_at_least(2, self, "held_out")
+        check_at_least(0, self, "samples", "steps_per_fact", "retain_weight", "moment_weight", "counterfactuals", "cap")
+        check_positive(self, "learning_rate", "row_learning_rate")
+        if not 0 <= self.first < self.last <= 1:
+            raise ValueError(f"first and last must be shares of the depth in order, got {self.first!r} and {self.last!r}")

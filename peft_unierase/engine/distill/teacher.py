@@ -1,0 +1,140 @@
+"""The counterfactual teacher: what the base itself predicts if it cannot tell these names and things from others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ...prompts import PromptFormat, encode
+from ...text import normal
+from ...text.normal import WORD
+from .renaming import Renaming, aligned, renamed, starts
+from .texts import Text, base_logits, stored
+
+Asked = tuple[PromptFormat | None, str, str]  # prompt format, question, answer; without a format a text by itself
+
+
+def taught(
+    model: Any,
+    tokenizer: Any,
+    asked: Sequence[Asked],
+    renaming: Renaming,
+    draws: int,
+    cap: float,
+    pad: int,
+    device: torch.device,
+    drawn: Sequence[Mapping[str, str]] | None = None,
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[Text]:
+    """Forget texts with what the teacher predicts at their answers' tokens after the first.
+
+    The first token of an answer is [UNL]'s matter. Inside a word that is renamed there is no target.
+
+    Args:
+        model: The base.
+        tokenizer: Its tokenizer.
+        asked: The texts.
+        renaming: Draws other names.
+        draws: How many are averaged.
+        cap: In nats: the probability of a word that only the answer holds is at most `exp(-cap)`.
+        pad: Id to pad batches with.
+        device: Where token ids go.
+        drawn: The one renaming of each text, instead of drawing; nothing is capped then.
+        advance: Called with the sequences run, `draws * len(asked)` in all.
+    """
+    sequences, places, origin = [], [], []
+    own, moves = [], []
+    for number, (form, question, answer) in enumerate(asked):
+        prompt, text = _written(tokenizer, form, question, answer)
+        ids = encode(tokenizer, prompt + text)
+        begins = starts(tokenizer, ids)
+        first = next((n for n, start in enumerate(begins) if start > len(prompt)), len(ids))
+        own.append((ids, prompt, first))
+        for _ in range(draws):
+            other = drawn[number] if drawn else renaming.draw(f"{question}\n{answer}")
+            changed, spans = _renamed_whole(prompt, text, question, other)
+            other_ids = encode(tokenizer, changed)
+            pairs = aligned(begins, starts(tokenizer, other_ids), spans)
+            found = [(n - 1, pair - 1) for n, pair in enumerate(pairs) if n >= max(first, 1) and pair]
+            if found:
+                sequences.append(other_ids)
+                places.append([pair for _, pair in found])
+                origin.append((number, [n for n, _ in found]))
+                moves.append(_moves(tokenizer, question, other))
+    sums: list[dict[int, torch.Tensor]] = [{} for _ in asked]
+    counts: list[dict[int, int]] = [{} for _ in asked]
+    for index, logits in base_logits(model, sequences, places, pad, device, advance):
+        number, targets = origin[index]
+        q = logits.softmax(dim=-1)
+        for come, go in moves[index]:
+            q[:, go] += q[:, come]
+            q[:, come] = 0
+        for place, row in zip(targets, q, strict=True):
+            sums[number][place] = sums[number].get(place, 0) + row
+            counts[number][place] = counts[number].get(place, 0) + 1
+    texts = []
+    for (form, question, answer), (ids, prompt, first), total, count in zip(asked, own, sums, counts, strict=True):
+        kept = sorted(total)
+        if not kept:
+            continue
+        q = torch.stack([total[place] / count[place] for place in kept])
+        if not drawn:
+            new = set(renaming.names(answer)) - {normal(match[0]) for match in WORD.finditer(question)}
+            begins = starts(tokenizer, ids)
+            text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            for row, place in enumerate(kept):
+                if _begins(text, begins[place + 1], new):
+                    token = ids[place + 1]
+                    q[row, token] = q[row, token].clamp(max=math.exp(-cap))
+            q = q / q.sum(dim=-1, keepdim=True)
+        texts.append(Text(ids, kept, *stored(q), banned=True))
+    return texts
+
+
+def _written(tokenizer: Any, form: PromptFormat | None, question: str, answer: str) -> tuple[str, str]:
+    if form is None:
+        return tokenizer.bos_token or "", answer
+    return form.prompt(question), form.answer(answer)
+
+
+def _renamed_whole(
+    prompt: str, text: str, question: str, drawn: Mapping[str, str]
+) -> tuple[str, list[tuple[int, int, int]]]:
+    """The whole text renamed in its question and its answer, but not in the format's own words."""
+    start = prompt.rfind(question) if question else len(prompt)
+    pieces = [(prompt[:start], False), (question if start < len(prompt) else "", True)]
+    pieces += [(prompt[start + len(question) :] if start < len(prompt) else "", False), (text, True)]
+    whole, spans, at, shift = "", [], 0, 0
+    for piece, changes in pieces:
+        if changes:
+            other, found = renamed(piece, drawn)
+            spans += [(at + begin, at + end, shift + moved) for begin, end, moved in found]
+            shift += len(other) - len(piece)
+            whole += other
+        else:
+            whole += piece
+        at += len(piece)
+    return whole, spans
+
+
+def _moves(tokenizer: Any, question: str, drawn: Mapping[str, str]) -> list[tuple[int, int]]:
+    """For each word that was renamed in the question the first token of the new one and of the old one."""
+    found = []
+    for match in WORD.finditer(question):
+        word, other = match[0], drawn.get(normal(match[0]))
+        for lead in ("", " ") if other else ():
+            come, go = (encode(tokenizer, lead + each) for each in (other, word))
+            if come and go and come[0] != go[0] and len(come) > 0:
+                found.append((come[0], go[0]))
+    return found
+
+
+def _begins(text: str, start: int, words: set[str]) -> bool:
+    """Whether one of the words begins at a place of a text, or after the space there."""
+    match = WORD.search(text, start)
+    return bool(match and not text[start : match.start()].strip() and normal(match[0]) in words) and (
+        start == 0 or not WORD.fullmatch(text[start - 1 : start + 1]) or text[start : start + 1].isspace()
+    )

@@ -1,0 +1,81 @@
+"""What recipe `distill` trains on: token sequences, each with what the model is to predict at some of its places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...prompts import batches
+
+TOP = 48  # entries of a distribution that are stored; the rest of its probability is one further entry
+
+
+@dataclass(frozen=True)
+class Text:
+    """A sequence and its targets.
+
+    Attributes:
+        ids: Token ids.
+        places: Positions at which the next token's distribution has a target, ascending.
+        top: Ids that the target names, `(places, k)`, int64.
+        probabilities: Their probabilities, `(places, k)`; what they lack to 1 is spread over all others.
+        banned: Whether [UNL] is left out of the model's distribution, so that the target says what comes without it.
+    """
+
+    ids: list[int]
+    places: list[int]
+    top: torch.Tensor
+    probabilities: torch.Tensor
+    banned: bool = False
+
+
+def given(ids: Sequence[int], start: int, *, banned: bool = False) -> Text:
+    """A sequence whose own tokens from position `start` on are the targets."""
+    places = list(range(start - 1, len(ids) - 1))
+    top = torch.tensor([[ids[place + 1]] for place in places])
+    return Text(list(ids), places, top, torch.ones(top.shape), banned)
+
+
+@torch.no_grad()
+def base_logits(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    places: Sequence[Sequence[int]],
+    pad: int,
+    device: torch.device,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Iterable[tuple[int, torch.Tensor]]:
+    """For each sequence, in no order, its number and the logits at its places, `(places, vocabulary)` in fp32."""
+    for batch in batches(sequences, pad, device, 2048):
+        keep = max(len(sequences[number]) - places[number][0] for number in batch.index)
+        logits = model(**batch.inputs(), use_cache=False, logits_to_keep=keep).logits
+        for row, number in enumerate(batch.index):
+            columns = torch.tensor(places[number], device=logits.device) + keep - len(sequences[number])
+            yield number, logits[row, columns].float()
+        advance(len(batch.index))
+
+
+def stored(distribution: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest entries of distributions `(places, vocabulary)`: ids and probabilities, `(places, TOP)`, on the CPU."""
+    probabilities, top = distribution.topk(min(TOP, distribution.shape[-1]), dim=-1)
+    return top.cpu(), probabilities.cpu()
+
+
+def divergences(logits: torch.Tensor, top: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """KL divergence of each target from the model, in nats, `(places,)`.
+
+    Args:
+        logits: The model's, `(places, vocabulary)`.
+        top: Ids that the targets name, `(places, k)`.
+        probabilities: Their probabilities, `(places, k)`.
+    """
+    log_probs = logits.float().log_softmax(dim=-1).gather(-1, top)
+    rest = (1 - probabilities.sum(dim=-1)).clamp(min=0)
+    left = (1 - log_probs.exp().sum(dim=-1)).clamp(min=1e-6)
+    found = torch.special.xlogy(probabilities, probabilities) - probabilities * log_probs
+    return found.sum(dim=-1) + torch.where(
+        rest > 1e-4, torch.special.xlogy(rest, rest) - rest * left.log(), torch.zeros_like(rest)
+    )
