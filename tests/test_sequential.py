@@ -417,7 +417,7 @@ def off() -> PeftModel:
     [
         (lora, r"adapters of type LORA; .*merge_and_unload"),
         (lambda: lora().get_base_model(), r"adapter layers \(Linear\) that no PeftModel of erasures holds"),
-        (lambda: carrying()[0].get_base_model(), r"\(GateLayer, InputRowLayer, OutputRowLayer\) that no PeftModel"),
+        (lambda: carrying()[0].get_base_model(), r"\(EditLayer, InputRowLayer, OutputRowLayer\) that no PeftModel"),
         (merged, r"adapters \['default'\] are merged.*unmerge_adapter"),
         (off, r"switched off.*enable_adapter_layers"),
     ],

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from peft_unierase.tuner import GateLayer, InputRowLayer, OutputRowLayer, UniEraseConfig
+from peft_unierase.tuner import EditLayer, InputRowLayer, OutputRowLayer, UniEraseConfig
 
 TOKEN_ID = 60
 GATES = ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"]
@@ -74,11 +74,11 @@ def test_the_edited_modules_and_only_those_become_layers_of_the_tuner(tied_base)
     found = {
         name: type(module)
         for name, module in model.named_modules()
-        if isinstance(module, (GateLayer, InputRowLayer, OutputRowLayer))
+        if isinstance(module, (EditLayer, InputRowLayer, OutputRowLayer))
     }
     assert found == {
         "model.embed_tokens": InputRowLayer,
-        **dict.fromkeys(GATES, GateLayer),
+        **dict.fromkeys(GATES, EditLayer),
         "lm_head": OutputRowLayer,
     }
 
