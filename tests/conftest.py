@@ -227,7 +227,7 @@ def fresh_processes(
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    model_class, config_class, options, *_ = KINDS[request.param]
+    model_class, config_class, options = KINDS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     return request.param, save_tiny_model(folder / "base", model_class, config_class, **options)
 
@@ -239,7 +239,7 @@ def apart(kind: tuple[str, Path], tmp_path: Path) -> Callable[..., Path]:
     def make(name: str, seed: int, **changes: Any) -> Path:
         torch.manual_seed(seed)
         base = base_of(kind[1])
-        model = get_peft_model(base, config_of(kind[0], base, **changes))
+        model = get_peft_model(base, config_of(base, **changes))
         model.save_pretrained(tmp_path / name, save_embedding_layers=False)
         tokenizer = AutoTokenizer.from_pretrained(kind[1])
         tokenizer.add_tokens([f"<{n}>" for n in range(len(tokenizer), model.config.vocab_size - 3)])

@@ -25,8 +25,8 @@ class UnsupportedModelError(ValueError):
     """The model is of a kind that an erasure cannot be made for; the message says why and what to try."""
 
 
-def projection_shape(module: nn.Module) -> tuple[int, int] | None:
-    """`(inputs, outputs)` of a linear map, `None` for any other module. Quantised linears count."""
+def projection_shape(module: nn.Module | None) -> tuple[int, int] | None:
+    """`(inputs, outputs)` of a linear map, `None` for anything else. Quantised linears count."""
     if isinstance(module, Conv1D):
         return module.nx, module.nf
     if isinstance(module, nn.Embedding) or not hasattr(module, "weight"):

@@ -37,7 +37,7 @@ class Beside:
             gates = [module for module in block.modules() if isinstance(module, EditLayer)]
             names = {name for gate in gates for name in getattr(gate, "columns", ())}
             for name in names - {bench.adapter} if index < bench.layers[1] else ():
-                self.written += [(index, _written(gate, name)) for gate in gates if name in gate.columns]
+                self.written += [(index, _written(gate, name)) for gate in gates if name in names]
 
     def disturbed(self, module: torch.nn.Module) -> list[torch.Tensor]:
         """What goes into an MLP where an earlier erasure has opened below it, `(positions, d)` for each of them."""
