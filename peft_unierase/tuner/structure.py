@@ -79,7 +79,7 @@ def check_supported(model: nn.Module, target_modules: Sequence[str] | None = Non
         if isinstance(count, int) and count > 1:
             raise UnsupportedModelError(
                 f"{name} has {count} residual streams side by side ({key}={count}); supported are models with a single "
-                "one, which a gate can add its steer vector to"
+                "one"
             )
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
