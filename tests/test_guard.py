@@ -500,7 +500,7 @@ def test_an_edit_of_what_is_no_mlp_of_the_base_is_refused(adapter: Path, place: 
 
 
 def test_an_edit_that_drowns_the_weight_is_refused_on_that_base(adapter: Path, place: Path) -> None:
-    weights(adapter, lambda tensors: tensors[f"{STEM}.down_proj.unierase_B"].mul_(50))
+    weights(adapter, lambda tensors: tensors[f"{STEM}.down_proj.unierase_B"].mul_(500))
     assert not inspect_folder(adapter).refused
     fresh = base_of(place / "base")
     with pytest.raises(GuardError, match=rf"an edit that drowns the weight: {MLP}\.down_proj with a norm of"):

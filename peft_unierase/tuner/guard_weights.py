@@ -16,7 +16,7 @@ from .fields import MAX_RANK
 from .guard_files import Finding, Header, refuse
 from .structure import ATTENTION
 
-# The largest found in an erasure is 185 (docs/guard.md); fp16 ends at 65504.
+# The largest found in an erasure is 19 (docs/guard.md); fp16 ends at 65504.
 MAX_NORM = 10_000.0
 MAX_MODULES = 1024
 ROWS_AT_ONCE = 1024
