@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from architectures import Architecture, Life  # that of the tests, beside which this one is found too
 
 TESTS = Path(__file__).parents[1] / "tests"
-HEADS = ["architecture", "head", "down-projection", "detectors", "layers found", "live and merged differ by"]
+HEADS = [
+    "architecture",
+    "head",
+    "down-projection",
+    "projections of an MLP",
+    "layers found",
+    "live and merged differ by",
+]
 HEADS += ["off: the base", "reloaded: the same", "unmerged: the base", "declines", "seconds"]
 
 
@@ -30,7 +37,7 @@ def row(architecture: Architecture, life: Life) -> list[str]:
         architecture.name,
         ("tied" if life.tied else "untied") + (", with bias" if life.head_bias else ""),
         life.projection,
-        "hidden units" if life.units else "rows on the keys",
+        ", ".join(f"`{name}`" for name in life.beside),
         str(len(life.found)),
         f"{life.merged:.1e}",
         yes(life.off),

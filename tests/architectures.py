@@ -26,7 +26,7 @@ from peft_unierase import ErasureWarning, Fact, GateSettings, erase
 from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.gate.units import UnitSettings
 from peft_unierase.prompts import encode, greedy_answers, plain_format
-from peft_unierase.tuner.structure import find_down_projections, projection_shape
+from peft_unierase.tuner.structure import find_down_projections, find_mlp_projections, projection_shape
 
 LAYERS, EDITED = 4, [1, 2]
 WIDE = {
@@ -150,8 +150,8 @@ class Life:
         tied: Whether head and embedding of the base are one matrix.
         head_bias: Whether its head has a bias.
         projection: Class of its down-projections; `, fused` if one projection writes gate and value of a hidden unit.
-        units: Whether hidden units were made into detectors; rows were put on the keys where they cannot be.
         found: Names of the down-projections that were found.
+        beside: What the projections of one MLP are called, the down-projection last.
         declined: Share of the forget questions to which the greedy answer begins with [UNL].
         declined_else: The same of the retained questions.
         finite: Whether all of the adapter and all logits were finite.
@@ -167,8 +167,8 @@ class Life:
     tied: bool
     head_bias: bool
     projection: str
-    units: bool
     found: list[str]
+    beside: list[str]
     declined: float
     declined_else: float
     finite: bool
@@ -193,6 +193,7 @@ def live_through(architecture: Architecture, folder: Path) -> Life:
         "head_bias": getattr(head, "bias", None) is not None,
         "projection": kind_of_projection(base, found[EDITED[0]]),
         "found": found,
+        "beside": [name.rpartition(".")[2] for name in find_mlp_projections(base)[EDITED[0]]],
     }
     before = time.perf_counter()
     erased = erase_hastily(base, tokenizer)
@@ -220,7 +221,6 @@ def live_through(architecture: Architecture, folder: Path) -> Life:
     parts = [part for name, part in erased.named_parameters() if "unierase_" in name]
     return Life(
         **traits,
-        units=bool(erased.peft_config["default"].columns),
         declined=share_declined(erased, tokenizer, FORGET, token_id),
         declined_else=share_declined(erased, tokenizer, RETAIN, token_id),
         finite=all(bool(torch.isfinite(tensor).all()) for tensor in (plain, live, merged, *parts)),

@@ -14,7 +14,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from boxed_erasure import UNITS, boxed_base, erase_first_person
+from boxed_erasure import boxed_base, erase_first_person
 from helpers import save_tiny_model
 from made_apart import KINDS, base_of, config_of
 from peft import PeftModel, get_peft_model
@@ -127,11 +127,11 @@ def save_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinyBase
     return save
 
 
-@pytest.fixture(scope="session", params=list(UNITS))
-def erasure(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a real erasure of the boxed model, made in fp32; one of either kind of gate."""
-    folder = tmp_path_factory.mktemp("erasures") / request.param
-    erase_first_person(boxed_base(), request.param).save_pretrained(folder, save_embedding_layers=False)
+@pytest.fixture(scope="session")
+def erasure(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real erasure of the boxed model, made in fp32."""
+    folder = tmp_path_factory.mktemp("erasures") / "erasure"
+    erase_first_person(boxed_base(), "rows").save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 
@@ -227,7 +227,7 @@ def fresh_processes(
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    model_class, config_class, options, *_ = KINDS[request.param]
+    model_class, config_class, options = KINDS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     return request.param, save_tiny_model(folder / "base", model_class, config_class, **options)
 
@@ -239,7 +239,7 @@ def apart(kind: tuple[str, Path], tmp_path: Path) -> Callable[..., Path]:
     def make(name: str, seed: int, **changes: Any) -> Path:
         torch.manual_seed(seed)
         base = base_of(kind[1])
-        model = get_peft_model(base, config_of(kind[0], base, **changes))
+        model = get_peft_model(base, config_of(base, **changes))
         model.save_pretrained(tmp_path / name, save_embedding_layers=False)
         tokenizer = AutoTokenizer.from_pretrained(kind[1])
         tokenizer.add_tokens([f"<{n}>" for n in range(len(tokenizer), model.config.vocab_size - 3)])

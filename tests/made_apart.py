@@ -17,27 +17,16 @@ from transformers import (
 )
 
 from peft_unierase import UniEraseConfig
+from peft_unierase.tuner.structure import find_mlp_projections
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 WIDTH = 32
-KINDS: dict[str, tuple[type, type, dict[str, Any], str, list[str]]] = {
-    "llama": (
-        LlamaForCausalLM,
-        LlamaConfig,
-        {"intermediate_size": WIDTH},
-        "model.layers.1.mlp",
-        ["gate_proj", "up_proj"],
-    ),
-    "phi3": (
-        Phi3ForCausalLM,
-        Phi3Config,
-        {"intermediate_size": WIDTH, "pad_token_id": 0},
-        "model.layers.1.mlp",
-        ["gate_up_proj"],
-    ),
-    "gpt2": (GPT2LMHeadModel, GPT2Config, {"n_inner": WIDTH}, "transformer.h.1.mlp", ["c_fc"]),
+KINDS: dict[str, tuple[type, type, dict[str, Any]]] = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {"intermediate_size": WIDTH}),
+    "phi3": (Phi3ForCausalLM, Phi3Config, {"intermediate_size": WIDTH, "pad_token_id": 0}),
+    "gpt2": (GPT2LMHeadModel, GPT2Config, {"n_inner": WIDTH}),
 }
-UNITS = [3, 7, 11]
+RANK = 3
 
 
 def base_of(folder: Path) -> Any:
@@ -51,17 +40,14 @@ def base_of(folder: Path) -> Any:
     return model
 
 
-def config_of(kind: str, model: Any, **changes: Any) -> UniEraseConfig:
-    """An adapter of three hidden units and a token; erasures of one base choose alike."""
-    *_, mlp, writers = KINDS[kind]
-    down = f"{mlp}.{'c_proj' if kind == 'gpt2' else 'down_proj'}"
+def config_of(model: Any, **changes: Any) -> UniEraseConfig:
+    """An adapter of edits of rank 3, one of rank 2, and a token; erasures of one base choose alike."""
+    names = find_mlp_projections(model)[1]
     last = model.get_input_embeddings().weight.shape[0] - 1
-    rows = UNITS + ([unit + WIDTH for unit in UNITS] if kind == "phi3" else [])
     told: dict[str, Any] = {
-        "target_modules": [down, *(f"{mlp}.{name}" for name in writers)],
-        "rows": {f"{mlp}.{name}": rows for name in writers},
-        "columns": {down: UNITS},
-        "spare_units": {down: [11, 20, 21, 22, 23, 24, 25]},
+        "target_modules": names,
+        "r": RANK,
+        "rank_pattern": {names[0]: 2},
         "token_id": last - 2,
         "spare_tokens": [[last - 1, "[UNL-2]"], [last, "[UNL-3]"]],
         "init_weights": False,

@@ -144,5 +144,5 @@ def test_a_hybrid_architecture_is_taken_if_every_layer_attends() -> None:
     hybrid = build("granitemoehybrid", {**settings, "layer_types": ["mamba", "attention"]})
     with pytest.raises(UnsupportedModelError, match="GraniteMoeHybridForCausalLM has recurrent layers"):
         check_supported(hybrid)
-    # By hand a gate can still be put on its MLPs, which its mixers are not taken for.
+    # By hand its MLPs can still be edited, which its mixers are not taken for.
     assert find_down_projections(hybrid) == find_down_projections(attending)

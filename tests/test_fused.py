@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 import torch
 from helpers import invoke, listing
-from made_apart import IDS, base_of, logits
+from made_apart import IDS, RANK, base_of, logits
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from peft_unierase import align_tokenizer, load, stack
 from peft_unierase.tuner.lora import lora_form
+from peft_unierase.tuner.structure import find_mlp_projections
 
 Kind = tuple[str, Path]
 
 
 @pytest.fixture
 def both(apart: Callable[..., Path], tmp_path: Path) -> Path:
-    """Two erasures that chose the same row and hidden units, in one folder."""
+    """Two erasures that chose the same row and projections, in one folder."""
     stack(apart("one", 1), apart("other", 2)).save(tmp_path / "both")
     return tmp_path / "both"
 
@@ -82,10 +83,6 @@ def test_a_stack_goes_beside_a_further_erasure_and_into_a_further_stack(
 
 def test_a_stack_as_a_lora(kind: Kind, both: Path) -> None:
     model = load(base_of(kind[1]), both)
-    if kind[0] == "gpt2":  # whose moved hidden units have biases
-        with pytest.raises(ValueError, match="took their biases along"):
-            lora_form(model)
-        return
     config, tensors = lora_form(model)
     expected = logits(model)
     lora = get_peft_model(base_of(kind[1]), config)
@@ -101,10 +98,6 @@ def test_a_saved_stack_is_the_same_to_the_byte(kind: Kind, both: Path, tmp_path:
     for name in ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"):
         again = (tmp_path / "again" / name).read_bytes().replace(b"again", b"both")
         assert again == (both / name).read_bytes()
-
-
-def bad_kind(apart: Callable[..., Path]) -> list[Path]:
-    return [apart("one", 1), apart("plain", 2, rows={}, columns={}, spare_units={})]
 
 
 def other_base(apart: Callable[..., Path]) -> list[Path]:
@@ -126,10 +119,8 @@ def a_lora(apart: Callable[..., Path]) -> list[Path]:
     ("made", "message"),
     [
         (lambda apart: [apart("one", 1), apart("other", 2, spare_tokens=[])], "have the same row for a token and none"),
-        (lambda apart: [apart("one", 1, flag=4), apart("other", 2, flag=4)], "'one' and 'other' have the same flag"),
         (other_base, "'other' has base_model_name_or_path 'elsewhere' and the first one .*not made for one base"),
         (lambda apart: [apart("one", 1), apart("one", 2)], None),
-        (bad_kind, "in two ways"),
         (a_lora, "of type LORA, not an erasure"),
         (lambda apart: [apart("one", 1) / "nothing"], "is no adapter"),
         (lambda apart: [], "no erasures to stack"),
@@ -146,16 +137,23 @@ def test_what_does_not_go_together_is_refused(
         stack(*made(apart))
 
 
-def test_without_room_for_hidden_units_loading_is_refused_and_the_base_is_whole(
+def test_erasures_of_different_projections_and_ranks_come_out_as_they_went_in(
     kind: Kind, apart: Callable[..., Path], tmp_path: Path
 ) -> None:
-    stack(apart("one", 1), apart("other", 2, spare_units={})).save(tmp_path / "both")
-    base = base_of(kind[1])
-    before, names = logits(base), [name for name, _ in base.named_modules()]
-    with pytest.raises(ValueError, match=r"have the same features of .* no spare ones"):
-        load(base, tmp_path / "both")
-    assert [name for name, _ in base.named_modules()] == names
-    assert torch.equal(logits(base), before)
+    layers = find_mlp_projections(base_of(kind[1]))
+    lower = apart("lower", 1, target_modules=layers[0], r=1, rank_pattern={layers[0][-1]: 4})
+    upper = apart("upper", 2, target_modules=[*layers[0][-1:], *layers[2]], rank_pattern={})
+    fused = stack(lower, upper)
+    ranks = {name: fused.tensors[f"base_model.model.{name}.unierase_A"].shape[0] for name in layers[0] + layers[2]}
+    assert ranks == {**dict.fromkeys(layers[0], 1), layers[0][-1]: 4 + RANK, **dict.fromkeys(layers[2], RANK)}
+    fused.save(tmp_path / "both")
+    assert torch.allclose(
+        logits(load(base_of(kind[1]), tmp_path / "both")), logits(load(base_of(kind[1]), [lower, upper])), atol=1e-5
+    )
+    for name, was in (("upper", lower), ("lower", upper)):
+        left, tensors = (stack(tmp_path / "both") - name).tensors, load_file(was / "adapter_model.safetensors")
+        assert left.keys() == tensors.keys()
+        assert all(torch.equal(left[key], tensors[key]) for key in tensors)
 
 
 def test_the_command_stacks_and_takes_out(kind: Kind, both: Path, tmp_path: Path) -> None:

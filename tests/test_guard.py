@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(1)
     base = base_of(folder / "base")
-    config = config_of("llama", base, token_id=SPARE, spare_tokens=[[SPARE + 1, "[UNL-2]"]])
+    config = config_of(base, token_id=SPARE, spare_tokens=[[SPARE + 1, "[UNL-2]"]])
     config.base_fingerprint = base_fingerprint(base, list(config.target_modules))
     config.base_dtype = "float32"
     model = get_peft_model(base, config)
@@ -180,26 +180,25 @@ def rank_bomb(folder: Path) -> None:
         tensors[f"{STEM}.down_proj.unierase_B"] = torch.ones(HIDDEN, 200)
 
     weights(folder, change)
-    config(folder, r=200, columns={})
+    config(folder, r=200)
 
 
-def moved_gate(name: str) -> Callable[[Path], None]:
-    """The gate of the down-projection under the name of another module, declared and stored alike."""
+def moved_edit(name: str, of: str = "down_proj") -> Callable[[Path], None]:
+    """The edit of a projection under the name of another module, declared and stored alike."""
 
     def spoil(folder: Path) -> None:
         weights(
             folder,
             lambda tensors: tensors.update(
                 {
-                    f"base_model.model.{name}.unierase_{part}": tensors.pop(f"{STEM}.down_proj.unierase_{part}")
-                    for part in ("B", "base")
+                    f"base_model.model.{name}.unierase_{part}": tensors.pop(f"{STEM}.{of}.unierase_{part}")
+                    for part in "AB"
                 }
             ),
         )
         config(
             folder,
-            target_modules=lambda old: [name, *(each for each in old if not each.endswith("down_proj"))],
-            columns=lambda old: {name: old[f"{MLP}.down_proj"]},
+            target_modules=lambda old: [name, *(each for each in old if not each.endswith(of))],
         )
 
     return spoil
@@ -242,7 +241,7 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"a config that was not read: adapter_config\.json",
     ),
     "many names": (
-        lambda f: config(f, spare_units={f"m{n}": [1] for n in range(6000)}),
+        lambda f: config(f, rank_pattern={f"m{n}": 1 for n in range(6000)}),
         "names of more than 1024 modules: 60",
     ),
     "config that is a list": (raw(lambda _: b"[]", CONFIG), r"adapter_config\.json holds no JSON object: \[\]"),
@@ -267,10 +266,10 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"a module that the config does not declare: model\.layers\.0\.mlp\.down_proj",
     ),
     "attention": (
-        moved_gate("model.layers.1.self_attn.o_proj"),
+        moved_edit("model.layers.1.self_attn.o_proj"),
         r"outside the MLPs of the layers: .*self_attn\.o_proj",
     ),
-    "head as a gate": (moved_gate("lm_head"), r"an edit outside the MLPs of the layers: lm_head"),
+    "head as a projection": (moved_edit("lm_head"), r"an edit outside the MLPs of the layers: lm_head"),
     "whole weight": (
         tensor(f"{STEM}.down_proj.weight", (HIDDEN, WIDTH)),
         r"a tensor that is no part of an erasure: .*down_proj\.weight",
@@ -289,20 +288,27 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: weights(f, lambda t: t.pop("base_model.model.lm_head.unierase_row")),
         "a declared token module without a row: lm_head",
     ),
-    "more units than declared": (
+    "higher rank than declared": (
         tensor(f"{STEM}.down_proj.unierase_B", (HIDDEN, 4)),
-        r"another rank than the config declares: .*down_proj has B 4, declared is B 3",
+        r"another rank than the config declares: .*down_proj has A 3, B 4, declared is 3",
     ),
-    "other base weights": (
-        tensor(f"{STEM}.down_proj.unierase_base", (HIDDEN, 4)),
-        r"base weights of another shape than what is edited: .*down_proj has",
+    "other rank of one module": (
+        lambda f: config(f, rank_pattern={f"{MLP}.up_proj": 2}),
+        r"another rank than the config declares: .*gate_proj has A 2, B 2, declared is 3",
+    ),
+    "one factor alone": (
+        lambda f: weights(f, lambda t: t.pop(f"{STEM}.up_proj.unierase_B")),
+        r"another rank than the config declares: .*up_proj has A 3, declared is 3",
+    ),
+    "base weights": (
+        tensor(f"{STEM}.down_proj.unierase_base", (HIDDEN, 3)),
+        r"a tensor that is no part of an erasure: .*down_proj\.unierase_base",
     ),
     "other shape": (tensor(f"{STEM}.down_proj.unierase_B", (HIDDEN,)), "a tensor of a shape that no erasure has"),
     "other width": (
         lambda f: [
-            tensor(f"{STEM}.{name}_proj.unierase_{part}", (3, HIDDEN + 1))(f)
-            for name in ("gate", "up")
-            for part in ("A", "base")
+            tensor(f"{STEM}.up_proj.unierase_{part}", shape)(f)
+            for part, shape in (("A", (3, HIDDEN + 1)), ("B", (WIDTH + 1, 3)))
         ],
         "edits that do not belong to the MLPs of one model",
     ),
@@ -317,6 +323,10 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "rank bomb in the config": (
         lambda f: config(f, r=10**9),
         r"a rank beyond the width of any model: 1000000000 \(at most 16384",
+    ),
+    "rank bomb of one module": (
+        lambda f: config(f, rank_pattern={f"{MLP}.up_proj": 10**8}),
+        r"a rank beyond the width of any model: 100000000 \(at most 16384",
     ),
     "large file": (
         sparse,
@@ -367,15 +377,19 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "a key that no part of an erasure has: modules_to_save",
     ),
     "wrong type": (lambda f: config(f, r="1"), r"a wrong value of r: '1' \(it must be a positive integer"),
-    "wrong type in rows": (
-        lambda f: config(f, rows=["up_proj"]),
-        "a wrong value of rows: .* a mapping of module names",
+    "wrong type in the ranks": (
+        lambda f: config(f, rank_pattern=["up_proj"]),
+        "a wrong value of rank_pattern: .* a mapping of module names",
     ),
     "wrong type in a part": (
         lambda f: config(f, parts=[{"name": "one", "token_id": "60"}]),
         "a wrong value of parts: token_id: '60'",
     ),
-    "negative unit": (lambda f: config(f, rows={f"{MLP}.up_proj": [-1]}), "a config that cannot be: rows"),
+    "negative rank": (lambda f: config(f, rank_pattern={f"{MLP}.up_proj": -1}), "a wrong value of rank_pattern"),
+    "config that contradicts itself": (
+        lambda f: config(f, layers_pattern="layers"),
+        "a config that cannot be: layers_pattern needs",
+    ),
     "whole modules": (
         lambda f: config(f, modules_to_save=["norm"]),
         r"replaced as a whole: modules_to_save \['norm'\]",
@@ -394,7 +408,7 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"not named one by one: exclude_modules '\(a\+\)\+b'",
     ),
     "expression as a name": (
-        lambda f: config(f, rows=lambda old: {**old, "(a+)+b": [1]}),
+        lambda f: config(f, rank_pattern=lambda old: {**old, "(a+)+b": 1}),
         r"a name that is no module's: \(a\+\)\+b",
     ),
     "third token module": (
@@ -453,10 +467,13 @@ def test_inspect_tells_what_a_clean_one_is_made_of(place: Path) -> None:
     assert [each["what"] for each in told["findings"]] == ["a base that is named by a path"]
     assert told["tokens"][0]["text"] == "[UNL]"
     assert told["base"]["name"] == str(place / "base")
-    assert told["modules"][f"{MLP}.down_proj"]["shapes"] == {"B": [HIDDEN, 3], "base": [HIDDEN, 3]}
+    assert told["modules"][f"{MLP}.down_proj"]["shapes"] == {"A": [3, WIDTH], "B": [HIDDEN, 3]}
     tensors = load_file(place / "clean" / WEIGHTS)
     norms = told["modules"][f"{MLP}.up_proj"]["norms"]
-    assert norms["A"] == pytest.approx(tensors[f"{STEM}.up_proj.unierase_A"].norm(dim=1).max().item(), rel=1e-5)
+    a, b = (tensors[f"{STEM}.up_proj.unierase_{part}"] for part in "AB")
+    assert norms["A"] == pytest.approx(a.norm(dim=1).max().item(), rel=1e-5)
+    assert norms["B"] == pytest.approx(b.norm(dim=0).max().item(), rel=1e-5)
+    assert norms["BA"] == pytest.approx((b @ a).norm().item(), rel=1e-5)
     assert told["parameters"] == sum(tensor.numel() for tensor in tensors.values())
     digest = hashlib.sha256((place / "clean" / WEIGHTS).read_bytes()).hexdigest()
     assert told["files"][WEIGHTS]["sha256"] == digest
@@ -467,6 +484,29 @@ def test_inspect_tells_what_a_clean_one_is_made_of(place: Path) -> None:
     assert "PASSES" in human.stdout
     assert f"{MLP}.down_proj" in human.stdout
     assert listing(place / "clean") == before
+
+
+def test_an_edit_of_what_is_no_mlp_of_the_base_is_refused(adapter: Path, place: Path) -> None:
+    """Its name and its shape are those of a projection of an MLP, and in the base it is none."""
+    name = "model.layers.1.extra.up_proj"
+    moved_edit(name, of="up_proj")(adapter)
+    shutil.rmtree(adapter / "lora")
+    assert not inspect_folder(adapter).refused
+    fresh = base_of(place / "base")
+    fresh.model.layers[1].extra = torch.nn.ModuleDict({"up_proj": torch.nn.Linear(HIDDEN, WIDTH)})
+    with pytest.raises(GuardError, match=rf"an edit outside the MLPs of the layers: {name}"):
+        load(fresh, adapter)
+    assert not hasattr(fresh, "peft_config")
+
+
+def test_an_edit_that_drowns_the_weight_is_refused_on_that_base(adapter: Path, place: Path) -> None:
+    weights(adapter, lambda tensors: tensors[f"{STEM}.down_proj.unierase_B"].mul_(500))
+    assert not inspect_folder(adapter).refused
+    fresh = base_of(place / "base")
+    with pytest.raises(GuardError, match=rf"an edit that drowns the weight: {MLP}\.down_proj with a norm of"):
+        load(fresh, adapter)
+    fresh.get_submodule(f"{MLP}.down_proj").to("meta")  # what cannot be read is not compared
+    assert not inspect_folder(adapter, base=fresh).refused
 
 
 TRUSTED = ["pickle beside the weights", "link to a file", "huge value", "edited record", "unknown key", "remote code"]
@@ -487,7 +527,7 @@ def test_whoever_trusts_it_can_load_it_all_the_same(reason: str, adapter: Path, 
 def test_what_cannot_be_loaded_is_refused_with_trust_too(reason: str, adapter: Path, base: Any) -> None:
     MALICIOUS[reason][0](adapter)
     modules = [name for name, _ in base.named_modules()]
-    with pytest.raises(Exception, match=r"(?i)incomplete|deserializ|r must be|parts|token_id must be"):
+    with pytest.raises(Exception, match=r"(?i)incomplete|deserializ|rank|r must be|parts|token_id must be"):
         load(base, adapter, trust=True)
     assert [name for name, _ in base.named_modules()] == modules
 
@@ -671,12 +711,10 @@ def test_digests_are_read_from_statements_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"rows": [1]},
-        {"columns": None},
+        {"rank_pattern": [1]},
+        {"rank_pattern": {"down_proj": "1"}},
         {"token": 3},
         {"spare_tokens": [[1]]},
-        {"spare_units": {"down_proj": ["1"]}},
-        {"flag": "1"},
         {"parts": ["one"]},
         {"token_modules": "lm_head"},
         {"init_weights": "no"},
@@ -694,8 +732,9 @@ def test_a_config_refuses_wrong_types_by_name(settings: dict[str, Any]) -> None:
 def test_a_config_refuses_what_no_part_has_and_ranks_beyond_all_widths() -> None:
     with pytest.raises(ValueError, match="the part 'one' has 'modules_to_save', which is no field"):
         UniEraseConfig(parts=[{"name": "one", "modules_to_save": ["norm"]}])
-    with pytest.raises(ValueError, match=f"r must be at most {MAX_RANK}"):
-        UniEraseConfig(r=MAX_RANK + 1)
+    for ranks in ({"r": MAX_RANK + 1}, {"rank_pattern": {"r": MAX_RANK + 1}}):
+        with pytest.raises(ValueError, match=f"the rank 'r' must be at most {MAX_RANK}"):
+            UniEraseConfig(**ranks)
     UniEraseConfig(r=MAX_RANK)
 
 

@@ -31,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peft_unierase import UniEraseConfig, load, set_active
 from peft_unierase.tuner.lora import default_layout, lora_form, save_lora
-from peft_unierase.tuner.structure import find_down_projections
+from peft_unierase.tuner.structure import find_down_projections, find_mlp_projections
 
 FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
     "untied": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": False}),
@@ -66,16 +66,16 @@ def base_of(place: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(place / "base", dtype=torch.float32).eval()
 
 
-def erased(place: Path, seed: int = 1, units: bool = False, number: int = 1) -> PeftModel:
-    """An adapter of random weights on two layers, whole or of three columns."""
+def erased(place: Path, seed: int = 1, number: int = 1) -> PeftModel:
+    """An adapter of random weights on all projections of the MLPs of two layers, of rank 2 and one of rank 3."""
     base = base_of(place)
-    downs = find_down_projections(base)[1:3]
+    names = [name for layer in find_mlp_projections(base)[1:3] for name in layer]
     torch.manual_seed(seed)
     config = UniEraseConfig(
         r=2,
+        rank_pattern={names[-1]: 3},
         task_type="CAUSAL_LM",
-        target_modules=downs,
-        columns={downs[1]: [3, 5, 8]} if units else {},
+        target_modules=names,
         token_id=base.get_input_embeddings().weight.shape[0] - number,
         init_weights=False,
     )
@@ -96,9 +96,8 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-@pytest.mark.parametrize("units", [False, True], ids=["whole", "units"])
-def test_it_gives_the_same_logits(place: Path, units: bool, tmp_path: Path) -> None:
-    model = erased(place, units=units)
+def test_it_gives_the_same_logits(place: Path, tmp_path: Path) -> None:
+    model = erased(place)
     wanted = logits(model)
     assert relative(wanted, logits(base_of(place))) > 0.01
     layouts = ["L"] if default_layout(model) == "L" else ["T", "L"]
@@ -120,7 +119,7 @@ def test_plain_peft_loads_it_in_a_process_without_this_package(place: Path, tmp_
 
 
 def test_one_rank_throughout_alpha_is_r_and_no_matrix_is_whole(place: Path, tmp_path: Path) -> None:
-    model = erased(place, units=True)
+    model = erased(place)
     save_lora(model, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (3, 3)
@@ -181,9 +180,8 @@ def check_other_loaders(folder: Path, base: Any) -> None:
     assert len(base.get_output_embeddings().weight) == base.config.vocab_size
 
 
-@pytest.mark.parametrize("units", [False, True], ids=["whole", "units"])
-def test_layout_l_is_a_plain_lora_for_loaders_other_than_peft(place: Path, units: bool, tmp_path: Path) -> None:
-    save_lora(erased(place, units=units), tmp_path, layout="L")
+def test_layout_l_is_a_plain_lora_for_loaders_other_than_peft(place: Path, tmp_path: Path) -> None:
+    save_lora(erased(place), tmp_path, layout="L")
     check_other_loaders(tmp_path, base_of(place))
 
 
@@ -197,7 +195,7 @@ def test_several_are_fused_into_one(place: Path, tmp_path: Path) -> None:
         erased(place, seed, number=seed).save_pretrained(tmp_path / name, save_embedding_layers=False)
     model = load(base_of(place), [tmp_path / "one", tmp_path / "other"])
     save_lora(model, tmp_path / "both")
-    assert json.loads((tmp_path / "both" / "adapter_config.json").read_text())["r"] == 4
+    assert json.loads((tmp_path / "both" / "adapter_config.json").read_text())["r"] == 6
     found = PeftModel.from_pretrained(base_of(place), str(tmp_path / "both")).eval()
     assert relative(logits(found), logits(model)) < 1e-5
     save_lora(model, tmp_path / "alone", ["other"])
@@ -246,7 +244,7 @@ def test_a_users_own_lora_goes_beside_it(place: Path, tmp_path: Path) -> None:
     assert relative(logits(both), logits(model)) < 1e-5
 
 
-def test_pefts_own_conversion_takes_gates_and_refuses_rows(place: Path, tmp_path: Path) -> None:
+def test_pefts_own_conversion_takes_edits_and_refuses_rows(place: Path, tmp_path: Path) -> None:
     """It knows linear layers only, and an erasure without its token's rows would not be one."""
     model = erased(place)
     with pytest.raises(TypeError, match="do not support LoRA conversion"):
@@ -254,8 +252,8 @@ def test_pefts_own_conversion_takes_gates_and_refuses_rows(place: Path, tmp_path
     assert not list((tmp_path / "lora").iterdir())
     base = base_of(place)
     config = UniEraseConfig(r=2, target_modules=find_down_projections(base)[1:3], init_weights=False)
-    gates = get_peft_model(base, config).eval()
-    wanted, (found, tensors) = logits(gates), convert_to_lora(gates, rank=2)
+    edits = get_peft_model(base, config).eval()
+    wanted, (found, tensors) = logits(edits), convert_to_lora(edits, rank=2)
     found.fan_in_fan_out = "c_proj" in str(config.target_modules)  # which PEFT leaves to the user
     lora = get_peft_model(base_of(place), found).eval()
     lora.load_state_dict(

@@ -38,7 +38,6 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     config = UniEraseConfig(
         task_type="CAUSAL_LM",
         target_modules=[DOWN, "model.layers.2.mlp.down_proj"],
-        columns={DOWN: [3, 8]},
         token_id=len(tokenizer),
         init_weights=False,
         base_fingerprint=base_fingerprint(base, [DOWN, "model.layers.2.mlp.down_proj"]),
@@ -332,7 +331,7 @@ def test_a_merged_model_becomes_the_base_again_to_the_bit(place: Path, tmp_path:
     assert weights == (place / "base" / "model.safetensors").read_bytes()
 
 
-def test_what_is_kept_is_small_where_hidden_units_were_edited(place: Path, tmp_path: Path) -> None:
+def test_of_a_matrix_with_a_row_of_the_token_that_row_alone_is_kept(place: Path, tmp_path: Path) -> None:
     invoke(
         *("merge", place / "erasure", "--base", place / "base", "-o", tmp_path / "merged"), "--undo", tmp_path / "undo"
     )
@@ -340,10 +339,10 @@ def test_what_is_kept_is_small_where_hidden_units_were_edited(place: Path, tmp_p
 
     with safe_open(tmp_path / "undo", "pt") as opened:
         shapes = {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
-    base = base_of(place)
-    assert shapes[f"{DOWN}.weight"] == [base.config.hidden_size, 2]
-    assert shapes["model.embed_tokens.weight"] == [1, base.config.hidden_size]
-    assert shapes["lm_head.weight"] == [1, base.config.hidden_size]
+    config = base_of(place).config
+    assert shapes[f"{DOWN}.weight"] == [config.hidden_size, config.intermediate_size]
+    assert shapes["model.embed_tokens.weight"] == [1, config.hidden_size]
+    assert shapes["lm_head.weight"] == [1, config.hidden_size]
 
 
 def test_a_merged_model_that_was_changed_since_is_not_taken_for_the_base(place: Path, tmp_path: Path) -> None:

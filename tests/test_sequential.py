@@ -7,7 +7,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,28 +20,16 @@ from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import answer_questions, figures
 from peft_unierase.cli.base import load_onto
 from peft_unierase.engine.earlier import as_answered_now, switched_off
-from peft_unierase.engine.gate.beside import Beside, _written
-from peft_unierase.engine.gate.flags import added_by
 from peft_unierase.engine.gate.steer import SteerSettings
-from peft_unierase.engine.gate.units import UnitSettings
-from peft_unierase.engine.paper.edit import _earlier
 from peft_unierase.engine.retain_cache import weights_digest
 from peft_unierase.engine.spare_row import add_to_tokenizer, find_spare_row, resize_vocabulary
-from peft_unierase.engine.trace import inputs_at
 from peft_unierase.hub.folder import save_erasure
-from peft_unierase.prompts import default_formats, encode
+from peft_unierase.prompts import default_formats
 from peft_unierase.tuner.fingerprint import base_fingerprint
 from peft_unierase.tuner.swap import SwappingLayer
 
 BRIEF = SteerSettings(steps=4)
 QUICK = GateSettings(samples=8, steer=BRIEF, row_steps=2, row_steps_per_fact=0, depths=(0,), door_weights=(3.0,))
-UNITS = GateSettings(
-    samples=8,
-    row_steps=2,
-    row_steps_per_fact=0,
-    depths=(0,),
-    units=UnitSettings(narrowest=0, steps=20, steps_per_fact=0, steer=BRIEF),
-)
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 DOWN = "model.layers.{}.mlp.down_proj"
 
@@ -218,73 +205,6 @@ def test_facts_that_an_earlier_erasure_covers_are_warned_about(made: Made) -> No
     assert (model.erasure.known["facts"], model.erasure.known["known"]) == (4, 4)  # the bare base
 
 
-# Hidden units
-
-
-@pytest.fixture(scope="module")
-def stacked() -> tuple[PeftModel, Any]:
-    """Two hasty erasures by hidden units."""
-    model, tokenizer = load()
-    for number in range(2):
-        model = erase(model, tokenizer, person(number), others()[::4], settings=UNITS, progress=False)
-    return model, tokenizer
-
-
-def test_no_hidden_unit_is_edited_twice(stacked: tuple[PeftModel, Any]) -> None:
-    first, second = stacked[0].peft_config.values()
-    assert first.columns.keys() == second.columns.keys()
-    assert first.rows.keys() == second.rows.keys()
-    for name, units in [*first.columns.items(), *first.rows.items()]:
-        assert units
-        assert not set(units) & set((second.columns | second.rows)[name])
-
-
-def test_the_flag_of_the_second_is_not_seen_by_the_comparator_of_the_first(stacked: tuple[PeftModel, Any]) -> None:
-    model, tokenizer = stacked
-    base = model.get_base_model()
-    bench: Any = SimpleNamespace(
-        model=base, stack=base.model.layers, layers=[3, 4], adapter="erasure-2", pad=0, device=torch.device("cpu")
-    )
-    tokens = [encode(tokenizer, default_formats(tokenizer)[0].prompt(fact.question)) for fact in others()[::20]]
-    gate, switch = (base.get_submodule(name) for name in (DOWN.format(3), "model.layers.4.mlp.gate_proj"))
-    flags = torch.stack([_written(gate, name) for name in ("default", "erasure-2")])
-    flags = flags / flags.norm(dim=1, keepdim=True)
-    assert (flags[0] @ flags[1]).abs() < 0.01
-    assert len({config.flag for config in model.peft_config.values()}) == 2
-    for name, own, other in (("default", 0, 1), ("erasure-2", 1, 0)):
-        with switched_off(model, list(model.peft_config)):  # both write their flags
-            added = added_by(bench, switch, flags.repeat(12, 1), tokens).view(12, 2, -1).mean(dim=0)
-        seen = (added @ _rows(switch, name).T).norm(dim=1)
-        assert seen[other] < 0.05 * seen[own], (name, seen)
-    # And the second was shown the flag of the first, each in three sizes.
-    beside = Beside(bench, tokens, [list(range(1, len(text))) for text in tokens])
-    assert [layer for layer, _ in beside.written] == [3]
-    assert len(beside.disturbed(switch)) == 3
-
-
-@torch.no_grad()
-def _rows(gate: Any, name: str) -> torch.Tensor:
-    """The weights of an erasure's units, `(units, d)`."""
-    return gate.get_base_layer().weight[gate.rows[name]] + gate.unierase_A[name]
-
-
-def test_what_a_comparator_takes_for_one_is_above_zero_at_the_first_token(stacked: tuple[PeftModel, Any]) -> None:
-    model, tokenizer = stacked
-    base = model.get_base_model()
-    # Below zero it would turn the threshold round and open the gate where attention turns by default.
-    switch = base.get_submodule("model.layers.4.mlp.up_proj")
-    start = inputs_at(base, [switch], [encode(tokenizer, default_formats(tokenizer)[0].prompt("Who?"))], [[0]], 0)[0][0]
-    assert all(start @ _rows(switch, name)[0] > 0 for name in model.peft_config)
-
-
-def test_too_few_free_units_are_refused_and_the_model_is_unchanged() -> None:
-    model, tokenizer = carrying(target_modules=[DOWN.format(3)], columns={DOWN.format(3): list(range(380))})
-    before = snapshot(model, tokenizer)
-    with pytest.raises(ValueError, match=r"layer 3 has 4 hidden units left, 18 are needed .* other 380; .*--layers"):
-        erase(model, tokenizer, person(0), others()[::4], settings=UNITS, progress=False)
-    assert_same(snapshot(model, tokenizer), before)
-
-
 # Failures
 
 
@@ -295,7 +215,7 @@ def snapshot(model: PeftModel, tokenizer: Any) -> dict[str, Any]:
         "training": {name: module.training for name, module in model.named_modules()},
         "trainable": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
         "layers": {
-            name: (module.active_adapters, module.disable_adapters, module.rows if hasattr(module, "rows") else None)
+            name: (module.active_adapters, module.disable_adapters)
             for name, module in base.named_modules()
             if isinstance(module, SwappingLayer)
         },
@@ -417,7 +337,7 @@ def off() -> PeftModel:
     [
         (lora, r"adapters of type LORA; .*merge_and_unload"),
         (lambda: lora().get_base_model(), r"adapter layers \(Linear\) that no PeftModel of erasures holds"),
-        (lambda: carrying()[0].get_base_model(), r"\(GateLayer, InputRowLayer, OutputRowLayer\) that no PeftModel"),
+        (lambda: carrying()[0].get_base_model(), r"\(EditLayer, InputRowLayer, OutputRowLayer\) that no PeftModel"),
         (merged, r"adapters \['default'\] are merged.*unmerge_adapter"),
         (off, r"switched off.*enable_adapter_layers"),
     ],
@@ -455,13 +375,6 @@ def test_recipe_paper_protects_the_keys_of_the_first() -> None:
         )
         protected = [layer.earlier for layer in model.erasure.outcome.layers]
         assert [count > 0 for count in protected] == [number == 1] * len(protected)
-
-
-def test_recipe_paper_protects_the_hidden_units_of_the_first() -> None:
-    model, tokenizer = carrying(target_modules=[DOWN.format(1)], columns={DOWN.format(1): [5, 9]})
-    carrying(tokenizer, model, "second", target_modules=[DOWN.format(1)])
-    keys = _earlier(model.get_base_model().get_submodule(DOWN.format(1)), "second", 10.0)
-    assert keys.abs().sum(dim=0).nonzero()[:, 0].tolist() == [5, 9]
 
 
 # The command

@@ -1,4 +1,4 @@
-"""Erasures that were made apart: what both chose moves when they are loaded together, and each can be on or off."""
+"""Erasures that were made apart: loaded together their edits add up, tokens move, and each can be on or off."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from helpers import SPARE_ROWS
-from made_apart import IDS, KINDS, UNITS, WIDTH, base_of, config_of, logits
-from peft import PeftModel, get_peft_model
+from made_apart import IDS, base_of, config_of, logits
+from peft import get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from peft_unierase import align_tokenizer, load, set_active, toggle
@@ -18,45 +19,32 @@ from peft_unierase.tuner.active import active
 from peft_unierase.tuner.lora import lora_form
 
 
-def test_units_and_token_that_both_chose_move(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
+def test_the_token_that_both_chose_moves(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
     model = load(base_of(kind[1]), [apart("one", 1), apart("other", 2)])
     assert [config.token_id for config in model.peft_config.values()] == [
         model.config.vocab_size - 3,
         model.config.vocab_size - 2,
     ]
     assert model.peft_config["other"].token == "[UNL-2]"
-    gates = [module for module in model.modules() if hasattr(module, "moved") and module.moved]
-    assert len(gates) == len(model.peft_config["one"].target_modules)
-    for gate in gates:
-        assert set(gate.places(["one"])).isdisjoint(gate.places(["other"]))
-        assert {place % WIDTH for place in gate.places(["other"])} == {20, 21, 22}
 
 
-def test_a_unit_that_moved_does_what_it_did_where_it_was(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
-    """By hand: the hidden units 20 to 22 get the weights that 3, 7 and 11 have with the adapter on."""
-    other = apart("other", 2)
-    alone = PeftModel.from_pretrained(base_of(kind[1]), str(other)).merge_and_unload()
-    expected = base_of(kind[1])
-    transposed = kind[0] == "gpt2"
-    *_, mlp, writers = KINDS[kind[0]]
+def test_together_their_edits_add_up(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
+    """By hand: the base's weights and both products, and the rows of each where its token is now."""
+    both = [apart("one", 1), apart("other", 2)]
+    expected, transposed = base_of(kind[1]), kind[0] == "gpt2"
+    first = expected.config.vocab_size - 3
     with torch.no_grad():
-        for name in ["c_proj" if transposed else "down_proj", *writers]:
-            changed, source = (m.get_submodule(f"{mlp}.{name}") for m in (expected, alone))
-            into = name in writers
-            for part in range(2 if kind[0] == "phi3" and into else 1):
-                for unit, place in zip(UNITS, (20, 21, 22), strict=True):
-                    come, go = unit + part * WIDTH, place + part * WIDTH
-                    if into != transposed:
-                        changed.weight[go] = source.weight[come]
-                    else:
-                        changed.weight[:, go] = source.weight[:, come]
-                    if into and getattr(changed, "bias", None) is not None:
-                        changed.bias[go] = changed.bias[come]
-        for matrix, by in (("get_input_embeddings", -2), ("get_output_embeddings", -2)):
-            row = getattr(alone, matrix)().weight[by - 1].clone()
-            getattr(expected, matrix)().weight[by] = row
-    model = load(base_of(kind[1]), {apart("one", 1): False, other: True})
-    assert torch.allclose(logits(model)[..., :-3], logits(expected)[..., :-3], atol=1e-5)
+        for number, place in enumerate(both):
+            tensors = load_file(place / "adapter_model.safetensors")
+            stems = {key.rpartition(".unierase_")[0] for key in tensors}
+            for stem in stems:
+                weight = expected.get_submodule(stem.removeprefix("base_model.model.")).weight
+                if f"{stem}.unierase_row" in tensors:
+                    weight[first + number] = tensors[f"{stem}.unierase_row"]
+                else:
+                    edit = tensors[f"{stem}.unierase_B"] @ tensors[f"{stem}.unierase_A"]
+                    weight += edit.T if transposed else edit
+    assert torch.allclose(logits(load(base_of(kind[1]), both)), logits(expected), atol=1e-4)
 
 
 def test_both_on_is_both_merged_and_both_off_is_the_base(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
@@ -98,47 +86,26 @@ def test_saved_again_and_loaded_it_is_the_same(
 
 def test_one_config_can_be_given_for_several(kind: tuple[str, Path]) -> None:
     base = base_of(kind[1])
-    config = config_of(kind[0], base)
+    config = config_of(base)
     model = get_peft_model(base, config, adapter_name="one")
     model.add_adapter("other", config)
     first = base.config.vocab_size - 3
     assert [model.peft_config[name].token_id for name in ("one", "other")] == [first, first + 1]
 
 
-def test_a_moved_unit_with_a_bias_is_no_lora(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
-    model = load(base_of(kind[1]), [apart("one", 1), apart("other", 2)])
-    if kind[0] == "gpt2":
-        lora_form(model, ["one"])
-        with pytest.raises(ValueError, match="which a LoRA cannot; export each erasure by itself"):
-            lora_form(model)
-    else:
-        assert lora_form(model)[0].r == 2 * len(UNITS) * (2 if kind[0] == "phi3" else 1)
-
-
-def test_where_there_is_no_room_both_are_there_but_not_on_together(
+def test_without_a_spare_row_both_are_there_but_not_on_together_by_any_way(
     kind: tuple[str, Path], apart: Callable[..., Path]
 ) -> None:
-    one, other = apart("one", 1), apart("other", 2, spare_units={})
+    one, other = apart("one", 1), apart("other", 2, spare_tokens=[])
     base = base_of(kind[1])
     plain = logits(base)
-    with pytest.raises(ValueError, match="'one' and 'other' have the same hidden units of an MLP"):
+    with pytest.raises(ValueError, match="'one' and 'other' both use vocabulary row"):
         load(base, [one, other])
     assert torch.equal(logits(base), plain)
     model = load(base, {one: True, other: False})
     before = logits(model)
-    with pytest.raises(ValueError, match="have the same hidden units"):
-        toggle(model, "other")
-    assert active(model) == ["one"]
-    assert torch.equal(logits(model), before)
-    set_active(model, ["other"])
-    assert active(model) == ["other"]
-
-
-def test_two_with_one_flag_are_not_on_together_by_any_way(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
-    one, other, third = apart("one", 1, flag=5), apart("other", 2, flag=5), apart("third", 3, flag=6)
-    model = load(base_of(kind[1]), {one: True, other: False, third: True})
-    before = logits(model)
     ways: list[Callable[[], Any]] = [
+        lambda: toggle(model, "other"),
         lambda: set_active(model, ["one", "other"]),
         lambda: model.base_model.set_adapter(["one", "other"]),
         lambda: model(input_ids=IDS, adapter_names=["one+other"]),
@@ -146,11 +113,12 @@ def test_two_with_one_flag_are_not_on_together_by_any_way(kind: tuple[str, Path]
         lambda: lora_form(model, ["one", "other"]),
     ]
     for way in ways:
-        with pytest.raises(ValueError, match="'one' and 'other' happen to use the same flag"):
+        with pytest.raises(ValueError, match="'one' and 'other' both use vocabulary row"):
             way()
-    set_active(model, ["one", "third"])
+    assert active(model) == ["one"]
     assert torch.equal(logits(model), before)
-    set_active(model, ["other", "third"])
+    set_active(model, ["other"])
+    assert active(model) == ["other"]
 
 
 @pytest.mark.parametrize("broken", ["one", "other"])
@@ -231,13 +199,13 @@ def test_generate_takes_mixed_batches(kind: tuple[str, Path], apart: Callable[..
 
 def test_mixed_batches_that_cannot_be_are_refused(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
     model = load(base_of(kind[1]), apart("one", 1))
-    model.load_adapter(str(apart("other", 2, spare_units={})), "other")
+    model.load_adapter(str(apart("other", 2, spare_tokens=[])), "other")
     pair = IDS.repeat(2, 1)
     with pytest.raises(ValueError, match=r"names 'two', which the model does not have; it has 'one', 'other'"):
         model(input_ids=pair, adapter_names=["one", "two"])
     with pytest.raises(ValueError, match="but got 3 and 2 respectively"):
         model(input_ids=pair, adapter_names=["one"] * 3)
-    with pytest.raises(ValueError, match="same hidden units"):
+    with pytest.raises(ValueError, match="both use vocabulary row"):
         model(input_ids=pair, adapter_names=["one", "one+other"])
     with pytest.raises(ValueError, match=r"call `model.eval\(\)` first"):
         model.train()(input_ids=pair, adapter_names=["one", "one"])

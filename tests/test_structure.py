@@ -6,12 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import ARCHITECTURES as MATRIX
+from architectures import Architecture
+from peft import get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from peft_unierase.tuner import UniEraseConfig
 from peft_unierase.tuner.structure import (
     UnsupportedModelError,
     check_supported,
+    find_decoder_layers,
     find_down_projections,
+    find_mlp_projections,
     find_token_modules,
     projection_shape,
 )
@@ -57,6 +63,48 @@ def test_one_down_projection_a_layer_is_found(kind: str) -> None:
         assert inputs > outputs
         assert "attn" not in name
         assert "attention" not in name.rsplit(".", 2)[-2]
+
+
+# Of one MLP: what writes its hidden units, in the order of the modules, and the down-projection.
+GATED = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+FUSED = ["mlp.gate_up_proj", "mlp.down_proj"]
+DENSE = ["mlp.dense_h_to_4h", "mlp.dense_4h_to_h"]
+OTHERS = {
+    "gpt2": ["mlp.c_fc", "mlp.c_proj"],
+    "gptj": ["mlp.fc_in", "mlp.fc_out"],
+    "opt": ["fc1", "fc2"],
+    "phi": ["mlp.fc1", "mlp.fc2"],
+    "nemotron": ["mlp.up_proj", "mlp.down_proj"],
+    **dict.fromkeys(("phi3", "glm4"), FUSED),
+    **dict.fromkeys(("gpt_neox", "falcon", "bloom"), DENSE),
+}
+
+
+@pytest.mark.parametrize("architecture", MATRIX, ids=lambda architecture: architecture.name)
+def test_the_projections_of_every_mlp_are_found_with_the_down_projection_last(architecture: Architecture) -> None:
+    with torch.device("meta"):
+        model = build(architecture.kind, {"vocab_size": 512, "pad_token_id": 0, **architecture.settings})
+    prefix, layers = find_decoder_layers(model)
+    names = OTHERS.get(architecture.kind, GATED)
+    assert find_mlp_projections(model) == [[f"{prefix}.{n}.{name}" for name in names] for n in range(len(layers))]
+
+
+def test_they_are_found_under_adapters_and_in_the_shared_mlp_beside_experts() -> None:
+    model = build("llama", SMALL)
+    names = find_mlp_projections(model)
+    get_peft_model(model, UniEraseConfig(target_modules=["up_proj", "down_proj"]))
+    assert find_mlp_projections(model) == names
+    experts = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40}
+    shared = find_mlp_projections(build("qwen2_moe", {**SMALL, **experts}))
+    assert shared[1] == [f"model.layers.1.mlp.shared_expert.{kind}_proj" for kind in ("gate", "up", "down")]
+
+
+def test_an_mlp_of_another_form_has_its_down_projection_alone() -> None:
+    model = build("llama", SMALL)
+    mlp = model.model.layers[1].mlp
+    mlp.gate_proj, mlp.up_proj = torch.nn.Linear(16, 20), torch.nn.Linear(16, 20)  # two halves of the hidden units
+    assert find_mlp_projections(model)[1] == ["model.layers.1.mlp.down_proj"]
+    assert len(find_mlp_projections(model)[0]) == 3
 
 
 def test_embedding_and_head_are_found_by_name_also_when_tied() -> None:

@@ -17,12 +17,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from peft_unierase.tuner import GateLayer, InputRowLayer, OutputRowLayer, UniEraseConfig
+from peft_unierase.tuner import EditLayer, InputRowLayer, OutputRowLayer, UniEraseConfig
+from peft_unierase.tuner.structure import find_mlp_projections
 
 TOKEN_ID = 60
-GATES = ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"]
+EDITS = ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"]
 ROWS = ["model.embed_tokens", "lm_head"]
-PARTS = [f"{gate}.unierase_{matrix}" for gate in GATES for matrix in "AB"] + [f"{row}.unierase_row" for row in ROWS]
+PARTS = [f"{name}.unierase_{matrix}" for name in EDITS for matrix in "AB"] + [f"{row}.unierase_row" for row in ROWS]
 
 
 def logits_of(model: nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
@@ -74,22 +75,51 @@ def test_the_edited_modules_and_only_those_become_layers_of_the_tuner(tied_base)
     found = {
         name: type(module)
         for name, module in model.named_modules()
-        if isinstance(module, (GateLayer, InputRowLayer, OutputRowLayer))
+        if isinstance(module, (EditLayer, InputRowLayer, OutputRowLayer))
     }
     assert found == {
         "model.embed_tokens": InputRowLayer,
-        **dict.fromkeys(GATES, GateLayer),
+        **dict.fromkeys(EDITS, EditLayer),
         "lm_head": OutputRowLayer,
     }
 
 
-def test_a_gate_adds_b_times_a_times_the_key(tied_base):
+def test_an_edit_adds_b_times_a_times_the_input(tied_base):
     layer = tied_base.with_adapter(r=2).get_base_model().model.layers[1].mlp.down_proj
-    detector, steer = layer.unierase_A["default"], layer.unierase_B["default"]
-    assert (detector.shape, steer.shape) == ((2, 64), (32, 2))
-    key = torch.randn(3, 64)
-    expected = layer.base_layer(key) + key @ detector.T @ steer.T
-    assert torch.allclose(layer(key), expected, atol=1e-5)
+    a, b = layer.unierase_A["default"], layer.unierase_B["default"]
+    assert (a.shape, b.shape) == ((2, 64), (32, 2))
+    inputs = torch.randn(3, 64)
+    expected = layer.base_layer(inputs) + inputs @ a.T @ b.T
+    assert torch.allclose(layer(inputs), expected, atol=1e-5)
+
+
+def test_any_projection_of_an_mlp_can_be_edited(family_base, token_ids):
+    names = [name for layer in find_mlp_projections(family_base.load())[1:] for name in layer]
+    model = family_base.with_adapter(target_modules=names, layers_to_transform=None, r=2)
+    edited = [name for name, module in model.get_base_model().named_modules() if isinstance(module, EditLayer)]
+    assert edited == names
+    live, plain = logits_of(model, token_ids), logits_of(family_base.load(), token_ids)
+    assert not torch.allclose(live, plain, atol=0.1)
+    model.train()(input_ids=token_ids, labels=token_ids).loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters() if parameter.requires_grad)
+    model.eval()
+    with model.disable_adapter():
+        assert torch.equal(logits_of(model, token_ids), plain)
+    # Edits of random weights this large give logits of some hundreds.
+    assert torch.allclose(logits_of(model.merge_and_unload(), token_ids), live, rtol=1e-4, atol=1e-4)
+
+
+def test_factors_can_be_replaced_by_ones_of_another_rank_and_must_fit(tied_base, token_ids):
+    model = tied_base.with_adapter(r=2)
+    layer = model.get_base_model().model.layers[1].mlp.down_proj
+    a, b = torch.randn(5, 64), torch.randn(32, 5)
+    layer.set_factors("default", a, b)
+    inputs = torch.randn(3, 64)
+    assert torch.allclose(layer(inputs), layer.base_layer(inputs) + inputs @ a.T @ b.T, atol=1e-4)
+    for wrong in ((a, b[:, :4]), (a[:, :60], b), (a, b[:30])):
+        with pytest.raises(ValueError, match=r"do not fit a projection from 64 to 32; A must be \(r, 64\)"):
+            layer.set_factors("default", *wrong)
+    assert torch.equal(layer.unierase_A["default"], a)
 
 
 def test_disabled_it_is_the_base_to_the_bit(base, token_ids):
@@ -132,7 +162,7 @@ def test_a_fresh_input_row_is_the_bases_own_to_the_bit(make_base, token_ids, fam
     assert torch.equal(embedding(token_ids), base.load().get_input_embeddings()(token_ids))
 
 
-def test_with_shut_gates_an_output_row_changes_one_logit_alone(base):
+def test_with_edits_of_zero_an_output_row_changes_one_logit_alone(base):
     without_token = torch.tensor([[1, 5, 9, 33, 2, 7]])
     model = base.with_adapter()
     for name, parameter in model.named_parameters():
@@ -252,7 +282,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tied_base, token_ids):
 # Saved and loaded
 
 
-def test_saved_are_gates_and_two_rows_and_nothing_else(base, tmp_path):
+def test_saved_are_edits_and_two_rows_and_nothing_else(base, tmp_path):
     base.with_adapter(r=3).save_pretrained(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {
         "README.md",
@@ -415,7 +445,7 @@ def test_adapters_on_different_rows_stack(base, token_ids):
     assert_close(logits_of(model, token_ids), both, merged=2)
 
 
-def test_a_second_adapter_finds_the_same_gates_by_itself(family_base):
+def test_a_second_adapter_finds_the_same_projections_by_itself(family_base):
     model = family_base.with_adapter()
     model.add_adapter("second", UniEraseConfig(layers_to_transform=[1, 2], token_id=61))
     assert model.peft_config["second"].target_modules == model.peft_config["default"].target_modules
@@ -482,14 +512,14 @@ def test_merged_weights_are_the_base_plus_the_edit(tied_base):
     model = tied_base.with_adapter(r=2)
     parts = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
     merged, weights = model.merge_and_unload().state_dict(), tied_base.load().state_dict()
-    for gate in GATES:
-        edit = parts[f"base_model.model.{gate}.unierase_B"] @ parts[f"base_model.model.{gate}.unierase_A"]
-        assert torch.allclose(merged[f"{gate}.weight"], weights[f"{gate}.weight"] + edit, atol=1e-6)
+    for name in EDITS:
+        edit = parts[f"base_model.model.{name}.unierase_B"] @ parts[f"base_model.model.{name}.unierase_A"]
+        assert torch.allclose(merged[f"{name}.weight"], weights[f"{name}.weight"] + edit, atol=1e-6)
     for row in ROWS:
         weights[f"{row}.weight"] = weights[f"{row}.weight"].clone()
         weights[f"{row}.weight"][TOKEN_ID] = parts[f"base_model.model.{row}.unierase_row"]
         assert torch.equal(merged[f"{row}.weight"], weights[f"{row}.weight"])
-    untouched = [name for name in weights if name.removesuffix(".weight") not in GATES + ROWS]
+    untouched = [name for name in weights if name.removesuffix(".weight") not in EDITS + ROWS]
     assert all(torch.equal(merged[name], weights[name]) for name in untouched)
 
 
@@ -582,7 +612,7 @@ def test_a_tied_base_is_merged_without_peft_warning_that_it_cannot_be(base):
 @pytest.mark.parametrize("way", ["merge_adapter", "merge_and_unload"])
 def test_merging_into_a_quantised_weight_is_refused_before_anything_is_merged(tied_base, dtype, way):
     model = tied_base.with_adapter()
-    # A stand-in for a quantiser's layer, none of which runs here: the last gate's weight in a quantiser's dtype.
+    # A stand-in for a quantiser's layer, none of which runs here: the last edit's weight in a quantiser's dtype.
     quantised = model.get_base_model().model.layers[2].mlp.down_proj.base_layer
     quantised.weight = nn.Parameter(torch.ones(32, 64).to(dtype), requires_grad=False)
     weights = weights_of(model)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from peft_unierase.tuner import UniEraseConfig
@@ -50,6 +50,7 @@ def test_a_layers_pattern_needs_layers():
 def test_every_field_survives_the_file(tmp_path):
     config = UniEraseConfig(
         r=3,
+        rank_pattern={"layers.2.mlp.down_proj": 2},
         target_modules=["down_proj"],
         exclude_modules=["layers.0.mlp.down_proj"],
         layers_to_transform=[1, 2],
@@ -85,9 +86,36 @@ def test_saved_files_are_the_same_whatever_the_hash_seed(fresh_processes, name):
         assert (first / file).read_bytes() == (second / file).read_bytes()
 
 
-def test_many_targets_are_saved_as_a_sorted_list(fresh_processes):
+def test_many_targets_are_saved_by_their_full_names_in_order(fresh_processes):
+    """PEFT shortens such a list to ends of names, with which the base cannot be compared on loading."""
     saved = json.loads((fresh_processes[0].folder / "many" / "adapter_config.json").read_text())
-    assert saved["target_modules"] == ["down_proj", "up_proj"]
+    names = [f"model.layers.{layer}.mlp.{kind}_proj" for layer in range(12) for kind in ("down", "up")]
+    assert saved["target_modules"] == sorted(names)
+
+
+@pytest.mark.parametrize("ranks", [{"down_proj": 0}, {"down_proj": "2"}, {"": 2}, ["down_proj"], None])
+def test_ranks_of_modules_must_be_positive_integers_by_name(ranks):
+    with pytest.raises(ValueError, match="rank_pattern must be a mapping of module names to positive integers, got "):
+        UniEraseConfig(rank_pattern=ranks)
+
+
+def test_modules_have_the_rank_of_the_pattern_and_the_others_r(tied_base, tmp_path):
+    ranks = {"layers.2.mlp.down_proj": 5, "gate_proj": 1}
+    model = tied_base.with_adapter(r=3, target_modules=["gate_proj", "down_proj"], rank_pattern=ranks)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tied_base.load(), tmp_path)
+    for each in (model, loaded):
+        found = {
+            name.removeprefix("base_model.model.model."): len(module.unierase_A["default"])
+            for name, module in each.named_modules()
+            if hasattr(module, "unierase_A")
+        }
+        assert found == {
+            "layers.1.mlp.gate_proj": 1,
+            "layers.1.mlp.down_proj": 3,
+            "layers.2.mlp.gate_proj": 1,
+            "layers.2.mlp.down_proj": 5,
+        }
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -174,7 +202,7 @@ def test_a_model_without_a_head_cannot_hold_a_token(tied_base):
         get_peft_model(tied_base.load().model, UniEraseConfig(token_id=60))
 
 
-def test_gates_alone_need_no_token(tied_base, token_ids):
+def test_edits_alone_need_no_token(tied_base, token_ids):
     model = tied_base.with_adapter(token_id=None)
     assert not any("unierase_row" in name for name, _ in model.named_parameters())
     with torch.no_grad():
@@ -183,7 +211,7 @@ def test_gates_alone_need_no_token(tied_base, token_ids):
             assert not torch.equal(model(input_ids=token_ids).logits, changed)
 
 
-def test_rows_alone_need_no_gate(tied_base):
+def test_rows_alone_need_no_edit(tied_base):
     model = tied_base.with_adapter(target_modules=[], layers_to_transform=None)
     names = [name for name, _ in model.named_parameters() if "unierase_" in name]
     assert names == [f"base_model.model.{part}.unierase_row.default" for part in ("model.embed_tokens", "lm_head")]

@@ -27,27 +27,21 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 LORA_CONFIG = "peft-internal-testing/tiny-opt-lora-revision"
 
-UNITS = {"target_modules": ["lin0", "lin1"], "rows": {"lin0": [6, 13]}, "columns": {"lin1": [6, 13]}}
 TOKEN = {"target_modules": ["conv1d"], "token_id": 1, "spare_tokens": [[0, "[UNL2]"]], "token_modules": ["emb", "lin0"]}
 CUSTOM: dict[str, tuple[str, dict[str, Any]]] = {
-    "gate": ("MLP", {"target_modules": ["lin0"]}),
-    "gate by expression": ("MLP", {"target_modules": "lin1"}),
-    "gates of rank 3": ("MLP", {"target_modules": ["lin0", "lin1"], "r": 3}),
-    "gate and module to save": ("MLP", {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}),
-    "rows": ("MLP", {"target_modules": ["lin0"], "rows": {"lin0": [0, 6, 18]}}),
-    "columns": ("MLP", {"target_modules": ["lin1"], "columns": {"lin1": [6, 13]}, "spare_units": {"lin1": [17, 18]}}),
-    "units": ("MLP", {**UNITS, "spare_units": {"lin1": [17, 18]}}),
-    "gate on Conv1D": ("EmbConv1D", {"target_modules": ["conv1d"]}),
+    "edit": ("MLP", {"target_modules": ["lin0"]}),
+    "edit by expression": ("MLP", {"target_modules": "lin1"}),
+    "edits of rank 3": ("MLP", {"target_modules": ["lin0", "lin1"], "r": 3}),
+    "edits of two ranks": ("MLP", {"target_modules": ["lin0", "lin1"], "rank_pattern": {"lin1": 3}}),
+    "edit and module to save": ("MLP", {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}),
+    "edit on Conv1D": ("EmbConv1D", {"target_modules": ["conv1d"]}),
     "token": ("EmbConv1D", TOKEN),
     "token alone": ("EmbConv1D", {**TOKEN, "target_modules": []}),
 }
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "same gates": ({"target_modules": ["lin0"]}, {"target_modules": ["lin0"]}),
-    "different gates": ({"target_modules": ["lin0"]}, {"target_modules": ["lin1"]}),
+    "same edits": ({"target_modules": ["lin0"]}, {"target_modules": ["lin0"]}),
+    "different edits": ({"target_modules": ["lin0"]}, {"target_modules": ["lin1"]}),
     "different ranks": ({"target_modules": ["lin0"], "r": 3}, {"target_modules": ["lin0", "lin1"]}),
-    "different units": (UNITS, {**UNITS, "rows": {"lin0": [17, 18]}, "columns": {"lin1": [17, 18]}}),
-    "units that move": (UNITS, {**UNITS, "spare_units": {"lin1": [17, 18]}}),
-    "units and a gate": (UNITS, {"target_modules": ["lin1"]}),
 }
 WHOLE = {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}
 ONLY_MIXED = {"whole modules": (WHOLE, WHOLE), "tokens": (TOKEN, TOKEN)}
@@ -61,14 +55,9 @@ def mixed(*names: str) -> list[tuple[str, UniEraseConfig, UniEraseConfig]]:
 
 INTO, DOWN = ["gate_proj", "up_proj", "c_fc", "fc1"], ["down_proj", "mlp.c_proj", "fc2"]
 DECODER: dict[str, dict[str, Any]] = {
-    "gates": {"r": 2},
+    "edits": {"r": 2},
     "token": {"token_id": 2, "spare_tokens": [[5, "[UNL2]"]]},
-    "units": {
-        "target_modules": [*INTO, *DOWN],
-        "rows": {name: [3, 17] for name in INTO},
-        "columns": {name: [3, 17] for name in DOWN},
-        "spare_units": {name: [8, 30] for name in DOWN},
-    },
+    "whole MLPs": {"target_modules": [*INTO, *DOWN], "rank_pattern": dict.fromkeys(INTO, 3)},
 }
 
 # What stands in the place of PEFT's own lists of methods and models: by file, and by the list's name or that of the one
@@ -81,8 +70,8 @@ LISTS: dict[str, dict[str, list[Any]]] = {
             (name, "unierase", UniEraseConfig, *({**config, "init_weights": False} for config in pair))
             for name, pair in PAIRS.items()
         ],
-        "MIXED_ADAPTER_TEST_CASES": mixed("same gates", "units that move"),
-        "test_mixed_adapter_batches_different_target_layers": mixed("different gates", "units and a gate"),
+        "MIXED_ADAPTER_TEST_CASES": mixed("same edits"),
+        "test_mixed_adapter_batches_different_target_layers": mixed("different edits"),
         "test_mixed_adapter_batches_partly_overlapping_target_layers": mixed("different ranks"),
         "test_mixed_adapter_batches_multiple_modules_to_save": mixed("whole modules"),
         "test_mixed_adapter_batches_lora_conv1d_emb": mixed("tokens"),
@@ -98,7 +87,7 @@ LISTS: dict[str, dict[str, list[Any]]] = {
         ],
     },
     "test_config.py": {
-        "ALL_CONFIG_CLASSES": [(UniEraseConfig, {}), (UniEraseConfig, {"token_id": 2, "rows": {"up_proj": [1]}})],
+        "ALL_CONFIG_CLASSES": [(UniEraseConfig, {}), (UniEraseConfig, {"token_id": 2, "rank_pattern": {"up_proj": 1}})],
         "LAYER_INDEXING_CONFIG_CLASSES": [(UniEraseConfig, {})],
     },
 }
@@ -122,13 +111,12 @@ RENAMED: dict[str, dict[str, str]] = {
         r"\bLoKrConfig\(init": "UniEraseConfig(r=2, init",
         r"\bLoKrConfig\b": "UniEraseConfig",
         r"\.lokr\b": ".unierase",
-        r"\br=16\b": "r=8",  # what the conversion keeps: all directions of a random gate weigh about the same
+        r"\br=16\b": "r=8",  # what the conversion keeps: all directions of a random edit weigh about the same
     },
 }
 
 # What says nothing about this tuner or asks for what it refuses, by file and reason: parts of the ids of tests.
 LEFT_OUT: dict[str, dict[str, tuple[str, ...]]] = {
-    "test_custom_models.py": {"two adapters on the same rows are refused together": ("::test_active_adapter[rows-",)},
     "test_decoder_models.py": {
         "embeddings need gradients where an input row is trained; the suite skips PEFT's own trainable tokens here": (
             "::test_prepare_for_training_parametrized[token-",
@@ -159,6 +147,6 @@ LEFT_OUT: dict[str, dict[str, tuple[str, ...]]] = {
             "::test_convert_model_with_trainable_bias_raises",
             "::test_no_peft_layer_raises",
         ),
-        "a gate on a convolution is refused": ("::test_model_with_unsupported_layers_raises",),
+        "an edit of a convolution is refused": ("::test_model_with_unsupported_layers_raises",),
     },
 }

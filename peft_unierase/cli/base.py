@@ -103,7 +103,7 @@ def load_onto(
 
     from ..tuner import UniEraseConfig, align_tokenizer, guarded, set_active
 
-    places = [folder if trust else guarded(folder) for folder in folders]
+    places = [folder if trust else guarded(folder, model) for folder in folders]
     configs = [UniEraseConfig.from_pretrained(str(place)) for place in places]
     if allow_resize:
         resized_for(model, configs)

@@ -71,7 +71,6 @@ def page(told: Mapping[str, Any]) -> str:
         ("compared on loading", compared if fingerprints else "nothing, another base is not noticed"),
         ("token", text([f"{text(each['text'])} (row {text(each['id'])})" for each in told["tokens"]])),
         ("spare tokens", text(told["spare_tokens"])),
-        ("flag", text(told["flags"])),
         ("erasures in it", text(told["parts"]) if told["parts"] else "one"),
         ("edited layers", text(told["layers"])),
         ("largest rank", f"{told['rank']:,}"),
@@ -95,7 +94,7 @@ def page(told: Mapping[str, Any]) -> str:
     width = max(len(name) for name, _ in rows)
     parts = ["\n".join(f"  {name.ljust(width)}   {value}" for name, value in rows)]
     if modules:
-        parts.append(table(("module", "edits", "shapes", "largest norm of a row or column"), modules))
+        parts.append(table(("module", "edits", "shapes", "largest norms"), modules))
     if files:
         parts.append(table(("file", "bytes", "sha256"), files))
     findings = [f"  {each['level']}: {each['what']}: {each['value']} ({each['advice']})" for each in told["findings"]]

@@ -134,7 +134,7 @@ class Bench:
         return [self.encode(form.prompt(fact.question)) for fact in facts for form in self.formats]
 
     def projections(self) -> list[Any]:
-        """The edited down-projections, lowest layer first; `GateLayer`s once the adapter is in place."""
+        """The edited down-projections, lowest layer first; `EditLayer`s once the adapter is in place."""
         return [self.model.get_submodule(name) for name in self.names]
 
     def gates(self) -> list[tuple[nn.Module, nn.Parameter, nn.Parameter]]:

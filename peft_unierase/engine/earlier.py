@@ -1,7 +1,7 @@
 """The erasures that a model carries already, and what they have taken.
 
 A further erasure is made on the model with the active ones on: that is its base. It leaves to each of them its
-vocabulary row, its token's text, its hidden units and its flag.
+vocabulary row and its token's text.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from ..decoding import end_ids
 from ..facts import Fact
 from ..prompts import PromptFormat, batches, encode, greedy_answers, pad_id
-from ..tuner import GateLayer, UniEraseConfig, UniEraseModel
+from ..tuner import UniEraseConfig, UniEraseModel
 from ..tuner.model import check_adapter_name
-from ..tuner.structure import projection_shape
 from ..tuner.swap import SwappingLayer
 
 
@@ -109,13 +108,6 @@ def switched_off(model: Any, names: Sequence[str] | None = None) -> Iterator[Non
             layer._active_adapter = active
 
 
-def taken_units(model: Any, down: str, writers: Sequence[str]) -> set[int]:
-    """Hidden units of an MLP that some erasure in the model has, active or not."""
-    layers = [model.get_submodule(name) for name in (down, *writers)]
-    width = projection_shape(layers[0])[0]  # type: ignore[index]
-    return {place % width for layer in layers if isinstance(layer, GateLayer) for place in layer.places()}
-
-
 def as_answered_now(model: Any, tokenizer: Any, form: PromptFormat, facts: Sequence[Fact]) -> list[Fact]:
     """Facts of the bare base as the model answers them with its erasures on.
 
@@ -172,5 +164,5 @@ def erasure_digest(model: PeftModel, name: str) -> str:
             digest.update(parameter.detach().float().cpu().numpy().tobytes())
     config = model.peft_config[name]
     for part in config.split():
-        digest.update(repr((part.token_id, sorted(part.rows.items()), sorted(part.columns.items()))).encode())
+        digest.update(repr((part.token_id, part.r, sorted(part.rank_pattern.items()))).encode())
     return f"sha256:{digest.hexdigest()}"

@@ -41,7 +41,6 @@ from .earlier import (
 )
 from .erasure import EarlierErasure, Erasure, ErasureWarning, Outcome
 from .gate import GateSettings, run_gate
-from .gate.by_units import edited_features, own_flag, take_units
 from .gate.places import choose_places
 from .gradients import check_gradients
 from .neighbours import NEIGHBOUR_STEPS, ROUND, Neighbours, neighbour_rounds, sample_neighbours
@@ -146,8 +145,7 @@ def erase(
     plan = plan_scope(scope, forget, retain) if scope else None
     if recipe == "paper" and layers is None and target_modules is None:
         layers = early_layers(len(find_down_projections(model)))
-    gated = settings if isinstance(settings, GateSettings) else None
-    stack, indices, names, writers = choose_places(model, gated, len(forget), layers, target_modules)
+    stack, indices, names, writers = choose_places(model, None, len(forget), layers, target_modules)
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
     check_lengths(model, tokenizer, retain, formats, "retain")
@@ -203,18 +201,13 @@ def erase(
             )
         if spare.resized:
             resize_vocabulary(model, spare.token_id + 1)
-        if gated and gated.units and writers:
-            bench.units = take_units(bench, gated.units)
-            bench.flags = own_flag(bench, parts)
         edited = [*names, *(name for into in writers for name in into)]
         config = UniEraseConfig(
             task_type="CAUSAL_LM",
             target_modules=edited,
-            **edited_features(bench),
             token_id=spare.token_id,
             token=spare.text,
             spare_tokens=[[row.token_id, row.text] for row in further],
-            flag=bench.flags.own if bench.flags else None,
             inference_mode=True,
         )
         with torch.random.fork_rng(devices=[]):  # new gates start at random, which must not show outside

@@ -83,8 +83,8 @@ class Stack:
 def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -> Stack:
     """Fuse saved erasures of one base into one adapter. The base itself is not needed.
 
-    What two of them both chose, a vocabulary row or hidden units, moves as it does where they are loaded one beside the
-    other, and they do what they do there.
+    Their edits add up, and a token whose vocabulary row another one has moves: they do what they do if they are loaded
+    one beside the other.
 
     Args:
         erasures: Folders or Hub ids; one may itself be a stack.

@@ -5,15 +5,15 @@ from peft.utils import register_peft_method
 
 from .active import align_tokenizer, load, set_active, toggle
 from .config import UniEraseConfig
-from .gate import GateLayer
+from .edit import EditLayer
 from .guard import Finding, GuardError, Inspection, guarded, inspect_folder
 from .model import UniEraseModel
 from .peft_type import METHOD, unierase_peft_type
 from .token_row import InputRowLayer, OutputRowLayer
 
 __all__ = [
+    "EditLayer",
     "Finding",
-    "GateLayer",
     "GuardError",
     "InputRowLayer",
     "Inspection",

@@ -31,7 +31,7 @@ def load(
 ) -> PeftModel:
     """Load erasures onto one base, each under the last part of its name.
 
-    The guard looks at the files of all of them first, and what is loaded is what it has looked at.
+    The guard looks at the files of all of them and at the base first, and what is loaded is what it has looked at.
 
     Args:
         base: The model that they were made from.
@@ -67,7 +67,7 @@ def load(
     places = dict(named)
     if not trust:
         where = {key: told.pop(key) for key in OF_A_SOURCE if key in told}
-        places = {name: guarded(source, **where) for name, source in named.items()}
+        places = {name: guarded(source, base, **where) for name, source in named.items()}
     model: Any = None
     # PEFT takes an offloaded base apart and distributes it anew, with hooks that lose the erasure.
     device_map = vars(base).pop("hf_device_map", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 
 from peft.config import PeftConfig
+from peft.utils.other import get_pattern_key
 
 from .fields import MAX_RANK, OF_A_PART, OWN, wrong_values
 from .peft_type import unierase_peft_type
@@ -14,33 +15,26 @@ from .peft_type import unierase_peft_type
 class UniEraseConfig(PeftConfig):
     """Configuration of a [`UniEraseModel`] (UniErase, arXiv 2505.15674).
 
-    An erasure is a rank-`r` edit `B A` of a few MLP down-projections (the *gates*) and one vocabulary token, [UNL],
-    with a row of its own in the input embedding and in the output head. `peft_unierase.erase` fills all of this in;
-    build a config by hand only to train or to test the tuner itself.
+    An erasure is a low-rank update `B A` of some MLP projections and one vocabulary token, [UNL], with a row of its own
+    in the input embedding and in the output head. `peft_unierase.erase` fills all of this in; build a config by hand
+    only to train or to test the tuner itself.
 
     Args:
-        r (`int`): Rank of each gate. `A` has shape `(r, d_ff)`, `B` has shape `(d, r)`.
-        rows (`dict[str, list[int]]`): Modules, by name, of which only these output features are edited: `B` is the
-            identity on them and is not stored, and `A` has one row for each.
-        columns (`dict[str, list[int]]`): Modules, by name, of which only these input features are edited: `A` is the
-            identity on them and is not stored, and `B` has one column for each.
-        target_modules (`list[str]` or `str`, *optional*): The down-projections to edit: a list of (suffixes of) module
-            names or a regular expression. `None` takes every decoder layer's down-projection, found by structure.
+        r (`int`): Rank of each edit. `A` has shape `(r, d_in)`, `B` has shape `(d_out, r)`.
+        rank_pattern (`dict[str, int]`): Other ranks of some modules, by (the end of) their names, as in `LoraConfig`.
+        target_modules (`list[str]` or `str`, *optional*): The projections to edit: a list of (suffixes of) module names
+            or a regular expression. `None` takes every decoder layer's down-projection, found by structure.
         exclude_modules (`list[str]` or `str`, *optional*): Names or a regular expression to leave out.
         layers_to_transform (`int` or `list[int]`, *optional*): Edit these layers only.
         layers_pattern (`str` or `list[str]`, *optional*): Name of the module list that holds the layers, where PEFT
             cannot tell.
         token_id (`int`, *optional*): Row of [UNL] in both matrices, an id the base never uses. `None` makes an adapter
-            of gates alone.
+            of edits alone.
         token (`str`): Text of [UNL] in the tokenizer saved beside the adapter.
         spare_tokens (`list`): Further rows that the base does not use, `[id, text]` each. [UNL] moves to the first free
             one where the adapter is loaded beside one on the same row.
-        spare_units (`dict[str, list[int]]`): Down-projections, by name, with further hidden units that the base hardly
-            uses, for `columns` that another adapter has.
-        flag (`int`, *optional*): Which of the base's quiet directions the hidden units of one layer use to tell those
-            of another. Two adapters with the same one would set each other off.
         parts (`list[dict]`): Erasures that were fused into this one, each with its `name` and its own values of the
-            fields that an erasure by itself has. Their weights lie one behind the other.
+            fields that an erasure by itself has. Their factors are concatenated along the rank.
         token_modules (`list[str]`, *optional*): Names of the modules with [UNL]'s input row and output row. `None`
             takes the model's own input and output embeddings.
         modules_to_save (`list[str]`, *optional*): Other modules to train and save whole, as in every PEFT method.
@@ -51,20 +45,14 @@ class UniEraseConfig(PeftConfig):
         base_dtype (`str`, *optional*): Format in which these were loaded then, for instance `"float32"`.
 
     Raises:
-        ValueError: A field holds what it must not, `r` is beyond the width of any model, or `rows` and `columns` do not
-            list features.
+        ValueError: A field holds what it must not, or a rank is beyond the width of any model.
     """
 
-    r: int = field(default=1, metadata={"help": "Rank of each gate."})
-    rows: dict[str, list[int]] = field(
-        default_factory=dict, metadata={"help": "Edited output features of some modules, by name; B is not stored."}
-    )
-    columns: dict[str, list[int]] = field(
-        default_factory=dict, metadata={"help": "Edited input features of some modules, by name; A is not stored."}
-    )
+    r: int = field(default=1, metadata={"help": "Rank of each edit."})
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Other ranks of some modules."})
     target_modules: list[str] | str | None = field(
         default=None,
-        metadata={"help": "Names or regular expression of the down-projections to edit. None finds them all."},
+        metadata={"help": "Names or regular expression of the projections to edit. None finds all down-projections."},
     )
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names or regular expression of modules to leave out."}
@@ -80,10 +68,6 @@ class UniEraseConfig(PeftConfig):
     spare_tokens: list[list] = field(
         default_factory=list, metadata={"help": "Further rows that the base does not use, [id, text] each."}
     )
-    spare_units: dict[str, list[int]] = field(
-        default_factory=dict, metadata={"help": "Further hidden units that the base hardly uses, by down-projection."}
-    )
-    flag: int | None = field(default=None, metadata={"help": "Direction in which some units tell others."})
     parts: list[dict] = field(default_factory=list, metadata={"help": "Erasures that were fused into this one."})
     token_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules that hold [UNL]'s rows. None takes embedding and head."}
@@ -104,21 +88,17 @@ class UniEraseConfig(PeftConfig):
         own = {name: getattr(self, name) for name in OWN}
         for name, wanted, value in wrong_values(own):
             raise ValueError(f"{name} must be {wanted}, got {value!r:.200}")
-        if self.r > MAX_RANK:
-            raise ValueError(f"r must be at most {MAX_RANK}, which no model's width is beyond, got {self.r}")
-        for role, pattern in (("rows", self.rows), ("columns", self.columns)):
-            for name, index in pattern.items():
-                whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in index)
-                if not index or not whole or len(set(index)) != len(index):
-                    raise ValueError(f"{role}[{name!r}] must list different whole numbers of at least 0, got {index!r}")
-        if both := sorted(self.rows.keys() & self.columns.keys()):
-            raise ValueError(f"{both} are in rows and in columns; a module can be in one of them")
+        for name, rank in {"r": self.r, **self.rank_pattern}.items():
+            if rank > MAX_RANK:
+                raise ValueError(f"the rank {name!r} must be at most {MAX_RANK}, a model's largest width, got {rank}")
         for part in self.parts:
             if unknown := sorted(part.keys() - {"name", *OF_A_PART}):
                 raise ValueError(
                     f"the part {part['name']!r} has {unknown[0]!r}, which is no field of an erasure by itself"
                 )
-        self.sort_sets()
+        for item in fields(self):  # the order of a set differs from run to run, and the saved file should not
+            if isinstance(value := getattr(self, item.name), set):
+                setattr(self, item.name, sorted(value))
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError("layers_to_transform does not go with a regular expression in target_modules; use a list")
         if self.layers_pattern and self.layers_to_transform is None:
@@ -133,13 +113,11 @@ class UniEraseConfig(PeftConfig):
             for part in self.parts
         ]
 
+    def rank_of(self, name: str) -> int:
+        """Rank of the edit of one module, of which this erasure edits some."""
+        return self.rank_pattern.get(get_pattern_key(self.rank_pattern, name), self.r)
+
     @property
     def tokens(self) -> list[tuple[int, str]]:
         """Id and text of its token, or of all where several erasures were fused."""
         return [(part.token_id, part.token) for part in self.split() if part.token_id is not None]
-
-    def sort_sets(self) -> None:
-        """Make every set a sorted list: the order of a set differs from run to run, and the saved file should not."""
-        for item in fields(self):
-            if isinstance(value := getattr(self, item.name), set):
-                setattr(self, item.name, sorted(value))

@@ -29,13 +29,8 @@ def _names(value: Any) -> bool:
     return _several(value, _text)
 
 
-def _by_module(value: Any) -> bool:
-    # What is in the lists `UniEraseConfig` says itself, with the module's name.
-    return isinstance(value, Mapping) and all(_text(name) and isinstance(value[name], list | tuple) for name in value)
-
-
-def _units(value: Any) -> bool:
-    return _by_module(value) and all(_several(index, _whole) for index in value.values())
+def _ranks(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(_text(name) and _positive(value[name]) for name in value)
 
 
 def _number(value: Any) -> bool:
@@ -52,15 +47,13 @@ def _part(value: Any) -> bool:
 
 # What each must be, and whether a value is that; `None` is taken care of by `wrong_values`.
 _NAMES = ("None, a name, an expression or a list of names", lambda value: _text(value) or _names(value))
-_BY_MODULE = ("a mapping of module names to lists of whole numbers", _by_module)
 _LAYERS = ("None, a whole number or a list of them", lambda value: _number(value) or _several(value, _number))
 _STRING = ("None or a text", lambda value: isinstance(value, str))
 _BOOL = ("True or False", lambda value: isinstance(value, bool))
-NEVER_NONE = ("r", "rows", "columns", "token", "spare_tokens", "spare_units", "parts", "init_weights", "inference_mode")
+NEVER_NONE = ("r", "rank_pattern", "token", "spare_tokens", "parts", "init_weights", "inference_mode")
 OWN: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "r": ("a positive integer", _positive),
-    "rows": _BY_MODULE,
-    "columns": _BY_MODULE,
+    "rank_pattern": ("a mapping of module names to positive integers", _ranks),
     "target_modules": _NAMES,
     "exclude_modules": _NAMES,
     "layers_to_transform": _LAYERS,
@@ -68,8 +61,6 @@ OWN: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "token_id": ("None or a whole number of at least 0", _whole),
     "token": ("a text", _text),
     "spare_tokens": ("a list of [id, text] pairs", lambda value: _several(value, _spare)),
-    "spare_units": ("a mapping of module names to lists of whole numbers", _units),
-    "flag": ("None or a whole number of at least 0", _whole),
     "parts": ("a list of mappings with a name each", lambda value: _several(value, _part)),
     "token_modules": ("None or a list of names", _names),
     "modules_to_save": ("None or a list of names", _names),
@@ -88,7 +79,7 @@ OF_PEFT: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 }
 # What an erasure that was fused into another has values of its own for.
 OF_A_PART = (
-    *("r", "rows", "columns", "target_modules", "token_id", "token", "spare_tokens", "spare_units", "flag"),
+    *("r", "rank_pattern", "target_modules", "token_id", "token", "spare_tokens"),
     *("base_fingerprint", "base_dtype"),
 )
 

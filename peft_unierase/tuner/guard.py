@@ -1,7 +1,8 @@
 """The guard: what a stranger's erasure touches, from its files alone, and whether it may be loaded.
 
-It needs no base, builds no model, runs none of what it reads and follows nothing out of the folder. It shows that an
-erasure is what it declares to be, and not that what it declares is well meant (docs/guard.md).
+It builds no model, runs none of what it reads and follows nothing out of the folder. It needs no base; with one it also
+looks where that has its MLPs and how large its weights are. It shows that an erasure is what it declares to be, and not
+that what it declares is well meant (docs/guard.md).
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from torch import nn
+
 from ..digests import recorded_digests
-from ..source import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, WEIGHTS_NAME, Place, resolve
+from ..source import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, WEIGHTS_NAME, resolve
 from .config import UniEraseConfig
 from .fields import MAX_RANK, OF_A_PART, wrong_values
+from .guard_base import check_on_base
 from .guard_files import (
     MAX_CONFIG,
     Finding,
@@ -68,7 +72,7 @@ class Inspection:
         record: Likewise `erasure.json`; empty where there is none.
         files: Sizes of the files.
         modules: What the weights have for each module.
-        norms: For each the largest norm of a row of `A`, a column of `B` and a token's row.
+        norms: For each the largest norm of a row of `A`, a column of `B` and a token's row, and that of the edit `BA`.
         parameters, bytes: Of the weights.
     """
 
@@ -91,8 +95,8 @@ class Inspection:
         """What it is made of, as plain values for JSON."""
         config = self.config
         several = [part for part in _listed(config.get("parts")) if isinstance(part, Mapping)] or [config]
-        gates = {name: edited for name, edited in self.modules.items() if not edited.is_row}
-        layers = {int(match[0].strip(".")) for name in gates if (match := IN_A_LAYER.search(name))}
+        edits = {name: edited for name, edited in self.modules.items() if not edited.is_row}
+        layers = {int(match[0].strip(".")) for name in edits if (match := IN_A_LAYER.search(name))}
         return {
             "base": {
                 "name": config.get("base_model_name_or_path"),
@@ -103,13 +107,12 @@ class Inspection:
             },
             "tokens": [{"id": part.get("token_id"), "text": part.get("token")} for part in several],
             "spare_tokens": [len(_listed(part.get("spare_tokens"))) for part in several],
-            "flags": [part.get("flag") for part in several],
             "parts": [part.get("name") for part in several if "name" in part],
             "layers": sorted(layers),
-            "rank": max((edited.rank for edited in gates.values()), default=0),
+            "rank": max((edited.rank for edited in edits.values()), default=0),
             "modules": {
                 name: {
-                    "edits": _edits(edited),
+                    "edits": "a token's row" if edited.is_row else f"rank {edited.rank}",
                     "shapes": {kind: list(shape) for kind, shape in edited.shapes.items()},
                     "dtypes": dict(edited.dtypes),
                     "norms": dict(self.norms.get(name, {})),
@@ -125,12 +128,15 @@ class Inspection:
         }
 
 
-def inspect_folder(folder: str | Path, listed: Mapping[str, int | None] | None = None) -> Inspection:
+def inspect_folder(
+    folder: str | Path, listed: Mapping[str, int | None] | None = None, base: nn.Module | None = None
+) -> Inspection:
     """Look at an erasure without loading it.
 
     Args:
         folder: Where it is.
         listed: Files of its repository on the Hub that may not be there, with their sizes.
+        base: The model that it is to be loaded on, if that is there.
 
     Raises:
         ValueError: There is no adapter in the folder, or one of another type.
@@ -169,6 +175,8 @@ def inspect_folder(folder: str | Path, listed: Mapping[str, int | None] | None =
         norms, found = check_values(folder / WEIGHTS_NAME, modules)
         findings += found
         findings += _check_lora(folder, files, modules)
+        if base is not None and config:
+            findings += check_on_base(base, config.split(), modules, norms)
     findings += _check_tokenizer(folder, files)
     record, found = read_json(folder, RECORD_NAME) if RECORD_NAME in files else ({}, [])
     findings += found
@@ -187,23 +195,20 @@ def inspect_folder(folder: str | Path, listed: Mapping[str, int | None] | None =
     )
 
 
-def guarded(source: str | Path, **told: Any) -> Path:
-    """The folder of an erasure that the guard passes; see [`resolve`] for `told`.
+def guarded(source: str | Path, base: nn.Module | None = None, **told: Any) -> Path:
+    """The folder of an erasure that the guard passes; see [`inspect_folder`] for `base`, [`resolve`] for `told`.
 
     Raises:
         GuardError: It refuses it.
         ValueError: There is no erasure.
     """
-    return _pass(str(source), resolve(source, **told))
-
-
-def _pass(source: str, place: Place) -> Path:
+    place = resolve(source, **told)
     try:
-        inspection = inspect_folder(place.folder, place.listed)
+        inspection = inspect_folder(place.folder, place.listed, base)
     except OSError as error:
         raise ValueError(f"{source} cannot be read: {error}") from error
     if inspection.refused:
-        raise GuardError(source, inspection.refused)
+        raise GuardError(str(source), inspection.refused)
     return place.folder
 
 
@@ -253,8 +258,11 @@ def _check_config(values: Mapping[str, Any]) -> list[Finding]:
 def _check_policy(values: Mapping[str, Any]) -> list[Finding]:
     """What a config may hold in principle and a stranger's must not."""
     findings = []
-    if isinstance(rank := values.get("r"), int) and rank > MAX_RANK:
-        findings.append(refuse("a rank beyond the width of any model", rank, f"at most {MAX_RANK} makes sense"))
+    pattern = values.get("rank_pattern")
+    pattern = pattern if isinstance(pattern, Mapping) else {}
+    ranks = [rank for rank in (values.get("r"), *pattern.values()) if isinstance(rank, int) and rank > MAX_RANK]
+    if ranks:
+        findings.append(refuse("a rank beyond the width of any model", max(ranks), f"at most {MAX_RANK} makes sense"))
     targets = values.get("target_modules", [])
     if not isinstance(targets, list):
         what = "modules that are not named one by one"
@@ -267,9 +275,7 @@ def _check_policy(values: Mapping[str, Any]) -> list[Finding]:
     named: list[Any] = []
     for key in ("target_modules", "exclude_modules", "layers_pattern", "token_modules"):
         named += _listed(values.get(key)) if not isinstance(values.get(key), str) else [values[key]]
-    for key in ("rows", "columns", "spare_units"):
-        pattern = values.get(key)
-        named += pattern if isinstance(pattern, Mapping) else []
+    named += pattern
     if len(named) > 5 * MAX_MODULES:
         return [
             *findings,
@@ -347,14 +353,6 @@ def _check_record(
         elif name not in listed and name != RECORD_NAME:
             findings.append(note("a recorded file that is not there", name, "loading may not need it"))
     return findings
-
-
-def _edits(edited: Edited) -> str:
-    if edited.is_row:
-        return "a token's row"
-    if len(edited.shapes) == 2:
-        return "all of it, at low rank"
-    return "some output features" if "A" in edited.shapes else "some input features"
 
 
 def _listed(value: Any) -> list[Any]:

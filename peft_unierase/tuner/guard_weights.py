@@ -6,21 +6,23 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
 
 from .config import UniEraseConfig
+from .fields import MAX_RANK
 from .guard_files import Finding, Header, refuse
 from .structure import ATTENTION
 
-# The largest found in an erasure is 185 (docs/guard.md); fp16 ends at 65504.
+# The largest found in an erasure is 19 (docs/guard.md); fp16 ends at 65504.
 MAX_NORM = 10_000.0
 MAX_MODULES = 1024
-KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.unierase_(?P<kind>A|B|base|row)")
+ROWS_AT_ONCE = 1024
+KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.unierase_(?P<kind>A|B|row)")
 IN_A_LAYER = re.compile(r"(^|\.)[0-9]{1,5}\.")
+OUTSIDE = "an edit outside the MLPs of the layers"
 ANEW = "get the files anew from where they came from, or ask whoever made them"
 
 
@@ -29,7 +31,7 @@ class Edited:
     """What an erasure has for one module.
 
     Attributes:
-        shapes: Of its tensors, by kind: `A`, `B`, `base` or `row`.
+        shapes: Of its tensors, by kind: `A`, `B` or `row`.
         dtypes: Likewise.
         keys: Their names in the file, likewise.
     """
@@ -44,7 +46,7 @@ class Edited:
 
     @property
     def rank(self) -> int:
-        return self.shapes["A"][0] if "A" in self.shapes else self.shapes.get("B", (0,))[-1]
+        return self.shapes.get("A", (0,))[0]
 
 
 def edited_modules(header: Header) -> tuple[dict[str, Edited], list[Finding]]:
@@ -96,34 +98,31 @@ def _check_module(
         yield from _check_row(config, name, edited)
         return
     if IN_A_LAYER.search(name) is None or ATTENTION.search(name):
-        yield refuse(
-            "an edit outside the MLPs of the layers", name, "an erasure edits projections of MLPs; leave this one alone"
-        )
+        yield refuse(OUTSIDE, name, "an erasure edits projections of MLPs; leave this one alone")
         return
-    holders = [part for part in parts if check_target_module_exists(part, name)]
+    holders = holders_of(parts, name)
     if not holders:
         yield refuse("weights for a module that the config does not declare", name, ANEW)
         return
-    rows, columns = (sum(len(_features(part, kind, name)) for part in holders) for kind in ("rows", "columns"))
-    rank = sum(part.r for part in holders)
-    expected = {"A": rows} if rows else {"B": columns} if columns else {"A": rank, "B": rank}
-    shapes = dict(shapes)
-    base = shapes.pop("base", None)
+    rank = sum(part.rank_of(name) for part in holders)
     found = {kind: shape[0] if kind == "A" else shape[1] for kind, shape in sorted(shapes.items())}
-    if found != expected or (rows and columns):
-        value = f"{name} has {_ranks(found)}, declared is {_ranks(expected)}"
+    if found != {"A": rank, "B": rank}:
+        value = f"{name} has {', '.join(f'{kind} {each}' for kind, each in found.items())}, declared is {rank}"
         yield refuse("another rank than the config declares", value, ANEW)
-    elif len(shapes) == 2 and rank > len(holders) * min(shapes["A"][1], shapes["B"][0]):
+    elif rank > len(holders) * min(shapes["A"][1], shapes["B"][0]):
         value = f"{name}: {rank} for {shapes['A'][1]} inputs and {shapes['B'][0]} outputs"
         yield refuse("a rank beyond the width of the module", value, "it makes the adapter large and adds nothing")
-    elif base is not None and base != shapes.get("A" if rows else "B" if columns else ""):
-        yield refuse("base weights of another shape than what is edited", f"{name} has {base}", ANEW)
+
+
+def holders_of(parts: Sequence[UniEraseConfig], name: str) -> list[UniEraseConfig]:
+    """The erasures that declare an edit of a module."""
+    return [part for part in parts if check_target_module_exists(part, name)]
 
 
 def _check_row(config: UniEraseConfig, name: str, edited: Edited) -> Iterator[Finding]:
     tokens = config.tokens
     if len(edited.shapes) > 1:
-        yield refuse("an edit outside the MLPs of the layers", name, "of embedding and head an erasure has rows alone")
+        yield refuse(OUTSIDE, name, "of embedding and head an erasure has rows alone")
     if not tokens or name not in (config.token_modules or ()):
         yield refuse("a token's row for a module that the config does not declare", name, ANEW)
     elif IN_A_LAYER.search(name):
@@ -145,11 +144,7 @@ def _check_width(modules: Mapping[str, Edited]) -> list[Finding]:
     widths: set[int] | None = None
     for name, edited in modules.items():
         if not edited.is_row:
-            shapes = edited.shapes.items()
-            own = {
-                shape[1] if kind == "A" or (kind == "base" and "A" in edited.shapes) else shape[0]
-                for kind, shape in shapes
-            }
+            own = {edited.shapes["A"][1], edited.shapes["B"][0]}
             if widths is not None and widths.isdisjoint(own):
                 value = f"{name} has {sorted(own)}, others have {sorted(widths)}"
                 return [refuse("edits that do not belong to the MLPs of one model", value, ANEW)]
@@ -158,8 +153,12 @@ def _check_width(modules: Mapping[str, Edited]) -> list[Finding]:
 
 
 def check_values(file: Path, modules: Mapping[str, Edited]) -> tuple[dict[str, dict[str, float]], list[Finding]]:
-    """The largest norm of what each tensor is made of (rows of `A`, columns of `B`, a token's row), and values that are
-    not finite or huge."""
+    """Norms, and values that are not finite or huge.
+
+    Returns:
+        For each module the largest norm of a row of `A`, of a column of `B` and of a token's row, and that of the edit,
+        `BA` (Frobenius); and what is wrong.
+    """
     norms: dict[str, dict[str, float]] = {}
     findings = []
     try:
@@ -168,6 +167,7 @@ def check_values(file: Path, modules: Mapping[str, Edited]) -> tuple[dict[str, d
         return norms, [refuse("weights that cannot be read", f"{error}", ANEW)]
     with opened:
         for name, edited in modules.items():
+            sound: dict[str, torch.Tensor] = {}
             for kind, key in edited.keys.items():
                 tensor = opened.get_tensor(key).double()
                 if not tensor.numel() or not tensor.dim():
@@ -177,16 +177,23 @@ def check_values(file: Path, modules: Mapping[str, Edited]) -> tuple[dict[str, d
                     continue
                 largest = torch.linalg.vector_norm(tensor, dim=0 if kind == "B" else -1).max().item()
                 norms.setdefault(name, {})[kind] = largest
+                sound[kind] = tensor
                 if largest > MAX_NORM:
                     value = f"{key} with a norm of {largest:.3g}, {MAX_NORM:g} at the most"
                     findings.append(refuse("huge values", value, ANEW))
+            if _fit(sound):
+                norms[name]["BA"] = _norm_of_product(sound["A"], sound["B"])
     return norms, findings
 
 
-def _features(config: UniEraseConfig, kind: str, name: str) -> list[Any]:
-    pattern: Mapping[str, list[Any]] = getattr(config, kind)
-    return pattern.get(name) or next((index for key, index in pattern.items() if name.endswith(f".{key}")), [])
+def _fit(factors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether there are two factors of one edit, of a rank that some model could have."""
+    a, b = (factors.get(kind, torch.zeros(0)) for kind in "AB")
+    return a.dim() == b.dim() == 2 and len(a) == b.shape[1] <= MAX_RANK
 
 
-def _ranks(found: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind} {rank}" for kind, rank in found.items()) or "nothing"
+def _norm_of_product(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Frobenius norm of `B A` from the Gram matrices of the factors, some rows of them at a time."""
+    pairs = zip(a.split(ROWS_AT_ONCE), b.T.split(ROWS_AT_ONCE), strict=True)
+    squared = sum(float(((left @ a.T) * (right @ b)).sum()) for left, right in pairs)
+    return max(squared, 0.0) ** 0.5

@@ -1,11 +1,11 @@
 """The same erasure as a stock LoRA checkpoint, for whoever loads adapters without this package.
 
-The gates are low-rank edits already. For [UNL]'s rows there are two layouts. `T` keeps them as PEFT's trainable tokens:
-exact, small, but PEFT cannot stack it, it has no place for two different rows where embedding and head are tied, and
-neither vLLM nor llama.cpp's converter takes it. `L` writes each row as a rank-one LoRA on the whole matrix: exact up to
-rounding, it stacks, both of them read it, and in PEFT it goes with tied matrices as long as it is not merged; its files
-grow with the vocabulary. Both have one rank throughout, padded with zeros, and `lora_alpha == r`: some loaders scale by
-the one rank that the config names, others by each tensor's own.
+The edits are low-rank updates already and stay as they are. For [UNL]'s rows there are two layouts. `T` keeps them as
+PEFT's trainable tokens: exact, small, but PEFT cannot stack it, it has no place for two different rows where embedding
+and head are tied, and neither vLLM nor llama.cpp's converter takes it. `L` writes each row as a rank-one LoRA on the
+whole matrix: exact up to rounding, it stacks, both of them read it, and in PEFT it goes with tied matrices as long as
+it is not merged; its files grow with the vocabulary. Both have one rank throughout, padded with zeros, and
+`lora_alpha == r`: some loaders scale by the one rank that the config names, others by each tensor's own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from .active import check_together
-from .gate import GateLayer
+from .edit import EditLayer
 from .swap import SwappingLayer, plain_weight
 from .token_row import InputRowLayer, TokenRowLayer
 
@@ -61,15 +61,9 @@ def lora_form(
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, SwappingLayer) and module.merged:
             raise ValueError("adapters are merged; call `unmerge_adapter()` first")
-        if isinstance(module, GateLayer) and (held := module.held_adapters(adapters)):
-            if module.merged_bias(held) is not None:
-                moved = " or ".join(map(repr, held))
-                raise ValueError(
-                    f"hidden units of {moved} moved beside another adapter's and took their biases along, which a LoRA "
-                    "cannot; export each erasure by itself"
-                )
-            factors = [_factors(module, each) for each in held]
-            pairs[name] = (torch.cat([a for a, _ in factors]), torch.cat([b for _, b in factors], dim=1))
+        if isinstance(module, EditLayer) and (held := module.held_adapters(adapters)):
+            own = [(module.unierase_A[each].detach(), module.unierase_B[each].detach()) for each in held]
+            pairs[name] = (torch.cat([a for a, _ in own]), torch.cat([b for _, b in own], dim=1))
         elif isinstance(module, TokenRowLayer) and (held := module.held_adapters(adapters)):
             rows[name] = (module, dict(module.rows(held)))
     if layout == "L":
@@ -88,13 +82,13 @@ def lora_form(
             stacked = torch.stack([own[token_id] for token_id in sorted(own)])
             tensors[f"{PREFIX}{name}.token_adapter.trainable_tokens_delta"] = _plain(stacked)
     config = model.peft_config[adapters[0]]
-    gates = [module for module in model.get_base_model().modules() if isinstance(module, GateLayer)]
+    edits = [module for module in model.get_base_model().modules() if isinstance(module, EditLayer)]
     return LoraConfig(
         r=rank,
         lora_alpha=rank,
         target_modules=sorted(pairs),
         trainable_token_indices={name: sorted(own) for name, (_, own) in rows.items()} if layout == "T" else None,
-        fan_in_fan_out=any(isinstance(gate.get_base_layer(), Conv1D) for gate in gates),
+        fan_in_fan_out=any(isinstance(edit.get_base_layer(), Conv1D) for edit in edits),
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
@@ -114,18 +108,6 @@ def save_lora(
     config.save_pretrained(str(folder))
     save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
     return config
-
-
-def _factors(gate: GateLayer, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """`A (r, d_in)` and `B (d_out, r)` of one adapter's edit."""
-    delta = gate.get_delta_weight(adapter) if adapter in gate.rows or adapter in gate.columns else None
-    if delta is None:
-        return gate.unierase_A[adapter].detach(), gate.unierase_B[adapter].detach()
-    delta = delta.T if isinstance(gate.get_base_layer(), Conv1D) else delta
-    places = gate.places([adapter])
-    eye = torch.zeros(len(places), gate.out_features if adapter in gate.rows else gate.in_features).to(delta)
-    eye[range(len(places)), places] = 1.0
-    return (delta[places], eye.T) if adapter in gate.rows else (eye, delta[:, places])
 
 
 def _row_factors(layer: TokenRowLayer, rows: dict[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The tuner: puts gates and token rows into a model, and is to PEFT what `LoraModel` is for LoRA."""
+"""The tuner: puts edits and token rows into a model, and is to PEFT what `LoraModel` is for LoRA."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import UniEraseConfig
+from .edit import EditLayer
 from .fingerprint import check_base
-from .gate import GateLayer
-from .stacked import features, free_tokens, taken_tokens
+from .stacked import free_tokens, taken_tokens
 from .structure import find_down_projections, find_token_modules, projection_shape
 from .swap import SwappingLayer
 from .token_row import InputRowLayer, OutputRowLayer, TokenRowLayer, check_token_row
@@ -124,9 +124,9 @@ class UniEraseModel(BaseTuner):
         self._check_targets(model, config)
         check_base(model, config)
         config = self.peft_config[adapter_name] = free_tokens(config, taken_tokens(model))
-        self._features = features(model, config)
+        named = config.target_modules
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        config.sort_sets()  # PEFT shortens a long list of targets to a set
+        config.target_modules = named  # PEFT shortens a long list to ends of names, of which no base can be told
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -194,25 +194,25 @@ class UniEraseModel(BaseTuner):
         """
         modules = dict(model.named_modules())
         inside = tuple(f"{key}." for key, module in modules.items() if isinstance(module, BaseTunerLayer))
-        gates = 0
+        edits = 0
         for key, module in modules.items():
             if key.startswith(inside) or not cls._check_target_module_exists(config, key):
                 continue
             base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-            if cls._layer_class(config, base, key) is GateLayer:
-                gates += 1
+            if cls._layer_class(config, base, key) is EditLayer:
+                edits += 1
             else:
                 for part in config.split():
                     check_token_row(base, part.token_id)
         if config.token_id is None:
-            return  # gates alone: PEFT's own rules hold
+            return  # edits alone: PEFT's own rules hold
 
         token_modules = config.token_modules or []
         targets = config.target_modules or []
         missing = [name for name in token_modules if name not in modules]
         if isinstance(targets, list):
             missing += [name for name in targets if not any(is_named(key, [name]) for key in modules)]
-        if missing or (targets and not gates):
+        if missing or (targets and not edits):
             raise ValueError(
                 f"{type(model).__name__} has no modules {missing or targets!r} to put the adapter on: it was made for "
                 "another base, or `target_modules` needs another name"
@@ -240,27 +240,27 @@ class UniEraseModel(BaseTuner):
     ) -> None:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         kind = self._layer_class(peft_config, base, current_key)
-        parts: dict[str, Any] = {}
-        if kind is GateLayer:
+        told: dict[str, Any] = {}
+        if kind is EditLayer:
             holders = [part for part in peft_config.split() if self._check_target_module_exists(part, current_key)]
-            parts = {"rank": sum(part.r for part in holders), **self._features.get(current_key, {})}
+            told["rank"] = sum(part.rank_of(current_key) for part in holders)
         if isinstance(target, SwappingLayer):
-            target.update_layer(adapter_name, peft_config, **parts)
+            target.update_layer(adapter_name, peft_config, **told)
             return
-        layer = kind(target, adapter_name, peft_config, **parts)
+        layer = kind(target, adapter_name, peft_config, **told)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
         # Not by `_replace_module`, which moves an adapter to where the base weight is: nowhere, if that is offloaded.
         setattr(parent, target_name, layer)
 
     @staticmethod
-    def _layer_class(config: UniEraseConfig, base: nn.Module, key: str) -> type[GateLayer] | type[TokenRowLayer]:
+    def _layer_class(config: UniEraseConfig, base: nn.Module, key: str) -> type[EditLayer] | type[TokenRowLayer]:
         if config.token_id is not None and key in (config.token_modules or ()):
             return InputRowLayer if isinstance(base, nn.Embedding) else OutputRowLayer
         if isinstance(base, Conv1D) or projection_shape(base):
-            return GateLayer
+            return EditLayer
         raise TypeError(
-            f"target module {key!r} is a {type(base).__name__}; a gate can be put on a linear projection only. "
+            f"target module {key!r} is a {type(base).__name__}; an edit can be put on a linear projection only. "
             "Check `target_modules`"
         )
 

@@ -1,7 +1,7 @@
 """Finds the parts of a causal language model that an erasure touches, by structure and not by name.
 
 What is looked for: the list of decoder layers, and in each the MLP's down-projection, the matrix that writes `d_ff`
-back to `d`.
+back to `d`, and what writes the `d_ff` hidden units that it reads.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class UnsupportedModelError(ValueError):
     """The model is of a kind that an erasure cannot be made for; the message says why and what to try."""
 
 
-def projection_shape(module: nn.Module) -> tuple[int, int] | None:
-    """`(inputs, outputs)` of a linear map, `None` for any other module. Quantised linears count."""
+def projection_shape(module: nn.Module | None) -> tuple[int, int] | None:
+    """`(inputs, outputs)` of a linear map, `None` for anything else. Quantised linears count."""
     if isinstance(module, Conv1D):
         return module.nx, module.nf
     if isinstance(module, nn.Embedding) or not hasattr(module, "weight"):
@@ -79,7 +79,7 @@ def check_supported(model: nn.Module, target_modules: Sequence[str] | None = Non
         if isinstance(count, int) and count > 1:
             raise UnsupportedModelError(
                 f"{name} has {count} residual streams side by side ({key}={count}); supported are models with a single "
-                "one, which a gate can add its steer vector to"
+                "one"
             )
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
@@ -145,6 +145,27 @@ def find_down_projections(model: nn.Module) -> list[str]:
                 "edit"
             )
     return [name for names in found for name in names]
+
+
+def find_mlp_projections(model: nn.Module) -> list[list[str]]:
+    """For each decoder layer the names of the projections of its MLP, the down-projection last.
+
+    Before it come those beside it from the stream into its hidden units: gate and up-projection, one that writes both,
+    or a single one. An MLP in which none is found by its shape, as one of several experts, has its down-projection
+    alone.
+
+    Raises:
+        UnsupportedModelError: See [`find_down_projections`].
+    """
+    return [[*_writers(model, name), name] for name in find_down_projections(model)]
+
+
+def _writers(model: nn.Module, down: str) -> list[str]:
+    parent, _, reader = down.rpartition(".")
+    hidden, stream = projection_shape(model.get_submodule(down)) or (0, 0)
+    shapes = {(stream, hidden), (stream, 2 * hidden)}
+    siblings = model.get_submodule(parent).named_children()
+    return [f"{parent}.{name}" for name, child in siblings if name != reader and projection_shape(child) in shapes]
 
 
 def possible_down_projections(model: nn.Module) -> list[list[str]]:

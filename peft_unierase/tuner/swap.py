@@ -58,19 +58,13 @@ class SwappingLayer(BaseTunerLayer):
         self.row_adapters: list[list[str]] | None = None  # of a mixed batch, while one runs
         # In a tuple, because a bare parameter would be registered, and then saved as part of the adapter.
         self._unmerged_weight: tuple[nn.Parameter] | None = None
-        self._unmerged_bias: tuple[nn.Parameter] | None = None
 
     @abstractmethod
     def merged_weight(self, weight: torch.Tensor, adapter_name: str) -> torch.Tensor:
         """`weight` with one adapter folded in: a new tensor of the same shape and dtype, `weight` untouched."""
 
-    def merged_bias(self, adapter_names: list[str]) -> torch.Tensor | None:
-        """The bias with these adapters folded in, a new tensor; `None` where they leave it alone."""
-        return None
-
-    @abstractmethod
     def check_together(self, adapter_names: list[str]) -> None:
-        """Raise `ValueError` if two of these adapters cannot be at work in this layer at once."""
+        """Raise `ValueError` if two of these adapters cannot be at work in this layer at once; by default any can."""
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters.
@@ -135,9 +129,6 @@ class SwappingLayer(BaseTunerLayer):
         if self._unmerged_weight is None:
             self._unmerged_weight = (base_layer.weight,)
         base_layer.weight = nn.Parameter(weight, requires_grad=False)
-        if (bias := self.merged_bias(names)) is not None:
-            self._unmerged_bias = self._unmerged_bias or (base_layer.bias,)
-            base_layer.bias = nn.Parameter(bias, requires_grad=False)
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
@@ -151,11 +142,6 @@ class SwappingLayer(BaseTunerLayer):
         weight.data = weight.data.to(base_layer.weight)
         base_layer.weight = weight
         self._unmerged_weight = None
-        if self._unmerged_bias is not None:
-            (bias,) = self._unmerged_bias
-            bias.data = bias.data.to(base_layer.bias)
-            base_layer.bias = bias
-            self._unmerged_bias = None
         self.merged_adapters.clear()
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """The way back from a merge: what the base had where merging changed it, and a digest of the base to prove it by.
 
-A hidden unit's edit changes a few rows or columns of a matrix, so that these are enough; where more has changed it is
-the whole matrix. What is kept brings the erased knowledge back and must not go where the merged model goes.
+Of a matrix with a token's row it is that row, of an edited projection the whole matrix. What is kept brings the erased
+knowledge back and must not go where the merged model goes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import nn
 from .swap import SwappingLayer
 
 CHUNK = 1 << 24
+ROWS = "#"  # behind a name: which rows of that matrix are kept
 MERGED_TOKENS = "unierase_tokens"  # in the config of a model that erasures were merged into: the tokens of those
 
 
@@ -49,18 +50,16 @@ class Before:
             **told: Further facts for its header.
         """
         tensors: dict[str, torch.Tensor] = {}
-        axes: dict[str, Any] = {}
         for name, old in self.weights.items():
             new = merged.get_parameter(name).detach()
             if torch.equal(_bits(old), _bits(new)):
                 continue
-            axes[name], index = _changed(old, new)
-            if index is None:
-                tensors[name] = old.cpu().clone()
-            else:
-                tensors[f"{name}#"] = index.cpu()
-                tensors[name] = old.index_select(axes[name], index).cpu().contiguous()
-        header = {"tied": json.dumps(self.tied), "digest": self.digest, "axes": json.dumps(axes), **told}
+            rows = (_bits(old) != _bits(new)).flatten(1).any(dim=1).nonzero().flatten()
+            if len(rows) < len(old):
+                tensors[name + ROWS] = rows.cpu()
+                old = old[rows]
+            tensors[name] = old.cpu().clone()
+        header = {"tied": json.dumps(self.tied), "digest": self.digest, **told}
         header["tokens"] = json.dumps(self.tokens)
         save_file(tensors, file, metadata=header)
 
@@ -74,7 +73,7 @@ def read_header(file: Path) -> dict[str, Any]:
     try:
         with safe_open(file, "pt") as opened:
             header = opened.metadata() or {}
-        return {**header, **{key: json.loads(header[key]) for key in ("tied", "axes", "tokens")}}
+        return {**header, **{key: json.loads(header[key]) for key in ("tied", "tokens")}}
     except Exception as error:
         raise ValueError(f"{file} holds no way back from a merge: {error}") from error
 
@@ -91,12 +90,14 @@ def put_back(merged: Any, file: Path) -> None:
     """
     header = read_header(file)
     with safe_open(file, "pt") as opened, torch.no_grad():
-        for name, axis in header["axes"].items():
+        stored = set(opened.keys())
+        for name in sorted(name for name in stored if not name.endswith(ROWS)):
             parameter, old = merged.get_parameter(name), opened.get_tensor(name)
-            if axis is None:
-                parameter.copy_(old)
+            if name + ROWS in stored:
+                rows = opened.get_tensor(name + ROWS).to(parameter.device)
+                parameter.index_copy_(0, rows, old.to(parameter))
             else:
-                parameter.index_copy_(axis, opened.get_tensor(f"{name}#").to(parameter.device), old.to(parameter))
+                parameter.copy_(old)
     if header["tied"]:
         merged.config.tie_word_embeddings = True
         merged.tie_weights()
@@ -131,14 +132,3 @@ def _named(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _bits(values: torch.Tensor) -> torch.Tensor:
     """Values as whole numbers, so that what is no number can be compared too, and every format be hashed."""
     return values.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
-
-
-def _changed(old: torch.Tensor, new: torch.Tensor) -> tuple[int | None, torch.Tensor | None]:
-    """Along which axis to keep what has changed, and where; neither where all is to be kept."""
-    different = _bits(old) != _bits(new)
-    lines = [
-        different.any(dim=tuple(other for other in range(old.dim()) if other != axis)).nonzero().flatten()
-        for axis in range(old.dim())
-    ]
-    axis = min(range(old.dim()), key=lambda each: len(lines[each]) / old.shape[each])
-    return (None, None) if len(lines[axis]) == old.shape[axis] else (axis, lines[axis])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from ...tuner import GateLayer
+from ...tuner import EditLayer
 from ..bench import Bench
 from ..trace import bent_output, inputs_at
 from .comparator import UNITS
@@ -34,10 +34,10 @@ class Beside:
         self.bench, self.tokens, self.positions = bench, tokens[:SEQUENCES], positions[:SEQUENCES]
         self.written: list[tuple[int, torch.Tensor]] = []
         for index, block in enumerate(bench.stack):
-            gates = [module for module in block.modules() if isinstance(module, GateLayer)]
-            names = {name for gate in gates for name in gate.columns}
+            gates = [module for module in block.modules() if isinstance(module, EditLayer)]
+            names = {name for gate in gates for name in getattr(gate, "columns", ())}
             for name in names - {bench.adapter} if index < bench.layers[1] else ():
-                self.written += [(index, _written(gate, name)) for gate in gates if name in gate.columns]
+                self.written += [(index, _written(gate, name)) for gate in gates if name in names]
 
     def disturbed(self, module: torch.nn.Module) -> list[torch.Tensor]:
         """What goes into an MLP where an earlier erasure has opened below it, `(positions, d)` for each of them."""

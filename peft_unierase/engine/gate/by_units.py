@@ -14,7 +14,6 @@ from ...prompts import batches
 from ...tuner import UniEraseConfig
 from ...tuner.structure import projection_shape
 from ..bench import Bench
-from ..earlier import taken_units
 from ..trace import inputs_at, stream_behind, traced_inputs
 from .answered import Sequences
 from .beside import Beside
@@ -38,7 +37,7 @@ def take_units(bench: Bench, settings: UnitSettings) -> list[list[int]]:
         down = bench.projections()[number]
         width = projection_shape(down)[0]  # type: ignore[index]
         count = UNITS if number else settings.count(bench.facts, width)
-        used = taken_units(bench.model, bench.names[number], writers)
+        used: set[int] = set()
         order = least_used(down, [bench.model.get_submodule(name) for name in writers])
         order = [unit for unit in order if unit not in used]
         if len(order) < count + UNITS:
@@ -62,7 +61,7 @@ def edited_features(bench: Bench) -> dict[str, Any]:
     for down, into, units in zip(bench.names, bench.writers, bench.units, strict=False):
         rows.update({name: unit_rows(find(name), find(down), units) for name in into})
         columns[down] = units
-        used = taken_units(bench.model, down, into) | set(units)
+        used = set(units)
         order = least_used(find(down), [find(name) for name in into])
         spare[down] = [unit for unit in order if unit not in used][: max(SPARE, 2 * len(units))]
     return {"rows": rows, "columns": columns, "spare_units": spare}
@@ -70,7 +69,7 @@ def edited_features(bench: Bench) -> dict[str, Any]:
 
 def own_flag(bench: Bench, carried: Sequence[UniEraseConfig]) -> Flags:
     """A direction that none of the erasures in the model has."""
-    return take_flag(bench, _digest(bench), {config.flag for config in carried if config.flag is not None})
+    return take_flag(bench, _digest(bench), set())
 
 
 def _digest(bench: Bench) -> bytes:

@@ -95,13 +95,5 @@ def _earlier(gate: Any, adapter: str, largest: float) -> torch.Tensor:
     """Keys of the other active adapters in a layer, `(n, d_ff)`."""
     names = [name for name in gate.held_adapters(gate.active_adapters) if name != adapter]
     own = gate.unierase_A[adapter]
-    found = [earlier_keys(_detector(gate, name), largest) for name in names]
+    found = [earlier_keys(gate.unierase_A[name].detach(), largest) for name in names]
     return torch.cat([own.new_zeros(0, own.shape[1], dtype=torch.float64), *found])
-
-
-def _detector(gate: Any, name: str) -> torch.Tensor:
-    """An adapter's `A`, `(r, d_ff)`: of one that edits hidden units, the identity on these."""
-    if name not in gate.columns:
-        return gate.unierase_A[name].detach()
-    units = torch.tensor(gate.columns[name], device=gate.unierase_B[name].device)
-    return torch.nn.functional.one_hot(units, gate.in_features).to(gate.unierase_B[name].dtype)
