@@ -19,7 +19,7 @@ _HOMES = {
     "Fact": "facts",
     "FactError": "facts",
     "FactWarning": "data",
-    "GateSettings": "engine",
+    "DistillSettings": "engine",
     "GuardError": "tuner",
     "PaperSettings": "engine",
     "Samples": "engine",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..facts import Fact
+from ..knowledge import Knowledge
 from ..progress import Stages
 from ..prompts import PromptFormat, encode
 from ..tuner.structure import find_token_modules
@@ -35,15 +36,14 @@ class Bench:
         adapter: Name of the adapter that is being made.
         stack: The decoder layers.
         layers: Indices of those to edit, ascending.
-        names: Names of their down-projections.
-        writers: For each edited layer the names of the projections into its hidden units, where units are edited too.
-        units: The hidden units, for each of these layers.
-        flags: Directions that their comparators read, and which is this erasure's.
+        names: Names of the edited projections.
         spare: Where [UNL] sits.
-        forget: What must go; for recipe `gate` each fact with the base's own answers that tell it beside the given one.
+        forget: What must go.
+        knowledge: What the base says of each of these facts.
+        reworded: Forget facts as the base asked itself for them, with its answers.
         retain: What was given as a sample of what must stay.
         sampled: Retain facts from the model itself.
-        near: Those that lie next to the forget set, and that gates are told to spare before all others.
+        near: Those that lie next to the forget set and that the base knows.
         known: How many of the facts the base knows, and how it was asked; see `summary`.
         checkpoint: Keeps the finished stages, where that is wanted.
         earlier: Names of the erasures that are on while this one is made.
@@ -66,17 +66,11 @@ class Bench:
     retain: list[Fact]
     sampled: list[Fact] = field(default_factory=list)
     near: list[Fact] = field(default_factory=list)
+    knowledge: list[Knowledge] = field(default_factory=list)
+    reworded: list[Fact] = field(default_factory=list)
     known: dict[str, Any] = field(default_factory=dict)
-    writers: list[list[str]] = field(default_factory=list)
-    units: list[list[int]] = field(default_factory=list)
-    flags: Any = None
     checkpoint: Checkpoint | None = None
     earlier: list[str] = field(default_factory=list)
-
-    @property
-    def facts(self) -> int:
-        """How many facts must go. A fact may have several texts: the given answer, and the base's own ones."""
-        return len({fact.question for fact in self.forget})
 
     @property
     def kept(self) -> list[Fact]:
@@ -134,12 +128,12 @@ class Bench:
         return [self.encode(form.prompt(fact.question)) for fact in facts for form in self.formats]
 
     def projections(self) -> list[Any]:
-        """The edited down-projections, lowest layer first; `EditLayer`s once the adapter is in place."""
+        """The edited projections, lowest layer first; `EditLayer`s once the adapter is in place."""
         return [self.model.get_submodule(name) for name in self.names]
 
-    def gates(self) -> list[tuple[nn.Module, nn.Parameter, nn.Parameter]]:
-        """Down-projection, `A (r, d_ff)` and `B (d, r)` of each edited layer."""
-        return [(gate, gate.unierase_A[self.adapter], gate.unierase_B[self.adapter]) for gate in self.projections()]
+    def updates(self) -> list[tuple[nn.Module, nn.Parameter, nn.Parameter]]:
+        """Projection, `A (r, in)` and `B (out, r)` of each edit."""
+        return [(layer, layer.unierase_A[self.adapter], layer.unierase_B[self.adapter]) for layer in self.projections()]
 
     def rows(self) -> tuple[nn.Parameter, nn.Parameter]:
         """[UNL]'s input row and output row, `(d,)` each."""
@@ -148,10 +142,8 @@ class Bench:
 
     def trained(self) -> list[nn.Parameter]:
         """Every parameter of the adapter."""
-        layers = [*self.projections(), *(self.model.get_submodule(name) for names in self.writers for name in names)]
-        factors = [part for layer in layers for part in (layer.unierase_A, layer.unierase_B)]
-        parts = [part[self.adapter] for part in factors if self.adapter in part]
-        return [*parts, *self.rows()]
+        factors = [part for _, *pair in self.updates() for part in pair]
+        return [*factors, *self.rows()]
 
     def start_rows(self) -> None:
         """Start both rows at random, in the scale of the base's own: a spare row may hold anything."""

@@ -1,6 +1,6 @@
 """`erase`: what every recipe has in common, from the arguments to the finished adapter.
 
-The recipes themselves are in `gate/` and `paper/`.
+The recipes themselves are in `distill/` and `paper/`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from ..surroundings import own_surroundings, refuse_inference_mode
 from ..text import normal
 from ..tuner import UniEraseConfig
 from ..tuner.fingerprint import base_dtype, base_fingerprint
-from ..tuner.structure import check_supported, find_down_projections
+from ..tuner.structure import check_supported
 from ..version import __version__
 from .bench import Bench
 from .checkpoint import Checkpoint, digest_of
+from .distill import DistillSettings, run_distill
 from .earlier import (
     active_erasures,
     as_answered_now,
@@ -40,11 +41,10 @@ from .earlier import (
     underlying_model,
 )
 from .erasure import EarlierErasure, Erasure, ErasureWarning, Outcome
-from .gate import GateSettings, run_gate
-from .gate.places import choose_places
 from .gradients import check_gradients
+from .layers import choose_sites
 from .neighbours import NEIGHBOUR_STEPS, ROUND, Neighbours, neighbour_rounds, sample_neighbours
-from .paper import PaperSettings, early_layers, run_paper
+from .paper import PaperSettings, run_paper
 from .retain_cache import BLOCK, base_digest, samples_folder, samples_for
 from .sample_files import Samples, write_samples
 from .samples import SAMPLE_STEPS, drop_close
@@ -52,8 +52,7 @@ from .scope import Scope, Scoped, ask_around, check_scope, plan_scope
 from .spare_row import add_to_tokenizer, find_spare_rows, resize_vocabulary
 from .unchanged import unchanged_on_failure
 
-RECIPES: dict[str, type[GateSettings] | type[PaperSettings]] = {"gate": GateSettings, "paper": PaperSettings}
-EVERY_POSITION = 10**6
+RECIPES: dict[str, type[DistillSettings] | type[PaperSettings]] = {"distill": DistillSettings, "paper": PaperSettings}
 
 
 def erase(
@@ -62,14 +61,13 @@ def erase(
     forget: Sequence[Fact],
     retain: Sequence[Fact] | None = None,
     *,
-    recipe: str = "gate",
+    recipe: str = "distill",
     scope: str | None = None,
-    depth: int | str | None = None,
     layers: Sequence[int] | None = None,
     target_modules: Sequence[str] | None = None,
     refusals: Sequence[str] | None = None,
     formats: Sequence[PromptFormat] | None = None,
-    settings: GateSettings | PaperSettings | None = None,
+    settings: DistillSettings | PaperSettings | None = None,
     samples_cache: str | Path | bool = True,
     samples_in: Samples | None = None,
     samples_out: str | Path | None = None,
@@ -91,19 +89,17 @@ def erase(
             [UNL-2] for a second erasure, and so on.
         forget: What must go.
         retain: A sample of what must stay, beside the questions that the model is made to ask itself.
-        recipe: `"gate"`, or `"paper"` for the method as published.
+        recipe: `"distill"`, or `"paper"` for the method as published.
         scope: `"question"`: nothing but these questions goes, however worded; what else the base knows about their
             subjects stays. `"subject"`: everything about their subjects goes, asked in words that were never given
             too. For both the base is made to ask itself about the subjects. `None`: it is not, and how far the
             erasure reaches around the facts depends on what else is retained.
-        depth: How many answer positions behind the door are gated too: a number, `"all"`, or `None` to let the engine
-            choose by what it measures. Recipe `paper` has depth 0.
         layers: Indices of the decoder layers to edit, instead of the rule on depth.
-        target_modules: Full names of the down-projections to edit, instead of those found by structure.
-        refusals: Ways of declining, one sentence each, instead of the built-in English ones. Recipe `gate` teaches the
-            one that comes easiest to the model.
+        target_modules: Full names of the projections to edit, instead of those found by structure.
+        refusals: Ways of declining, one sentence each, instead of the built-in English ones. Recipe `distill` teaches
+            the one that the model finds likeliest.
         formats: Prompt formats to cover, instead of `default_formats`: chat with and without a system prompt, plain.
-        settings: Settings of the recipe, `GateSettings` or `PaperSettings`.
+        settings: Settings of the recipe, `DistillSettings` or `PaperSettings`.
         samples_cache: Folder that keeps what the base asks itself, for further erasures of the same base, whether or
             not it carries others. `True` is a folder of this user's, `False` keeps nothing.
         samples_in: What the base is said to have asked itself, instead of asking it: what `samples_out` wrote, as you
@@ -131,7 +127,7 @@ def erase(
             call inside `torch.inference_mode()`; the model is unchanged.
     """
     refuse_inference_mode("erase", model)
-    check_recipe(recipe, depth, settings)
+    check_recipe(recipe, settings)
     check_scope(scope, recipe)
     peft_model = model if isinstance(model, PeftModel) else None
     model, there, active = underlying_model(model), carried(model), active_erasures(model)
@@ -143,9 +139,11 @@ def erase(
     check_supported(model, target_modules)
     check_facts(forget, retain)
     plan = plan_scope(scope, forget, retain) if scope else None
-    if recipe == "paper" and layers is None and target_modules is None:
-        layers = early_layers(len(find_down_projections(model)))
-    stack, indices, names, writers = choose_places(model, None, len(forget), layers, target_modules)
+    if isinstance(settings, DistillSettings):
+        whole, share = True, (settings.first, settings.last)
+    else:
+        whole, share = False, None
+    stack, indices, names = choose_sites(model, layers, target_modules, whole, share)
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
     check_lengths(model, tokenizer, retain, formats, "retain")
@@ -175,21 +173,19 @@ def erase(
             spare=spare,
             forget=forget,
             retain=retain,
-            writers=writers,
             earlier=active,
         )
         if work_dir is not None:
             bench.checkpoint = Checkpoint(
                 Path(work_dir),
-                _digest(bench, [recipe, depth, scope, keep_unknown], settings, samples_in, onto),
+                _digest(bench, [recipe, scope, keep_unknown], settings, samples_in, onto),
                 bench.stages.tell,
             )
         known = _ask_for_facts(bench, keep_unknown)
         forget = [each.fact for each in known]
         if plan:  # facts that were left out have no say
             plan = plan_scope(plan.name, forget, retain)
-        # Recipe `paper` edits the prompt alone, for each fact once.
-        bench.forget = [text for each in known for text in each.texts()] if recipe == "gate" else forget
+        bench.forget, bench.knowledge = forget, known
         bench.retain = _as_now(bench, retain)
         scoped = _find_retain_data(bench, plan, settings.sample_count(len(forget)), samples_cache, samples_in)
         if samples_out:
@@ -201,16 +197,16 @@ def erase(
             )
         if spare.resized:
             resize_vocabulary(model, spare.token_id + 1)
-        edited = [*names, *(name for into in writers for name in into)]
         config = UniEraseConfig(
             task_type="CAUSAL_LM",
-            target_modules=edited,
+            target_modules=names,
+            r=settings.rank if isinstance(settings, DistillSettings) else 1,
             token_id=spare.token_id,
             token=spare.text,
             spare_tokens=[[row.token_id, row.text] for row in further],
             inference_mode=True,
         )
-        with torch.random.fork_rng(devices=[]):  # new gates start at random, which must not show outside
+        with torch.random.fork_rng(devices=[]):  # new updates start at random, which must not show outside
             if peft_model is None:
                 wrapped: Any = get_peft_model(model, config, adapter_name=adapter_name)
             else:
@@ -218,14 +214,12 @@ def erase(
                 wrapped.add_adapter(adapter_name, config)
                 wrapped.base_model.set_adapter([*active, adapter_name], inference_mode=True)
         config = wrapped.peft_config[adapter_name]  # filled in only now: putting it on would hash the base once more
-        config.base_fingerprint, config.base_dtype = base_fingerprint(model, edited), base_dtype(model, edited)
+        config.base_fingerprint, config.base_dtype = base_fingerprint(model, names), base_dtype(model, names)
         wrapped.eval()
         wrapped.requires_grad_(False)
-        outcome: Outcome
-        if isinstance(settings, GateSettings):
-            outcome = run_gate(bench, settings, EVERY_POSITION if depth == "all" else depth)  # type: ignore[arg-type]
-        else:
-            outcome = run_paper(bench, settings)
+        outcome: Outcome = (
+            run_distill(bench, settings) if isinstance(settings, DistillSettings) else run_paper(bench, settings)
+        )
         add_to_tokenizer(tokenizer, spare)
     wrapped.erasure = Erasure(
         recipe,
@@ -271,7 +265,7 @@ def _strings(value: Any) -> Iterator[str]:
 def _digest(
     bench: Bench,
     choices: Sequence[Any],
-    settings: GateSettings | PaperSettings,
+    settings: DistillSettings | PaperSettings,
     samples: Samples | None,
     onto: Sequence[EarlierErasure],
 ) -> str:
@@ -293,27 +287,20 @@ def _digest(
             "formats": [asdict(form) for form in bench.formats],
             "recipe": [*choices, asdict(settings)],
             "samples": samples and asdict(samples),
-            "layers": [bench.names, bench.writers],
+            "layers": bench.names,
             "seed": bench.seed,
         }
     )
 
 
-def check_recipe(
-    recipe: str, depth: int | str | None = None, settings: GateSettings | PaperSettings | None = None
-) -> None:
-    """Refuse a recipe, a depth or settings that do not exist or do not go together.
+def check_recipe(recipe: str, settings: DistillSettings | PaperSettings | None = None) -> None:
+    """Refuse a recipe or settings that do not exist or do not go together.
 
     Raises:
         ValueError: Says which.
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe {recipe!r} is not there; choose from {', '.join(map(repr, RECIPES))}")
-    whole = isinstance(depth, int) and not isinstance(depth, bool) and depth >= 0
-    if not (depth is None or depth == "all" or whole):
-        raise ValueError(f"depth {depth!r} is not a number of answer positions; give 0 or more, 'all', or leave it out")
-    if recipe == "paper" and depth not in (None, 0):
-        raise ValueError(f"recipe 'paper' edits the prompt alone, so depth {depth!r} is not there; use recipe 'gate'")
     if settings is not None and not isinstance(settings, RECIPES[recipe]):
         raise ValueError(f"recipe {recipe!r} takes {RECIPES[recipe].__name__}, not {type(settings).__name__}")
 
@@ -393,6 +380,7 @@ def _find_retain_data(
         near = Neighbours(_apart(_as_now(bench, given.near), bench.forget)) if given else _near(bench)
         bench.near = _usable(bench, near.known)
         bench.sampled += _usable(bench, near.others)
+        bench.reworded = near.reworded
         if not bench.near:
             warnings.warn(
                 "the base asked itself nothing that is like the forget questions, so what lies next to them is spared "
@@ -414,7 +402,7 @@ def _asked_itself(bench: Bench, wanted: int, cache: str | Path | bool) -> list[F
 
 def _near(bench: Bench) -> Neighbours:
     model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
-    rounds = neighbour_rounds(bench.facts)
+    rounds = neighbour_rounds(len(bench.forget))
     with bench.stages.stage("sampling near neighbours", NEIGHBOUR_STEPS * ROUND * rounds, even=False) as bar:
         with switched_off(model):
             found = sample_neighbours(

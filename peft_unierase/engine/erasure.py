@@ -21,11 +21,7 @@ class Outcome(Protocol):
 
     @property
     def rank(self) -> int:
-        """Rank of the gates."""
-
-    @property
-    def depth(self) -> int:
-        """Answer positions gated behind the door."""
+        """Rank of the updates."""
 
     def record(self) -> dict[str, Any]:
         """What it chose and measured, as plain values without any text of the facts."""
@@ -51,7 +47,7 @@ class Erasure:
     """What a run did and measured while it worked; `record()` is its JSON form.
 
     Attributes:
-        recipe: `"gate"` or `"paper"`.
+        recipe: `"distill"` or `"paper"`.
         layers: Edited layers.
         token: Where [UNL] sits.
         forget_count, retain_count, sampled_count, near_count: Facts that went in: erased, given as retained, asked by
@@ -86,7 +82,6 @@ class Erasure:
         """A JSON object of plain values, without any text of the facts."""
         return {
             "recipe": self.recipe,
-            "depth": self.outcome.depth,
             "rank": self.outcome.rank,
             "seed": self.seed,
             "layers": self.layers,

@@ -26,6 +26,7 @@ from ..text import PIECE, SENTENCE, comparable, names, normal, terms
 from .samples import go_on_asking
 from .subjects import find_names, find_span
 
+NAME = 4  # words of an answer that may be a name
 FIRST_WORDS = 2  # that a beginning has where a question names nothing
 SHOTS = 4  # pairs before a question
 EACH = 32  # questions after the same pairs, which are read once for all of them
@@ -79,7 +80,8 @@ def sample_neighbours(
         seed: Seed of the sampling; the global generator is left alone.
         advance: Called with the steps done, `NEIGHBOUR_STEPS * ROUND * rounds` in all.
     """
-    generator, order = torch.Generator(model.get_input_embeddings().weight.device).manual_seed(seed), random.Random(seed)
+    generator = torch.Generator(model.get_input_embeddings().weight.device).manual_seed(seed)
+    order = random.Random(seed)
     gone = _gone(forget)
     given = {normal(text) for fact in forget for text in (fact.question, *fact.paraphrases)}
     begun = beginnings([fact.question for fact in forget], [fact.subject for fact in forget])
@@ -117,7 +119,8 @@ def sample_neighbours(
                 if any(tells(answer, each) and not tells(question, each) for each in forget):
                     found.reworded.append(fact)
                 continue
-            if comparable(brief) and free(brief) and terms(brief) - terms(question) and tells(answer, Fact(question, brief)):
+            new = free(brief) and terms(brief) - terms(question)
+            if new and tells(answer, Fact(question, brief)):
                 found.known.append(fact)
                 if head:
                     short.append(Fact(question, brief))
@@ -131,7 +134,7 @@ def _gone(forget: Sequence[Fact]) -> set[str]:
     """Names in the forget set that no neighbour may hold: those that its questions name, and short answers."""
     gone = {name for fact in forget for name in [*find_names(fact.question), *([fact.subject] if fact.subject else [])]}
     answers = {answer for fact in forget for answer in (fact.answer, *fact.accepted_answers)}
-    return gone | {answer for answer in answers if comparable(answer) and len(terms(answer)) <= 4 and not SENTENCE.search(answer)}
+    return gone | {answer for answer in answers if comparable(answer) and len(terms(answer)) <= NAME}
 
 
 def _pairs(forget: Sequence[Fact], known: Sequence[Fact], order: random.Random) -> list[Fact]:

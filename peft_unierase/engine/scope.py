@@ -192,7 +192,7 @@ def _asked(bench: Bench, scope: Scope, found: Sequence[Fact]) -> list[Fact]:
     model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
     if not scope.subjects:
         return []
-    most = min(MOST_ASKED, 2 * ASKED * bench.facts)
+    most = min(MOST_ASKED, 2 * ASKED * len(bench.forget))
     count = min(ASKED, max(LEAST_ASKED, most // len(scope.subjects)))
     questions = [fact.question for fact in [*bench.forget, *bench.retain, *found][:BEGINNINGS]]
     with bench.stages.stage("asking about the subjects", (SAMPLE_STEPS * count + 1) * len(scope.subjects)) as bar:

@@ -7,57 +7,56 @@ The divergence from the base is measured on a few retained texts a step. What an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from ...prompts import batches
-from .texts import Text
-
 
 def change(inputs: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean squared norm of what an update `b a` writes on retained texts, over that of what the module writes.
 
     Args:
-        inputs: As [`input_moments`] gives it, `(in, in)`.
+        inputs: As [`Moments.inputs`] gives it, `(in, in)`.
         a: `(r, in)`.
         b: `(out, r)`.
     """
     return ((a @ inputs @ a.T) * (b.T @ b)).sum()
 
 
-@torch.no_grad()
-def input_moments(
-    model: Any, modules: Mapping[str, nn.Module], texts: Sequence[Text], pad: int, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Second moments `(in, in)` of the modules' inputs over all tokens of the texts, in fp32, over the energy written."""
-    sums: dict[str, torch.Tensor] = {}
-    written: dict[str, torch.Tensor] = {}
-    for batch in batches([text.ids for text in texts], pad, device, 2048):
-        with _seen(modules) as seen:
-            model(**batch.inputs(), use_cache=False, logits_to_keep=1)
-        for name, (read, wrote) in seen.items():
-            mask = batch.mask.bool().to(read.device)
-            x, y = read[mask].float(), wrote[mask].float()
-            sums[name] = sums.get(name, 0) + x.T @ x
-            written[name] = written.get(name, 0) + y.pow(2).sum()
-    return {name: total / written[name] for name, total in sums.items()}
+class Moments:
+    """Second moments of what modules read, over the energy of what they write, summed up pass by pass.
 
+    Args:
+        modules: The modules by name.
+    """
 
-@contextmanager
-def _seen(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """What each module reads and writes in a pass."""
-    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = modules
+        self.read: dict[str, torch.Tensor] = {}
+        self.written: dict[str, torch.Tensor] = {}
 
-    def note(name: str) -> Any:
-        return lambda module, args, output: seen.__setitem__(name, (args[0], output))
+    @contextmanager
+    def over(self, mask: torch.Tensor) -> Iterator[None]:
+        """Take in the passes in a `with` block, at the tokens where `mask (batch, length)` is 1."""
+        handles = [module.register_forward_hook(self._note(name, mask)) for name, module in self.modules.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """Of each module, `(in, in)` in fp32; see [`change`]."""
+        return {name: total / self.written[name] for name, total in self.read.items()}
+
+    def _note(self, name: str, mask: torch.Tensor) -> Any:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            kept = mask.bool().to(output.device)
+            x, y = args[0][kept].detach().float(), output[kept].detach().float()
+            self.read[name] = self.read.get(name, 0) + x.T @ x
+            self.written[name] = self.written.get(name, 0) + y.pow(2).sum()
+
+        return hook

@@ -11,7 +11,9 @@ Low-rank updates `W + B A` of MLP projections and [UNL]'s two rows are trained t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from ...text.normal import WORD
 from ..bench import Bench
 from ..earlier import switched_off
 from .fit import Deck, Part, descend, losses, rate
-from .moments import change, input_moments
+from .moments import Moments, change
 from .renaming import Renaming, renamed
 from .settings import DistillSettings
 from .teacher import Asked, taught
@@ -61,7 +63,6 @@ class DistillOutcome:
     forget_declined: float
     refusal: str
     settings: DistillSettings
-    depth: int = 0
 
     def record(self) -> dict[str, Any]:
         """A JSON object of plain values, without any text of the facts."""
@@ -79,8 +80,7 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
     with switched_off(bench.model, [bench.adapter]):
         refusal = likeliest_refusal(bench)
         forget = instead(bench, renaming, settings)
-        near, general, held = stays(bench, settings)
-        moments = quiet(bench, near, general)
+        near, general, held, moments = stays(bench, settings)
     asked, without = declined(bench, refusal, False), declined(bench, refusal, True)
     half = settings.retain_batch // 2
     parts = [
@@ -91,12 +91,13 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
         Part("general", Deck(general, settings.retain_batch - half, bench.seed), settings.retain_weight / 2),
     ]
     bench.start_rows()
-    steps = settings.step_count(bench.facts)
+    steps = settings.step_count(len(bench.forget))
     measured: dict[str, float] = {}
     optimizer = _optimizer(bench, settings)
     for start in range(0, steps, CHUNK):
         stop = min(steps, start + CHUNK)
-        done = bench.once("fitting", lambda: _chunk(bench, parts, moments, optimizer, start, stop, steps, settings))
+        chunk = partial(_chunk, bench, parts, moments, optimizer, range(start, stop), steps, settings)
+        done = bench.once("fitting", chunk)
         _take_up(optimizer, done)
         measured = done["losses"]
     with bench.stages.stage("measuring what is held out"):
@@ -114,28 +115,23 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
         )
 
 
-def stays(bench: Bench, settings: DistillSettings) -> tuple[list[Text], list[Text], list[Text]]:
-    """What stays, with what the base predicts: near neighbours, all else, and the neighbours that are held out."""
+def stays(bench: Bench, settings: DistillSettings) -> tuple[list[Text], list[Text], list[Text], list[torch.Tensor]]:
+    """What stays, with what the base predicts: near neighbours, all else, and the neighbours that are held out.
+
+    And the moments of what the edited modules read there, near neighbours weighing as much as all else.
+    """
     near = [fact for number, fact in enumerate(bench.near) if number % settings.held_out]
     held = bench.near[:: settings.held_out]
+    modules = {name: bench.model.get_submodule(name) for name in bench.names}
+    groups = [Moments(modules), Moments(modules)]
     with bench.stages.stage("reading what stays", len(bench.kept)) as bar:
-        return (
-            retained(bench, near, False, bar.update),
-            retained(bench, [*bench.retain, *bench.sampled], True, bar.update),
+        texts = (
+            retained(bench, near, False, bar.update, groups[0].over),
+            retained(bench, [*bench.retain, *bench.sampled], True, bar.update, groups[1].over),
             retained(bench, held, False, bar.update),
         )
-
-
-def quiet(bench: Bench, near: Sequence[Text], general: Sequence[Text]) -> list[torch.Tensor]:
-    """Moments of the edited modules' inputs, near neighbours weighing as much as all else."""
-    modules = {name: bench.model.get_submodule(name) for name in bench.names}
-    groups = [texts for texts in (near, general) if texts]
-    with bench.stages.stage("recording what stays", len(groups)) as bar:
-        found = []
-        for texts in groups:
-            found.append(input_moments(bench.model, modules, texts, bench.pad, bench.device))
-            bar.update(1)
-    return [sum(group[name] for group in found) / len(found) for name in bench.names]  # type: ignore[misc]
+    found = [group.inputs() for group in groups if group.read]
+    return *texts, [sum(group[name] for group in found) / len(found) for name in bench.names]  # type: ignore[misc]
 
 
 def _optimizer(bench: Bench, settings: DistillSettings) -> torch.optim.AdamW:
@@ -154,16 +150,15 @@ def _chunk(
     parts: Sequence[Part],
     moments: Sequence[torch.Tensor],
     optimizer: torch.optim.AdamW,
-    start: int,
-    stop: int,
+    chunk: range,
     steps: int,
     settings: DistillSettings,
 ) -> dict[str, Any]:
     """Some steps; their mean losses and the optimizer's state."""
     updates, totals = bench.updates(), dict.fromkeys((part.name for part in parts), 0.0)
     with bench.stages.stage("fitting", steps) as bar:
-        bar.update(start)
-        for step in range(start, stop):
+        bar.update(chunk.start)
+        for step in chunk:
             for group in optimizer.param_groups:
                 group["lr"] = group["highest"] * rate(step, steps)
             optimizer.zero_grad()
@@ -174,7 +169,7 @@ def _chunk(
             torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
             optimizer.step()
             for name, value in found.items():
-                totals[name] += value / (stop - start)
+                totals[name] += value / len(chunk)
             bar.update(1)
     state = {
         f"{number}.{name}": value
@@ -244,7 +239,7 @@ def instead(bench: Bench, renaming: Renaming, settings: DistillSettings) -> list
 
 
 def forget_texts(bench: Bench) -> list[Asked]:
-    """All that must go as it is asked and said: given answers in every format, the base's own in theirs, and as text."""
+    """All that must go, as it is asked and said: given answers in every format, the base's own in theirs, as texts."""
     asked: list[Asked] = []
     for known in bench.knowledge:
         fact = known.fact
@@ -266,10 +261,12 @@ def counterfactuals(bench: Bench, renaming: Renaming, count: int) -> tuple[list[
     prefill stays one.
     """
     questions = [known.fact.question for known in bench.knowledge]
-    cases = [(form, text, renaming.draw(text)) for text in questions for form in bench.formats[:2] for _ in range(count)]
+    formats = bench.formats[:2] * count
+    cases = [(form, text, renaming.draw(text)) for text in questions for form in formats]
     prompts = [form.prompt(renamed(text, drawn)[0]) for form, text, drawn in cases]
     answers = greedy_answers(bench.model, bench.tokenizer, prompts, COUNTERFACTUAL)
-    asked, used = [], []
+    asked: list[Asked] = []
+    used = []
     for (form, question, drawn), ids in zip(cases, answers, strict=True):
         said = sentences(bench.tokenizer.decode(ids, skip_special_tokens=True))
         back = {normal(drawn[key]): match[0] for match in WORD.finditer(question) if (key := normal(match[0])) in drawn}
@@ -297,7 +294,11 @@ def declined(bench: Bench, refusal: str, banned: bool) -> list[Text]:
 
 
 def retained(
-    bench: Bench, facts: Sequence[Fact], whole: bool, advance: Callable[[int], object] = lambda count: None
+    bench: Bench,
+    facts: Sequence[Fact],
+    whole: bool,
+    advance: Callable[[int], object],
+    during: Callable[[torch.Tensor], AbstractContextManager[None]] = lambda mask: nullcontext(),
 ) -> list[Text]:
     """Retained facts in the formats by turns, with what the base predicts.
 
@@ -306,6 +307,7 @@ def retained(
         facts: The facts.
         whole: Whether the words of the question are held too, and not the answer alone.
         advance: Called with the number of facts done.
+        during: See [`base_logits`].
     """
     sequences, places = [], []
     for number, fact in enumerate(facts):
@@ -316,6 +318,6 @@ def retained(
         sequences.append(text)
         places.append(list(range(start, len(text) - 1)))
     texts: dict[int, Text] = {}
-    for number, logits in base_logits(bench.model, sequences, places, bench.pad, bench.device, advance):
+    for number, logits in base_logits(bench.model, sequences, places, bench.pad, bench.device, advance, during):
         texts[number] = Text(sequences[number], places[number], *stored(logits.softmax(dim=-1)))
     return [texts[number] for number in range(len(facts))]

@@ -1,7 +1,7 @@
 """Counterfactual wordings: a text in which names and things are others, and where its tokens stand beside the text's.
 
-The teacher of recipe `distill` is the base on such texts (Liu et al., arXiv 2407.16997, "Revisiting Who's Harry Potter";
-here with words that retained texts use rarely instead of a list of names).
+The teacher of recipe `distill` is the base on such texts (Liu et al., arXiv 2407.16997; here with words that retained
+texts use rarely instead of a list of names).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Renaming:
         for text in retained:
             for match in WORD.finditer(text):
                 word = match[0]
-                opens = match.start() == 0 or not text[: match.start()].rstrip() or text[: match.start()].rstrip()[-1] in ".!?:"
+                opens = text[: match.start()].rstrip()[-1:] in ("", ".", "!", "?", ":")  # its capital says nothing then
                 if normal(word) not in self.common and not (_kind(word) == "capital" and opens) and len(word) > 2:
                     self.pool.setdefault(_kind(word), []).append(word)
         for kind, words in self.pool.items():
@@ -66,7 +66,7 @@ def _kind(word: str) -> str:
 
 
 def renamed(text: str, drawn: Mapping[str, str]) -> tuple[str, list[tuple[int, int, int]]]:
-    """A text with other words, and the spans that changed: start, end, and how much longer all before the end became."""
+    """A text with other words, and the spans that changed: start, end, how much longer all before the end became."""
     parts, spans, end, shift = [], [], 0, 0
     for match in WORD.finditer(text):
         other = drawn.get(normal(match[0]))
@@ -84,9 +84,7 @@ def starts(tokenizer: Any, ids: Sequence[int]) -> list[int]:
     return [len(tokenizer.decode(list(ids[:count]), clean_up_tokenization_spaces=False)) for count in range(len(ids))]
 
 
-def aligned(
-    own: Sequence[int], other: Sequence[int], spans: Sequence[tuple[int, int, int]]
-) -> list[int | None]:
+def aligned(own: Sequence[int], other: Sequence[int], spans: Sequence[tuple[int, int, int]]) -> list[int | None]:
     """For each token of a text the token of the renamed text that begins at the same place; `None` inside of words.
 
     Args:

@@ -62,4 +62,4 @@ class DistillSettings:
         check_at_least(0, self, "samples", "steps_per_fact", "retain_weight", "moment_weight", "counterfactuals", "cap")
         check_positive(self, "learning_rate", "row_learning_rate")
         if not 0 <= self.first < self.last <= 1:
-            raise ValueError(f"first and last must be shares of the depth in order, got {self.first!r} and {self.last!r}")
+            raise ValueError(f"first and last must be shares of the depth, got {self.first!r} and {self.last!r}")

@@ -14,6 +14,7 @@ from ...text.normal import WORD
 from .renaming import Renaming, aligned, renamed, starts
 from .texts import Text, base_logits, stored
 
+TOGETHER = 16  # texts, of which a distribution over the whole vocabulary is held for each token
 Asked = tuple[PromptFormat | None, str, str]  # prompt format, question, answer; without a format a text by itself
 
 
@@ -45,27 +46,49 @@ def taught(
         drawn: The one renaming of each text, instead of drawing; nothing is capped then.
         advance: Called with the sequences run, `draws * len(asked)` in all.
     """
-    sequences, places, origin = [], [], []
-    own, moves = [], []
+    texts: list[Text] = []
+    for start in range(0, len(asked), TOGETHER):
+        part = slice(start, start + TOGETHER)
+        renamings = [
+            [drawn[start + number]] if drawn else [renaming.draw(f"{question}\n{answer}") for _ in range(draws)]
+            for number, (_, question, answer) in enumerate(asked[part])
+        ]
+        texts += _taught(
+            model, tokenizer, asked[part], renamings, None if drawn else (renaming, cap), pad, device, advance
+        )
+    return texts
+
+
+def _taught(
+    model: Any,
+    tokenizer: Any,
+    asked: Sequence[Asked],
+    renamings: Sequence[Sequence[Mapping[str, str]]],
+    capped: tuple[Renaming, float] | None,
+    pad: int,
+    device: torch.device,
+    advance: Callable[[int], object],
+) -> list[Text]:
+    """Texts whose distributions over the whole vocabulary are held at once."""
+    own = []
+    sequences, places, origin, moves = [], [], [], []
     for number, (form, question, answer) in enumerate(asked):
         prompt, text = _written(tokenizer, form, question, answer)
         ids = encode(tokenizer, prompt + text)
         begins = starts(tokenizer, ids)
-        first = next((n for n, start in enumerate(begins) if start > len(prompt)), len(ids))
-        own.append((ids, prompt, first))
-        for _ in range(draws):
-            other = drawn[number] if drawn else renaming.draw(f"{question}\n{answer}")
+        first = next((place for place, begin in enumerate(begins) if begin > len(prompt)), len(ids))
+        own.append((ids, begins))
+        for other in renamings[number]:
             changed, spans = _renamed_whole(prompt, text, question, other)
             other_ids = encode(tokenizer, changed)
             pairs = aligned(begins, starts(tokenizer, other_ids), spans)
-            found = [(n - 1, pair - 1) for n, pair in enumerate(pairs) if n >= max(first, 1) and pair]
+            found = [(place - 1, pair - 1) for place, pair in enumerate(pairs) if place >= max(first, 1) and pair]
             if found:
                 sequences.append(other_ids)
                 places.append([pair for _, pair in found])
-                origin.append((number, [n for n, _ in found]))
+                origin.append((number, [place for place, _ in found]))
                 moves.append(_moves(tokenizer, question, other))
     sums: list[dict[int, torch.Tensor]] = [{} for _ in asked]
-    counts: list[dict[int, int]] = [{} for _ in asked]
     for index, logits in base_logits(model, sequences, places, pad, device, advance):
         number, targets = origin[index]
         q = logits.softmax(dim=-1)
@@ -73,17 +96,17 @@ def taught(
             q[:, go] += q[:, come]
             q[:, come] = 0
         for place, row in zip(targets, q, strict=True):
-            sums[number][place] = sums[number].get(place, 0) + row
-            counts[number][place] = counts[number].get(place, 0) + 1
+            sums[number][place] = sums[number][place] + row if place in sums[number] else row
     texts = []
-    for (form, question, answer), (ids, prompt, first), total, count in zip(asked, own, sums, counts, strict=True):
-        kept = sorted(total)
-        if not kept:
+    for (_, question, answer), (ids, begins), total in zip(asked, own, sums, strict=True):
+        if not total:
             continue
-        q = torch.stack([total[place] / count[place] for place in kept])
-        if not drawn:
+        kept = sorted(total)
+        q = torch.stack([total[place] for place in kept])
+        q = q / q.sum(dim=-1, keepdim=True)
+        if capped:
+            renaming, cap = capped
             new = set(renaming.names(answer)) - {normal(match[0]) for match in WORD.finditer(question)}
-            begins = starts(tokenizer, ids)
             text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             for row, place in enumerate(kept):
                 if _begins(text, begins[place + 1], new):
@@ -107,7 +130,8 @@ def _renamed_whole(
     start = prompt.rfind(question) if question else len(prompt)
     pieces = [(prompt[:start], False), (question if start < len(prompt) else "", True)]
     pieces += [(prompt[start + len(question) :] if start < len(prompt) else "", False), (text, True)]
-    whole, spans, at, shift = "", [], 0, 0
+    whole, at, shift = "", 0, 0
+    spans: list[tuple[int, int, int]] = []
     for piece, changes in pieces:
         if changes:
             other, found = renamed(piece, drawn)
@@ -124,11 +148,11 @@ def _moves(tokenizer: Any, question: str, drawn: Mapping[str, str]) -> list[tupl
     """For each word that was renamed in the question the first token of the new one and of the old one."""
     found = []
     for match in WORD.finditer(question):
-        word, other = match[0], drawn.get(normal(match[0]))
-        for lead in ("", " ") if other else ():
-            come, go = (encode(tokenizer, lead + each) for each in (other, word))
-            if come and go and come[0] != go[0] and len(come) > 0:
-                found.append((come[0], go[0]))
+        if other := drawn.get(normal(match[0])):
+            for lead in ("", " "):
+                come, go = (encode(tokenizer, lead + word)[0] for word in (other, match[0]))
+                if come != go:
+                    found.append((come, go))
     return found
 
 

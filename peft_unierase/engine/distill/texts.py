@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +48,23 @@ def base_logits(
     pad: int,
     device: torch.device,
     advance: Callable[[int], object] = lambda count: None,
-) -> Iterable[tuple[int, torch.Tensor]]:
-    """For each sequence, in no order, its number and the logits at its places, `(places, vocabulary)` in fp32."""
+    during: Callable[[torch.Tensor], AbstractContextManager[None]] = lambda mask: nullcontext(),
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """For each sequence, in no order, its number and the logits at its places, `(places, vocabulary)` in fp32.
+
+    Args:
+        model: A causal language model.
+        sequences: Token ids.
+        places: Positions whose logits are wanted, ascending, for each sequence.
+        pad: Id to pad batches with.
+        device: Where token ids go.
+        advance: Called with the number of sequences run.
+        during: Called with the mask of each batch; gives the context in which it is run.
+    """
     for batch in batches(sequences, pad, device, 2048):
         keep = max(len(sequences[number]) - places[number][0] for number in batch.index)
-        logits = model(**batch.inputs(), use_cache=False, logits_to_keep=keep).logits
+        with during(batch.mask):
+            logits = model(**batch.inputs(), use_cache=False, logits_to_keep=keep).logits
         for row, number in enumerate(batch.index):
             columns = torch.tensor(places[number], device=logits.device) + keep - len(sequences[number])
             yield number, logits[row, columns].float()
@@ -59,7 +72,7 @@ def base_logits(
 
 
 def stored(distribution: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest entries of distributions `(places, vocabulary)`: ids and probabilities, `(places, TOP)`, on the CPU."""
+    """The largest entries of distributions `(places, vocabulary)`: ids and probabilities, `(places, TOP)`."""
     probabilities, top = distribution.topk(min(TOP, distribution.shape[-1]), dim=-1)
     return top.cpu(), probabilities.cpu()
 

@@ -47,7 +47,6 @@ class PaperOutcome:
     retained_fired: float
     without_subject: int
     settings: PaperSettings
-    depth: int = 0
 
     def record(self) -> dict[str, Any]:
         """A JSON object of plain values, without any text of the facts."""
