@@ -48,12 +48,14 @@ class Part:
     Attributes:
         name: What records call it.
         deck: Its texts.
-        weight: Of the mean divergence of the texts in a step.
+        weight: Of the mean loss of the texts in a step.
+        summed: Whether a text's loss is the sum over its places, and not their mean: what tells a fact are few of them.
     """
 
     name: str
     deck: Deck
     weight: float
+    summed: bool = False
 
 
 def descend(
@@ -64,7 +66,10 @@ def descend(
     means = dict.fromkeys((part.name for part in parts), 0.0)
     for group in alike([text for text, _ in dealt]):
         found = losses(model, [dealt[number][0] for number in group], token_id, pad, device)
-        weights = [dealt[number][1].weight / dealt[number][1].deck.each for number in group]
+        weights = []
+        for number in group:
+            text, part = dealt[number]
+            weights.append(part.weight / part.deck.each * (len(text.places) if part.summed else 1))
         (found * found.new_tensor(weights)).sum().backward()
         for number, value in zip(group, found.tolist(), strict=True):
             part = dealt[number][1]

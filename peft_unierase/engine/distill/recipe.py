@@ -84,7 +84,7 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
     asked, without = declined(bench, refusal, False), declined(bench, refusal, True)
     half = settings.retain_batch // 2
     parts = [
-        Part("forget", Deck(forget, settings.forget_batch, bench.seed), 1.0),
+        Part("forget", Deck(forget, settings.forget_batch, bench.seed), settings.forget_weight, summed=True),
         Part("refusal", Deck(asked, settings.refusal_batch, bench.seed), 1.0),
         Part("refusal without [UNL]", Deck(without, max(1, settings.refusal_batch // 2), bench.seed), 0.5),
         Part("near", Deck(near, half, bench.seed), settings.retain_weight / 2),

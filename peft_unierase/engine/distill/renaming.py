@@ -13,12 +13,14 @@ from typing import Any
 
 from ...text import normal
 from ...text.normal import WORD
+from ..subjects import find_names
 
 COMMON = 3  # retained texts that use a word, from which on it names nothing
+FILLER = 0.05  # share of the retained texts that use a word, from which on it tells nothing
 
 
 class Renaming:
-    """Renames what is rare in retained texts: names, things, numbers.
+    """Renames names, and what is rare in retained texts: things, numbers.
 
     Args:
         retained: Texts of what must stay.
@@ -28,28 +30,35 @@ class Renaming:
     def __init__(self, retained: Sequence[str], seed: int) -> None:
         used = Counter(word for text in retained for word in {normal(each[0]) for each in WORD.finditer(text)})
         self.common = {word for word, count in used.items() if count >= COMMON}
+        self.fillers = {word for word, count in used.items() if count >= max(COMMON, FILLER * len(retained))}
         self.order = random.Random(seed)
-        self.pool: dict[str, list[str]] = {}
+        pool: dict[str, set[str]] = {}
         for text in retained:
-            for match in WORD.finditer(text):
-                word = match[0]
-                opens = text[: match.start()].rstrip()[-1:] in ("", ".", "!", "?", ":")  # its capital says nothing then
-                if normal(word) not in self.common and not (_kind(word) == "capital" and opens) and len(word) > 2:
-                    self.pool.setdefault(_kind(word), []).append(word)
-        for kind, words in self.pool.items():
-            self.pool[kind] = sorted(set(words))
+            for name in find_names(text):
+                pool.setdefault("capital", set()).update(word for word in words_of(name) if _kind(word) == "capital")
+            rare = (word for word in words_of(text) if normal(word) not in self.common and len(word) > 2)
+            for word in rare:
+                if _kind(word) == "plain":
+                    pool.setdefault("plain", set()).add(word)
+        self.pool = {kind: sorted(words) for kind, words in pool.items()}
 
-    def names(self, text: str) -> list[str]:
-        """The words of a text that are renamed, each once in its normal form."""
-        found = {normal(match[0]): None for match in WORD.finditer(text)}
-        return [word for word in found if word not in self.common]
+    def changing(self, question: str, answer: str, subject: str | None = None) -> set[str]:
+        """The words, in their normal form, that are renamed in a question and its answer."""
+        named = [*find_names(question), *find_names(answer), *([subject] if subject else [])]
+        found = {normal(word) for name in named for word in words_of(name)} - self.fillers
+        return found | {word for word in map(normal, words_of(f"{question}\n{answer}")) if word not in self.common}
 
-    def draw(self, text: str) -> dict[str, str]:
-        """A new word for each word of a text that is renamed, by its normal form; one that fits its case and kind."""
+    def telling(self, question: str, answer: str) -> set[str]:
+        """The words, in their normal form, in which an answer tells what its question does not."""
+        asked, said = ({normal(word) for word in words_of(text)} for text in (question, answer))
+        return said - asked - self.fillers
+
+    def draw(self, question: str, answer: str = "", subject: str | None = None) -> dict[str, str]:
+        """A new word for each word that is renamed, by its normal form; one that fits its case and kind."""
         drawn: dict[str, str] = {}
-        for match in WORD.finditer(text):
-            word = match[0]
-            if (key := normal(word)) in self.common or key in drawn:
+        changing = self.changing(question, answer, subject)
+        for word in words_of(f"{question}\n{answer}"):
+            if (key := normal(word)) not in changing or key in drawn:
                 continue
             kind = _kind(word)
             if kind == "number":
@@ -57,6 +66,11 @@ class Renaming:
             elif others := self.pool.get(kind) or self.pool.get("capital") or self.pool.get("plain"):
                 drawn[key] = self.order.choice(others)
         return drawn
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text as they are written."""
+    return [match[0] for match in WORD.finditer(text)]
 
 
 def _kind(word: str) -> str:

@@ -20,11 +20,12 @@ class DistillSettings:
         learning_rate: AdamW's highest for the updates.
         row_learning_rate: The same for [UNL]'s rows.
         forget_batch, refusal_batch, retain_batch: Texts of each kind in a step.
+        forget_weight: Weight of the divergence from the teacher, summed over a text.
         retain_weight: Weight of the divergence from the base on retained texts (`beta`).
         moment_weight: Weight of what the updates write for retained inputs, relative to the base's own (`gamma`).
         draws: Renamings that the teacher averages.
         counterfactuals: Answers of the base to renamed questions, for each fact and format.
-        cap: A word that only the answer holds gets at most `exp(-cap)` from the teacher.
+        cap: A word in which an answer tells something gets at most `exp(-cap)` from the teacher.
         held_out: One in so many retained facts is held out.
         most_declined: Share of held-out neighbours that may be declined.
     """
@@ -40,6 +41,7 @@ class DistillSettings:
     forget_batch: int = 4
     refusal_batch: int = 4
     retain_batch: int = 10
+    forget_weight: float = 0.25
     retain_weight: float = 3.0
     moment_weight: float = 0.0
     draws: int = 3
@@ -59,7 +61,17 @@ class DistillSettings:
     def __post_init__(self) -> None:
         check_at_least(1, self, "rank", "steps", "forget_batch", "refusal_batch", "retain_batch", "draws")
         check_at_least(2, self, "held_out")
-        check_at_least(0, self, "samples", "steps_per_fact", "retain_weight", "moment_weight", "counterfactuals", "cap")
+        check_at_least(
+            0,
+            self,
+            "samples",
+            "steps_per_fact",
+            "forget_weight",
+            "retain_weight",
+            "moment_weight",
+            "counterfactuals",
+            "cap",
+        )
         check_positive(self, "learning_rate", "row_learning_rate")
         if not 0 <= self.first < self.last <= 1:
             raise ValueError(f"first and last must be shares of the depth, got {self.first!r} and {self.last!r}")

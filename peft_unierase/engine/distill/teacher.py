@@ -11,7 +11,7 @@ import torch
 from ...prompts import PromptFormat, encode
 from ...text import normal
 from ...text.normal import WORD
-from .renaming import Renaming, aligned, renamed, starts
+from .renaming import Renaming, aligned, renamed, starts, words_of
 from .texts import Text, base_logits, stored
 
 TOGETHER = 16  # texts, of which a distribution over the whole vocabulary is held for each token
@@ -32,7 +32,8 @@ def taught(
 ) -> list[Text]:
     """Forget texts with what the teacher predicts at their answers' tokens after the first.
 
-    The first token of an answer is [UNL]'s matter. Inside a word that is renamed there is no target.
+    The first token of an answer is [UNL]'s matter. Inside a word that is renamed there is no target, nor at one that the
+    question holds.
 
     Args:
         model: The base.
@@ -40,7 +41,7 @@ def taught(
         asked: The texts.
         renaming: Draws other names.
         draws: How many are averaged.
-        cap: In nats: the probability of a word that only the answer holds is at most `exp(-cap)`.
+        cap: In nats: the probability of a word in which the answer tells something is at most `exp(-cap)`.
         pad: Id to pad batches with.
         device: Where token ids go.
         drawn: The one renaming of each text, instead of drawing; nothing is capped then.
@@ -50,7 +51,7 @@ def taught(
     for start in range(0, len(asked), TOGETHER):
         part = slice(start, start + TOGETHER)
         renamings = [
-            [drawn[start + number]] if drawn else [renaming.draw(f"{question}\n{answer}") for _ in range(draws)]
+            [drawn[start + number]] if drawn else [renaming.draw(question, answer) for _ in range(draws)]
             for number, (_, question, answer) in enumerate(asked[part])
         ]
         texts += _taught(
@@ -71,31 +72,33 @@ def _taught(
 ) -> list[Text]:
     """Texts whose distributions over the whole vocabulary are held at once."""
     own = []
-    sequences, places, origin, moves = [], [], [], []
+    sequences, places, origin = [], [], []
     for number, (form, question, answer) in enumerate(asked):
         prompt, text = _written(tokenizer, form, question, answer)
         ids = encode(tokenizer, prompt + text)
         begins = starts(tokenizer, ids)
         first = next((place for place, begin in enumerate(begins) if begin > len(prompt)), len(ids))
         own.append((ids, begins))
+        whole = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        asked_for = {normal(word) for word in words_of(question)}
         for other in renamings[number]:
             changed, spans = _renamed_whole(prompt, text, question, other)
             other_ids = encode(tokenizer, changed)
             pairs = aligned(begins, starts(tokenizer, other_ids), spans)
-            found = [(place - 1, pair - 1) for place, pair in enumerate(pairs) if place >= max(first, 1) and pair]
+            copied = asked_for & other.keys()  # what is copied from the question is no knowledge
+            found = [
+                (place - 1, pair - 1)
+                for place, pair in enumerate(pairs)
+                if place >= max(first, 1) and pair and not _begins(whole, begins[place], copied)
+            ]
             if found:
                 sequences.append(other_ids)
                 places.append([pair for _, pair in found])
                 origin.append((number, [place for place, _ in found]))
-                moves.append(_moves(tokenizer, question, other))
     sums: list[dict[int, torch.Tensor]] = [{} for _ in asked]
     for index, logits in base_logits(model, sequences, places, pad, device, advance):
         number, targets = origin[index]
-        q = logits.softmax(dim=-1)
-        for come, go in moves[index]:
-            q[:, go] += q[:, come]
-            q[:, come] = 0
-        for place, row in zip(targets, q, strict=True):
+        for place, row in zip(targets, logits.softmax(dim=-1), strict=True):
             sums[number][place] = sums[number][place] + row if place in sums[number] else row
     texts = []
     for (_, question, answer), (ids, begins), total in zip(asked, own, sums, strict=True):
@@ -106,13 +109,11 @@ def _taught(
         q = q / q.sum(dim=-1, keepdim=True)
         if capped:
             renaming, cap = capped
-            new = set(renaming.names(answer)) - {normal(match[0]) for match in WORD.finditer(question)}
+            new = renaming.telling(question, answer)
             text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             for row, place in enumerate(kept):
                 if _begins(text, begins[place + 1], new):
-                    token = ids[place + 1]
-                    q[row, token] = q[row, token].clamp(max=math.exp(-cap))
-            q = q / q.sum(dim=-1, keepdim=True)
+                    q[row] = _at_most(q[row], ids[place + 1], math.exp(-cap))
         texts.append(Text(ids, kept, *stored(q), banned=True))
     return texts
 
@@ -144,16 +145,13 @@ def _renamed_whole(
     return whole, spans
 
 
-def _moves(tokenizer: Any, question: str, drawn: Mapping[str, str]) -> list[tuple[int, int]]:
-    """For each word that was renamed in the question the first token of the new one and of the old one."""
-    found = []
-    for match in WORD.finditer(question):
-        if other := drawn.get(normal(match[0])):
-            for lead in ("", " "):
-                come, go = (encode(tokenizer, lead + word)[0] for word in (other, match[0]))
-                if come != go:
-                    found.append((come, go))
-    return found
+def _at_most(q: torch.Tensor, token: int, most: float) -> torch.Tensor:
+    """A distribution `(vocabulary,)` with a token's probability at most this, and all others in their proportions."""
+    there = q[token]
+    others = torch.where(torch.arange(len(q), device=q.device) == token, 0, q)
+    found = others * ((1 - most) / others.sum().clamp(min=1e-12))
+    found[token] = most
+    return found if there > most else q
 
 
 def _begins(text: str, start: int, words: set[str]) -> bool:
