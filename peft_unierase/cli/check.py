@@ -226,16 +226,19 @@ def report_table(report: CheckReport, brief: bool = False) -> str:
         if not brief or f.name == "recall"
     ]
     attacks = []
+    renamed = any(attack.renamed for attack in report.attacks)
     for a in sorted(report.attacks, key=lambda attack: attack.holds):
-        means = [number(each.mean if each else None) for each in (a.base, a.erased, a.twin)[: len(sides)]]
+        shown = [a.base, a.erased, *([a.renamed] if renamed else []), *([a.twin] if twin else [])]
+        means = [number(each.mean if each else None) for each in shown]
         beyond = f"{a.excess.mean:+.3f} [{a.excess.low:+.3f}, {a.excess.high:+.3f}]"
         attacks.append((a.name, *means, beyond, a.outcome if a.holds else a.outcome.upper()))
-    reference = "twin" if twin else "floor"
+    reference = "twin" if twin else "renamed base" if renamed else "floor"
+    columns = ("base", "erased", *(["renamed"] if renamed else []), *(["twin"] if twin else []))
     parts = [
         "" if brief else sentence(report.settings["known to base"]),
         "" if brief else table(("scores", *sides), scores),
         table(("measures", *sides), figures),
-        table(("attacks", *sides, f"beyond the {reference}", ""), attacks),
+        table(("attacks", *columns, f"beyond the {reference}", ""), attacks),
         "" if brief else "\n".join(f"  not run: {name}: {why}" for name, why in report.skipped.items()),
         "\n".join([f"{report.verdict.level}", *(f"  {reason}" for reason in report.verdict.reasons)]),
     ]
