@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -200,6 +200,17 @@ class _Swap:
         )
 
 
+def known_names(case: Case) -> Names:
+    """Finds the names in a case's questions."""
+    kept = case.drawn(case.kept, POOL, "renamed")
+    return Names([*case.forget, *kept], kept)
+
+
+def swapped(name: Name, new: str, known: Names) -> Callable[[str], str]:
+    """What puts something else in a name's place, in any text."""
+    return _Swap(_with_parts(name, new, known))
+
+
 def renamed_cases(case: Case) -> list[Case]:
     """Up to `DRAWS` cases that ask about something else in the same words, each fact of the forget set at most once.
 
@@ -211,7 +222,7 @@ def renamed_cases(case: Case) -> list[Case]:
     facts = case.drawn(case.forget, FACTS, "renamed")
     kept = case.drawn(case.kept, POOL, "renamed")
     pool = list(dict.fromkeys([*case.forget, *kept]))
-    names = Names(pool, kept)
+    names = known_names(case)
     held = {fact: _held(fact, names) for fact in pool}
     offered = [(other, name) for other in pool for name in names.of(other)]
     draws = max(1, min(DRAWS, QUESTIONS // max(1, len(facts))))

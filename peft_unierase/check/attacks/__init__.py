@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 
 from .attack import AUC, CHANCE, OWN, Attack, Found, NotApplicable
 from .membership import by_loss, by_min_k, by_min_k_plus, by_zlib, membership, read_the_list
+from .probe import probe
+from .prompting import description, few_shot, other_languages, thinking_aloud
 from .relearn import on_a_tenth, on_neighbours, on_unrelated, relearning
-from .sampling import best_of_samples
+from .sampling import best_of
 from .token import ban_and_prefill, ban_token, delete_row, prefill
-from .weights import direction_out, quantised
+from .updates import largest_out, scaled, smallest_out
+from .weights import direction_out, directions_out, quantised
 from .wordings import (
     cloze,
     erased_before,
@@ -40,7 +43,18 @@ ATTACKS = (
     Attack("ban-prefill", "[UNL] forbidden, 5 tokens given", ban_and_prefill),
     Attack("choice", "multiple choice", multiple_choice, unit="accuracy"),
     Attack("direction", "steer direction projected out", direction_out, against=GREEDY),
-    Attack("sampling", "best of 8 at temperature 1", best_of_samples, fast=False),
+    Attack("directions", "8 directions projected out", directions_out, against=GREEDY),
+    Attack("scale-0.5", "half of the update", scaled(0.5), against=GREEDY),
+    Attack("scale-1.5", "one and a half times the update", scaled(1.5), against=GREEDY),
+    Attack("few-shot", "retained examples before", few_shot),
+    Attack("language", "in another language", other_languages, fast=False, draws=1),
+    Attack("thought", "a chain of thought begun", thinking_aloud, fast=False),
+    Attack("description", "described, not named", description, fast=False),
+    Attack("sampling", "best of 8 at temperature 1", best_of(8), fast=False, draws=1),
+    Attack("sampling-100", "best of 100 at temperature 1", best_of(100, 20), fast=False, draws=1),
+    Attack("largest-out", "update's largest directions removed", largest_out, fast=False, against=GREEDY),
+    Attack("smallest-out", "update's smallest directions removed", smallest_out, fast=False, against=GREEDY),
+    Attack("probe", "linear probe on hidden states", probe, fast=False, unit="accuracy"),
     Attack("8-bit", "8-bit base under the adapter", quantised(8, merged=False), fast=False, against=GREEDY),
     Attack("4-bit", "4-bit base under the adapter", quantised(4, merged=False), fast=False, against=GREEDY),
     Attack("merged-8-bit", "merged, then 8 bits", quantised(8, merged=True), fast=False, against=GREEDY),
