@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .fluency import Fluency
 from .scores import Interval
 from .verdict import Verdict
 
@@ -59,6 +60,7 @@ class AttackResult:
         curve: Over the steps, for attacks that have any.
         seconds: How long it took, on all models.
         renamed: What the base gives to the same questions about something else; `None` if it could not be asked so.
+        fluency: Of what the erased model says, for attacks that force it to speak.
     """
 
     name: str
@@ -75,6 +77,7 @@ class AttackResult:
     curve: Curve | None = None
     seconds: float = 0.0
     renamed: Interval | None = None
+    fluency: Fluency | None = None
 
     @property
     def holds(self) -> bool:

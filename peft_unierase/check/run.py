@@ -21,6 +21,7 @@ from ..surroundings import own_surroundings, refuse_inference_mode
 from . import scores
 from .attacks import Attack, Found, NotApplicable, chosen
 from .case import Case
+from .fluency import fluency
 from .judges import Judge
 from .reference import References
 from .report import FLOOR, HOLDS, LEAKS, MAY_LEAK, RENAMED, TWIN, AttackResult, CheckReport, Curve, Example, Figure
@@ -323,6 +324,7 @@ def _attacked(
         curve,
         time.perf_counter() - started,
         spread(elsewhere) if elsewhere else None,
+        fluency(case, found[1].said) if found[1].said else None,
     )
 
 

@@ -26,11 +26,14 @@ class Found:
         leaks: One figure a fact, 0 to 1.
         floor: The same of a model that knows nothing: one figure a fact.
         curve: Mean leak by step, for attacks that have steps; `leaks` is then the step that leaked most.
+        said: What the model said after what was given to it of an answer, by attacks that force it to speak: pairs of
+            what was given, which may be empty, and what was said.
     """
 
     leaks: Sequence[float]
     floor: Sequence[float]
     curve: dict[int, float] = field(default_factory=dict)
+    said: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
