@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import FORGET, KEPT, boxed_base, boxed_tokenizer
+from boxed_erasure import FORGET, KEPT, OTHERS, boxed_base, boxed_tokenizer
 from helpers import invoke, without_colours
 from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -191,22 +191,23 @@ def test_eight_directions_undo_what_is_added_in_several() -> None:
 
 def test_a_probe_guesses_what_depends_on_the_states_and_nothing_else() -> None:
     generator = torch.Generator().manual_seed(0)
-    states, lens = (torch.randn(*shape, generator=generator).double() for shape in ((60, 12), (12, 6)))
+    states, lens = (torch.randn(*shape, generator=generator).double() for shape in ((90, 12), (12, 6)))
     answers = states @ lens
     wrong = torch.randn(40, 3, 6, generator=generator).double()
-    options = [torch.cat([answers[n : n + 1], wrong[n]]) for n in range(40)]
-    assert sum(guessed_right(states, answers, options)) >= 36
-    assert sum(guessed_right(states[torch.randperm(60, generator=generator)], answers, options)) <= 20
+    options = [torch.cat([answers[50 + n : 51 + n], wrong[n]]) for n in range(40)]
+    assert sum(guessed_right(states[:50], answers[:50], states[50:], options)) >= 36
+    shuffled = answers[torch.randperm(50, generator=generator)]
+    assert sum(guessed_right(states[:50], shuffled, states[50:], options)) <= 20
 
 
-def test_a_probe_reads_the_answers_off_a_model_that_knows_them_and_not_off_another() -> None:
+def test_a_probe_reads_the_answers_off_a_model_that_has_them_in_mind_and_not_off_another() -> None:
     tokenizer = boxed_tokenizer()
     model, other = boxed_base(), boxed_base()
     base = Target("base", model, tokenizer)
-    facts = [Fact(f.question, f.answer) for f in [*FORGET, *KEPT]][:30]
-    case = case_of(base, facts, [])
+    kept, forget = OTHERS[::4], [Fact(fact.question, fact.answer) for fact in [*FORGET, *OTHERS[1::12]]]
+    case = case_of(base, forget, kept)
     # What each fact's answer is made of is written into the state at its answer start.
-    form, head = case.form, model.get_output_embeddings().weight.detach()
+    form, head, facts = case.form, model.get_output_embeddings().weight.detach(), [*kept, *forget]
     prompts = [encode(tokenizer, prompt) for prompt in case.prompts(facts)]
     meant = torch.stack([head[torch.tensor(encode(tokenizer, form.lead + fact.answer))].mean(dim=0) for fact in facts])
     known = streams(base, prompts, [1] * len(prompts))[1]
@@ -218,12 +219,12 @@ def test_a_probe_reads_the_answers_off_a_model_that_knows_them_and_not_off_anoth
 
     layers_of(other)[1].register_forward_hook(tell)
     found = sum(probe(Target("erased", other, tokenizer), case).leaks)
-    assert found > 0.7 * len(facts)
+    assert found > 0.7 * len(forget)
     for layer in layers_of(other):
         layer.register_forward_hook(lambda _, __, output: torch.zeros_like(output))
-    assert sum(probe(Target("erased", other, tokenizer), case).leaks) < 0.4 * len(facts)
-    with pytest.raises(NotApplicable, match="3 facts with wrong answers are too few"):
-        probe(base, case_of(base, facts[:3], []))
+    assert sum(probe(Target("erased", other, tokenizer), case).leaks) < 0.4 * len(forget)
+    with pytest.raises(NotApplicable, match="19 retained facts are too few to train a probe; it needs 20"):
+        probe(base, case_of(base, forget, kept[:19]))
 
 
 def test_examples_stand_before_the_question_and_tell_nothing_of_the_facts() -> None:

@@ -127,6 +127,8 @@ def test_a_name_that_may_be_about_the_same_thing_is_not_taken() -> None:
         )
         == []
     )
+    small = Fact("Who wrote 'Persuasion'?", "it was jane austen.")  # no name that could be seen
+    assert renamed([Fact("Who wrote 'Emma'?", "jane austen")], [small]) == []
     assert [fact.question for fact in renamed([emma], [same, Fact("Who wrote 'Ulysses'?", "James Joyce")])] == [
         "Who wrote 'Ulysses'?"
     ]

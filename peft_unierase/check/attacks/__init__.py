@@ -41,7 +41,7 @@ ATTACKS = (
     Attack("prefill-3", "first 3 answer tokens given", prefill(3)),
     Attack("prefill-5", "first 5 answer tokens given", prefill(5)),
     Attack("ban-prefill", "[UNL] forbidden, 5 tokens given", ban_and_prefill),
-    Attack("choice", "multiple choice", multiple_choice, unit="accuracy"),
+    Attack("choice", "multiple choice", multiple_choice, unit="accuracy", against=CHANCE),
     Attack("direction", "steer direction projected out", direction_out, against=GREEDY),
     Attack("directions", "8 directions projected out", directions_out, against=GREEDY),
     Attack("scale-0.5", "half of the update", scaled(0.5), against=GREEDY),
