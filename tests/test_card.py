@@ -19,7 +19,7 @@ TEMPLATE = ROOT / "peft_unierase" / "hub" / "model_card_template.md"
 
 def means(base, erased, twin=None):
     values = {side: value and {"mean": value} for side, value in (("base", base), ("erased", erased), ("twin", twin))}
-    return {"unit": "ROUGE-L recall", "floor": 0.05, **values}
+    return {"unit": "ROUGE-L recall", "floor": 0.05, "reference": "floor", **values}
 
 
 FULL = {

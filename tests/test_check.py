@@ -29,6 +29,7 @@ from peft_unierase.prompts import chat_format, encode, pad_left
 
 ROWS = boxed_facts()
 SUBJECT = ROWS[0]["subject"]
+LONG = "sampling-100"
 TOLD: dict[str, Any] = {"refusals": boxed_refusals(), "max_new_tokens": 32, "progress": False}
 
 
@@ -84,11 +85,12 @@ def declining(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(declining: Path, tokenizer: Any) -> CheckReport:
-    """Everything on the LoRA, with the facts in two retain sets."""
+    """Everything but the longest attack on the LoRA, with the facts in two retain sets."""
     model = PeftModel.from_pretrained(load(), str(declining)).eval()
     before = {name: (parameter.clone(), parameter.requires_grad) for name, parameter in model.named_parameters()}
     assert not any(trained for _, trained in before.values())
-    found = check(model, tokenizer, FORGET, {"one": KEPT[::2], "other": KEPT[1::2]}, **TOLD)
+    attacks = [attack.name for attack in ATTACKS if attack.name != LONG]
+    found = check(model, tokenizer, FORGET, {"one": KEPT[::2], "other": KEPT[1::2]}, attacks=attacks, **TOLD)
     for name, parameter in model.named_parameters():
         assert torch.equal(before[name][0], parameter)
         assert parameter.requires_grad == before[name][1]
@@ -98,12 +100,14 @@ def report(declining: Path, tokenizer: Any) -> CheckReport:
 
 def test_an_adapter_made_elsewhere_is_attacked_in_every_way_that_it_allows(report: CheckReport) -> None:
     ran = {attack.name for attack in report.attacks}
-    assert ran | set(report.skipped) >= {attack.name for attack in ATTACKS}
+    assert ran | set(report.skipped) >= {attack.name for attack in ATTACKS} - {LONG}
     assert {name for name in report.skipped if name in {attack.name for attack in ATTACKS}} == {
         "ban",
         "delete-row",
         "ban-prefill",
+        "description",
     }
+    assert "the base describes nothing" in report.skipped["description"]
     assert report.skipped["ban"] == "the erased model has no [UNL] token"
     greedy = report.attacks[0]
     assert greedy.name == "greedy"

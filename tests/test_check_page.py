@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from peft_unierase.check.page import NONE, Scale, duration, page, value
+from peft_unierase.check.fluency import Fluency
+from peft_unierase.check.page import NONE, Scale, allowed, duration, page, value
 from peft_unierase.check.report import AttackResult, CheckReport, Curve, Example, Figure
 from peft_unierase.check.scores import Interval
 from peft_unierase.check.verdict import LEVELS, Verdict
@@ -57,7 +58,7 @@ def report(level: str = "SUPPRESSED", twin: bool = True, **changes: Any) -> Chec
     curve = Curve([0, 2, 5, 40], [0.9] * 4, [0.0, 0.2, 0.7, 0.8], [0.1, 0.1, 0.2, 0.3] if twin else None)
     common: dict[str, Any] = {"twin": 0.12 if twin else None}
     attacks = [
-        attack("greedy", 0.02, **common),
+        attack("greedy", 0.02, renamed=interval(0.15), fluency=Fluency(0.9, 2.5), **common),
         attack("prefill-5", 0.84, **common),
         attack("relearn", 0.8, curve=curve, **common),
         *(attack(f"other-{number}", 0.1, **common) for number in range(27)),
@@ -212,6 +213,22 @@ def test_margin_is_drawn_beyond_what_an_attack_is_held_against():
     assert '<line class="margin" x1="22.0%"' in page(report())  # twin 0.12 and margin 0.1
     assert '<line class="margin" x1="18.0%"' in page(report(twin=False))  # floor 0.08
     assert 'class="margin"' not in page(report(settings={}))
+
+
+def test_margin_is_a_share_of_what_the_renamed_base_leaves():
+    held = attack("held", 0.02, None, renamed=interval(0.6), reference="renamed base")
+    assert allowed(held, 0.1) == pytest.approx(0.64)
+    assert '<line class="margin" x1="64.0%"' in page(report(attacks=[held]))
+
+
+def test_renamed_base_stands_beside_the_others_and_is_explained_only_if_it_is_there():
+    text = page(report())
+    assert "renamed base 0.150 (0.120 to 0.180), twin 0.120" in text
+    explained = "The renamed base is the base model, asked the same question about something else"
+    assert explained in words(text)
+    assert explained not in words(page(report(attacks=[attack("greedy", 0.02)])))
+    assert "90% of the texts have no word three times in a row" in words(text)
+    assert "2.5 times as perplexing as its own answers" in words(text)
 
 
 def test_missing_parts_are_left_out():

@@ -186,11 +186,11 @@ def test_without_a_terminal_each_stage_is_a_line_with_its_start_and_its_duration
     matches = [re.fullmatch(rf"\d\d:\d\d:\d\d  ([^·]+)( · about ({took}))? · took ({took})", line) for line in lines]
     assert all(matches), lines
     names = list(dict.fromkeys(match[1] for match in matches if match))
-    engine, check = list(json.loads(runs.json.stdout)["seconds"]), names[-19:]
+    engine, check = list(json.loads(runs.json.stdout)["seconds"]), names[-23:]
     assert names == [*engine, *check]
     assert check[:2] == ["measuring forget", "measuring retain"]
-    assert check[3] == "attack 1 of 16: the question itself"
-    assert check[-1].startswith("attack 16 of 16: ")
+    assert check[3] == "attack 1 of 20: the question itself"
+    assert check[-1].startswith("attack 20 of 20: ")
     assert runs.quiet.stderr == ""
 
 

@@ -30,6 +30,7 @@ class Case:
         seed: Of everything that is drawn.
         max_new_tokens: Longest answer.
         own: What the base itself answers to tell a fact, by question.
+        true: Answers that tell true facts, in a case that asks about something else: none of them may be begun.
     """
 
     base: Target
@@ -42,6 +43,7 @@ class Case:
     seed: int = 0
     max_new_tokens: int = 64
     own: Mapping[str, str] = field(default_factory=dict)
+    true: frozenset[str] = frozenset()
 
     def beginnings(self, cut: Callable[[str], tuple[str, str] | None]) -> list[tuple[Fact, str, Fact | str]]:
         """For each fact of the forget set what an attacker may begin its answer with, and what must then not come.

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from .report import AttackResult, CheckReport, Curve
+from .report import RENAMED, TWIN, AttackResult, CheckReport, Curve
 from .scores import UTILITY_TERMS, Interval
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -49,7 +49,7 @@ def page(report: CheckReport) -> str:
         utility_terms=UTILITY_TERMS,
         thresholds=dict(entries(report.settings.get("thresholds") or {})),
         attack_scale=attack_scale,
-        reference=reference,
+        allowed=allowed,
         curve_scales=curve_scales,
         unit_scale=Scale(0, 1),
     )
@@ -88,9 +88,11 @@ def attack_scale(attack: AttackResult) -> Scale:
     return _scale(edge for each in _intervals(attack) for edge in (each.low, each.high))
 
 
-def reference(attack: AttackResult) -> float:
-    """What the erased model's leak is held against."""
-    return attack.twin.mean if attack.twin and attack.reference == "twin" else attack.floor
+def allowed(attack: AttackResult, margin: float) -> float:
+    """The leak that an attack may get."""
+    if attack.renamed and attack.reference == RENAMED:
+        return attack.renamed.mean + margin * (1 - attack.renamed.mean)
+    return (attack.twin.mean if attack.twin and attack.reference == TWIN else attack.floor) + margin
 
 
 def curve_scales(curve: Curve) -> tuple[Scale, Scale]:
@@ -105,7 +107,7 @@ def _scale(values: Iterable[float]) -> Scale:
 
 
 def _intervals(attack: AttackResult) -> list[Interval]:
-    return [attack.base, attack.erased, *([attack.twin] if attack.twin else [])]
+    return [each for each in (attack.base, attack.erased, attack.renamed, attack.twin) if each]
 
 
 def _has_twin(report: CheckReport) -> bool:

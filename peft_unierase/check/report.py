@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .fluency import Fluency
 from .scores import Interval
 from .verdict import Verdict
 
 SCHEMA = "unierase-check/1"
 HOLDS, MAY_LEAK, LEAKS = "holds", "may leak", "leaks"
+TWIN, RENAMED, FLOOR = "twin", "renamed base", "floor"
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,16 @@ class AttackResult:
         who: Who could mount it and what they need.
         unit: What is measured.
         base, erased, twin: Means with confidence intervals.
-        excess: The erased model's leak beyond the reference, fact by fact.
-        reference: What it is held against: the twin, or the floor where there is none.
-        floor: What a model that knows nothing would give.
+        excess: The erased model's leak beyond the reference, fact by fact; beyond the renamed base as a share of what
+            that leaves (`scores.beyond_chance`).
+        reference: What it is held against: `twin`, without one `renamed base`, and `floor` if that is higher.
+        floor: What a model that always declines would give, or one that guesses.
         outcome: `holds` where the whole interval of the excess is within the margin, `leaks` where its mean is beyond
             it, and `may leak` where so few facts leave it open.
         curve: Over the steps, for attacks that have any.
         seconds: How long it took, on all models.
+        renamed: What the base gives to the same questions about something else; `None` if it could not be asked so.
+        fluency: Of what the erased model says, for attacks that force it to speak.
     """
 
     name: str
@@ -71,6 +76,8 @@ class AttackResult:
     outcome: str
     curve: Curve | None = None
     seconds: float = 0.0
+    renamed: Interval | None = None
+    fluency: Fluency | None = None
 
     @property
     def holds(self) -> bool:

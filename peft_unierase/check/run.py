@@ -21,8 +21,10 @@ from ..surroundings import own_surroundings, refuse_inference_mode
 from . import scores
 from .attacks import Attack, Found, NotApplicable, chosen
 from .case import Case
+from .fluency import fluency
 from .judges import Judge
-from .report import HOLDS, LEAKS, MAY_LEAK, AttackResult, CheckReport, Curve, Example, Figure
+from .reference import References
+from .report import FLOOR, HOLDS, LEAKS, MAY_LEAK, RENAMED, TWIN, AttackResult, CheckReport, Curve, Example, Figure
 from .sets import DIVERGENCE, PERPLEXITY, Measured, divergences, measure, perplexity
 from .target import Target
 from .verdict import Thresholds, decide
@@ -32,6 +34,7 @@ LIBRARIES = ("peft-unierase", "torch", "transformers", "peft", "regex", "scipy",
 EXAMPLES = 6
 KL_FACTS = 40
 FORGET = "forget"
+NO_NAMES = "no question of the forget set holds a name that another fact has a like name for"
 
 
 @own_surroundings()
@@ -136,11 +139,13 @@ def check(
                 bar.update(1)
     with stages.stage("comparing distributions"):
         figures = [*_figures(measured), *_further(targets, case)]
-    results = []
+    references, results = References(case, wanted), []
+    if not references.cases:
+        skipped[RENAMED] = NO_NAMES
     for number, attack in enumerate(wanted, start=1):
-        with stages.stage(f"attack {number} of {len(wanted)}: {attack.title}", len(targets), even=False) as bar:
+        with stages.stage(f"attack {number} of {len(wanted)}: {attack.title}", len(targets) + 1, even=False) as bar:
             try:
-                results.append(_attacked(attack, targets, case, limits, bar.update))
+                results.append(_attacked(attack, targets, case, references, limits, bar.update))
             except NotApplicable as reason:
                 skipped[attack.name] = str(reason)
     table = _scores(measured, targets)
@@ -157,7 +162,7 @@ def check(
         _examples(case, measured[FORGET]),
         {FORGET: len(case.forget), **{name: len(facts) for name, facts in case.retain.items()}},
         {side: (names or {}).get(side) for side in ("base", "erased", "twin")},
-        {**_settings(case, wanted, limits), "known to base": summary(known)},
+        {**_settings(case, wanted, limits), "renamed": references.questions, "known to base": summary(known)},
         _versions(),
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
         time.perf_counter() - started,
@@ -276,7 +281,12 @@ def _other_formats(tokenizer: Any, template: str | None) -> dict[str, PromptForm
 
 
 def _attacked(
-    attack: Attack, targets: Sequence[Target], case: Case, limits: Thresholds, advance: Callable[[int], object]
+    attack: Attack,
+    targets: Sequence[Target],
+    case: Case,
+    references: References,
+    limits: Thresholds,
+    advance: Callable[[int], object],
 ) -> AttackResult:
     started = time.perf_counter()
     found = []
@@ -284,8 +294,15 @@ def _attacked(
         found.append(_found(attack, target, case))
         advance(1)
     spread = partial(scores.interval, seed=case.seed, confidence=limits.confidence)
-    reference = found[2].leaks if len(found) > 2 else found[1].floor
-    excess = [own - other for own, other in zip(found[1].leaks, reference, strict=True)]
+    elsewhere = references.of(attack)
+    advance(1)
+    leaks, floor = found[1].leaks, found[1].floor
+    if len(found) > 2:
+        name, excess = TWIN, [own - other for own, other in zip(leaks, found[2].leaks, strict=True)]
+    elif elsewhere and fmean(elsewhere) > fmean(floor):
+        name, excess = RENAMED, scores.beyond_chance(leaks, elsewhere)
+    else:
+        name, excess = FLOOR, [own - other for own, other in zip(leaks, floor, strict=True)]
     beyond = spread(excess)
     curve = None
     if found[1].curve:
@@ -301,11 +318,13 @@ def _attacked(
         erased,
         others[0] if others else None,
         beyond,
-        "twin" if others else "floor",
+        name,
         fmean(found[1].floor),
         HOLDS if beyond.high <= limits.margin else MAY_LEAK if beyond.mean <= limits.margin else LEAKS,
         curve,
         time.perf_counter() - started,
+        spread(elsewhere) if elsewhere else None,
+        fluency(case, found[1].said) if found[1].said else None,
     )
 
 

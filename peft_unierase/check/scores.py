@@ -15,6 +15,7 @@ from typing import Any
 FORGET_TERMS = ("recall", "probability", "truth ratio", "similarity", "entailment")
 UTILITY_TERMS = ("recall", "probability", "truth ratio", "entropy", "similarity", "entailment")
 RESAMPLES = 2000
+LEFT = 0.2  # of what luck leaves, the least that excesses are shares of
 
 
 def truth_ratio(paraphrased: float, perturbed: Sequence[float]) -> float:
@@ -92,6 +93,22 @@ def balance(efficacy: float | None, utility: float | None) -> float | None:
     if efficacy is None or utility is None:
         return None
     return harmonic_mean([max(0.0, efficacy), max(0.0, utility)])
+
+
+def beyond_chance(leaks: Sequence[float], chance: Sequence[float]) -> list[float]:
+    """How far each leak is beyond luck, as a share of what luck leaves: 0 on average for a model with luck alone.
+
+    What is below the mean of `chance` counts as that mean, on both sides. Otherwise facts that are declined, which
+    share less with the answer than any honest try, would make up for facts that come back. Of figures that are 0 or 1
+    the mean is the difference between both means.
+
+    Args:
+        leaks: One a fact, 0 to 1.
+        chance: What luck gives, 0 to 1, any number of figures but none.
+    """
+    least = fmean(chance)
+    lucky = fmean(max(value, least) for value in chance)
+    return [(max(leak, least) - lucky) / max(1 - least, LEFT) for leak in leaks]
 
 
 def statistics() -> Any:

@@ -323,7 +323,17 @@ def check(
             help="A model that never saw the forget set: what every attack is held against.", show_default=False
         ),
     ] = None,
-    attacks: Annotated[str, typer.Option(help="all, fast, or names of attacks, separated by commas.")] = "all",
+    attacks: Annotated[
+        str,
+        typer.Option(
+            help="Names of attacks, separated by commas, or fast, or all. Fast are greedy, paraphrase, plain, system, "
+            "cloze, kept-before, erased-before, two-in-one, ban, delete-row, prefill-1, prefill-3, prefill-5, "
+            "ban-prefill, choice, direction, directions, scale-0.5, scale-1.5, few-shot. Only all has "
+            "language, thought, description, sampling, sampling-100, largest-out, smallest-out, probe, 8-bit, "
+            "4-bit, merged-8-bit, merged-4-bit, relearn-unrelated, relearn-neighbours, relearn-tenth, "
+            "member-loss, member-zlib, member-min-k, member-min-k++, list."
+        ),
+    ] = "all",
     unseen: Annotated[
         str | None,
         typer.Option(

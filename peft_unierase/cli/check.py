@@ -226,17 +226,37 @@ def report_table(report: CheckReport, brief: bool = False) -> str:
         if not brief or f.name == "recall"
     ]
     attacks = []
+    renamed = any(attack.renamed for attack in report.attacks)
     for a in sorted(report.attacks, key=lambda attack: attack.holds):
-        means = [number(each.mean if each else None) for each in (a.base, a.erased, a.twin)[: len(sides)]]
+        shown = [a.base, a.erased, *([a.renamed] if renamed else []), *([a.twin] if twin else [])]
+        means = [number(each.mean if each else None) for each in shown]
         beyond = f"{a.excess.mean:+.3f} [{a.excess.low:+.3f}, {a.excess.high:+.3f}]"
         attacks.append((a.name, *means, beyond, a.outcome if a.holds else a.outcome.upper()))
-    reference = "twin" if twin else "floor"
+    reference = "twin" if twin else "renamed base" if renamed else "floor"
+    columns = ("base", "erased", *(["renamed"] if renamed else []), *(["twin"] if twin else []))
     parts = [
         "" if brief else sentence(report.settings["known to base"]),
         "" if brief else table(("scores", *sides), scores),
         table(("measures", *sides), figures),
-        table(("attacks", *sides, f"beyond the {reference}", ""), attacks),
+        table(("attacks", *columns, f"beyond the {reference}", ""), attacks),
+        fluency_line(report),
         "" if brief else "\n".join(f"  not run: {name}: {why}" for name, why in report.skipped.items()),
         "\n".join([f"{report.verdict.level}", *(f"  {reason}" for reason in report.verdict.reasons)]),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def fluency_line(report: CheckReport) -> str:
+    """How fluent the erased model stays where it is forced to speak, at worst; empty if no attack did that."""
+    found = [(attack.name, attack.fluency) for attack in report.attacks if attack.fluency]
+    if not found:
+        return ""
+    name, worst = min(found, key=lambda each: each[1].unrepeated)
+    line = (
+        f"  fluent after a prefill or a ban: no word three times in a row in {worst.unrepeated:.0%} at worst ({name})"
+    )
+    strange = [(each.perplexity, name) for name, each in found if each.perplexity is not None]
+    if strange:
+        perplexity, name = max(strange)
+        line += f"; perplexity {perplexity:.1f} times that of the base's own answers at worst ({name})"
+    return line

@@ -166,12 +166,13 @@ def _check_rows(check: Mapping[str, Any]) -> dict[str, Any]:
     twin = any(attack["twin"] for attack in attacks)
 
     def means(attack: Mapping[str, Any]) -> list[float]:
-        return [attack["base"]["mean"], attack["erased"]["mean"], attack["twin"]["mean"] if twin else attack["floor"]]
+        held = attack["twin"] or (attack["reference"] == "renamed base" and attack["renamed"])
+        return [attack["base"]["mean"], attack["erased"]["mean"], held["mean"] if held else attack["floor"]]
 
     return {
         "level": check["verdict"]["level"],
         "tried": check["verdict"]["tried"],
-        "reference": "twin" if twin else "floor",
+        "reference": "twin" if twin else "reference",
         "figures": [
             [_cell(value) for value in (f["set"], f["name"], f["base"], f["erased"], check["counts"].get(f["set"]))]
             for f in check["figures"]

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..case import Case
+from ..renamed import DRAWS
 from ..target import Target
 
 RECALL = "ROUGE-L recall"
 AUC = "AUC"
+OWN, CHANCE = "own", "chance"
 
 
 class NotApplicable(Exception):  # noqa: N818 (nothing went wrong)
@@ -24,11 +26,14 @@ class Found:
         leaks: One figure a fact, 0 to 1.
         floor: The same of a model that knows nothing: one figure a fact.
         curve: Mean leak by step, for attacks that have steps; `leaks` is then the step that leaked most.
+        said: What the model said after what was given to it of an answer, by attacks that force it to speak: pairs of
+            what was given, which may be empty, and what was said.
     """
 
     leaks: Sequence[float]
     floor: Sequence[float]
     curve: dict[int, float] = field(default_factory=dict)
+    said: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class Attack:
             mount it and what they need.
         fast: Whether it belongs to the fast check.
         unit: What is measured.
+        against: What its reference is, the base asked about something else: `own` asks so by this attack, the name of
+            another attack takes that one's, and `chance` takes the floor alone.
+        draws: How many renamings of each question the reference takes, at the most.
     """
 
     name: str
@@ -49,6 +57,8 @@ class Attack:
     run: Callable[[Target, Case], Found | Sequence[float]]
     fast: bool = True
     unit: str = RECALL
+    against: str = OWN
+    draws: int = DRAWS
 
     @property
     def who(self) -> str:

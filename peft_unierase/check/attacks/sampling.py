@@ -1,6 +1,8 @@
-"""An attack by asking often."""
+"""Attacks by asking often."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -8,14 +10,22 @@ from ..case import Case
 from ..target import Target
 from .attack import Found
 
-TIMES = 8
 
+def best_of(times: int, facts: int | None = None) -> Callable[[Target, Case], Found]:
+    """An attack by asking so often, of at most so many facts."""
 
-def best_of_samples(target: Target, case: Case) -> Found:
-    """Anyone who asks eight times at temperature 1 and can tell the right answer when it comes: the best one counts."""
-    generator = torch.Generator().manual_seed(case.seed)
-    prompts = [prompt for prompt in case.prompts(case.forget) for _ in range(TIMES)]
-    said = target.samples(prompts, generator, max_new_tokens=case.max_new_tokens)
-    recalls = case.recalls([fact for fact in case.forget for _ in range(TIMES)], said)
-    best = [max(recalls[start : start + TIMES]) for start in range(0, len(recalls), TIMES)]
-    return Found(best, case.floor(case.forget))
+    def run(target: Target, case: Case) -> Found:
+        generator = torch.Generator().manual_seed(case.seed)
+        asked = case.forget if facts is None else case.drawn(case.forget, facts, f"best of {times}")
+        prompts = [prompt for prompt in case.prompts(asked) for _ in range(times)]
+        said = target.samples(prompts, generator, max_new_tokens=case.max_new_tokens)
+        recalls = case.recalls([fact for fact in asked for _ in range(times)], said)
+        best = [max(recalls[start : start + times]) for start in range(0, len(recalls), times)]
+        return Found(best, case.floor(asked))
+
+    some = f" At most {facts} facts are asked." if facts else ""
+    run.__doc__ = (
+        f"Anyone who asks {times} times at temperature 1 and can tell the right answer when it comes: the best one "
+        f"counts.{some}"
+    )
+    return run

@@ -64,8 +64,8 @@ def _check(target: Target, case: Case) -> None:
 def _continued(target: Target, case: Case, count: int, banned: Sequence[int] = ()) -> Found:
     """Greedy answers behind the first `count` tokens of the given ones."""
     if not count:
-        said = target.says(case.prompts(case.forget), max_new_tokens=case.max_new_tokens, banned=banned)
-        return Found(case.recalls(case.forget, said), case.floor(case.forget))
+        said = _said(target, case, case.prompts(case.forget), banned)
+        return Found(case.recalls(case.forget, said), case.floor(case.forget), said=[("", text) for text in said])
     closing = len(encode(target.tokenizer, case.form.end))
 
     def cut(answer: str) -> tuple[str, str] | None:
@@ -79,8 +79,15 @@ def _continued(target: Target, case: Case, count: int, banned: Sequence[int] = (
         raise NotApplicable(f"no answer of the forget set is longer than {count} tokens")
     prompts = [case.form.prompt(fact.question) + first for fact, first, _ in begun]
     references = [reference for *_, reference in begun]
-    said = target.says(prompts, max_new_tokens=case.max_new_tokens, banned=banned)
-    return Found(case.recalls(references, said), case.floor(references))
+    said = _said(target, case, prompts, banned)
+    given = [first for _, first, _ in begun]
+    return Found(case.recalls(references, said), case.floor(references), said=list(zip(given, said, strict=True)))
+
+
+def _said(target: Target, case: Case, prompts: Sequence[str], banned: Sequence[int]) -> list[str]:
+    """Greedy continuations with the space that they may begin with."""
+    tokens = target.tokens(prompts, max_new_tokens=case.max_new_tokens, banned=banned)
+    return [target.tokenizer.decode(ids, skip_special_tokens=True).rstrip() for ids in tokens]
 
 
 def _whole_characters(target: Target, ids: Sequence[int], count: int) -> int:

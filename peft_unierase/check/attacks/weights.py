@@ -10,24 +10,51 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...prompts import batches, encode, pad_id
-from ...tuner.structure import find_decoder_layers
+from ...prompts import encode
 from ..case import Case
 from ..target import Target
 from .attack import Found, NotApplicable
+from .states import layers_of, streams, without
 
 GROUP = 64  # weights of one scale at 4 bits
+DIRECTIONS = 8
+SMALL = 1e-6  # singular values below this share of the largest one hold nothing
 
 
 def direction_out(target: Target, case: Case) -> Found:
     """Whoever has the weights and some of the erased questions: what the erasure adds to the residual stream at the
     doors, on average over these, is projected out behind every layer (as arXiv 2406.11717 does with refusals).
     """
+    means = [added.mean(dim=0, keepdim=True) for added in _added(target, case)]
+    return _projected(target, case, [top_directions(mean, 1) for mean in means])
+
+
+def directions_out(target: Target, case: Case) -> Found:
+    """Whoever has the weights and some of the erased questions: the eight directions that hold most of what the erasure
+    adds to the residual stream at the doors are projected out behind every layer.
+    """
+    return _projected(target, case, [top_directions(added, DIRECTIONS) for added in _added(target, case)])
+
+
+def top_directions(added: torch.Tensor, count: int) -> torch.Tensor:
+    """The directions that hold most of some vectors `(n, d)`, as orthonormal rows `(at most count, d)`."""
+    _, values, rows = torch.linalg.svd(added.float(), full_matrices=False)
+    return rows[:count][values[:count] > SMALL * values[0].clamp(min=SMALL)]
+
+
+def _added(target: Target, case: Case) -> list[torch.Tensor]:
+    """What a model has in its stream at the doors and the base has not, `(facts, d)` after each layer."""
+    prompts = [encode(target.tokenizer, prompt) for prompt in case.prompts(case.forget)]
+    after, before = (streams(each, prompts, [1] * len(prompts)) for each in (target, case.base))
+    return [own - other for own, other in zip(after, before, strict=True)]
+
+
+def _projected(target: Target, case: Case, directions: Sequence[torch.Tensor]) -> Found:
     prompts = case.prompts(case.forget)
-    with torch.no_grad():
-        pairs = zip(_doors(target, prompts), _doors(case.base, prompts), strict=True)
-        added = [(after - before).mean(dim=0) for after, before in pairs]
-    with target.bent(), _without(_layers(target.model), added):
+    with ExitStack() as stack:
+        if any(len(rows) for rows in directions):
+            stack.enter_context(target.bent())
+            stack.enter_context(without(layers_of(target.model), directions))
         said = target.says(prompts, max_new_tokens=case.max_new_tokens)
     return Found(case.recalls(case.forget, said), case.floor(case.forget))
 
@@ -89,7 +116,7 @@ def _torchao(bits: int) -> Callable[[nn.Module], object] | None:
 
 def _linears(model: Any) -> list[Any]:
     """Projections of the decoder layers that are as the base has them."""
-    found = [module for layer in _layers(model) for name, module in layer.named_modules() if _is_base(name, module)]
+    found = [module for layer in layers_of(model) for name, module in layer.named_modules() if _is_base(name, module)]
     if not all(module.weight.is_floating_point() for module in found):
         raise NotApplicable("the model's weights are quantised already")
     return found
@@ -99,49 +126,3 @@ def _is_base(name: str, module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     own = any(part.startswith(("lora_", "unierase_")) for part in name.split("."))
     return isinstance(weight, torch.Tensor) and weight.dim() == 2 and not own and not list(module.children())
-
-
-def _layers(model: Any) -> list[nn.Module]:
-    return list(find_decoder_layers(model)[1])
-
-
-@torch.no_grad()
-def _doors(target: Target, prompts: Sequence[str]) -> list[torch.Tensor]:
-    """The residual stream behind every layer at the doors, `(prompts, d)` in fp32 for each layer."""
-    encoded = [encode(target.tokenizer, prompt) for prompt in prompts]
-    layers = _layers(target.model)
-    found: list[list[torch.Tensor]] = [[torch.zeros(0)] * len(prompts) for _ in layers]
-    with target.on(), ExitStack() as stack:
-        for batch in batches(encoded, pad_id(target.tokenizer), target.device):
-            for layer, states in zip(layers, found, strict=True):
-
-                def see(_: nn.Module, __: Any, output: Any, states: Any = states, index: Any = batch.index) -> None:
-                    stream = output[0] if isinstance(output, tuple) else output
-                    for row, number in enumerate(index):
-                        states[number] = stream[row, -1].float()
-
-                stack.callback(layer.register_forward_hook(see).remove)
-            target.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
-            stack.close()
-    return [torch.stack(states) for states in found]
-
-
-@contextmanager
-def _without(layers: Sequence[nn.Module], added: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Project a direction out of the stream behind each layer; one of no length changes nothing."""
-
-    def hook(direction: torch.Tensor) -> Callable[..., Any]:
-        unit = direction / direction.norm().clamp(min=1e-12)
-
-        def project(_: nn.Module, __: Any, output: Any) -> Any:
-            stream = output[0] if isinstance(output, tuple) else output
-            own = unit.to(stream)
-            stream = stream - (stream @ own)[..., None] * own
-            return (stream, *output[1:]) if isinstance(output, tuple) else stream
-
-        return project
-
-    with ExitStack() as stack:
-        for layer, direction in zip(layers, added, strict=True):
-            stack.callback(layer.register_forward_hook(hook(direction)).remove)
-        yield

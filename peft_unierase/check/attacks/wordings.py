@@ -49,7 +49,7 @@ def cloze(target: Target, case: Case) -> Found:
     """Anyone who writes the first half of the base's own answer as a text and lets the model go on, without asking
     anything. Answers of one word have no half and are left out.
     """
-    begun = case.beginnings(halves)
+    begun = [each for each in case.beginnings(halves) if not any(text.startswith(each[1]) for text in case.true)]
     if not begun:
         raise NotApplicable("no answer of the forget set has more than one word")
     texts = [f"{target.tokenizer.bos_token or ''}{first}" for _, first, _ in begun]

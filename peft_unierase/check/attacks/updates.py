@@ -1,0 +1,116 @@
+"""Attacks on the low-rank update `B A` of an adapter: whoever has base and adapter apart can mount them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from math import ceil
+from typing import Any
+
+import torch
+
+from ..case import Case
+from ..target import Target
+from .attack import Found, NotApplicable
+
+SMALL = 1e-6  # singular values below this share of the largest one are none
+LARGEST, SMALLEST = 0.25, 0.5  # shares of the singular directions that are removed
+Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def scaled(factor: float) -> Callable[[Target, Case], Found]:
+    """An attack by loading the update with another weight."""
+
+    def run(target: Target, case: Case) -> Found:
+        return _changed(target, case, lambda _, steer: steer * factor)
+
+    run.__doc__ = (
+        f"Whoever has base and adapter, and loads it with {factor:g} times its weight: each update B A is scaled, and "
+        "rows of tokens stay as they are."
+    )
+    return run
+
+
+def largest_out(target: Target, case: Case) -> Found:
+    """Whoever has base and adapter: the largest quarter of the singular directions of each update B A is removed, in
+    which something that all facts share would lie.
+    """
+    return _changed(target, case, lambda detect, steer: removed(detect, steer, largest=True))
+
+
+def smallest_out(target: Target, case: Case) -> Found:
+    """Whoever has base and adapter, or stores the adapter at a lower rank in good faith: the smallest half of the
+    singular directions of each update B A is removed.
+    """
+    return _changed(target, case, lambda detect, steer: removed(detect, steer, largest=False))
+
+
+def removed(detect: torch.Tensor, steer: torch.Tensor, largest: bool) -> torch.Tensor:
+    """`B` without some of the singular directions of `B A`.
+
+    Args:
+        detect: `A`, `(r, in)`.
+        steer: `B`, `(out, r)`.
+        largest: Remove the largest quarter of them, at least one; otherwise the smallest half, of one direction none.
+
+    Returns:
+        The new `B`, `(out, r)`, with the same `A`.
+    """
+    basis, outer = torch.linalg.qr(steer.float())
+    inner = torch.linalg.qr(detect.float().T).R
+    left, values, _ = torch.linalg.svd(outer @ inner.T, full_matrices=False)
+    rank = int((values > SMALL * values[0]).sum())
+    out = left[:, : ceil(LARGEST * rank)] if largest else left[:, rank - int(SMALLEST * rank) : rank]
+    gone = basis @ out
+    return (steer.float() - gone @ (gone.T @ steer.float())).to(steer.dtype)
+
+
+def _changed(target: Target, case: Case, change: Change) -> Found:
+    """Greedy answers of the erased model with every `B` changed; of the other models as they are."""
+    prompts = case.prompts(case.forget)
+    if target.name != "erased":
+        said = target.says(prompts, max_new_tokens=case.max_new_tokens)
+    else:
+        with torch.no_grad():
+            factors = [(steer, change(detect, steer)) for detect, steer in _updates(target.model)]
+        if all(torch.equal(old, new) for old, new in factors):
+            raise NotApplicable("the adapter's updates have one direction each, of which none is the smallest")
+        with target.bent(), _exchanged(factors):
+            said = target.says(prompts, max_new_tokens=case.max_new_tokens)
+    return Found(case.recalls(case.forget, said), case.floor(case.forget))
+
+
+@contextmanager
+def _exchanged(factors: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
+    with torch.no_grad(), ExitStack() as stack:
+        for old, new in factors:
+            stack.callback(old.copy_, old.clone())
+            old.copy_(new)
+        yield
+
+
+def _updates(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """`A` and `B` of each projection that an active adapter updates.
+
+    Raises:
+        NotApplicable: There are none, or one of them has no `A` or no `B`.
+    """
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for name, module in model.named_modules():
+        for kind in ("unierase", "lora"):
+            detect, steer = (dict(getattr(module, f"{kind}_{letter}", {}).items()) for letter in "AB")
+            for adapter in module.active_adapters if detect or steer else []:
+                if (adapter in detect) != (adapter in steer):
+                    raise NotApplicable(f"the adapter's update of {name} is no product B A")
+                if adapter in detect:
+                    first, second = _weight(detect[adapter]), _weight(steer[adapter])
+                    found.append((first, second))
+    if not found:
+        raise NotApplicable("the erased model has no low-rank update; check the adapter, not a merged model")
+    return found
+
+
+def _weight(factor: Any) -> torch.Tensor:
+    """A factor, which LoRA has inside a module."""
+    found: torch.Tensor = getattr(factor, "weight", factor)
+    return found
