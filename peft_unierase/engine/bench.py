@@ -39,6 +39,7 @@ class Bench:
         names: Names of the edited projections.
         spare: Where [UNL] sits.
         forget: What must go.
+        around: Those of which it is not sure.
         knowledge: What the base says of each of these facts.
         reworded: Forget facts as the base asked itself for them, with its answers.
         retain: What was given as a sample of what must stay.
@@ -66,6 +67,7 @@ class Bench:
     retain: list[Fact]
     sampled: list[Fact] = field(default_factory=list)
     near: list[Fact] = field(default_factory=list)
+    around: list[Fact] = field(default_factory=list)
     knowledge: list[Knowledge] = field(default_factory=list)
     reworded: list[Fact] = field(default_factory=list)
     known: dict[str, Any] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class Bench:
     @property
     def kept(self) -> list[Fact]:
         """All retain facts, given ones first."""
-        return self.retain + self.sampled + self.near
+        return self.retain + self.sampled + self.near + self.around
 
     def once(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """What a stage gives: from `work`, or from a run that was interrupted behind it.

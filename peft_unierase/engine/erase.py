@@ -53,6 +53,7 @@ from .spare_row import add_to_tokenizer, find_spare_rows, resize_vocabulary
 from .unchanged import unchanged_on_failure
 
 RECIPES: dict[str, type[DistillSettings] | type[PaperSettings]] = {"distill": DistillSettings, "paper": PaperSettings}
+AROUND = 160  # neighbours of which the base is not sure
 
 
 def erase(
@@ -140,9 +141,9 @@ def erase(
     check_facts(forget, retain)
     plan = plan_scope(scope, forget, retain) if scope else None
     if isinstance(settings, DistillSettings):
-        whole, share = True, (settings.first, settings.last)
+        whole, share = settings.modules, (settings.first, settings.last)
     else:
-        whole, share = False, None
+        whole, share = 1, None
     stack, indices, names = choose_sites(model, layers, target_modules, whole, share)
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
@@ -189,7 +190,7 @@ def erase(
         bench.retain = _as_now(bench, retain)
         scoped = _find_retain_data(bench, plan, settings.sample_count(len(forget)), samples_cache, samples_in)
         if samples_out:
-            write_samples(Path(samples_out), Samples(bench.sampled, bench.near))
+            write_samples(Path(samples_out), Samples(bench.sampled, bench.near + bench.around))
         if not bench.kept:
             raise ValueError(
                 "there is no retain data: none was given and the base asked itself nothing usable; pass retain facts "
@@ -228,7 +229,7 @@ def erase(
         len(forget),
         len(retain),
         len(bench.sampled),
-        len(bench.near),
+        len(bench.near) + len(bench.around),
         bench.known,
         outcome,
         dict(bench.stages.seconds),
@@ -379,7 +380,7 @@ def _find_retain_data(
         # These are not written down: they begin as the forget questions do.
         near = Neighbours(_apart(_as_now(bench, given.near), bench.forget)) if given else _near(bench)
         bench.near = _usable(bench, near.known)
-        bench.sampled += _usable(bench, near.others)
+        bench.around = _usable(bench, near.others)[:AROUND]
         bench.reworded = near.reworded
         if not bench.near:
             warnings.warn(

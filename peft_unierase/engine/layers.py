@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..tuner.structure import find_decoder_layers, find_down_projections, find_mlp_projections, projection_shape
+from ..tuner.structure import find_decoder_layers, find_mlp_projections, projection_shape
 from .paper import early_layers
 
 
@@ -21,7 +21,7 @@ def choose_sites(
     model: nn.Module,
     layers: Sequence[int] | None = None,
     target_modules: Sequence[str] | None = None,
-    whole: bool = True,
+    modules: int = 3,
     share: tuple[float, float] | None = None,
 ) -> tuple[nn.ModuleList, list[int], list[str]]:
     """The decoder layers, the indices of those to edit, and the names of the projections.
@@ -30,7 +30,7 @@ def choose_sites(
         model: The base.
         layers: Indices to edit instead of the rule's.
         target_modules: Full names of the projections to edit instead of those found by structure.
-        whole: Whether all projections of an MLP are edited, and not the down-projection alone.
+        modules: How many projections of an MLP are edited, counted from its end: 1 for the down-projection alone.
         share: The layers to edit, as shares of the depth; `None` for those of recipe `paper`.
 
     Raises:
@@ -41,9 +41,9 @@ def choose_sites(
     if target_modules is not None:
         if layers is not None:
             raise ValueError("give either layers or target_modules, not both")
-        chosen = _by_name(model, prefix, target_modules, whole)
+        chosen = _by_name(model, prefix, target_modules, modules > 1)
     else:
-        found = find_mlp_projections(model) if whole else [[name] for name in find_down_projections(model)]
+        found = [names[-modules:] for names in find_mlp_projections(model)]
         indices = share_of_layers(len(found), *share) if share else early_layers(len(found))
         if layers is not None:
             indices = sorted(set(layers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,11 @@ import torch
 
 from ...decoding import WORTH_SHARING, keeps_all
 from ...prompts import pad_left
+from ..bench import Bench
+from .settings import DistillSettings
 from .texts import Text, divergences
 
+CLIP = 1.0  # norm of a step's gradient, at the most
 BANNED = -1e4  # a logit that nothing is predicted with
 
 
@@ -75,6 +78,69 @@ def descend(
             part = dealt[number][1]
             means[part.name] += value / part.deck.each
     return means
+
+
+class Whitened:
+    """AdamW on an erasure's parameters, the updates' `A` in whitened coordinates.
+
+    Args:
+        bench: With the adapter in place.
+        coordinates: `P (in, in)` of each update: it is `A' P`, and `A'` is what is trained.
+        settings: Rates.
+    """
+
+    def __init__(self, bench: Bench, coordinates: Sequence[torch.Tensor], settings: DistillSettings) -> None:
+        self.coordinates = coordinates
+        self.factors = [a for _, a, _ in bench.updates()]
+        self.inner = []
+        for a, p in zip(self.factors, coordinates, strict=True):
+            drawn = torch.randn(a.shape, generator=bench.generator).to(a.device) / a.shape[1] ** 0.5
+            self.inner.append(drawn.requires_grad_())
+            a.data = drawn.detach() @ p
+        others = [b for _, _, b in bench.updates()]
+        for part in (*self.factors, *others, *bench.rows()):
+            part.requires_grad_(True)
+        groups = [
+            {"params": [*self.inner, *others], "highest": settings.learning_rate},
+            {"params": list(bench.rows()), "highest": settings.row_learning_rate},
+        ]
+        self.adam = torch.optim.AdamW(groups, weight_decay=0.0)
+
+    def start(self, rate: float) -> None:
+        """Begin a step at this share of the highest rates."""
+        for group in self.adam.param_groups:
+            group["lr"] = group["highest"] * rate
+        self.adam.zero_grad()
+        for a in self.factors:
+            a.grad = None
+
+    def step(self) -> None:
+        """Do it, with what the model's parameters have as their gradients."""
+        for inner, a, p in zip(self.inner, self.factors, self.coordinates, strict=True):
+            assert a.grad is not None
+            inner.grad = a.grad @ p.T
+        torch.nn.utils.clip_grad_norm_([p for group in self.adam.param_groups for p in group["params"]], CLIP)
+        self.adam.step()
+        for inner, a, p in zip(self.inner, self.factors, self.coordinates, strict=True):
+            a.data = inner.detach() @ p
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps of it."""
+        held = {f"inner.{number}": inner.detach() for number, inner in enumerate(self.inner)}
+        for number, found in self.adam.state_dict()["state"].items():
+            held |= {f"adam.{number}.{name}": value for name, value in found.items()}
+        return held
+
+    def take_up(self, held: Mapping[str, Any]) -> None:
+        """Be where a checkpoint was made."""
+        found: dict[int, dict[str, Any]] = {}
+        for key, value in held.items():
+            kind, *rest = key.split(".")
+            if kind == "inner":
+                self.inner[int(rest[0])].data = value.to(self.inner[int(rest[0])])
+            elif kind == "adam":
+                found.setdefault(int(rest[0]), {})[rest[1]] = value
+        self.adam.load_state_dict({"state": found, "param_groups": self.adam.state_dict()["param_groups"]})
 
 
 def losses(model: Any, texts: Sequence[Text], token_id: int, pad: int, device: torch.device) -> torch.Tensor:

@@ -26,6 +26,24 @@ def change(inputs: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tens
     return ((a @ inputs @ a.T) * (b.T @ b)).sum()
 
 
+def whitening(inputs: torch.Tensor, floor: float) -> torch.Tensor:
+    """`P (in, in)` for which `P x` is as loud in every direction on retained texts, up to a floor.
+
+    An update `B A P` trained in `A` goes first where retained texts are quiet (CIR and RepSelect, arXiv 2509.11816 and
+    2606.17168, as a fixed change of coordinates). Folded, `A P` is a stock low-rank factor.
+
+    Args:
+        inputs: As [`Moments.inputs`] gives it, `(in, in)`.
+        floor: Energy that is added in every direction, in shares of the mean.
+    """
+    width = len(inputs)
+    mean = inputs.diagonal().mean()
+    lower = torch.linalg.cholesky((inputs / mean + floor * torch.eye(width, device=inputs.device)).double())
+    p = torch.linalg.solve_triangular(lower, torch.eye(width, dtype=lower.dtype, device=lower.device), upper=False)
+    written = ((p.float() @ inputs / mean) * p.float()).sum() / width
+    return p.float() / written.sqrt()
+
+
 class Moments:
     """Second moments of what modules read, over the energy of what they write, summed up pass by pass.
 

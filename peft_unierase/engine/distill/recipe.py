@@ -24,8 +24,8 @@ from ...text import normal, sentences
 from ...text.normal import WORD
 from ..bench import Bench
 from ..earlier import switched_off
-from .fit import Deck, Part, descend, losses, rate
-from .moments import Moments, change
+from .fit import Deck, Part, Whitened, descend, losses, rate
+from .moments import Moments, change, whitening
 from .renaming import Renaming, renamed
 from .settings import DistillSettings
 from .teacher import Asked, taught
@@ -35,7 +35,6 @@ ANSWER = 40  # tokens of a retained answer that are held
 COUNTERFACTUAL = 24  # tokens of an answer to a renamed question
 SOME = 4  # forget prompts at which refusals are compared
 CHUNK = 20  # steps that a checkpoint keeps together
-CLIP = 1.0  # norm of a step's gradient, at the most
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,12 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
     bench.start_rows()
     steps = settings.step_count(len(bench.forget))
     measured: dict[str, float] = {}
-    optimizer = _optimizer(bench, settings)
+    optimizer = Whitened(bench, [whitening(moment, settings.floor) for moment in moments], settings)
     for start in range(0, steps, CHUNK):
         stop = min(steps, start + CHUNK)
         chunk = partial(_chunk, bench, parts, moments, optimizer, range(start, stop), steps, settings)
         done = bench.once("fitting", chunk)
-        _take_up(optimizer, done)
+        optimizer.take_up(done)
         measured = done["losses"]
     with bench.stages.stage("measuring what is held out"):
         apart = divergence(bench, held)
@@ -121,6 +120,7 @@ def stays(bench: Bench, settings: DistillSettings) -> tuple[list[Text], list[Tex
     And the moments of what the edited modules read there, near neighbours weighing as much as all else.
     """
     near = [fact for number, fact in enumerate(bench.near) if number % settings.held_out]
+    near = [*near, *near, *bench.around]  # what the base knows counts twice
     held = bench.near[:: settings.held_out]
     modules = {name: bench.model.get_submodule(name) for name in bench.names}
     groups = [Moments(modules), Moments(modules)]
@@ -134,59 +134,30 @@ def stays(bench: Bench, settings: DistillSettings) -> tuple[list[Text], list[Tex
     return *texts, [sum(group[name] for group in found) / len(found) for name in bench.names]  # type: ignore[misc]
 
 
-def _optimizer(bench: Bench, settings: DistillSettings) -> torch.optim.AdamW:
-    factors = [part for _, *pair in bench.updates() for part in pair]
-    for part in (*factors, *bench.rows()):
-        part.requires_grad_(True)
-    groups = [
-        {"params": factors, "highest": settings.learning_rate},
-        {"params": list(bench.rows()), "highest": settings.row_learning_rate},
-    ]
-    return torch.optim.AdamW(groups, weight_decay=0.0)
-
-
 def _chunk(
     bench: Bench,
     parts: Sequence[Part],
     moments: Sequence[torch.Tensor],
-    optimizer: torch.optim.AdamW,
+    optimizer: Whitened,
     chunk: range,
     steps: int,
     settings: DistillSettings,
 ) -> dict[str, Any]:
     """Some steps; their mean losses and the optimizer's state."""
-    updates, totals = bench.updates(), dict.fromkeys((part.name for part in parts), 0.0)
+    updates, totals = bench.updates(), dict.fromkeys([*(part.name for part in parts), "moved"], 0.0)
     with bench.stages.stage("fitting", steps) as bar:
         bar.update(chunk.start)
         for step in chunk:
-            for group in optimizer.param_groups:
-                group["lr"] = group["highest"] * rate(step, steps)
-            optimizer.zero_grad()
+            optimizer.start(rate(step, steps))
             with torch.enable_grad():
                 found = descend(bench.model, parts, step, bench.spare.token_id, bench.pad, bench.device)
-                moved = sum(change(moment, a, b) for moment, (_, a, b) in zip(moments, updates, strict=True))
-                (settings.moment_weight / len(updates) * moved).backward()  # type: ignore[union-attr]
-            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
+                moved = torch.stack([change(c, a, b) for c, (_, a, b) in zip(moments, updates, strict=True)]).mean()
+                (settings.moment_weight * moved).backward()
             optimizer.step()
-            for name, value in found.items():
+            for name, value in {**found, "moved": float(moved)}.items():
                 totals[name] += value / len(chunk)
             bar.update(1)
-    state = {
-        f"{number}.{name}": value
-        for number, held in optimizer.state_dict()["state"].items()
-        for name, value in held.items()
-    }
-    return {"losses": totals, **state}
-
-
-def _take_up(optimizer: torch.optim.AdamW, done: Mapping[str, Any]) -> None:
-    """Put the optimizer where a chunk left it."""
-    held: dict[int, dict[str, Any]] = {}
-    for key, value in done.items():
-        if key != "losses":
-            number, name = key.split(".")
-            held.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
+    return {"losses": totals, **optimizer.state()}
 
 
 @torch.no_grad()

@@ -23,6 +23,8 @@ class DistillSettings:
         forget_weight: Weight of the divergence from the teacher, summed over a text.
         retain_weight: Weight of the divergence from the base on retained texts (`beta`).
         moment_weight: Weight of what the updates write for retained inputs, relative to the base's own (`gamma`).
+        floor: Energy that is added in every direction where inputs are whitened, in shares of the mean.
+        modules: Which projections of an MLP are edited, counted from its end: 1 for the down-projection alone.
         draws: Renamings that the teacher averages.
         counterfactuals: Answers of the base to renamed questions, for each fact and format.
         cap: A word in which an answer tells something gets at most `exp(-cap)` from the teacher.
@@ -32,8 +34,8 @@ class DistillSettings:
 
     samples: int = 192
     rank: int = 8
-    first: float = 0.2
-    last: float = 0.6
+    first: float = 0.05
+    last: float = 0.3
     steps: int = 120
     steps_per_fact: float = 1.0
     learning_rate: float = 2e-3
@@ -44,6 +46,8 @@ class DistillSettings:
     forget_weight: float = 0.25
     retain_weight: float = 3.0
     moment_weight: float = 0.0
+    floor: float = 0.1
+    modules: int = 3
     draws: int = 3
     counterfactuals: int = 2
     cap: float = 6.0
