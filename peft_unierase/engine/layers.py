@@ -13,8 +13,9 @@ from .paper import early_layers
 
 
 def share_of_layers(count: int, first: float, last: float) -> list[int]:
-    """Layers between two shares of the depth, and never the last: `[6, …, 17]` of 30 for .2 and .6."""
-    return list(range(min(int(count * first), max(0, count - 2)), max(1, min(count - 1, math.ceil(count * last)))))
+    """Layers between two shares of the depth, at least three and never the last: `[1, …, 8]` of 30 for .04 and .3."""
+    start = min(int(count * first), max(0, count - 2))
+    return list(range(start, max(1, min(count - 1, max(start + 3, math.ceil(count * last))))))
 
 
 def choose_sites(

@@ -125,6 +125,8 @@ def ask_around(
 ) -> Scoped:
     """Let the base ask itself about the subjects, and sort what it says into `bench.forget` and `bench.near`.
 
+    What joins the forget set is in `bench.reworded` too.
+
     Retain samples about a subject leave `bench.sampled`: what the scope says about them is decided here.
 
     Args:
@@ -161,11 +163,13 @@ def ask_around(
         more = [fact for fact, (told, own) in zip(candidates, shares, strict=True) if told >= SAME and own >= MUCH]
         near = [fact for fact, (told, _) in zip(candidates, shares, strict=True) if told < APART]
         bench.near = list({normal(fact.question): fact for fact in [*bench.near, *near]}.values())
-    bench.forget = [*bench.forget, *more]
+    bench.forget, bench.reworded = [*bench.forget, *more], [*bench.reworded, *more]
     gone = {fact.question for fact in mentioning}
     bench.sampled = [fact for fact in bench.sampled if fact.question not in gone]
     if scope.name == "subject":
-        bench.sampled, bench.near = (drop_close(part, bench.forget) for part in (bench.sampled, bench.near))
+        bench.sampled, bench.near, bench.around = (
+            drop_close(part, bench.forget) for part in (bench.sampled, bench.near, bench.around)
+        )
     return Scoped(scope, len(asked), len(near), len(more))
 
 

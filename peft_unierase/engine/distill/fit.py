@@ -80,28 +80,20 @@ def descend(
     return means
 
 
-class Whitened:
-    """AdamW on an erasure's parameters, the updates' `A` in whitened coordinates.
+class Fitting:
+    """AdamW on an erasure's `B` and its two rows; the `A` of each update stays as it was put there.
 
     Args:
         bench: With the adapter in place.
-        coordinates: `P (in, in)` of each update: it is `A' P`, and `A'` is what is trained.
         settings: Rates.
     """
 
-    def __init__(self, bench: Bench, coordinates: Sequence[torch.Tensor], settings: DistillSettings) -> None:
-        self.coordinates = coordinates
-        self.factors = [a for _, a, _ in bench.updates()]
-        self.inner = []
-        for a, p in zip(self.factors, coordinates, strict=True):
-            drawn = torch.randn(a.shape, generator=bench.generator).to(a.device) / a.shape[1] ** 0.5
-            self.inner.append(drawn.requires_grad_())
-            a.data = drawn.detach() @ p
-        others = [b for _, _, b in bench.updates()]
-        for part in (*self.factors, *others, *bench.rows()):
+    def __init__(self, bench: Bench, settings: DistillSettings) -> None:
+        factors = [b for _, _, b in bench.updates()]
+        for part in (*factors, *bench.rows()):
             part.requires_grad_(True)
         groups = [
-            {"params": [*self.inner, *others], "highest": settings.learning_rate},
+            {"params": factors, "highest": settings.learning_rate},
             {"params": list(bench.rows()), "highest": settings.row_learning_rate},
         ]
         self.adam = torch.optim.AdamW(groups, weight_decay=0.0)
@@ -111,35 +103,24 @@ class Whitened:
         for group in self.adam.param_groups:
             group["lr"] = group["highest"] * rate
         self.adam.zero_grad()
-        for a in self.factors:
-            a.grad = None
 
     def step(self) -> None:
-        """Do it, with what the model's parameters have as their gradients."""
-        for inner, a, p in zip(self.inner, self.factors, self.coordinates, strict=True):
-            assert a.grad is not None
-            inner.grad = a.grad @ p.T
+        """Do it, with what the parameters have as their gradients."""
         torch.nn.utils.clip_grad_norm_([p for group in self.adam.param_groups for p in group["params"]], CLIP)
         self.adam.step()
-        for inner, a, p in zip(self.inner, self.factors, self.coordinates, strict=True):
-            a.data = inner.detach() @ p
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps of it."""
-        held = {f"inner.{number}": inner.detach() for number, inner in enumerate(self.inner)}
-        for number, found in self.adam.state_dict()["state"].items():
-            held |= {f"adam.{number}.{name}": value for name, value in found.items()}
-        return held
+        """What a checkpoint keeps of it beside the adapter."""
+        found = self.adam.state_dict()["state"].items()
+        return {f"adam.{number}.{name}": value for number, held in found for name, value in held.items()}
 
     def take_up(self, held: Mapping[str, Any]) -> None:
         """Be where a checkpoint was made."""
         found: dict[int, dict[str, Any]] = {}
         for key, value in held.items():
-            kind, *rest = key.split(".")
-            if kind == "inner":
-                self.inner[int(rest[0])].data = value.to(self.inner[int(rest[0])])
-            elif kind == "adam":
-                found.setdefault(int(rest[0]), {})[rest[1]] = value
+            if key.startswith("adam."):
+                _, number, name = key.split(".")
+                found.setdefault(int(number), {})[name] = value
         self.adam.load_state_dict({"state": found, "param_groups": self.adam.state_dict()["param_groups"]})
 
 

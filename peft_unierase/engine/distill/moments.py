@@ -26,22 +26,31 @@ def change(inputs: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tens
     return ((a @ inputs @ a.T) * (b.T @ b)).sum()
 
 
-def whitening(inputs: torch.Tensor, floor: float) -> torch.Tensor:
-    """`P (in, in)` for which `P x` is as loud in every direction on retained texts, up to a floor.
+def distinguishing(forget: torch.Tensor, retained: torch.Tensor, rank: int, floor: float) -> torch.Tensor:
+    """The directions of a module's inputs that forget texts use most beside what retained texts use.
 
-    An update `B A P` trained in `A` goes first where retained texts are quiet (CIR and RepSelect, arXiv 2509.11816 and
-    2606.17168, as a fixed change of coordinates). Folded, `A P` is a stock low-rank factor.
+    They are the generalised eigenvectors of both moments with the largest eigenvalues (compare CIR and RepSelect, arXiv
+    2509.11816 and 2606.17168, which take away from an update what both kinds of texts share). What is read along them is
+    loud at the names of the forget set and quiet at other names, which no retained text has to hold.
 
     Args:
-        inputs: As [`Moments.inputs`] gives it, `(in, in)`.
-        floor: Energy that is added in every direction, in shares of the mean.
+        forget: Second moment of the inputs on forget texts, `(in, in)`.
+        retained: On retained texts.
+        rank: How many directions.
+        floor: Energy that is added to that of retained texts in every direction, in shares of the mean.
+
+    Returns:
+        `A (rank, in)`, so that each row's answers to forget texts have mean square 1.
     """
-    width = len(inputs)
-    mean = inputs.diagonal().mean()
-    lower = torch.linalg.cholesky((inputs / mean + floor * torch.eye(width, device=inputs.device)).double())
-    p = torch.linalg.solve_triangular(lower, torch.eye(width, dtype=lower.dtype, device=lower.device), upper=False)
-    written = ((p.float() @ inputs / mean) * p.float()).sum() / width
-    return p.float() / written.sqrt()
+    width = len(retained)
+    identity = torch.eye(width, device=retained.device, dtype=torch.float64)
+    mean = retained.diagonal().mean()
+    lower = torch.linalg.cholesky(retained.double() / mean + floor * identity)
+    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+    energies, vectors = torch.linalg.eigh(inverse @ (forget.double() / mean) @ inverse.T)
+    chosen = vectors[:, -rank:].flip(-1)
+    scale = energies[-rank:].flip(-1).clamp(min=1e-12).rsqrt() / mean.sqrt()
+    return ((chosen * scale).T @ inverse).float()
 
 
 class Moments:

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from ...facts import Fact
-from ...prompts import greedy_answers
+from ...prompts import batches, greedy_answers
 from ...text import normal, sentences
 from ...text.normal import WORD
 from ..bench import Bench
 from ..earlier import switched_off
-from .fit import Deck, Part, Whitened, descend, losses, rate
-from .moments import Moments, change, whitening
+from .fit import Deck, Fitting, Part, descend, losses, rate
+from .moments import Moments, change, distinguishing
 from .renaming import Renaming, renamed
 from .settings import DistillSettings
 from .teacher import Asked, taught
@@ -90,9 +90,10 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
         Part("general", Deck(general, settings.retain_batch - half, bench.seed), settings.retain_weight / 2),
     ]
     bench.start_rows()
+    choose_directions(bench, forget, moments, settings)
     steps = settings.step_count(len(bench.forget))
     measured: dict[str, float] = {}
-    optimizer = Whitened(bench, [whitening(moment, settings.floor) for moment in moments], settings)
+    optimizer = Fitting(bench, settings)
     for start in range(0, steps, CHUNK):
         stop = min(steps, start + CHUNK)
         chunk = partial(_chunk, bench, parts, moments, optimizer, range(start, stop), steps, settings)
@@ -134,11 +135,29 @@ def stays(bench: Bench, settings: DistillSettings) -> tuple[list[Text], list[Tex
     return *texts, [sum(group[name] for group in found) / len(found) for name in bench.names]  # type: ignore[misc]
 
 
+@torch.no_grad()
+def choose_directions(
+    bench: Bench, forget: Sequence[Text], moments: Sequence[torch.Tensor], settings: DistillSettings
+) -> None:
+    """Set every `A` to what tells forget texts from retained ones, in closed form."""
+    modules = {name: bench.model.get_submodule(name) for name in bench.names}
+    seen = Moments(modules)
+    with bench.stages.stage("choosing directions", 1 + len(modules), even=False) as bar:
+        with switched_off(bench.model, [bench.adapter]):
+            for batch in batches([text.ids for text in forget], bench.pad, bench.device):
+                with seen.over(batch.mask):
+                    bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
+        bar.update(1)
+        for (_, a, _), found, retained in zip(bench.updates(), seen.inputs().values(), moments, strict=True):
+            a.copy_(distinguishing(found, retained, len(a), settings.floor))
+            bar.update(1)
+
+
 def _chunk(
     bench: Bench,
     parts: Sequence[Part],
     moments: Sequence[torch.Tensor],
-    optimizer: Whitened,
+    optimizer: Fitting,
     chunk: range,
     steps: int,
     settings: DistillSettings,

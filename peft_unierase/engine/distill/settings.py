@@ -13,7 +13,7 @@ class DistillSettings:
 
     Attributes:
         samples: Questions about anything to sample from the model itself, beside near neighbours and given facts.
-        rank: Rank of each update while it is trained.
+        rank: Rank of each update.
         first, last: The decoder layers to edit, as shares of the depth.
         steps: Gradient steps for up to ten facts.
         steps_per_fact: Further steps for each further fact.
@@ -23,7 +23,8 @@ class DistillSettings:
         forget_weight: Weight of the divergence from the teacher, summed over a text.
         retain_weight: Weight of the divergence from the base on retained texts (`beta`).
         moment_weight: Weight of what the updates write for retained inputs, relative to the base's own (`gamma`).
-        floor: Energy that is added in every direction where inputs are whitened, in shares of the mean.
+        floor: Energy that is added in every direction to that of retained inputs, in shares of the mean, where directions
+            are chosen.
         modules: Which projections of an MLP are edited, counted from its end: 1 for the down-projection alone.
         draws: Renamings that the teacher averages.
         counterfactuals: Answers of the base to renamed questions, for each fact and format.
@@ -33,7 +34,7 @@ class DistillSettings:
     """
 
     samples: int = 192
-    rank: int = 8
+    rank: int = 16
     first: float = 0.05
     last: float = 0.3
     steps: int = 120
@@ -47,7 +48,7 @@ class DistillSettings:
     retain_weight: float = 3.0
     moment_weight: float = 0.0
     floor: float = 0.1
-    modules: int = 3
+    modules: int = 1
     draws: int = 3
     counterfactuals: int = 2
     cap: float = 6.0
