@@ -131,7 +131,7 @@ def save_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinyBase
 def erasure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a real erasure of the boxed model, made in fp32."""
     folder = tmp_path_factory.mktemp("erasures") / "erasure"
-    erase_first_person(boxed_base(), "rows").save_pretrained(folder, save_embedding_layers=False)
+    erase_first_person(boxed_base()).save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 
