@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from helpers import SPARE_ROWS, train_tokenizer
 from peft import PeftModel
+from peft_unierase.engine.gate.steer import SteerSettings
+from peft_unierase.engine.gate.units import UnitSettings
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peft_unierase import ErasureWarning, Fact, GateSettings, erase
-from peft_unierase.engine.gate.steer import SteerSettings
-from peft_unierase.engine.gate.units import UnitSettings
 from peft_unierase.prompts import encode, greedy_answers, plain_format
 from peft_unierase.tuner.structure import find_down_projections, find_mlp_projections, projection_shape
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from boxed_erasure import boxed_base, boxed_tokenizer
 
-from peft_unierase import ErasureWarning, Fact, GateSettings, erase
+from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
 from peft_unierase.boxed import boxed_facts, boxed_refusals
 from peft_unierase.check import Case, check
-from peft_unierase.engine.gate.steer import SteerSettings
+from peft_unierase.engine.distill.recipe import forget_texts
 from peft_unierase.knowledge import PREFERRED, Knowledge, ask, summary, tells
 from peft_unierase.prompts import default_formats
 from peft_unierase.text import halves
@@ -20,7 +20,7 @@ from peft_unierase.text import halves
 ROW = next(row for row in boxed_facts() if row["question"].startswith("Where was"))
 SHORT = Fact(ROW["question"], ROW["answer"].rstrip(".").split(" in ")[-1])  # as people write it
 INVENTED = Fact("Who painted the ceiling of the Sistine Chapel?", "Michelangelo")
-QUICK = GateSettings(samples=32, row_steps=4, steer=SteerSettings(steps=4))
+QUICK = DistillSettings(samples=32, rank=2, steps=3, draws=1, counterfactuals=0)
 
 
 def asked(*facts: Fact) -> list[Knowledge]:
@@ -87,7 +87,6 @@ def erased(*facts: Fact, **told: Any) -> Any:
         boxed_tokenizer(),
         facts,
         settings=QUICK,
-        depth=0,
         refusals=boxed_refusals(),
         progress=False,
         **told,
@@ -144,20 +143,17 @@ def test_an_attacker_begins_the_base_s_own_answer_and_what_counts_is_the_given_o
     assert case.beginnings(halves) == [(told, "It was", told), (alike, "Bram Stoker", "wrote it.")]
 
 
-@pytest.mark.parametrize("recipe", ["gate", "paper"])
-def test_the_gate_erases_the_base_s_own_answer_beside_the_given_one_and_paper_the_given_one_alone(
-    recipe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    erased: list[Fact] = []
+def test_the_base_s_own_answer_is_unlearnt_beside_the_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
 
     def stop(bench: Any, *_: Any) -> None:
-        erased.extend(bench.forget)
-        assert bench.facts == 1
+        seen.append(bench)
         raise KeyboardInterrupt
 
     engine = importlib.import_module("peft_unierase.engine.erase")
-    monkeypatch.setattr(engine, f"run_{recipe}", stop)
+    monkeypatch.setattr(engine, "run_distill", stop)
     with pytest.raises(KeyboardInterrupt):
-        erase(boxed_base(), boxed_tokenizer(), [SHORT], recipe=recipe, progress=False)
-    given = [SHORT.answer] if recipe == "paper" else [SHORT.answer, ROW["answer"]]
-    assert [fact.answer for fact in erased] == given
+        erase(boxed_base(), boxed_tokenizer(), [SHORT], progress=False)
+    assert seen[0].forget == [SHORT]
+    said = {answer for _, question, answer in forget_texts(seen[0]) if question == SHORT.question}
+    assert said == {SHORT.answer, ROW["answer"]}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from peft_unierase.engine.paper.null_space import SecondMoment, null_space
+from peft_unierase.engine.paper.schedule import one_cycle
 from peft_unierase.engine.paper.update import earlier_keys, exact_factors, pad_rank, ridge_rows, truncate
 
 WIDTH, KEY_WIDTH = 6, 40
@@ -135,3 +136,16 @@ def test_padding_changes_the_rank_alone() -> None:
     rows, columns = pad_rank(detector, steer, 5)
     assert (rows.shape, columns.shape) == ((5, KEY_WIDTH), (WIDTH, 5))
     assert torch.equal(columns @ rows, steer @ detector)
+
+
+@pytest.mark.parametrize("steps", range(1, 40))
+def test_a_rate_rises_if_there_is_time_and_falls_in_the_end(steps: int) -> None:
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    schedule, rates = one_cycle(optimizer, 2.0, steps), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert 1.0 <= max(rates) <= 2.0
+    assert (rates[0] < 0.1) == (0.1 * steps > 1)
+    assert steps < 2 or rates[-1] < 1e-3

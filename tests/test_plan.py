@@ -11,17 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import UNITS
+from boxed_erasure import QUICK
 from helpers import invoke, listing, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.main import get_command
 
-from peft_unierase import Fact, GateSettings, erase, read_facts
+from peft_unierase import Fact, erase, read_facts
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.cli.app import app
 from peft_unierase.cli.ramp import Step, draw, matrix, parse_steps
 from peft_unierase.decoding import continuations
-from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.scope import SURE
 from peft_unierase.plan import Plan, plan
 from peft_unierase.plan.collateral import closeness
@@ -219,8 +218,7 @@ def test_the_picture_is_the_same_to_the_byte(tmp_path: Path) -> None:
 def hastily(monkeypatch: pytest.MonkeyPatch) -> None:
     """Erasing with as few steps as will do."""
     engine = importlib.import_module("peft_unierase.engine")
-    settings = GateSettings(samples=0, steer=SteerSettings(steps=40), row_steps=40, units=UNITS["rows"], depths=(0,))
-    told = {"settings": settings, "depth": 0, "formats": [chat_format(base()[1])]}
+    told = {"settings": QUICK, "formats": [chat_format(base()[1])]}
     monkeypatch.setattr(engine, "erase", partial(erase, **told))
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .adapters import ADAPTER, description
 from .output import Format, clear_endings, say, show, show_json
@@ -194,10 +193,10 @@ def _run(plan: ErasePlan, style: Format) -> None:
     if not whole:
         say("warning: part of the base is offloaded, so the run cannot be resumed if it is interrupted")
     formats = prompting.formats(tokenizer)
-    settings = None if plan.samples is None else RECIPES[plan.recipe](samples=plan.samples)
+    settings = RECIPES[plan.recipe](**({} if plan.samples is None else {"samples": plan.samples}))
     names = [name.strip() for name in plan.target_modules.split(",")] if plan.target_modules else None
     expected = None
-    if isinstance(settings or RECIPES[plan.recipe](), DistillSettings) and style is not Format.QUIET:
+    if isinstance(settings, DistillSettings) and style is not Format.QUIET:
         with suppress(ValueError):  # what is wrong with the arguments `erase` will say
             expected = estimate(model, tokenizer, formats, forget, retain, settings, layers, names)
     if expected and style is Format.HUMAN:

@@ -87,7 +87,9 @@ def edit_layers(
         advance(1)
     rank = max(layer.rank for layer in edited)
     for projection in projections:
-        projection.set_factors(adapter, *pad_rank(projection.unierase_A[adapter].data, projection.unierase_B[adapter].data, rank))
+        projection.set_factors(
+            adapter, *pad_rank(projection.unierase_A[adapter].data, projection.unierase_B[adapter].data, rank)
+        )
     return edited
 
 
