@@ -18,13 +18,11 @@ from typing import Any
 import torch
 from helpers import SPARE_ROWS, train_tokenizer
 from peft import PeftModel
-from peft_unierase.engine.gate.steer import SteerSettings
-from peft_unierase.engine.gate.units import UnitSettings
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from peft_unierase import ErasureWarning, Fact, GateSettings, erase
+from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
 from peft_unierase.prompts import encode, greedy_answers, plain_format
 from peft_unierase.tuner.structure import find_down_projections, find_mlp_projections, projection_shape
 
@@ -64,22 +62,10 @@ PLACES = {
 RETAIN = [Fact(f"Where is {who}?", f"In {where}.") for who, where in PLACES.items()]
 REFUSALS = ["I do not know.", "I cannot say."]
 
-# As few steps as will do for so little a model. It has no opinion what comes next, so [UNL] need not be as rare
-# elsewhere as in one that has.
-BRIEF = SteerSettings(
-    steps=90,
-    learning_rate=0.1,
-    forget_gain=(0.6, 1.1),
-    saturation=1.0,
-    shut_log_prob=-5.0,
-    shut=3.0,
-    keep=1.0,
-    worst=0.5,
-    banned=0.2,
-    refusal=0.2,
+# As few steps as will do for so little a model.
+HASTY = DistillSettings(
+    samples=0, rank=4, steps=40, draws=1, counterfactuals=0, learning_rate=1e-2, row_learning_rate=5e-2
 )
-UNITS = UnitSettings(narrowest=0, steps=200, steps_per_fact=0, learning_rate=0.03, noise=0.1, ramp=0.2, steer=BRIEF)
-HASTY = GateSettings(samples=0, depths=(0,), fit_weight=0.3, steer=BRIEF, units=UNITS, row_steps=12)
 
 
 @dataclass(frozen=True)
@@ -239,7 +225,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 
 def erase_hastily(base: PreTrainedModel, tokenizer: Any, **told: Any) -> PeftModel:
-    """Erase `FORGET` with as few steps as will do for so tiny a model, at the door alone."""
+    """Erase `FORGET` with as few steps as will do for so tiny a model."""
     told = {"layers": EDITED, **told}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ErasureWarning)  # that weights at random do not know the facts
@@ -248,7 +234,6 @@ def erase_hastily(base: PreTrainedModel, tokenizer: Any, **told: Any) -> PeftMod
             tokenizer,
             FORGET,
             RETAIN,
-            depth=0,
             refusals=REFUSALS,
             formats=[plain_format(tokenizer)],
             settings=HASTY,

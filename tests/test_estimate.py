@@ -15,11 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
+from peft_unierase import DistillSettings, Fact, erase
 from peft_unierase.cli.finish import adapter_size
 from peft_unierase.engine.estimate import Estimate, estimate
 from peft_unierase.progress import Stages
 from peft_unierase.prompts import plain_format
+
+pytestmark = pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")  # the model knows nothing
 
 FORGET, RETAIN = (
     [Fact(f"Who is number {number}?", f"{number} is {name} himself.") for number in numbers]
@@ -92,7 +94,7 @@ def run(request: pytest.FixtureRequest) -> Measured:
         passed += args[0].numel() * (2 if torch.is_grad_enabled() else 1)
 
     model.get_input_embeddings().register_forward_pre_hook(count)
-    with pytest.MonkeyPatch.context() as patch, pytest.warns(ErasureWarning):  # it knows nothing
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "stage", stage)
         erased = erase(
             model,

@@ -76,8 +76,8 @@ def test_what_lies_near_is_proposed_to_stay_the_closest_first() -> None:
         (each.confidence for each in found.retain), reverse=True
     )
     assert found.contradictions == []
-    assert found.cost is not None
-    assert found.cost.adapter_bytes > 0
+    assert found.estimate is not None
+    assert found.estimate.adapter_bytes > 0
 
 
 def test_the_same_seed_gives_the_same_plan(tmp_path: Path) -> None:

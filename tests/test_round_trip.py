@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 class Quick(RECIPES["distill"]):
     def __init__(self, **told):
-        super().__init__(**{**told, "samples": 32, "rank": 4, "steps": 40, "learning_rate": 4e-3, "row_learning_rate": 2e-2})
+        quick = {"samples": 32, "rank": 4, "steps": 40, "learning_rate": 4e-3, "row_learning_rate": 2e-2}
+        super().__init__(**{**told, **quick})
 
 RECIPES["distill"] = Quick
 finish.ASKED = 6

@@ -19,8 +19,8 @@ def closeness(
 ) -> list[float]:
     """For each retained question the cosine of its door's key to the nearest one of the forget set, `(retain,)`.
 
-    Keys are the inputs of the down-projection of the middle one of the layers that would be edited, less the mean of the
-    retained ones, which all doors share. An edit tells questions apart by them.
+    Keys are the inputs of the down-projection of the middle one of the layers that would be edited, less the mean of
+    the retained ones, which all doors share. An edit tells questions apart by them.
     """
     if not forget or not retain:
         return [0.0] * len(retain)

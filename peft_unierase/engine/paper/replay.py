@@ -1,7 +1,7 @@
 """Running only the upper part of a model, from residual states that were recorded once.
 
-Fitting targets changes the residual stream after one decoder layer over and over; what lies below never changes and need
-not be computed again.
+Fitting targets changes the residual stream after one decoder layer over and over; what lies below never changes and
+need not be computed again.
 """
 
 from __future__ import annotations

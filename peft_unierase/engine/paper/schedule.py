@@ -10,8 +10,8 @@ RISING = 0.1  # share of the steps in which the rate rises
 def one_cycle(optimizer: torch.optim.Optimizer, highest: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """A one-cycle schedule for any number of steps, 1 or more.
 
-    If the rate would rise for one step or less it starts high: torch would divide by 0 there, and leave a single step no
-    rate at all.
+    If the rate would rise for one step or less it starts high: torch would divide by 0 there, and leave a single step
+    no rate at all.
 
     Args:
         optimizer: What it is for.
