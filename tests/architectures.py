@@ -8,6 +8,7 @@ merges the erasure, as its users will; what came of it is a `Life`. The tests lo
 from __future__ import annotations
 
 import copy
+import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -62,9 +63,19 @@ PLACES = {
 RETAIN = [Fact(f"Where is {who}?", f"In {where}.") for who, where in PLACES.items()]
 REFUSALS = ["I do not know.", "I cannot say."]
 
+SPREAD = 3.0  # of the logits of a token, in nats
+
 # As few steps as will do for so little a model.
 HASTY = DistillSettings(
-    samples=0, rank=4, steps=40, draws=1, counterfactuals=0, learning_rate=1e-2, row_learning_rate=5e-2
+    samples=0,
+    rank=4,
+    steps=60,
+    draws=1,
+    counterfactuals=0,
+    learning_rate=1e-2,
+    row_learning_rate=0.1,
+    retain_batch=32,
+    retain_weight=10.0,
 )
 
 
@@ -92,7 +103,20 @@ class Architecture:
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):
                     nn.init.normal_(parameter, std=0.1)
+            sharpen(model)
         model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def sharpen(model: PreTrainedModel) -> None:
+    """Scale the last norm, so that logits are spread by `SPREAD`: the model gets an opinion what comes next."""
+    (norm,) = [
+        module.weight for name, module in model.named_modules() if re.search(r"\.(norm|ln_f|final_\w*norm)$", name)
+    ]
+    offset = 1 - norm.mean().round()  # some keep what a norm multiplies by less 1
+    for _ in range(3):  # a model may press its logits together
+        spread = model.eval()(torch.randint(model.config.vocab_size, (4, 16))).logits.std()
+        norm.copy_((norm + offset) * (SPREAD / spread) - offset)
 
 
 ARCHITECTURES = [
