@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -70,6 +71,12 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("home")
     os.environ["UNIERASE_HOME"] = helpers.ENVIRONMENT["UNIERASE_HOME"] = str(place)
     return place
+
+
+@pytest.fixture
+def few_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Erasures ask the base for near neighbours once, and not in several rounds."""
+    monkeypatch.setattr(importlib.import_module("peft_unierase.engine.erase"), "neighbour_rounds", lambda facts: 1)
 
 
 @pytest.fixture(scope="session")

@@ -156,6 +156,7 @@ def save_quick(folder: Path, seed: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+@pytest.mark.usefixtures("few_neighbours")
 def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     torch.manual_seed(1)
     first = save_quick(tmp_path / "a", seed=5)
@@ -165,6 +166,7 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alon
 
 
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+@pytest.mark.usefixtures("few_neighbours")
 @pytest.mark.parametrize(
     ("room", "stage"),
     [
@@ -224,6 +226,7 @@ def test_bad_input_is_refused_and_the_model_is_unchanged(
 
 
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+@pytest.mark.usefixtures("few_neighbours")
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_other_architectures_and_dtypes_go_through(tied: bool, tmp_path: Path) -> None:
     _, tokenizer = load()

@@ -31,7 +31,10 @@ QUICK = DistillSettings(samples=8, rank=2, steps=2, steps_per_fact=0.0, draws=1,
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 DOWN = "model.layers.{}.mlp.down_proj"
 
-pytestmark = pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning"),
+    pytest.mark.usefixtures("few_neighbours"),
+]
 
 
 def load() -> tuple[Any, Any]:
@@ -71,7 +74,7 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("made")
     model, tokenizer = load()
-    settings = DistillSettings(samples=64, rank=4, steps=40, learning_rate=5e-3, row_learning_rate=3e-2)
+    settings = DistillSettings(samples=64, rank=4, steps=60, row_learning_rate=2e-2, retain_batch=16)
     told: dict[str, Any] = {"refusals": boxed_refusals(), "settings": settings, "progress": False}
     told["samples_cache"] = folder / "samples"
     model = erase(model, tokenizer, person(0), others()[::2], **told)
