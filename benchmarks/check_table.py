@@ -2,10 +2,10 @@
 
     python benchmarks/check_table.py [--facts 40] [--models base,twin,paper,default] [--attacks all]
 
-Prints one table, attacks by models: the base, the twin (trained without the forget set), recipe `paper` and the default;
-`!` marks what gets more than it may. Above it stand verdict, FE, MU, balance and forget quality, and how long each check
-took. Exits with 1 if the check does not find what it must: the base LEAKING, the twin ERASED, and the holes of recipe
-`paper`, which acts at the question alone, by name: [UNL] banned, and answer tokens given.
+Prints one table, attacks by models: the base, the twin (trained without the forget set), recipe `paper` and the
+default; `!` marks what gets more than it may. Above it stand verdict, FE, MU, balance and forget quality, and how long
+each check took. Exits with 1 if the check does not find what it must: the base LEAKING, the twin ERASED, and the holes
+of recipe `paper`, which acts at the question alone, by name: [UNL] banned, and answer tokens given.
 The testbed is not part of the package; where it is missing the script says so and exits with 0.
 """
 

@@ -384,7 +384,7 @@ def test_interrupting_the_engine_ends_with_status_130_and_keeps_the_finished_sta
     try:
         while chunk := _read(terminal.output):
             shown += chunk
-            if not interrupted and re.search(rb"fitting the steer vector: +[1-9]", shown):
+            if not interrupted and re.search(rb"fitting: +[1-9]", shown):
                 process.send_signal(signal.SIGINT)
                 interrupted = True
         stdout, _ = process.communicate(timeout=60)

@@ -249,7 +249,7 @@ def test_a_ramp_goes_up_and_keeps_the_last_good_erasure(tmp_path: Path, hastily:
 
 
 @pytest.mark.parametrize(("bad", "facts"), [(5, 1), (7, 2)], ids=["the first step", "the second"])
-def test_a_ramp_stops_where_a_gate_fails_and_keeps_what_was_good(
+def test_a_ramp_stops_where_a_limit_is_passed_and_keeps_what_was_good(
     tmp_path: Path, hastily: None, monkeypatch: pytest.MonkeyPatch, bad: int, facts: int
 ) -> None:
     module = importlib.import_module("peft_unierase.check.answers")

@@ -1,4 +1,4 @@
-"""Gradient checkpointing in a model that is not trained: layers whose activations are computed again on the way back."""
+"""Gradient checkpointing in a model that is not trained: activations that are computed again."""
 
 from __future__ import annotations
 

@@ -77,13 +77,13 @@ def edit_layers(
         projected, size = space.project(keys), keys.square().sum(dim=1).mean()
         protected = space.project(_earlier(projection, adapter, float(keys.norm())))
         rows = ridge_rows(projected, protected, ridge * float(size))
-        detector, steer = exact_factors(residuals, rows)
+        a, b = exact_factors(residuals, rows)
         kept = 1.0
         if share is not None:
-            detector, steer, kept = truncate(detector, steer, share)
-        projection.set_factors(adapter, detector, steer)
+            a, b, kept = truncate(a, b, share)
+        projection.set_factors(adapter, a, b)
         in_null_space = float(projected.square().sum() / keys.square().sum())
-        edited.append(EditedLayer(len(detector), space.dimension, in_null_space, kept, len(protected)))
+        edited.append(EditedLayer(len(a), space.dimension, in_null_space, kept, len(protected)))
         advance(1)
     rank = max(layer.rank for layer in edited)
     for projection in projections:
