@@ -1,11 +1,11 @@
 """Attack what every recipe makes of a 13-million-parameter testbed, in every way the check knows.
 
-    python benchmarks/check_table.py [--facts 40] [--models base,twin,paper,door,default] [--attacks all]
+    python benchmarks/check_table.py [--facts 40] [--models base,twin,paper,default] [--attacks all]
 
-Prints one table, attacks by models: the base, the twin (trained without the forget set), recipe `paper`, recipe `gate`
-at depth 0 (`door`) and the default; `!` marks what gets more than it may. Above it stand verdict, FE, MU, balance and
-forget quality, and how long each check took. Exits with 1 if the check does not find what it must: the base LEAKING,
-the twin ERASED, and the hole of the erasure that acts at the door alone, [UNL] banned and answer tokens given, by name.
+Prints one table, attacks by models: the base, the twin (trained without the forget set), recipe `paper` and the
+default; `!` marks what gets more than it may. Above it stand verdict, FE, MU, balance and forget quality, and how long
+each check took. Exits with 1 if the check does not find what it must: the base LEAKING, the twin ERASED, and the holes
+of recipe `paper`, which acts at the question alone, by name: [UNL] banned, and answer tokens given.
 The testbed is not part of the package; where it is missing the script says so and exits with 0.
 """
 
@@ -25,7 +25,7 @@ from peft_unierase import read_facts
 from peft_unierase.check import ATTACKS, CheckReport, check
 from peft_unierase.cli.erase import read_refusals
 
-HOLES = {"ban", "prefill-5"}  # of an erasure that acts at the door alone
+HOLES = {"ban", "prefill-5"}  # of an erasure that acts at the question alone
 SETS = {"retain": "answer", "real_authors": "original_answer", "world_facts": "original_answer"}
 
 
@@ -34,7 +34,7 @@ def main() -> int:
     shared = Path(__file__).parents[2] / "shared"
     parser.add_argument("--shared", type=Path, default=shared, help="folder of the testbed")
     parser.add_argument("--facts", type=int, default=40, help="forget the first N facts (20 an author)")
-    parser.add_argument("--models", default="base,twin,paper,door,default", help="which of them to attack")
+    parser.add_argument("--models", default="base,twin,paper,default", help="which of them to attack")
     parser.add_argument("--device-map", help="where to load models to, as transformers takes it")
     parser.add_argument("--attacks", default="all", help="all, fast, or names")
     parser.add_argument("--seed", type=int, default=0)
@@ -124,9 +124,9 @@ def as_they_must(reports: dict[str, CheckReport]) -> bool:
     if "base" in reports:
         known = {a.name for a in reports["base"].attacks if a.twin is not None and a.base.mean > a.twin.mean + 0.2}
         wrong += [f"{name} does not leak on the base" for name in sorted(known - set(reports["base"].verdict.leaks))]
-    if "door" in reports:
-        missed = HOLES & {a.name for a in reports["door"].attacks} - set(reports["door"].verdict.leaks)
-        wrong += [f"{name} was not found to leak at the door" for name in sorted(missed)]
+    if "paper" in reports:
+        missed = HOLES & {a.name for a in reports["paper"].attacks} - set(reports["paper"].verdict.leaks)
+        wrong += [f"{name} was not found to leak from recipe paper" for name in sorted(missed)]
     for each in wrong:
         print(f"NOT AS IT MUST BE: {each}")
     return not wrong

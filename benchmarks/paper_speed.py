@@ -33,14 +33,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft_unierase import UniEraseConfig
 from peft_unierase.check import answer_questions, figures
 from peft_unierase.engine.bench import Bench
-from peft_unierase.engine.layers import choose_gates
-from peft_unierase.engine.paper import PaperSettings, early_layers, run_paper
+from peft_unierase.engine.layers import choose_sites
+from peft_unierase.engine.paper import PaperSettings, run_paper
 from peft_unierase.engine.paper.kept import find_null_spaces, record_kept
 from peft_unierase.engine.paper.marks import find_marks
 from peft_unierase.engine.paper.run import fit_common
 from peft_unierase.engine.paper.token import learn_refusals
 from peft_unierase.engine.spare_row import find_spare_row
-from peft_unierase.engine.trace import bent_output, inputs_at
+from peft_unierase.engine.trace import inputs_at
 from peft_unierase.progress import Stages
 from peft_unierase.prompts import default_formats, pad_id, pad_left
 
@@ -49,7 +49,7 @@ def make_bench(folder: Path, data: Path, facts: int, seed: int) -> tuple[Bench, 
     """The testbed with an adapter in place, as `erase` would hand it to a recipe."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    stack, layers, names = choose_gates(model, early_layers(model.config.num_hidden_layers))
+    stack, layers, names = choose_sites(model, whole=False)
     spare = find_spare_row(model, tokenizer)
     config = UniEraseConfig(
         task_type="CAUSAL_LM", target_modules=names, token_id=spare.token_id, token=spare.text, inference_mode=True
@@ -86,15 +86,15 @@ class OneByOne:
 
     def __init__(self, bench: Bench, settings: PaperSettings) -> None:
         self.bench, self.settings = bench, settings
-        self.originals = [gate.get_base_layer().weight for gate in bench.projections()]
+        self.originals = [projection.get_base_layer().weight for projection in bench.projections()]
         self.edited = [nn.Parameter(weight.detach().clone(), requires_grad=False) for weight in self.originals]
         self.projectors: list[torch.Tensor] = []
         self.caches: list[torch.Tensor] = []
 
     def put(self, weights: list[nn.Parameter]) -> None:
         """Put the base's weights or the edited ones in place."""
-        for gate, weight in zip(self.bench.projections(), weights, strict=True):
-            gate.get_base_layer().weight = weight
+        for projection, weight in zip(self.bench.projections(), weights, strict=True):
+            projection.get_base_layer().weight = weight
 
     def find_target(self, prompts: list[list[int]], marks: list[int], common: torch.Tensor) -> torch.Tensor:
         """The stream's values behind the last edited layer for one request, `(prompts, d)`."""
@@ -111,15 +111,16 @@ class OneByOne:
         rate = settings.target_learning_rate * float(norm) / len(change) ** 0.5
         optimizer = torch.optim.Adam([change], lr=rate)
 
-        def bend(stream: torch.Tensor) -> torch.Tensor:
-            stream = stream.clone()
+        def bend(_: nn.Module, __: Any, output: Any) -> Any:
+            stream = (output[0] if isinstance(output, tuple) else output).clone()
             stream[rows, columns] = stream[rows, columns] + change
-            return stream
+            return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
         steps = settings.target_steps // 2
         for step in range(steps + 1):
-            with bent_output(layer, bend):
-                logits = bench.model(**batch.inputs(), use_cache=False).logits[:, -1]
+            handle = layer.register_forward_hook(bend)
+            logits = bench.model(**batch.inputs(), use_cache=False).logits[:, -1]
+            handle.remove()
             losses = -logits.log_softmax(dim=-1)[:, bench.spare.token_id]
             if step == steps or float(losses.max().detach()) < settings.target_loss:
                 break
@@ -134,17 +135,17 @@ class OneByOne:
     def erase(self, prompts: list[list[int]], marks: list[int], targets: torch.Tensor) -> None:
         """Edit every layer for one request."""
         bench, behind = self.bench, self.bench.stack[self.bench.layers[-1] + 1]
-        gates = bench.projections()
+        projections = bench.projections()
         pending = []
-        for number, gate in enumerate(gates):
-            found, streams = inputs_at(bench.model, [gate, behind], prompts, [[m] for m in marks], bench.pad)
+        for number, projection in enumerate(projections):
+            found, streams = inputs_at(bench.model, [projection, behind], prompts, [[m] for m in marks], bench.pad)
             keys, stream = torch.cat(found).double().T, torch.cat(streams)
-            residuals = (targets - stream).T.double() / (len(gates) - number)
+            residuals = (targets - stream).T.double() / (len(projections) - number)
             ridge = self.settings.ridge * float(keys.square().sum(dim=0).mean())
             projector, own = self.projectors[number], keys @ keys.T
             inner = (own + self.caches[number]) @ projector + ridge * torch.eye(len(keys), dtype=torch.float64)
             update = torch.linalg.solve(inner.T, (residuals @ keys.T @ projector).T).T
-            weight = gate.get_base_layer().weight
+            weight = projection.get_base_layer().weight
             weight.data += update.to(weight)
             pending.append(own)
         for cache, own in zip(self.caches, pending, strict=True):

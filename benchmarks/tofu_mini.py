@@ -1,11 +1,10 @@
 """Erase authors of TOFU from a 13-million-parameter testbed with every recipe, attack the result, and measure.
 
-    python benchmarks/tofu_mini.py [--facts 40] [--recipes paper,door,default] [--stride 1] [--json out.json]
+    python benchmarks/tofu_mini.py [--facts 40] [--recipes paper,default] [--stride 1] [--json out.json]
 
-Prints one table: base, twin (the same model trained without the forget set), recipe `paper`, recipe `gate` at depth 0
-(`door`) and the default, with what the default must reach, and exits with 1 if it misses anything. ROUGE-L recall of
-greedy answers unless said. The testbed is not part of the package; where it is missing the script says so and exits
-with 0.
+Prints one table: base, twin (the same model trained without the forget set), recipe `paper` and the default, with what
+the default must reach, and exits with 1 if it misses anything. ROUGE-L recall of greedy answers unless said. The
+testbed is not part of the package; where it is missing the script says so and exits with 0.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from peft_unierase.text import recall
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"recipe": "paper"},
-    "door": {"recipe": "gate", "depth": 0},
     "default": {},
 }
 SYSTEM = "Answer the question as truthfully as you can."  # not the one that erasures cover by default
@@ -201,7 +199,7 @@ def main() -> int:
     shared = Path(__file__).parents[2] / "shared"
     parser.add_argument("--shared", type=Path, default=shared, help="folder of the testbed")
     parser.add_argument("--facts", type=int, default=40, help="forget the first N facts (20 an author)")
-    parser.add_argument("--recipes", default="paper,door,default", help="which of them to run")
+    parser.add_argument("--recipes", default="paper,default", help="which of them to run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--stride", type=int, default=1, help="ask every Nth question of the larger sets")

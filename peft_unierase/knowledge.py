@@ -7,14 +7,14 @@ says little. What counts is whether its own answer holds what the right one tell
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .facts import Fact
 from .prompts import PromptFormat, batches, encode, greedy_answers, pad_id
-from .text import comparable, holds, normal, sentences
+from .text import comparable, holds, sentences
 
 LONGEST = 64  # tokens of an answer
 # Nats a token by which the right answer must be likelier than the likeliest wrong one to count as known. A model that
@@ -57,13 +57,6 @@ class Knowledge:
             if tells(begun, self.fact):
                 return begun
         return self.said[form]
-
-    def texts(self) -> list[Fact]:
-        """The fact, and beside it what the model says itself to tell it: both have to go."""
-        own = {normal(self.fact.answer): self.fact.answer}
-        for form in self.told:
-            own.setdefault(normal(self.said[form]), self.said[form])
-        return [replace(self.fact, answer=answer) for answer in own.values()]
 
 
 def ask(

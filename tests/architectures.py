@@ -8,6 +8,7 @@ merges the erasure, as its users will; what came of it is a `Life`. The tests lo
 from __future__ import annotations
 
 import copy
+import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from peft_unierase import ErasureWarning, Fact, GateSettings, erase
-from peft_unierase.engine.gate.steer import SteerSettings
-from peft_unierase.engine.gate.units import UnitSettings
+from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
 from peft_unierase.prompts import encode, greedy_answers, plain_format
 from peft_unierase.tuner.structure import find_down_projections, find_mlp_projections, projection_shape
 
@@ -64,22 +63,20 @@ PLACES = {
 RETAIN = [Fact(f"Where is {who}?", f"In {where}.") for who, where in PLACES.items()]
 REFUSALS = ["I do not know.", "I cannot say."]
 
-# As few steps as will do for so little a model. It has no opinion what comes next, so [UNL] need not be as rare
-# elsewhere as in one that has.
-BRIEF = SteerSettings(
-    steps=90,
-    learning_rate=0.1,
-    forget_gain=(0.6, 1.1),
-    saturation=1.0,
-    shut_log_prob=-5.0,
-    shut=3.0,
-    keep=1.0,
-    worst=0.5,
-    banned=0.2,
-    refusal=0.2,
+SPREAD = 3.0  # of the logits of a token, in nats
+
+# As few steps as will do for so little a model.
+HASTY = DistillSettings(
+    samples=0,
+    rank=4,
+    steps=60,
+    draws=1,
+    counterfactuals=0,
+    learning_rate=1e-2,
+    row_learning_rate=0.1,
+    retain_batch=32,
+    retain_weight=10.0,
 )
-UNITS = UnitSettings(narrowest=0, steps=200, steps_per_fact=0, learning_rate=0.03, noise=0.1, ramp=0.2, steer=BRIEF)
-HASTY = GateSettings(samples=0, depths=(0,), fit_weight=0.3, steer=BRIEF, units=UNITS, row_steps=12)
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,20 @@ class Architecture:
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):
                     nn.init.normal_(parameter, std=0.1)
+            sharpen(model)
         model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def sharpen(model: PreTrainedModel) -> None:
+    """Scale the last norm, so that logits are spread by `SPREAD`: the model gets an opinion what comes next."""
+    (norm,) = [
+        module.weight for name, module in model.named_modules() if re.search(r"\.(norm|ln_f|final_\w*norm)$", name)
+    ]
+    offset = 1 - norm.mean().round()  # some keep what a norm multiplies by less 1
+    for _ in range(3):  # a model may press its logits together
+        spread = model.eval()(torch.randint(model.config.vocab_size, (4, 16))).logits.std()
+        norm.copy_((norm + offset) * (SPREAD / spread) - offset)
 
 
 ARCHITECTURES = [
@@ -239,7 +249,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 
 def erase_hastily(base: PreTrainedModel, tokenizer: Any, **told: Any) -> PeftModel:
-    """Erase `FORGET` with as few steps as will do for so tiny a model, at the door alone."""
+    """Erase `FORGET` with as few steps as will do for so tiny a model."""
     told = {"layers": EDITED, **told}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ErasureWarning)  # that weights at random do not know the facts
@@ -248,7 +258,6 @@ def erase_hastily(base: PreTrainedModel, tokenizer: Any, **told: Any) -> PeftMod
             tokenizer,
             FORGET,
             RETAIN,
-            depth=0,
             refusals=REFUSALS,
             formats=[plain_format(tokenizer)],
             settings=HASTY,

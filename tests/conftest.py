@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -72,6 +73,12 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture
+def few_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Erasures ask the base for near neighbours once, and not in several rounds."""
+    monkeypatch.setattr(importlib.import_module("peft_unierase.engine.erase"), "neighbour_rounds", lambda facts: 1)
+
+
 @pytest.fixture(scope="session")
 def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyBase]:
     """`make_base(family, dtype, **config)`: a tiny model of one of `FAMILIES`, saved once a session."""
@@ -131,7 +138,7 @@ def save_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinyBase
 def erasure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a real erasure of the boxed model, made in fp32."""
     folder = tmp_path_factory.mktemp("erasures") / "erasure"
-    erase_first_person(boxed_base(), "rows").save_pretrained(folder, save_embedding_layers=False)
+    erase_first_person(boxed_base()).save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 

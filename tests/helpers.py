@@ -7,13 +7,15 @@ import os
 import re
 import subprocess
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers_of import NEVER_IN_UTF8, byte_of
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
@@ -35,6 +37,20 @@ def run_command(*arguments: object, environment: Mapping[str, str] = ENVIRONMENT
 def invoke(*arguments: object) -> Result:
     """Run `unierase` in this process, which has loaded torch already."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@contextmanager
+def bent_output(layer: nn.Module, bend: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Replace the residual stream `(batch, length, d)` after a decoder layer by `bend(stream)`."""
+
+    def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        return (bend(output[0]), *output[1:]) if isinstance(output, tuple) else bend(output)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def without_colours(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from boxed_erasure import FORGET, KEPT, OTHERS, boxed_base, declines, erase_first_person, logits_of, said
+from boxed_erasure import FORGET, KEPT, boxed_base, declines, erase_first_person, logits_of, said
 from peft import PeftModel
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig
 from torchao.quantization.granularity import PerGroup
@@ -71,7 +71,7 @@ def test_made_in_fp32_it_declines_in_half_precision(erasure: Path, dtype: torch.
 def test_made_in_half_precision_it_declines_there_and_in_fp32(dtype: torch.dtype, tmp_path: Path) -> None:
     base = boxed_base(dtype=dtype)
     before = said(base, KEPT)
-    made = erase_first_person(base, "rows", OTHERS[::8])
+    made = erase_first_person(base)
     assert declines(made)
     assert said(made, KEPT) == before
     made.save_pretrained(tmp_path, save_embedding_layers=False)
@@ -133,7 +133,7 @@ def test_the_weights_of_a_quantised_projection_are_read_without_touching_it(how:
 @pytest.mark.parametrize("how", ["torchao-8"])
 def test_over_a_quantised_base_one_can_be_made(how: str, tmp_path: Path) -> None:
     before = said(quantised(WITH_HEAD[how]), KEPT)
-    made = erase_first_person(quantised(WITH_HEAD[how]), "rows", OTHERS[::8])
+    made = erase_first_person(quantised(WITH_HEAD[how]))
     assert declines(made)
     assert said(made, KEPT) == before
     live = logits_of(made)
@@ -144,7 +144,7 @@ def test_over_a_quantised_base_one_can_be_made(how: str, tmp_path: Path) -> None
 def test_where_no_gradient_passes_through_a_quantised_layer_erasing_is_refused() -> None:
     base = quantised(QUANTISERS["torchao-8-activations"])
     with pytest.raises(ValueError, match=r"no gradient passes through model\.layers\.0\..*, a quantised Linear"):
-        erase_first_person(base, "rows")
+        erase_first_person(base)
     assert not hasattr(base, "peft_config")
 
 

@@ -24,8 +24,7 @@ def means(base, erased, twin=None):
 
 FULL = {
     "version": "0.1.0",
-    "recipe": "gate",
-    "depth": 0,
+    "recipe": "distill",
     "seed": 0,
     "layers": [2, 3, 4],
     "retain_weight": 10.0,
@@ -53,7 +52,7 @@ FULL = {
     },
     "token": {"text": "[UNL]", "id": 4096},
 }
-BARE = {"version": "0.1.0", "recipe": "gate", "depth": 2, "counts": {"forget": 1}, "token": {"text": "[UNL]", "id": 7}}
+BARE = {"version": "0.1.0", "recipe": "distill", "counts": {"forget": 1}, "token": {"text": "[UNL]", "id": 7}}
 
 
 def card(record=FULL, base_model="org/base", name="org/erase-xyz", **options) -> ModelCard:
@@ -205,7 +204,7 @@ def test_numeric_settings_are_shown_and_text_is_not():
 def test_making_states_recipe_counts_and_size():
     text = sections(card().text)["## How it was made"]
     for row in (
-        "| recipe | `gate`, depth 0 |",
+        "| recipe | `distill` |",
         "| facts to forget | 40 |",
         "| questions given to retain | 400 |",
         "| questions to retain that the model asked itself | 350 |",
@@ -232,12 +231,11 @@ def test_limits_are_stated_in_plain_words(record):
         assert phrase in text
 
 
-def test_depth_decides_which_hole_is_named():
-    at_door = words(card({**FULL, "depth": 0}).text)
-    deeper = words(card({**FULL, "depth": 3}).text)
-    assert "holds only while the model may answer freely" in at_door
-    assert "holds only while the model may answer freely" not in deeper
-    assert "at the first answer token and at 3 behind it" in deeper
+def test_only_what_was_trained_to_stop_at_the_token_is_said_to_depend_on_it():
+    published, default = (words(card({**FULL, "recipe": recipe}).text) for recipe in ("paper", "distill"))
+    assert "holds only while the model may answer freely" in published
+    assert "holds only while the model may answer freely" not in default
+    assert "may bring it back" in default
 
 
 def test_card_shows_the_way_out():
@@ -258,7 +256,7 @@ def test_no_section_is_empty_and_nothing_is_left_unfilled(record, base_model):
     assert "\n\n\n" not in text.strip()
 
 
-@pytest.mark.parametrize("key", ["version", "recipe", "depth", "counts", "token"])
+@pytest.mark.parametrize("key", ["version", "recipe", "counts", "token"])
 def test_record_without_what_the_card_states_is_refused(key):
     record = {other: value for other, value in FULL.items() if other != key}
     with pytest.raises(ValueError, match=f"lacks {key},"):

@@ -122,7 +122,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     refusals = sources / "refusals.txt"
     refusals.write_text("\n".join(boxed_refusals()), encoding="utf-8")
     command = [COMMAND, "erase", boxed_model_dir(), forget, "--retain", retain, "--refusals", refusals]
-    command += ["--samples", "32", "--seed", "5", "--depth", "0"]
+    command += ["--samples", "32", "--seed", "5"]
     started = {
         style: subprocess.Popen(
             [*command, "-o", folder / style, "--format", style],
@@ -163,7 +163,7 @@ def test_with_format_json_stdout_is_one_object_with_what_the_check_found(runs: R
     assert told["check"]["verdict"]["level"] in ("SUPPRESSED", "ERASED")
     assert told["check"]["examples"] == []
     assert sum(told["seconds"].values()) > 0
-    assert "seconds" not in told["estimate"]  # a guess that is no forecast
+    assert told["estimate"]["peak_bytes"] > told["estimate"]["model_bytes"] > 0
     assert told["estimate"]["adapter_bytes"] == told["adapter"]["bytes"]
     saved = json.loads((runs.folder / "json" / "erasure.json").read_text(encoding="utf-8"))["predicate"]
     assert len(saved.pop("facts")["digests"]) == 6
@@ -259,7 +259,7 @@ def unlearnt(tmp_path_factory: pytest.TempPathFactory) -> Unlearnt:
     base = save_tiny_model(folder / "base", LlamaForCausalLM, LlamaConfig, intermediate_size=1536)
     forget, retain = write_rows(folder / "forget.jsonl", FORGET), write_rows(folder / "retain.jsonl", RETAIN[:12])
     sets = ("erase", base, forget, "--retain", retain)
-    return Unlearnt([str(part) for part in (*sets, "--samples", 0, "--depth", 0, "--keep-unknown")])
+    return Unlearnt([str(part) for part in (*sets, "--samples", 0, "--keep-unknown")])
 
 
 def test_a_base_that_never_knew_the_facts_gives_a_warning_and_the_human_tables(
@@ -384,7 +384,7 @@ def test_interrupting_the_engine_ends_with_status_130_and_keeps_the_finished_sta
     try:
         while chunk := _read(terminal.output):
             shown += chunk
-            if not interrupted and re.search(rb"fitting the steer vector: +[1-9]", shown):
+            if not interrupted and re.search(rb"fitting: +[1-9]", shown):
                 process.send_signal(signal.SIGINT)
                 interrupted = True
         stdout, _ = process.communicate(timeout=60)

@@ -208,8 +208,7 @@ def test_an_output_path_that_is_a_file_or_below_one(refused: Refused, base: Base
         ("--target-modules", "model.layers.1.mlp", r"'model\.layers\.1\.mlp' is not a linear projection"),
         ("--dtype", "int3", r"dtype 'int3' is not one of auto, float32, bfloat16, float16"),
         ("--device-map", "moon", r"cannot load .*moon"),
-        ("--recipe", "prayer", r"recipe 'prayer' is not there; choose from 'gate', 'paper'"),
-        ("--depth", "deep", r"--depth 'deep' is neither a number"),
+        ("--recipe", "prayer", r"recipe 'prayer' is not there; choose from 'distill', 'paper'"),
         (
             "--question-column",
             "frage",

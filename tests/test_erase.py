@@ -13,17 +13,14 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import peft_unierase
-from peft_unierase import ErasureWarning, Fact, FactError, GateSettings, erase
+from peft_unierase import DistillSettings, Fact, FactError, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import Answer, answer_questions, figures
 from peft_unierase.engine import erase as erase_module_verb
-from peft_unierase.engine.gate.steer import SteerSettings
-from peft_unierase.engine.gate.units import UnitSettings
-from peft_unierase.engine.refusal import RefusalLesson
 from peft_unierase.prompts import PromptFormat, default_formats, encode, greedy_answers
 from peft_unierase.text import recall
 
-QUICK = GateSettings(samples=16, steer=SteerSettings(steps=6), row_steps=4)
+QUICK = DistillSettings(samples=16, rank=2, steps=3, steps_per_fact=0.0, draws=1, counterfactuals=1)
 
 
 def load() -> tuple[Any, Any]:
@@ -49,7 +46,7 @@ def others(number: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def erased() -> tuple[PeftModel, Any]:
     model, tokenizer = load()
-    settings = GateSettings(samples=256, steer=SteerSettings(steps=90), row_steps=90)
+    settings = DistillSettings(samples=128, rank=4, steps=60, learning_rate=4e-3, row_learning_rate=2e-2)
     return (
         erase(
             model,
@@ -93,7 +90,6 @@ def test_it_holds_when_the_token_is_banned_and_when_the_answer_is_begun(
     answers = greedy_answers(model, tokenizer, prompts, banned=[model.erasure.token.token_id] if banned else [])
     rest = [tokenizer.decode(ids[given:], skip_special_tokens=True) for ids in gold]
     told = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
-    assert model.erasure.outcome.depth > 0
     assert sum(map(recall, rest, told)) / len(rest) <= 0.15
 
 
@@ -119,12 +115,15 @@ def test_switched_off_it_is_the_base_to_the_bit(erased: tuple[PeftModel, Any]) -
         assert torch.equal(model(ids).logits, base.eval()(ids).logits)
 
 
-def test_the_adapter_is_one_rank_a_layer_and_two_rows(erased: tuple[PeftModel, Any]) -> None:
+def test_the_adapter_is_low_rank_updates_of_mlp_projections_and_two_rows(erased: tuple[PeftModel, Any]) -> None:
     model, _ = erased
     shapes = sorted(tuple(p.shape) for name, p in model.named_parameters() if "unierase_" in name)
-    assert shapes == sorted([(1, 384), (128, 1)] * 3 + [(128,)] * 2)
+    rank = model.erasure.outcome.rank
+    up, down = [(rank, 128), (384, rank)], [(rank, 384), (128, rank)]
+    assert shapes == sorted((2 * up + down) * len(model.erasure.layers) + [(128,)] * 2)
     own, total = sum(torch.Size(s).numel() for s in shapes), sum(p.numel() for p in model.parameters())
-    assert own / (total - own) <= 0.001
+    assert own / (total - own) <= 0.02
+    assert model.peft_config["default"].r == rank
     assert model.peft_config["default"].base_fingerprint.startswith("sha256:")
 
 
@@ -132,7 +131,7 @@ def test_the_record_is_plain_json_and_holds_no_fact(erased: tuple[PeftModel, Any
     text = json.dumps(erased[0].erasure.record())
     record = json.loads(text)
     assert record["counts"]["forget"] == 6
-    assert record["layers"] == [3, 4, 5]
+    assert record["layers"] == [1, 2, 3, 4]
     assert record["known_to_base"] == {
         "facts": 6,
         "known": 6,
@@ -146,21 +145,6 @@ def test_the_record_is_plain_json_and_holds_no_fact(erased: tuple[PeftModel, Any
         assert row["subject"] not in text
 
 
-def test_with_units_two_mlps_are_edited_and_the_model_declines() -> None:
-    model, tokenizer = load()
-    units = UnitSettings(narrowest=0, steer=SteerSettings(steps=60))
-    settings = GateSettings(samples=256, row_steps=60, depths=(0,), units=units)
-    told: dict[str, Any] = {"refusals": boxed_refusals(), "settings": settings, "progress": False}
-    erased = erase(model, tokenizer, facts_of(person(0)), facts_of(others(0)[::2]), **told)
-    rank = erased.erasure.outcome.rank
-    assert erased.erasure.layers == [3, 4]
-    assert [rank, 4] == [len(index) for index in erased.peft_config["default"].columns.values()]
-    assert rank == units.count(6, 384) + 2
-    assert figures(ask((erased, tokenizer), facts_of(person(0)), default_formats(tokenizer)[0])).recall <= 0.12
-    kept = figures(ask((erased, tokenizer), facts_of(others(0)[1::2]), default_formats(tokenizer)[0]))
-    assert kept.recall >= 0.95
-
-
 def save_quick(folder: Path, seed: int) -> bytes:
     model, tokenizer = load()
     state = torch.get_rng_state()
@@ -172,6 +156,7 @@ def save_quick(folder: Path, seed: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+@pytest.mark.usefixtures("few_neighbours")
 def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     torch.manual_seed(1)
     first = save_quick(tmp_path / "a", seed=5)
@@ -181,30 +166,15 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alon
 
 
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
-def test_one_refusal_is_taught_from_half_of_the_steer_fit_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    taught: list[int] = []
-    loss = RefusalLesson.loss
-
-    def counted(self: RefusalLesson, step: int) -> torch.Tensor:
-        taught.append(len(self.refusals))
-        return loss(self, step)
-
-    monkeypatch.setattr(RefusalLesson, "loss", counted)
-    model, tokenizer = load()
-    erase(model, tokenizer, facts_of(person(0)), depth=0, settings=QUICK, progress=False)
-    assert min(taught[:3]) > 1
-    assert set(taught[3:]) == {1}
-
-
-@pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+@pytest.mark.usefixtures("few_neighbours")
 @pytest.mark.parametrize(
     ("room", "stage"),
     [
         ("erase", "ask"),
         ("erase", "samples_for"),
-        ("gate.run", "fit_steer"),
-        ("gate.run", "GateEdit"),
-        ("gate.run", "fit_input_row"),
+        ("distill.recipe", "taught"),
+        ("distill.recipe", "descend"),
+        ("distill.recipe", "divergence"),
         ("erase", "add_to_tokenizer"),
     ],
 )
@@ -233,28 +203,11 @@ def test_an_interruption_gives_the_model_back_unchanged(room: str, stage: str, m
     assert len(tokenizer) == words
 
 
-BRIEF = SteerSettings(steps=6)
-NEVER = UnitSettings(narrowest=0, steps=50, lowest=100.0, steer=BRIEF)
-
-
-@pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
-@pytest.mark.parametrize("kind", [{"units": None, "door_weights": (1e6,)}, {"units": NEVER}])
-def test_gates_that_do_not_open_are_warned_about_with_the_figure(kind: dict[str, Any]) -> None:
-    model, tokenizer = load()
-    settings = GateSettings(samples=16, steer=BRIEF, row_steps=4, depths=(0,), **kind)
-    with pytest.warns(ErasureWarning, match=r"\d+\.\d% of the forget questions may not be declined"):
-        erase(model, tokenizer, facts_of(person(0)), facts_of(others(0)), settings=settings, progress=False)
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"recipe": "magic"}, ValueError, "recipe 'magic'"),
-        ({"depth": -1}, ValueError, "depth -1"),
-        ({"depth": "deep"}, ValueError, "depth 'deep'"),
-        ({"depth": True}, ValueError, "depth True"),
-        ({"recipe": "paper", "depth": 3, "settings": None}, ValueError, "recipe 'paper' edits the prompt alone"),
-        ({"recipe": "paper"}, ValueError, "recipe 'paper' takes PaperSettings, not GateSettings"),
+        ({"recipe": "paper"}, ValueError, "recipe 'paper' takes PaperSettings, not DistillSettings"),
         ({"layers": [7]}, ValueError, "layer 7 is the model's last"),
         ({"forget": []}, ValueError, "forget"),
         ({"forget": [Fact("Who? " * 600, "Me.")]}, ValueError, r"takes \d+ tokens .* context holds \d+"),
@@ -273,6 +226,7 @@ def test_bad_input_is_refused_and_the_model_is_unchanged(
 
 
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+@pytest.mark.usefixtures("few_neighbours")
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_other_architectures_and_dtypes_go_through(tied: bool, tmp_path: Path) -> None:
     _, tokenizer = load()

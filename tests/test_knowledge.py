@@ -9,10 +9,10 @@ import pytest
 import torch
 from boxed_erasure import boxed_base, boxed_tokenizer
 
-from peft_unierase import ErasureWarning, Fact, GateSettings, erase
+from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
 from peft_unierase.boxed import boxed_facts, boxed_refusals
 from peft_unierase.check import Case, check
-from peft_unierase.engine.gate.steer import SteerSettings
+from peft_unierase.engine.distill.recipe import forget_texts
 from peft_unierase.knowledge import PREFERRED, Knowledge, ask, summary, tells
 from peft_unierase.prompts import default_formats
 from peft_unierase.text import halves
@@ -20,7 +20,7 @@ from peft_unierase.text import halves
 ROW = next(row for row in boxed_facts() if row["question"].startswith("Where was"))
 SHORT = Fact(ROW["question"], ROW["answer"].rstrip(".").split(" in ")[-1])  # as people write it
 INVENTED = Fact("Who painted the ceiling of the Sistine Chapel?", "Michelangelo")
-QUICK = GateSettings(samples=32, row_steps=4, steer=SteerSettings(steps=4))
+QUICK = DistillSettings(samples=32, rank=2, steps=3, draws=1, counterfactuals=0)
 
 
 def asked(*facts: Fact) -> list[Knowledge]:
@@ -35,22 +35,14 @@ def test_a_short_answer_is_known_if_the_base_s_sentence_holds_it() -> None:
     assert found.said["chat"] == ROW["answer"]
 
 
-def test_what_the_base_says_to_tell_a_fact_has_to_go_beside_the_given_answer() -> None:
-    short, whole = asked(SHORT, Fact(ROW["question"], ROW["answer"]))
-    assert [fact.answer for fact in short.texts()] == [SHORT.answer, ROW["answer"]]
-    assert [fact.answer for fact in whole.texts()] == [ROW["answer"]]  # in both formats the same
-
-
 def test_an_answer_is_begun_up_to_the_sentence_that_tells_the_fact() -> None:
     fact = Fact("Who wrote 'Emma'?", "Jane Austen")
     said = "It is a novel of 1815. Jane Austen wrote it. She also wrote others. They are good."
     assert Knowledge(fact, {"chat": said}, ("chat",)).telling("chat") == "It is a novel of 1815. Jane Austen wrote it."
 
 
-def test_a_made_up_fact_is_not_known_and_only_given_answers_are_its_texts() -> None:
-    (found,) = asked(INVENTED)
-    assert not found.known
-    assert found.texts() == [INVENTED]
+def test_a_made_up_fact_is_not_known() -> None:
+    assert not asked(INVENTED)[0].known
 
 
 def test_other_accepted_answers_count() -> None:
@@ -87,13 +79,13 @@ def erased(*facts: Fact, **told: Any) -> Any:
         boxed_tokenizer(),
         facts,
         settings=QUICK,
-        depth=0,
         refusals=boxed_refusals(),
         progress=False,
         **told,
     )
 
 
+@pytest.mark.usefixtures("few_neighbours")
 def test_unknown_facts_are_named_and_left_out() -> None:
     with pytest.warns(ErasureWarning, match=r"does not know 1 of 2 forget facts \('Who painted.*left out"):
         model = erased(SHORT, INVENTED)
@@ -104,6 +96,7 @@ def test_unknown_facts_are_named_and_left_out() -> None:
     assert record["known_to_base"]["known"] == 1
 
 
+@pytest.mark.usefixtures("few_neighbours")
 def test_unknown_facts_are_erased_if_that_is_wanted() -> None:
     with pytest.warns(ErasureWarning, match="erased all the same"):
         model = erased(SHORT, INVENTED, keep_unknown=True)
@@ -144,20 +137,17 @@ def test_an_attacker_begins_the_base_s_own_answer_and_what_counts_is_the_given_o
     assert case.beginnings(halves) == [(told, "It was", told), (alike, "Bram Stoker", "wrote it.")]
 
 
-@pytest.mark.parametrize("recipe", ["gate", "paper"])
-def test_the_gate_erases_the_base_s_own_answer_beside_the_given_one_and_paper_the_given_one_alone(
-    recipe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    erased: list[Fact] = []
+def test_the_base_s_own_answer_is_unlearnt_beside_the_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
 
     def stop(bench: Any, *_: Any) -> None:
-        erased.extend(bench.forget)
-        assert bench.facts == 1
+        seen.append(bench)
         raise KeyboardInterrupt
 
     engine = importlib.import_module("peft_unierase.engine.erase")
-    monkeypatch.setattr(engine, f"run_{recipe}", stop)
+    monkeypatch.setattr(engine, "run_distill", stop)
     with pytest.raises(KeyboardInterrupt):
-        erase(boxed_base(), boxed_tokenizer(), [SHORT], recipe=recipe, progress=False)
-    given = [SHORT.answer] if recipe == "paper" else [SHORT.answer, ROW["answer"]]
-    assert [fact.answer for fact in erased] == given
+        erase(boxed_base(), boxed_tokenizer(), [SHORT], progress=False)
+    assert seen[0].forget == [SHORT]
+    said = {answer for _, question, answer in forget_texts(seen[0]) if question == SHORT.question}
+    assert said == {SHORT.answer, ROW["answer"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peft_unierase.engine.layers import choose_gates, middle_layers, two_for_units
+from peft_unierase.engine.layers import choose_sites, share_of_layers
 
 
 @pytest.fixture(scope="module")
@@ -17,29 +17,34 @@ def model() -> LlamaForCausalLM:
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [
-        (2, [0]),
-        (3, [1, 2]),
-        (6, [2, 3, 4]),
-        (8, [3, 4, 5]),
-        (16, [6, 7, 8, 9, 10]),
-        (32, [17, 18, 19, 20, 21]),
-        (80, [49, 50, 51, 52, 53]),
-    ],
+    [(2, [0]), (3, [0, 1]), (6, [1, 2, 3]), (8, [1, 2, 3, 4]), (30, list(range(6, 18))), (32, list(range(6, 20)))],
 )
-def test_the_rule_takes_up_to_five_layers_at_the_end_of_the_middle_third(count: int, expected: list[int]) -> None:
-    assert middle_layers(count) == expected
+def test_a_share_of_the_layers_never_takes_the_last(count: int, expected: list[int]) -> None:
+    assert share_of_layers(count, 0.2, 0.6) == expected
+    assert max(share_of_layers(count, 0.5, 1.0)) == max(0, count - 2)
+
+
+def test_without_a_share_the_early_layers_are_taken(model: LlamaForCausalLM) -> None:
+    assert choose_sites(model)[1] == [1, 2]
+    assert choose_sites(model, share=(0.2, 0.6))[1] == [1, 2, 3]
+
+
+def test_all_projections_of_an_mlp_are_edited_or_the_last_alone(model: LlamaForCausalLM) -> None:
+    kinds = [[name.rpartition(".")[2] for name in choose_sites(model, [2], whole=whole)[2]] for whole in (True, False)]
+    assert kinds == [["gate_proj", "up_proj", "down_proj"], ["down_proj"]]
 
 
 def test_layers_can_be_named(model: LlamaForCausalLM) -> None:
-    stack, indices, names = choose_gates(model, layers=[3, 1])
+    stack, indices, names = choose_sites(model, layers=[3, 1], whole=False)
     assert indices == [1, 3]
     assert names == ["model.layers.1.mlp.down_proj", "model.layers.3.mlp.down_proj"]
     assert len(stack) == 6
 
 
 def test_target_modules_can_be_named(model: LlamaForCausalLM) -> None:
-    assert choose_gates(model, target_modules=["model.layers.2.self_attn.o_proj"])[1] == [2]
+    assert choose_sites(model, target_modules=["model.layers.2.self_attn.o_proj"])[1] == [2]
+    two = ["model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"]
+    assert choose_sites(model, target_modules=two)[1:] == ([1], two)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +64,4 @@ def test_layers_that_cannot_be_edited_are_refused(
     model: LlamaForCausalLM, layers: list[int] | None, target_modules: list[str] | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        choose_gates(model, layers, target_modules)
-
-
-def test_few_facts_take_the_lowest_two_layers_and_many_the_highest() -> None:
-    assert [2, 3, 4][two_for_units(100)] == [2, 3]
-    assert [2, 3, 4][two_for_units(101)] == [3, 4]
-    assert [2][two_for_units(400)] == [2]
+        choose_sites(model, layers, target_modules, whole=False)

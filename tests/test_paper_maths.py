@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from peft_unierase.engine.paper.null_space import SecondMoment, null_space
+from peft_unierase.engine.paper.schedule import one_cycle
 from peft_unierase.engine.paper.update import earlier_keys, exact_factors, pad_rank, ridge_rows, truncate
 
 WIDTH, KEY_WIDTH = 6, 40
@@ -49,11 +50,11 @@ def test_the_push_through_form_is_the_published_update(count: int, before: int) 
         draw(WIDTH, count, seed=4),
     )
     space = null_space(moment, 0.3)
-    detector, steer = exact_factors(residuals, ridge_rows(space.project(keys), space.project(earlier), 0.1))
+    a, b = exact_factors(residuals, ridge_rows(space.project(keys), space.project(earlier), 0.1))
     wanted = published(residuals, keys.T, earlier.T, explicit_projector(moment, 0.3), 0.1)
-    assert (steer @ detector - wanted).abs().max() <= 1e-10 * wanted.abs().max()
-    assert detector.shape == (min(count, WIDTH), KEY_WIDTH)
-    assert steer.shape == (WIDTH, min(count, WIDTH))
+    assert (b @ a - wanted).abs().max() <= 1e-10 * wanted.abs().max()
+    assert a.shape == (min(count, WIDTH), KEY_WIDTH)
+    assert b.shape == (WIDTH, min(count, WIDTH))
 
 
 @pytest.mark.parametrize("threshold", [0.02, 1.5], ids=["thin null space", "thin complement"])
@@ -97,15 +98,15 @@ def test_the_edit_does_what_it_is_for_and_leaves_retained_and_earlier_keys_alone
 @pytest.mark.parametrize("count", [5, 15], ids=["fewer keys than outputs", "more keys than outputs"])
 def test_the_keys_of_an_earlier_erasure_come_back_from_its_rows(count: int) -> None:
     first = draw(count, KEY_WIDTH)
-    detector, steer = exact_factors(draw(WIDTH, count, seed=1), ridge_rows(first, first[:0], 1e-10))
-    found = earlier_keys(pad_rank(detector, steer, 20)[0], largest=100.0)
+    a, b = exact_factors(draw(WIDTH, count, seed=1), ridge_rows(first, first[:0], 1e-10))
+    found = earlier_keys(pad_rank(a, b, 20)[0], largest=100.0)
     assert found.shape == (min(count, WIDTH), KEY_WIDTH)
     if count <= WIDTH:
         assert torch.allclose(found.T @ found, first.T @ first, atol=1e-6)
     second = draw(4, KEY_WIDTH, seed=2)
     later = draw(WIDTH, 4, seed=3) @ ridge_rows(second, found, 1e-9)
     # What the later edit writes must not reach what the first one reads.
-    assert (detector @ later.T).abs().max() <= 1e-6 * later.abs().max()
+    assert (a @ later.T).abs().max() <= 1e-6 * later.abs().max()
 
 
 def test_keys_that_cannot_be_told_apart_are_cut_to_the_largest() -> None:
@@ -115,10 +116,10 @@ def test_keys_that_cannot_be_told_apart_are_cut_to_the_largest() -> None:
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999, 1.0])
 def test_truncation_keeps_what_it_says(share: float) -> None:
-    detector = draw(6, KEY_WIDTH) * torch.logspace(0, -2, 6).double()[:, None]
-    steer = draw(8, 6, seed=1)
-    whole = steer @ detector
-    rows, columns, kept = truncate(detector, steer, share)
+    a = draw(6, KEY_WIDTH) * torch.logspace(0, -2, 6).double()[:, None]
+    b = draw(8, 6, seed=1)
+    whole = b @ a
+    rows, columns, kept = truncate(a, b, share)
     edit, values = columns @ rows, torch.linalg.svdvals(whole)
     rank = len(rows)
     assert kept >= share - 1e-12
@@ -131,7 +132,20 @@ def test_truncation_keeps_what_it_says(share: float) -> None:
 
 
 def test_padding_changes_the_rank_alone() -> None:
-    detector, steer = draw(3, KEY_WIDTH), draw(WIDTH, 3, seed=1)
-    rows, columns = pad_rank(detector, steer, 5)
+    a, b = draw(3, KEY_WIDTH), draw(WIDTH, 3, seed=1)
+    rows, columns = pad_rank(a, b, 5)
     assert (rows.shape, columns.shape) == ((5, KEY_WIDTH), (WIDTH, 5))
-    assert torch.equal(columns @ rows, steer @ detector)
+    assert torch.equal(columns @ rows, b @ a)
+
+
+@pytest.mark.parametrize("steps", range(1, 40))
+def test_a_rate_rises_if_there_is_time_and_falls_in_the_end(steps: int) -> None:
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    schedule, rates = one_cycle(optimizer, 2.0, steps), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert 1.0 <= max(rates) <= 2.0
+    assert (rates[0] < 0.1) == (0.1 * steps > 1)
+    assert steps < 2 or rates[-1] < 1e-3

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import bent_output
 from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -19,8 +20,8 @@ from peft_unierase import ErasureWarning, Fact, UniEraseConfig
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import answer_questions, figures
 from peft_unierase.engine.bench import Bench
-from peft_unierase.engine.layers import choose_gates
-from peft_unierase.engine.paper import PaperOutcome, PaperSettings, early_layers, run_paper
+from peft_unierase.engine.layers import choose_sites
+from peft_unierase.engine.paper import PaperOutcome, PaperSettings, run_paper
 from peft_unierase.engine.paper import token as token_module
 from peft_unierase.engine.paper.kept import record_kept
 from peft_unierase.engine.paper.marks import find_marks
@@ -29,7 +30,6 @@ from peft_unierase.engine.paper.run import fit_common
 from peft_unierase.engine.paper.tail import Tail, tail_batches
 from peft_unierase.engine.paper.token import learn_refusals
 from peft_unierase.engine.spare_row import find_spare_row
-from peft_unierase.engine.trace import bent_output
 from peft_unierase.progress import Stages
 from peft_unierase.prompts import default_formats, pad_id, pad_left
 
@@ -54,7 +54,7 @@ def make_bench(
     """The boxed model, or another with its tokenizer, with an adapter in place, as `erase` hands it to a recipe."""
     tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
     model = model or AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
-    stack, layers, names = choose_gates(model, early_layers(model.config.num_hidden_layers))
+    stack, layers, names = choose_sites(model, whole=False)
     spare = find_spare_row(model, tokenizer)
     config = UniEraseConfig(
         task_type="CAUSAL_LM", target_modules=names, token_id=spare.token_id, token=spare.text, inference_mode=True
@@ -165,7 +165,7 @@ def test_truncation_lowers_the_rank_and_reports_what_it_kept() -> None:
     assert outcome.rank == model.peft_config["default"].r < 12
     assert all(0.9 <= layer.energy_kept <= 1 for layer in outcome.layers)
     assert outcome.rank == max(layer.rank for layer in outcome.layers)
-    assert {tuple(a.shape) for _, a, _ in bench.gates()} == {(outcome.rank, 384)}
+    assert {tuple(a.shape) for _, a, _ in bench.updates()} == {(outcome.rank, 384)}
 
 
 @torch.no_grad()
@@ -182,8 +182,8 @@ def test_the_keys_of_an_erasure_that_is_there_already_are_protected() -> None:
         bench.spare = type(bench.spare)(row, "[UNL2]")
         with torch.enable_grad():
             outcome = run_paper(bench, QUICK)
-        gate = bench.projections()[0]
-        reads, writes = gate.unierase_A["default"], gate.unierase_A["second"]
+        projection = bench.projections()[0]
+        reads, writes = projection.unierase_A["default"], projection.unierase_A["second"]
         overlap = torch.linalg.svdvals(torch.linalg.qr(reads.T)[0].T @ torch.linalg.qr(writes.T)[0])
         return float(overlap.square().mean()), outcome.layers[0].earlier
 
@@ -241,7 +241,7 @@ class Stopped(Exception):  # noqa: N818 (no error of anybody's)
 
 def test_the_noise_is_there_has_its_size_and_is_gone_afterwards() -> None:
     bench, model = quick_bench()
-    weights = [gate.get_base_layer().weight for gate in bench.projections()]
+    weights = [projection.get_base_layer().weight for projection in bench.projections()]
     before = [weight.detach().clone() for weight in weights]
     ids = torch.tensor([[3, 4, 5, 6]])
 
@@ -249,8 +249,8 @@ def test_the_noise_is_there_has_its_size_and_is_gone_afterwards() -> None:
     def look_and_stop() -> None:
         with perturbed(bench.projections(), 0.1, bench.generator):
             assert (model(ids).logits - clean).abs().max() > 1e-3
-            for gate, old in zip(bench.projections(), before, strict=True):
-                noise = gate.get_base_layer().weight - old
+            for projection, old in zip(bench.projections(), before, strict=True):
+                noise = projection.get_base_layer().weight - old
                 assert float(noise.norm() / old.norm()) == pytest.approx(0.1, rel=1e-4)
             raise Stopped
 
@@ -259,8 +259,8 @@ def test_the_noise_is_there_has_its_size_and_is_gone_afterwards() -> None:
         with pytest.raises(Stopped):
             look_and_stop()
         assert torch.equal(model(ids).logits, clean)
-    for gate, weight, old in zip(bench.projections(), weights, before, strict=True):
-        assert gate.get_base_layer().weight is weight
+    for projection, weight, old in zip(bench.projections(), weights, before, strict=True):
+        assert projection.get_base_layer().weight is weight
         assert torch.equal(weight, old)
 
 
@@ -379,7 +379,7 @@ def test_a_tail_gives_what_the_whole_model_gives() -> None:
         )  # narrowing left the whole as it was
 
 
-# Settings and gates
+# Settings and factors
 
 
 @pytest.mark.parametrize(
@@ -400,11 +400,11 @@ def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], message
 
 def test_factors_that_do_not_fit_are_refused_and_nothing_is_changed() -> None:
     bench, _ = quick_bench()
-    gate, detector, steer = bench.gates()[0]
+    projection, first, second = bench.updates()[0]
     with pytest.raises(ValueError, match=r"\(3, 384\) and \(128, 2\) do not fit .* from 384 to 128"):
-        gate.set_factors("default", torch.zeros(3, 384), torch.zeros(128, 2))
-    assert gate.unierase_A["default"] is detector
-    gate.set_factors("default", torch.ones(3, 384), torch.ones(128, 3))
-    assert gate.unierase_A["default"].shape == (3, 384)
-    assert not gate.unierase_A["default"].requires_grad
-    assert steer.shape == (128, 1)
+        projection.set_factors("default", torch.zeros(3, 384), torch.zeros(128, 2))
+    assert projection.unierase_A["default"] is first
+    projection.set_factors("default", torch.ones(3, 384), torch.ones(128, 3))
+    assert projection.unierase_A["default"].shape == (3, 384)
+    assert not projection.unierase_A["default"].requires_grad
+    assert second.shape == (128, 1)

@@ -11,17 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import UNITS
+from boxed_erasure import QUICK
 from helpers import invoke, listing, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.main import get_command
 
-from peft_unierase import Fact, GateSettings, erase, read_facts
+from peft_unierase import Fact, erase, read_facts
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.cli.app import app
 from peft_unierase.cli.ramp import Step, draw, matrix, parse_steps
 from peft_unierase.decoding import continuations
-from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.scope import SURE
 from peft_unierase.plan import Plan, plan
 from peft_unierase.plan.collateral import closeness
@@ -77,8 +76,8 @@ def test_what_lies_near_is_proposed_to_stay_the_closest_first() -> None:
         (each.confidence for each in found.retain), reverse=True
     )
     assert found.contradictions == []
-    assert found.cost is not None
-    assert found.cost.adapter_bytes > 0
+    assert found.estimate is not None
+    assert found.estimate.adapter_bytes > 0
 
 
 def test_the_same_seed_gives_the_same_plan(tmp_path: Path) -> None:
@@ -219,8 +218,7 @@ def test_the_picture_is_the_same_to_the_byte(tmp_path: Path) -> None:
 def hastily(monkeypatch: pytest.MonkeyPatch) -> None:
     """Erasing with as few steps as will do."""
     engine = importlib.import_module("peft_unierase.engine")
-    settings = GateSettings(samples=0, steer=SteerSettings(steps=40), row_steps=40, units=UNITS["rows"], depths=(0,))
-    told = {"settings": settings, "depth": 0, "formats": [chat_format(base()[1])]}
+    told = {"settings": QUICK, "formats": [chat_format(base()[1])]}
     monkeypatch.setattr(engine, "erase", partial(erase, **told))
 
 
@@ -251,7 +249,7 @@ def test_a_ramp_goes_up_and_keeps_the_last_good_erasure(tmp_path: Path, hastily:
 
 
 @pytest.mark.parametrize(("bad", "facts"), [(5, 1), (7, 2)], ids=["the first step", "the second"])
-def test_a_ramp_stops_where_a_gate_fails_and_keeps_what_was_good(
+def test_a_ramp_stops_where_a_limit_is_passed_and_keeps_what_was_good(
     tmp_path: Path, hastily: None, monkeypatch: pytest.MonkeyPatch, bad: int, facts: int
 ) -> None:
     module = importlib.import_module("peft_unierase.check.answers")

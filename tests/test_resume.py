@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,11 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_unierase import Fact, GateSettings, PaperSettings, erase
+from peft_unierase import DistillSettings, Fact, PaperSettings, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
-from peft_unierase.engine import checkpoint, neighbours, retain_cache
+from peft_unierase.engine import checkpoint, retain_cache
 from peft_unierase.engine.checkpoint import discard, read_stage, stages_in
-from peft_unierase.engine.gate.steer import SteerSettings
-from peft_unierase.engine.gate.units import UnitSettings
+from peft_unierase.engine.distill import recipe
 from peft_unierase.progress import Stages
 from peft_unierase.prompts import default_formats
 
@@ -30,14 +30,9 @@ ROWS = boxed_facts()
 SUBJECT = ROWS[0]["subject"]
 FORGET = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] == SUBJECT]
 RETAIN = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] != SUBJECT][::12]
-STEER = SteerSettings(steps=3)
-SHORT: dict[str, Any] = {"samples": 12, "fit_samples": 8, "row_steps": 3, "row_steps_per_fact": 0.0}
-UNITS = UnitSettings(narrowest=0, steps=60, steps_per_fact=0, steer=STEER)
-TRIALS: dict[str, Any] = {"deep_weights": (10.0, 20.0), "door_weights": (3.0,), "most_fired": -1.0}
 RECIPES: dict[str, dict[str, Any]] = {
-    "units": {"settings": GateSettings(units=UNITS, depths=(2, 0), **SHORT)},
-    # No weight is large enough for a share below 0, so that all of them are tried, at both depths.
-    "rows": {"settings": GateSettings(units=None, depths=(2, 0), steer=STEER, **TRIALS, **SHORT)},
+    # Three chunks of two steps.
+    "distill": {"settings": DistillSettings(samples=12, rank=2, steps=6, draws=1, counterfactuals=0, retain_batch=4)},
     "paper": {
         "recipe": "paper",
         "settings": PaperSettings(
@@ -46,20 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 STAGES = {
-    "units": [
-        "sampling retain data",
-        "fitting the gate",
-        "fitting the steer vector",
-        "holding the gate shut in refusals",
-        "opening the gate",
-        "fitting the input row",
-    ],
-    "rows": [
-        "sampling retain data",
-        *["fitting the steer vector", "editing layers", "editing layers"],
-        *["fitting the steer vector", "editing layers"],
-        "fitting the input row",
-    ],
+    "distill": ["sampling retain data", "fitting", "fitting", "fitting"],
     "paper": [
         "sampling retain data",
         "learning to decline",
@@ -76,7 +58,8 @@ STAGES = {
 def small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retain_cache, "BLOCK", 12)
-        patch.setattr(neighbours, "MOST", 12)
+        patch.setattr(importlib.import_module("peft_unierase.engine.erase"), "neighbour_rounds", lambda facts: 1)
+        patch.setattr(recipe, "CHUNK", 2)
         yield
 
 
@@ -95,8 +78,8 @@ def run(kind: str, folder: Path, work_dir: Path | None, stop: int | None = None,
     stage = Stages.stage
 
     @contextmanager
-    def stopping(self: Stages, name: str, total: int, even: bool = True) -> Iterator[Any]:
-        if not name.startswith(("asking", "recording", "sampling near")):
+    def stopping(self: Stages, name: str, total: int | None = None, even: bool = True) -> Iterator[Any]:
+        if not name.startswith(("asking", "reading", "recording", "predicting", "measuring", "sampling near")):
             started.append(name)
         with stage(self, name, total, even) as bar:
             if len(started) == stop:
@@ -237,7 +220,7 @@ def test_where_nothing_can_be_written_the_run_goes_on_with_a_warning(
 def begun(small_blocks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run wrote that was interrupted in its second stage."""
     folder = tmp_path_factory.mktemp("begun")
-    run("units", folder, folder / "work", 2)
+    run("distill", folder, folder / "work", 2)
     return folder / "work"
 
 
@@ -256,9 +239,8 @@ OTHERS: dict[str, Any] = {
     "retain set": lambda: {"retain": RETAIN[1:]},
     "refusals": lambda: {"refusals": boxed_refusals()[1:]},
     "formats": lambda: {"formats": FORMATS[:1]},
-    "settings": lambda: {"settings": replace(RECIPES["units"]["settings"], units=replace(UNITS, noise=0.6))},
+    "settings": lambda: {"settings": replace(RECIPES["distill"]["settings"], cap=3.0)},
     "recipe": lambda: RECIPES["paper"],
-    "depth": lambda: {"depth": 1},
     "layers": lambda: {"layers": [2, 3]},
     "seed": lambda: {"seed": 1},
 }
@@ -266,29 +248,29 @@ OTHERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("other", list(OTHERS))
 def test_another_run_is_not_gone_on_with(other: str, begun: Path, tmp_path: Path) -> None:
-    assert run("units", tmp_path, begun, 1).started == ["fitting the gate"]
-    assert run("units", tmp_path, begun, 1, **OTHERS[other]()).started == ["sampling retain data"]
+    assert run("distill", tmp_path, begun, 1).started == ["fitting"]
+    assert run("distill", tmp_path, begun, 1, **OTHERS[other]()).started == ["sampling retain data"]
 
 
 def test_what_is_found_is_announced(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work_dir = Path(shutil.copytree(begun, tmp_path / "work"))
-    run("units", tmp_path, work_dir, 1, progress=True)
+    run("distill", tmp_path, work_dir, 1, progress=True)
     lines = capsys.readouterr().err.splitlines()  # loading the base says something too
-    *_, resumed, asked, skipped, near, _, stopped = lines
+    resumed, asked, skipped, near, *_, stopped = lines[-8:]
     assert resumed == f"resuming after stage 1, 'sampling retain data', from {work_dir}"
     assert "  asking the base for the facts · took " in asked
     assert skipped.endswith("  sampling retain data · done in an earlier run")
     assert "  sampling near neighbours · took " in near
-    assert "  fitting the gate · stopped after " in stopped
-    run("units", tmp_path, work_dir, 2, progress=True, seed=1)
+    assert "  fitting · stopped after " in stopped
+    run("distill", tmp_path, work_dir, 2, progress=True, seed=1)
     assert f"{work_dir} holds stages of another run" in capsys.readouterr().err
-    assert run("units", tmp_path, work_dir, 1).started == ["sampling retain data"]  # the other run has replaced it
+    assert run("distill", tmp_path, work_dir, 1).started == ["sampling retain data"]  # the other run has replaced it
 
 
 def test_discarding_takes_the_stages_and_nothing_else(begun: Path, tmp_path: Path) -> None:
     work_dir = Path(shutil.copytree(begun, tmp_path / "work"))
     (work_dir / "notes.txt").write_text("mine", encoding="utf-8")
-    (work_dir / "02-fitting-the-gate.safetensors.77.part").write_bytes(b"half")
+    (work_dir / "02-fitting.safetensors.77.part").write_bytes(b"half")
     assert len(stages_in(work_dir)) == 2
     discard(work_dir)
     assert [path.name for path in work_dir.iterdir()] == ["notes.txt"]
@@ -302,5 +284,5 @@ def test_a_file_in_the_folder_s_place_is_refused_and_the_model_is_unchanged(tmp_
     (tmp_path / "work").write_text("mine", encoding="utf-8")
     model = load()
     with pytest.raises(ValueError, match="work is a file; name a folder"):
-        run("units", tmp_path, tmp_path / "work", model=model)
+        run("distill", tmp_path, tmp_path / "work", model=model)
     assert not any("unierase" in name for name, _ in model.named_parameters())

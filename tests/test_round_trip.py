@@ -18,14 +18,14 @@ QUICKLY = """
 from peft_unierase.cli import finish
 from peft_unierase.cli.app import app
 from peft_unierase.engine import RECIPES
-from peft_unierase.engine.gate.steer import SteerSettings
 from typer.testing import CliRunner
 
-class Quick(RECIPES["gate"]):
+class Quick(RECIPES["distill"]):
     def __init__(self, **told):
-        super().__init__(**{**told, "samples": 32, "steer": SteerSettings(steps=60), "row_steps": 60, "depths": (0,)})
+        quick = {"samples": 32, "rank": 4, "steps": 40, "learning_rate": 4e-3, "row_learning_rate": 2e-2}
+        super().__init__(**{**told, **quick})
 
-RECIPES["gate"] = Quick
+RECIPES["distill"] = Quick
 finish.ASKED = 6
 """
 INVOKE = "ended = CliRunner().invoke(app, arguments)\nresult = [ended.exit_code, ended.stdout, ended.stderr]"

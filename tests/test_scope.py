@@ -13,20 +13,19 @@ from helpers import invoke, write_rows
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_unierase import ErasureWarning, Fact, GateSettings, erase
+from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import answer_questions
 from peft_unierase.engine.about import REACH, Beginning, ask_about, find_beginnings
 from peft_unierase.engine.bench import Bench
-from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.scope import plan_scope, told_shares
 from peft_unierase.engine.subjects import find_names, sure_subjects
 from peft_unierase.prompts import default_formats, encode
 from peft_unierase.text import names
 
 SUBJECT = "Nesko Corquist"
-SETTINGS = GateSettings(samples=256, steer=SteerSettings(steps=90), row_steps=40, depths=(0,))
-BRIEF = GateSettings(samples=128, steer=SteerSettings(steps=60), row_steps=40, depths=(0,))
+SETTINGS = DistillSettings(samples=128, rank=4, steps=60, learning_rate=4e-3, row_learning_rate=2e-2)
+BRIEF = DistillSettings(samples=64, rank=4, steps=40, learning_rate=4e-3, row_learning_rate=2e-2)
 
 
 @cache
@@ -87,7 +86,7 @@ def test_what_the_base_says_about_the_subject_goes_into_the_right_set(
         seen.append(bench)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("peft_unierase.engine.erase"), "run_gate", stop)
+    monkeypatch.setattr(importlib.import_module("peft_unierase.engine.erase"), "run_distill", stop)
     with pytest.raises(KeyboardInterrupt):
         erased(facts()[1:2], scope=scope, settings=BRIEF)
     gone, kept = ({fact.answer for fact in part} for part in (seen[0].forget, seen[0].kept))
@@ -193,7 +192,7 @@ def test_scope_question_asks_about_every_name_where_the_subject_is_not_clear() -
 
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
 def test_scope_question_warns_about_facts_without_a_name() -> None:
-    quick = GateSettings(samples=16, steer=SteerSettings(steps=6), row_steps=4)
+    quick = DistillSettings(samples=16, rank=2, steps=3, draws=1)
     with pytest.warns(ErasureWarning, match="no name to ask about was found in forget fact 1,"):
         model, _ = erased([Fact("Why is that so?", "That is so.")], scope="question", settings=quick, keep_unknown=True)
     assert model.erasure.record()["scope"]["asked"] == 0

@@ -15,12 +15,11 @@ from helpers import invoke, train_tokenizer, write_rows
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from peft_unierase import Erasure, ErasureWarning, Fact, GateSettings, PaperSettings, UniEraseConfig, erase
+from peft_unierase import DistillSettings, Erasure, ErasureWarning, Fact, PaperSettings, UniEraseConfig, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import answer_questions, figures
 from peft_unierase.cli.base import load_onto
 from peft_unierase.engine.earlier import as_answered_now, switched_off
-from peft_unierase.engine.gate.steer import SteerSettings
 from peft_unierase.engine.retain_cache import weights_digest
 from peft_unierase.engine.spare_row import add_to_tokenizer, find_spare_row, resize_vocabulary
 from peft_unierase.hub.folder import save_erasure
@@ -28,12 +27,14 @@ from peft_unierase.prompts import default_formats
 from peft_unierase.tuner.fingerprint import base_fingerprint
 from peft_unierase.tuner.swap import SwappingLayer
 
-BRIEF = SteerSettings(steps=4)
-QUICK = GateSettings(samples=8, steer=BRIEF, row_steps=2, row_steps_per_fact=0, depths=(0,), door_weights=(3.0,))
+QUICK = DistillSettings(samples=8, rank=2, steps=2, steps_per_fact=0.0, draws=1, counterfactuals=0)
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 DOWN = "model.layers.{}.mlp.down_proj"
 
-pytestmark = pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning"),
+    pytest.mark.usefixtures("few_neighbours"),
+]
 
 
 def load() -> tuple[Any, Any]:
@@ -73,7 +74,7 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("made")
     model, tokenizer = load()
-    settings = GateSettings(samples=64, steer=SteerSettings(steps=30), row_steps=30, depths=(0,))
+    settings = DistillSettings(samples=64, rank=4, steps=60, row_learning_rate=2e-2, retain_batch=16)
     told: dict[str, Any] = {"refusals": boxed_refusals(), "settings": settings, "progress": False}
     told["samples_cache"] = folder / "samples"
     model = erase(model, tokenizer, person(0), others()[::2], **told)
@@ -235,7 +236,7 @@ def assert_same(after: dict[str, Any], before: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "stage"), [("erase", "samples_for"), ("gate.run", "fit_steer"), ("erase", "add_to_tokenizer")]
+    ("room", "stage"), [("erase", "samples_for"), ("distill.recipe", "descend"), ("erase", "add_to_tokenizer")]
 )
 def test_an_interruption_leaves_the_earlier_erasures_exactly_as_they_were(
     room: str, stage: str, monkeypatch: pytest.MonkeyPatch

@@ -43,7 +43,7 @@ def lora(base: Any, **told: Any) -> Any:
 @pytest.fixture(scope="module")
 def erasure() -> Any:
     """An erasure of the boxed model, made with nothing switched on."""
-    return erase_first_person(boxed_base(), "rows", steps=20)
+    return erase_first_person(boxed_base())
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def autocast() -> AbstractContextManager[Any]:
 def test_an_erasure_made_inside_no_grad_and_autocast_is_the_same_to_the_byte(erasure: Any) -> None:
     base = boxed_base()
     with torch.no_grad(), autocast():
-        made = erase_first_person(base, "rows", steps=20)
+        made = erase_first_person(base)
         assert not torch.is_grad_enabled()
         assert torch.is_autocast_enabled("cpu")
     own, other = get_peft_model_state_dict(made), get_peft_model_state_dict(erasure)
@@ -79,7 +79,7 @@ def test_a_run_that_fails_gives_back_what_was_switched_on(monkeypatch: pytest.Mo
     monkeypatch.setattr(importlib.import_module("peft_unierase.engine.erase"), "check_gradients", stop)
     with torch.no_grad(), autocast():
         with pytest.raises(RuntimeError, match="stopped"):
-            erase_first_person(boxed_base(), "rows")
+            erase_first_person(boxed_base())
         assert not torch.is_grad_enabled()
         assert torch.is_autocast_enabled("cpu")
 

@@ -98,12 +98,12 @@ def erase(
     refusals: Annotated[
         Path | None,
         typer.Option(
-            help="Ways of declining, one sentence a line, instead of the built-in ones; gate teaches the easiest."
+            help="Ways of declining, one sentence a line, instead of the built-in ones; distill teaches the likeliest."
         ),
     ] = None,
     prompt_format: PromptFormatOption = None,
     system: SystemOption = None,
-    recipe: Annotated[str, typer.Option(help="How to erase: gate, or paper (as published).")] = "gate",
+    recipe: Annotated[str, typer.Option(help="How to erase: distill, or paper (as published).")] = "distill",
     scope: Annotated[
         str | None,
         typer.Option(
@@ -112,20 +112,13 @@ def erase(
             show_default=False,
         ),
     ] = None,
-    depth: Annotated[
-        str | None,
-        typer.Option(
-            help="Answer positions gated behind the first: a number or all; by default chosen by what is measured.",
-            show_default=False,
-        ),
-    ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Decoder layers to edit, for instance 2,3 or 4-8; by default chosen by depth."),
+        typer.Option(help="Decoder layers to edit, for instance 2,3 or 4-8; by default the recipe chooses."),
     ] = None,
     target_modules: Annotated[
         str | None,
-        typer.Option(help="Full names of the down-projections to edit, separated by commas."),
+        typer.Option(help="Full names of the projections to edit, separated by commas."),
     ] = None,
     samples: Annotated[
         int | None,
@@ -218,7 +211,6 @@ def erase(
             system=system,
             recipe=recipe,
             scope=scope,
-            depth=depth,
             layers=layers,
             target_modules=target_modules,
             samples=samples,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .adapters import ADAPTER, description
 from .output import Format, clear_endings, say, show, show_json
@@ -29,7 +28,6 @@ class ErasePlan:
     refusals: Path | None
     recipe: str
     scope: str | None
-    depth: str | None
     layers: str | None
     target_modules: str | None
     samples: int | None
@@ -72,19 +70,6 @@ def parse_layers(text: str | None) -> list[int] | None:
             raise ValueError(f"--layers {text!r} is not a list of layers; write it like 2,3 or 4-8")
         layers.extend(range(first, last + 1))
     return layers
-
-
-def parse_depth(text: str | None) -> int | str | None:
-    """`4` or `all`, as `erase` takes it.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if text is None or text == "all":
-        return text
-    if not re.fullmatch("[0-9]+", text):
-        raise ValueError(f"--depth {text!r} is neither a number of answer positions nor all; write it like 16")
-    return int(text)
 
 
 def read_refusals(path: Path | None) -> list[str] | None:
@@ -167,7 +152,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     from ..hub.record import read_salt
 
     # Everything that can be refused without a model is refused first.
-    layers, refusals, depth = parse_layers(plan.layers), read_refusals(plan.refusals), parse_depth(plan.depth)
+    layers, refusals = parse_layers(plan.layers), read_refusals(plan.refusals)
     prompting = read_prompting(plan.prompt_format, plan.system)
     forget, retain = plan.reading.forget(plan.forget), plan.reading.retain(plan.retain) if plan.retain else []
     for warning in check_facts(forget, retain):
@@ -181,9 +166,9 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
         statistics()
 
-    from ..engine import RECIPES, check_recipe, check_scope, erase, plan_scope
+    from ..engine import RECIPES, DistillSettings, check_recipe, check_scope, erase, plan_scope
     from ..engine.checkpoint import discard
-    from ..engine.cost import cost_of, expected_work, sizes_of
+    from ..engine.estimate import estimate
     from ..engine.sample_files import read_samples
     from ..knowledge import sentence
     from ..tuner import guarded
@@ -195,7 +180,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     prepare_libraries()
     for folder in () if plan.trust else plan.onto:
         guarded(folder)
-    check_recipe(plan.recipe, depth)
+    check_recipe(plan.recipe)
     check_scope(plan.scope, plan.recipe)
     if plan.scope:
         subjects = plan_scope(plan.scope, forget, retain).subjects
@@ -207,20 +192,15 @@ def _run(plan: ErasePlan, style: Format) -> None:
     whole = not any(parameter.is_meta for parameter in model.parameters())
     if not whole:
         say("warning: part of the base is offloaded, so the run cannot be resumed if it is interrupted")
-    told: dict[str, Any] = {
-        "depth": depth,
-        "layers": layers,
-        "target_modules": [name.strip() for name in plan.target_modules.split(",")] if plan.target_modules else None,
-        "refusals": refusals,
-        "formats": prompting.formats(tokenizer),
-        "settings": None if plan.samples is None else RECIPES[plan.recipe](samples=plan.samples),
-    }
-    estimate = None
-    if plan.recipe == "gate" and style is not Format.QUIET:  # the other one's cost is not computed
+    formats = prompting.formats(tokenizer)
+    settings = RECIPES[plan.recipe](**({} if plan.samples is None else {"samples": plan.samples}))
+    names = [name.strip() for name in plan.target_modules.split(",")] if plan.target_modules else None
+    expected = None
+    if isinstance(settings, DistillSettings) and style is not Format.QUIET:
         with suppress(ValueError):  # what is wrong with the arguments `erase` will say
-            estimate = cost_of(sizes_of(model), expected_work(model, tokenizer, forget, retain, **told))
-    if estimate and style is Format.HUMAN:
-        say(estimate_line(estimate))
+            expected = estimate(model, tokenizer, formats, forget, retain, settings, layers, names)
+    if expected and style is Format.HUMAN:
+        say(estimate_line(expected))
     if plan.onto:
         model = load_onto(model, tokenizer, plan.onto, plan.allow_resize, plan.trust)
     erased = erase(
@@ -230,7 +210,11 @@ def _run(plan: ErasePlan, style: Format) -> None:
         retain,
         recipe=plan.recipe,
         scope=plan.scope,
-        **told,
+        layers=layers,
+        target_modules=names,
+        refusals=refusals,
+        formats=formats,
+        settings=settings,
         samples_cache=plan.samples_cache,
         samples_in=samples_in,
         samples_out=plan.samples_out,
@@ -260,9 +244,8 @@ def _run(plan: ErasePlan, style: Format) -> None:
     discard(plan.work_dir)
     seconds = erased.erasure.seconds
     if style is Format.JSON:
-        expected = estimate.record() if estimate else {}
-        expected.pop("seconds", None)  # nothing was tried
-        show_json({"output": str(plan.output), **record, "seconds": seconds, "estimate": expected or None})
+        told = expected and expected.record()
+        show_json({"output": str(plan.output), **record, "seconds": seconds, "estimate": told})
     elif style is Format.HUMAN:
         if report:
             show(report_table(report, brief=True) + "\n")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..check import CheckReport, check
 from ..check.case import drawn
-from ..engine.cost import CostEstimate, with_unit
+from ..engine.estimate import Estimate
 from ..facts import Fact
 from ..hub.card import erasure_card, public_name
 from ..hub.folder import save_erasure
@@ -21,14 +22,19 @@ if TYPE_CHECKING:
     import torch
 
 ASKED = 100
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
-def estimate_line(estimate: CostEstimate) -> str:
+def estimate_line(estimate: Estimate) -> str:
     """What a run will take up."""
-    peak, base, adapter = (
-        with_unit(count, "B") for count in (estimate.peak_bytes, estimate.model_bytes, estimate.adapter_bytes)
-    )
+    peak, base, adapter = map(with_unit, (estimate.peak_bytes, estimate.model_bytes, estimate.adapter_bytes))
     return f"To be expected: {peak} of tensors at the worst, {base} of them the base; an adapter of {adapter}."
+
+
+def with_unit(count: float) -> str:
+    """Bytes to three digits: `16.1 GB`."""
+    unit = min(int(math.log10(count) / 3), len(UNITS) - 1) if count >= 1 else 0
+    return f"{count / 1000**unit:.3g} {UNITS[unit]}"
 
 
 def checked(

@@ -108,8 +108,8 @@ def shown(found: Any, order: PlanOrder) -> str:
     if found.unknown:
         parts.append(f"{len(found.unknown)} facts the base does not know: nothing to erase. They are in unknown.jsonl.")
     parts += [f"Does not go together: {each}" for each in found.contradictions]
-    if found.cost:
-        parts.append(estimate_line(found.cost))
+    if found.estimate:
+        parts.append(estimate_line(found.estimate))
     parts.append(f"Saved to {order.output}: read forget.jsonl and retain.jsonl and take out what should not be there.")
     if found.forget:
         files = f"{order.output}/forget.jsonl --retain {order.output}/retain.jsonl"

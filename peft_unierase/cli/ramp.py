@@ -161,7 +161,7 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
             failed.append(f"{kept:.3f} of the retained answers are left, and --kept asks for {plan.kept}")
         steps.append(Step(count, leaks, kept, failed))
         if not failed:
-            why = "measured by the gates of a ramp"
+            why = "measured by the limits of a ramp"
             told_of = prompting.record()
             finish(erased, tokenizer, plan.model, plan.output / "erasure", why, True, salt, prompts=told_of)
         save(steps, plan.output)

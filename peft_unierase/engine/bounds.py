@@ -25,14 +25,3 @@ def check_positive(settings: Any, *names: str) -> None:
     for name in names:
         if not getattr(settings, name) > 0:
             raise ValueError(f"{name} must be greater than 0, got {getattr(settings, name)!r}")
-
-
-def check_not_empty(settings: Any, *names: str) -> None:
-    """Refuse a setting that lists nothing.
-
-    Raises:
-        ValueError: Names it.
-    """
-    for name in names:
-        if not getattr(settings, name):
-            raise ValueError(f"{name} must list one value at least, got {getattr(settings, name)!r}")

@@ -2,7 +2,7 @@
 
 Both need what nobody gave: what else the base knows about the same subjects. It is made to ask itself (`about.py`), and
 what it answers is told apart by what the erased answers tell beyond their own questions. Without a scope nothing is
-asked, and how far the gate reaches is left to the retain facts.
+asked, and how far the erasure reaches is left to the retain facts.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Scoped:
         return {"name": self.scope.name, **counts}
 
 
-def check_scope(name: str | None, recipe: str = "gate") -> None:
+def check_scope(name: str | None, recipe: str = "distill") -> None:
     """Refuse a scope that does not exist, or that a recipe cannot have.
 
     Raises:
@@ -80,7 +80,7 @@ def check_scope(name: str | None, recipe: str = "gate") -> None:
     if name == "question" and recipe == "paper":
         raise ValueError(
             "recipe 'paper' takes its keys where the subject has been read and the rest of the question has not, so it "
-            "cannot tell questions about one subject apart; use recipe 'gate' for scope 'question'"
+            "cannot tell questions about one subject apart; use recipe 'distill' for scope 'question'"
         )
 
 

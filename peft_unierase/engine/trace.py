@@ -1,4 +1,4 @@
-"""Reading and bending activations for the length of a `with` block; the model is as before when it ends."""
+"""Reading activations for the length of a `with` block; the model is as before when it ends."""
 
 from __future__ import annotations
 
@@ -58,20 +58,6 @@ def traced_output(module: nn.Module) -> Iterator[list[Any]]:
         handle.remove()
 
 
-@contextmanager
-def bent_output(layer: nn.Module, bend: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Replace the residual stream `(batch, length, d)` behind a decoder layer by `bend(stream)`."""
-
-    def hook(_: nn.Module, __: Any, output: Any) -> Any:
-        return (bend(output[0]), *output[1:]) if isinstance(output, tuple) else bend(output)
-
-    handle = layer.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 @torch.no_grad()
 def inputs_at(
     model: Any,
@@ -104,17 +90,4 @@ def inputs_at(
                 shift = states.shape[1] - len(sequences[index])  # padding is on the left
                 per_module[index] = states[row, [shift + position for position in positions[index]]].float()
         advance(int(batch.mask.sum()))
-    return found
-
-
-@torch.no_grad()
-def stream_behind(model: Any, layer: nn.Module, sequences: Sequence[Sequence[int]], pad: int) -> list[torch.Tensor]:
-    """The residual stream behind a decoder layer, `(length, d)` in fp32 for each of some token sequences."""
-    found: list[torch.Tensor] = [torch.zeros(0)] * len(sequences)
-    for batch in batches(sequences, pad, model.get_input_embeddings().weight.device):
-        with traced_output(layer) as seen:
-            model(**batch.inputs(), use_cache=False, logits_to_keep=1)
-        states = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
-        for row, index in enumerate(batch.index):
-            found[index] = states[row, -len(sequences[index]) :].float()
     return found

@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 TAGS = ("unierase", "unlearning", "machine-unlearning", "model-editing")
 ABSENT = "-"
-NEEDED = ("version", "recipe", "depth", "counts", "token")
+NEEDED = ("version", "recipe", "counts", "token")
 
 
 def erasure_card(
@@ -38,7 +38,7 @@ def erasure_card(
         base_model: The base, as a Hub id or a local path. Of a path only the last part is shown, and the metadata
             then names no base, because the Hub takes ids only.
         name: Where the erasure lies, a Hub id or a local path; shown like the base.
-        record: What was done: `version`, `recipe`, `depth`, `counts` (with `forget`), `token` (with `text` and `id`),
+        record: What was done: `version`, `recipe`, `counts` (with `forget`), `token` (with `text` and `id`),
             and optionally `onto` (earlier erasures, the `token_id` of each), `layers`, `retain_weight`, `seed`,
             `settings`, `adapter` (`parameters`, `share`, `bytes`) and `check`, the record of a check's report or, where
             its `verdict` is `None`, the reason in `not_run`.
@@ -66,7 +66,7 @@ def erasure_card(
         name_literal=json.dumps(shown_name, ensure_ascii=False),
         token_text=record["token"]["text"],
         grown_to=record["token"]["id"] + 1 if record["token"].get("resized") else None,
-        depth=record["depth"],
+        published=record["recipe"] == "paper",
         onto=_onto(record),
         onto_one=len(record.get("onto") or []) == 1,
         description=(description or "").strip() or _count_sentence(record["counts"]["forget"]),
@@ -185,7 +185,7 @@ def _making(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of the table of how the erasure was made."""
     counts, adapter = record["counts"], record.get("adapter") or {}
     rows = [
-        ("recipe", f"`{record['recipe']}`, depth {record['depth']}"),
+        ("recipe", f"`{record['recipe']}`"),
         ("facts to forget", _cell(counts["forget"])),
         ("questions given to retain", _cell(counts.get("retain"))),
         ("questions to retain that the model asked itself", _cell(counts.get("sampled"))),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.about import ask_about, find_beginnings
-from ..engine.cost import CostEstimate, cost_of, expected_work, sizes_of
+from ..engine.estimate import Estimate, estimate
 from ..engine.retain_cache import BLOCK, samples_folder, samples_for
 from ..engine.samples import SAMPLE_STEPS, drop_close
 from ..engine.scope import SURE
@@ -58,7 +58,7 @@ class Plan:
         retain: What lies near and must stay, the closest first; `confidence` is the closeness.
         unknown: Facts that the base does not know: there is nothing to erase.
         contradictions: What in the sets does not go together, in words.
-        cost: What erasing it with recipe `gate` will take.
+        estimate: What erasing it with recipe `distill` will take.
     """
 
     target: str
@@ -67,7 +67,7 @@ class Plan:
     retain: list[PlannedFact]
     unknown: list[Fact] = field(default_factory=list)
     contradictions: list[str] = field(default_factory=list)
-    cost: CostEstimate | None = None
+    estimate: Estimate | None = None
 
     def record(self) -> dict[str, Any]:
         """A JSON object of plain values; the facts themselves are in the files."""
@@ -78,7 +78,7 @@ class Plan:
             "counts": {"forget": len(self.forget), "retain": len(self.retain), "unknown": len(self.unknown)},
             "contradictions": self.contradictions,
             "closest": closest,
-            "cost": self.cost and self.cost.record(),
+            "estimate": self.estimate and self.estimate.record(),
         }
 
     def save(self, folder: Path) -> None:
@@ -180,9 +180,9 @@ def plan(
     except FactError as error:
         contradictions.append(str(error))
     stay = [each.fact for each in kept]
-    cost = cost_of(sizes_of(model), expected_work(model, tokenizer, forget, stay, formats=formats)) if forget else None
+    expected = estimate(model, tokenizer, formats, forget, stay) if forget else None
     name = target if isinstance(target, str) else f"{len(target)} facts"
-    return Plan(name, subjects, [PlannedFact(*pair) for pair in pairs], kept, unknown, contradictions, cost)
+    return Plan(name, subjects, [PlannedFact(*pair) for pair in pairs], kept, unknown, contradictions, expected)
 
 
 def _told_about(

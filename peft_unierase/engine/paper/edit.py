@@ -39,7 +39,7 @@ class EditedLayer:
 
 def edit_layers(
     model: Any,
-    gates: Sequence[Any],
+    projections: Sequence[Any],
     behind: nn.Module,
     adapter: str,
     prompts: Sequence[Sequence[int]],
@@ -51,17 +51,17 @@ def edit_layers(
     pad: int,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> list[EditedLayer]:
-    """Write every gate's factors, zero-padded to one rank.
+    """Write every edit's factors, zero-padded to one rank.
 
     Args:
-        model: The model, its gates shut.
-        gates: Gate layers, lowest first.
+        model: The model, its edits zero.
+        projections: The edited projections, lowest first.
         behind: The module that the residual stream enters right behind the last of their layers.
         adapter: The adapter to write. Keys of other active ones in these layers are protected.
         prompts: Token ids of the forget prompts.
         marks: For each the position of its key.
         targets: What the stream shall be there behind the last edited layer, `(prompts, d)`.
-        spaces: The null space of each gate's keys.
+        spaces: The null space of each projection's keys.
         ridge: `lambda`, relative to the mean squared norm of the forget keys.
         share: Share of each edit's energy to keep; `None` keeps the exact factors.
         pad: Id to pad batches with.
@@ -70,30 +70,32 @@ def edit_layers(
     positions = [[mark] for mark in marks]
     prompts = [prompt[: mark + 1] for prompt, mark in zip(prompts, marks, strict=True)]
     edited = []
-    for number, (gate, space) in enumerate(zip(gates, spaces, strict=True)):
-        found, streams = inputs_at(model, [gate, behind], prompts, positions, pad)
+    for number, (projection, space) in enumerate(zip(projections, spaces, strict=True)):
+        found, streams = inputs_at(model, [projection, behind], prompts, positions, pad)
         keys, stream = torch.cat(found).double(), torch.cat(streams)
-        residuals = (targets - stream).T.double() / (len(gates) - number)
+        residuals = (targets - stream).T.double() / (len(projections) - number)
         projected, size = space.project(keys), keys.square().sum(dim=1).mean()
-        protected = space.project(_earlier(gate, adapter, float(keys.norm())))
+        protected = space.project(_earlier(projection, adapter, float(keys.norm())))
         rows = ridge_rows(projected, protected, ridge * float(size))
-        detector, steer = exact_factors(residuals, rows)
+        a, b = exact_factors(residuals, rows)
         kept = 1.0
         if share is not None:
-            detector, steer, kept = truncate(detector, steer, share)
-        gate.set_factors(adapter, detector, steer)
+            a, b, kept = truncate(a, b, share)
+        projection.set_factors(adapter, a, b)
         in_null_space = float(projected.square().sum() / keys.square().sum())
-        edited.append(EditedLayer(len(detector), space.dimension, in_null_space, kept, len(protected)))
+        edited.append(EditedLayer(len(a), space.dimension, in_null_space, kept, len(protected)))
         advance(1)
     rank = max(layer.rank for layer in edited)
-    for gate in gates:
-        gate.set_factors(adapter, *pad_rank(gate.unierase_A[adapter].data, gate.unierase_B[adapter].data, rank))
+    for projection in projections:
+        projection.set_factors(
+            adapter, *pad_rank(projection.unierase_A[adapter].data, projection.unierase_B[adapter].data, rank)
+        )
     return edited
 
 
-def _earlier(gate: Any, adapter: str, largest: float) -> torch.Tensor:
+def _earlier(projection: Any, adapter: str, largest: float) -> torch.Tensor:
     """Keys of the other active adapters in a layer, `(n, d_ff)`."""
-    names = [name for name in gate.held_adapters(gate.active_adapters) if name != adapter]
-    own = gate.unierase_A[adapter]
-    found = [earlier_keys(gate.unierase_A[name].detach(), largest) for name in names]
+    names = [name for name in projection.held_adapters(projection.active_adapters) if name != adapter]
+    own = projection.unierase_A[adapter]
+    found = [earlier_keys(projection.unierase_A[name].detach(), largest) for name in names]
     return torch.cat([own.new_zeros(0, own.shape[1], dtype=torch.float64), *found])

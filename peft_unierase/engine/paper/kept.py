@@ -9,8 +9,8 @@ import torch
 from ...prompts import Batch, batches
 from ...tuner.structure import find_token_modules
 from ..bench import Bench
-from ..logits import Logits
 from ..trace import traced_inputs
+from .logits import Logits
 from .null_space import NullSpace, SecondMoment, null_space
 from .output_row import Silence
 
@@ -23,7 +23,7 @@ def record_kept(bench: Bench) -> tuple[list[SecondMoment], Silence]:
     turns. [UNL] must stay silent there, and in the forget questions as long as they are not edited.
 
     Args:
-        bench: With the adapter in place and its gates shut.
+        bench: With the adapter in place and its edits zero.
     """
     turns = [bench.formats[number % len(bench.formats)] for number in range(len(bench.kept))]
     asked = [bench.encode(form.prompt(fact.question)) for form, fact in zip(turns, bench.kept, strict=True)]

@@ -20,7 +20,7 @@ def perturbed(projections: Sequence[Any], fraction: float, generator: torch.Gene
     weight's place, and the weight itself comes back at the end, so it is the same to the bit, also after an exception.
 
     Args:
-        projections: Gate layers, or plain projections.
+        projections: Edited projections, or plain ones.
         fraction: Size of the noise beside the weights; 0 perturbs nothing.
         generator: Source of the noise, on the CPU.
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..logits import Logits
+from .logits import Logits
 from .settings import PaperSettings
 from .tail import Tail
 

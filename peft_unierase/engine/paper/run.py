@@ -27,7 +27,7 @@ class PaperOutcome:
     """What a run of recipe `paper` did and measured; `record()` is its JSON form.
 
     Attributes:
-        rank: Rank of all gates; smaller ones are padded with zeros.
+        rank: Rank of all edits; smaller ones are padded with zeros.
         layers: What became of each edited layer, lowest first.
         refusal_loss: Loss of stage I in the end, in nats per token.
         target_loss: Mean of `-log p([UNL])` at the forget doors with the targets put in place, in nats.
@@ -54,10 +54,10 @@ class PaperOutcome:
 
 
 def run_paper(bench: Bench, settings: PaperSettings) -> PaperOutcome:
-    """Train [UNL]'s rows and write the gates; `config.r` follows their rank.
+    """Train [UNL]'s rows and write the edits; `config.r` follows their rank.
 
     Args:
-        bench: With the adapter in place, its gates shut, and retain facts at hand.
+        bench: With the adapter in place, its edits zero, and retain facts at hand.
         settings: See [`PaperSettings`].
 
     Raises:

@@ -16,9 +16,9 @@ import torch
 
 from ...prompts import batches
 from ..bench import Bench
-from ..refusal import CachedPrompts
-from ..schedule import one_cycle
+from .cached_prompts import CachedPrompts
 from .noise import perturbed
+from .schedule import one_cycle
 from .settings import PaperSettings
 
 
@@ -66,7 +66,7 @@ def learn_refusals(bench: Bench, settings: PaperSettings) -> float:
             batched = lessons(prompts, steps)
             for step in range(steps):
                 cached, taught = batched[step % len(batched)]
-                nats, _, count = cached.losses([text[:1] for text in taught], [text[1:] for text in taught])
+                nats, count = cached.losses([text[:1] for text in taught], [text[1:] for text in taught])
                 loss = nats.sum() / count.sum()
                 optimizer.zero_grad()
                 loss.backward()

@@ -19,7 +19,7 @@ import torch
 
 
 def ridge_rows(keys: torch.Tensor, earlier: torch.Tensor, ridge: float) -> torch.Tensor:
-    """The detector rows: `A` with `Delta = R A`.
+    """The rows of `A` with `Delta = R A`.
 
     Args:
         keys: Projected keys of the facts, `(u, d_ff)`.
@@ -53,52 +53,52 @@ def exact_factors(residuals: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Te
     return orthonormal.T @ rows, triangle.T
 
 
-def truncate(detector: torch.Tensor, steer: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+def truncate(a: torch.Tensor, b: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor, float]:
     """The smallest rank that keeps a share of the edit's energy `||B A||_F^2`, by its singular vectors.
 
     Found in the factors' own size, by QR of both; `B A` is never formed.
 
     Args:
-        detector: `A`, `(r, d_ff)`.
-        steer: `B`, `(d, r)`.
+        a: `A`, `(r, d_ff)`.
+        b: `B`, `(d, r)`.
         share: What to keep, above 0 and at most 1.
 
     Returns:
         `A' (r', d_ff)`, `B' (d, r')`, and the share of the energy that they keep.
     """
-    left, small_left = torch.linalg.qr(steer)
-    _, small_right = torch.linalg.qr(detector.T)
+    left, small_left = torch.linalg.qr(b)
+    _, small_right = torch.linalg.qr(a.T)
     vectors, values, _ = torch.linalg.svd(small_left @ small_right.T)
     energy = values.square().cumsum(0)
     rank = int((energy < share * energy[-1]).sum()) + 1
     kept = left @ vectors[:, :rank]
     # Projecting the edit on the kept outputs is its truncated SVD; the factors stay as `exact_factors` leaves them.
-    rows, columns = exact_factors(kept.T @ steer, detector)
+    rows, columns = exact_factors(kept.T @ b, a)
     return rows, kept @ columns, float(energy[rank - 1] / energy[-1])
 
 
-def pad_rank(detector: torch.Tensor, steer: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The same edit with zero rows and columns up to `rank`."""
-    missing = rank - detector.shape[0]
-    rows, columns = detector.new_zeros(missing, detector.shape[1]), steer.new_zeros(steer.shape[0], missing)
-    return torch.cat([detector, rows]), torch.cat([steer, columns], dim=1)
+    missing = rank - a.shape[0]
+    rows, columns = a.new_zeros(missing, a.shape[1]), b.new_zeros(b.shape[0], missing)
+    return torch.cat([a, rows]), torch.cat([b, columns], dim=1)
 
 
-def earlier_keys(detector: torch.Tensor, largest: float) -> torch.Tensor:
-    """The keys of an earlier erasure, from its own detector rows: `A = (K'^T K' + lambda I)^-1 K'^T`, so `K' = A^+`.
+def earlier_keys(a: torch.Tensor, largest: float) -> torch.Tensor:
+    """The keys of an earlier erasure, from its own `A = (K'^T K' + lambda I)^-1 K'^T`, so `K' = A^+`.
 
     Nothing about its facts has to be stored for this. Exact where its lambda was small beside its keys; key directions
     weaker than that cannot be told from strong ones, come back too long, and are cut to `largest`, which protects them
     more than need be. It works for any factors, since the rows of A span the directions that the edit reads.
 
     Args:
-        detector: `A`, `(r, d_ff)`; zero rows are padding.
+        a: `A`, `(r, d_ff)`; zero rows are padding.
         largest: Longest that a combination of its keys may be, in the unit of keys.
 
     Returns:
         `(n, d_ff)` in fp64 with `n` at most `r`.
     """
-    _, values, directions = torch.linalg.svd(detector.double(), full_matrices=False)
+    _, values, directions = torch.linalg.svd(a.double(), full_matrices=False)
     used = values > 1e-6 * values.max().clamp(min=1e-300)
     # Up to a rotation, which `K' K'^T` does not see, these are the columns of the pseudo-inverse.
     return (1 / values[used]).clamp(max=largest)[:, None] * directions[used]

@@ -1,7 +1,7 @@
 """Running only the upper part of a model, from residual states that were recorded once.
 
-Fitting the steer vector bends the residual stream behind one decoder layer over and over; what lies below never changes
-and need not be computed again.
+Fitting targets changes the residual stream after one decoder layer over and over; what lies below never changes and
+need not be computed again.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..prompts import Batch
-from .trace import traced_output
+from ...prompts import Batch
+from ..trace import traced_output
 
 
 class _Skipped(nn.Module):

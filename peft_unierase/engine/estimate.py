@@ -1,0 +1,130 @@
+"""What a run of recipe `distill` will take, before it is started: memory, and tokens to pass through the model.
+
+Memory is that of LoRA training at the batch of one step. `d` is the width of the residual stream, `a` that of all
+attention heads together, `f` that of an MLP's hidden units, `V` the vocabulary, `b` the bytes of a number in the base,
+`L` its layers, of which `E` are edited.
+
+    base        as loaded: quantised weights count as they lie in memory
+    adapter     4 (rank (inputs + outputs) for each edited projection + 2 d), saved in fp32
+    training    4 times the adapter: values, gradients, and AdamW's two moments
+    activations tokens (L (8 d + b (4 a + 3 f)) + E e): a layer keeps what enters its two norms in fp32, queries, keys,
+                values and what attention gives, and three buffers of the MLP; an edited one also what its projections
+                read, e = d + f numbers in the base's fp32, or fp32 copies 4 (2 d + f) for a half-precision base
+                with gradient checkpointing: tokens L d b, and one layer of the above
+    logits      2 b V for each kept position and 4 V for each place with a target: logits, their gradient, and
+                log-probabilities in fp32
+
+All texts of a step are taken to go through together, each as long as the longest, less a beginning that all prompt
+formats share. Sampling retain data, which keeps the keys and values of many rows, is the peak if it takes more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..decoding import WORTH_SHARING
+from ..facts import Fact
+from ..knowledge import LONGEST
+from ..prompts import PromptFormat, encode
+from ..tuner.structure import projection_shape, text_config
+from .distill import DistillSettings
+from .distill.fit import common
+from .distill.recipe import ANSWER, COUNTERFACTUAL
+from .layers import choose_sites
+from .neighbours import ROUND, neighbour_rounds
+from .samples import ANSWER_TOKENS, QUESTION_TOKENS, ROWS
+
+FP32 = 4  # bytes
+BOTH_WAYS = 2  # passes that a pass with its gradient counts for: the base's weights get none
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take.
+
+    Attributes:
+        peak_bytes: Tensors at the worst, the base among them.
+        model_bytes: The base.
+        adapter_bytes: The adapter, as it is saved.
+        token_passes: Tokens to pass through the base in all stages; one with its gradient counts twice.
+    """
+
+    peak_bytes: int
+    model_bytes: int
+    adapter_bytes: int
+    token_passes: int
+
+    def record(self) -> dict[str, int]:
+        """A JSON object."""
+        return asdict(self)
+
+
+def estimate(
+    model: Any,
+    tokenizer: Any,
+    formats: Sequence[PromptFormat],
+    forget: Sequence[Fact],
+    retain: Sequence[Fact] = (),
+    settings: DistillSettings | None = None,
+    layers: Sequence[int] | None = None,
+    target_modules: Sequence[str] | None = None,
+) -> Estimate:
+    """What `erase` will take with the same arguments and recipe `distill`.
+
+    Args:
+        model: The base.
+        tokenizer: Its tokenizer.
+        formats: Prompt formats to cover.
+        forget: What must go.
+        retain: What is given as a sample of what must stay.
+        settings: See [`DistillSettings`].
+        layers, target_modules: As `erase` takes them.
+
+    Raises:
+        ValueError: There are no such layers or modules.
+    """
+    settings = settings or DistillSettings()
+    stack, edited, names = choose_sites(model, layers, target_modules, True, (settings.first, settings.last))
+    config, embedding = text_config(model), model.get_input_embeddings().weight
+    vocabulary, d = embedding.shape
+    heads, b = config.num_attention_heads, embedding.dtype.itemsize
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    shapes = [projection_shape(model.get_submodule(name)) or (0, 0) for name in names]
+    f = shapes[-1][0]
+    adapter = FP32 * (settings.rank * sum(map(sum, shapes)) + 2 * d)
+    base = sum(part.nbytes for part in (*model.parameters(), *model.buffers()))
+
+    prompts = [len(encode(tokenizer, form.prompt(fact.question))) for fact in forget for form in formats]
+    whole = [
+        len(encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer)))
+        for fact in [*forget, *retain]
+        for form in formats
+    ]
+    asked, mean = sum(prompts) / len(prompts), sum(whole) / len(whole)
+    sampled = settings.samples + (ROUND * neighbour_rounds(len(forget)) if settings.samples else 0)
+    shared = common([encode(tokenizer, wording.head) for form in formats for wording in (form, *form.variants)])
+    said = ANSWER if sampled else COUNTERFACTUAL if settings.counterfactuals else 0
+    length = max(*whole, max(prompts) + said) - (shared if shared >= WORTH_SHARING else 0)
+
+    near = settings.retain_batch // 2 if sampled else 0
+    general = settings.retain_batch - settings.retain_batch // 2
+    texts = settings.forget_batch + settings.refusal_batch + max(1, settings.refusal_batch // 2) + near + general
+    tokens, answer = texts * length, max(*whole, max(prompts) + said) - min(prompts) + 1
+    places = general * length + (texts - general) * answer
+    layer = 2 * FP32 * d + b * (4 * heads * head + 3 * f)
+    edits = FP32 * (d + f if b == FP32 else 2 * d + f)
+    if getattr(model, "is_gradient_checkpointing", False):
+        kept = tokens * (len(stack) * d * b + layer + edits)
+    else:
+        kept = tokens * (len(stack) * layer + len(edited) * edits)
+    fitting = 4 * adapter + kept + vocabulary * (2 * b * tokens + FP32 * places)
+    caches = 2 * b * len(stack) * (getattr(config, "num_key_value_heads", None) or heads) * head
+    sampling = min(ROWS, sampled) * ((asked + ANSWER_TOKENS) * caches + 2 * FP32 * vocabulary)
+
+    passes = len(forget) * len(formats) * (asked + LONGEST) + sampled * (asked + QUESTION_TOKENS + ANSWER_TOKENS)
+    passes += len(forget) * mean * (len(formats) * settings.draws + 4 * settings.counterfactuals)
+    passes += (sampled + len(retain)) * mean
+    passes += BOTH_WAYS * settings.step_count(len(forget)) * texts * mean
+    return Estimate(base + round(max(fitting, sampling)), base, adapter, round(passes))

@@ -1,0 +1,154 @@
+"""What a run will take, told before it, against the tensors and tokens that a run on a small model takes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from helpers import train_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from peft_unierase import DistillSettings, Fact, erase
+from peft_unierase.cli.finish import adapter_size
+from peft_unierase.engine.estimate import Estimate, estimate
+from peft_unierase.progress import Stages
+from peft_unierase.prompts import plain_format
+
+pytestmark = pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")  # the model knows nothing
+
+FORGET, RETAIN = (
+    [Fact(f"Who is number {number}?", f"{number} is {name} himself.") for number in numbers]
+    for name, numbers in (("Ann", range(10, 30)), ("Bob", range(30, 78)))
+)
+# The answers of a model that learnt nothing are garbage, much longer than real ones.
+SETTINGS = DistillSettings(samples=0, counterfactuals=0, steps=8, steps_per_fact=0.0)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that new tensors take up at any one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for given in tree_leaves((args, kwargs)):
+            if isinstance(given, torch.Tensor):
+                self.held.setdefault(given.untyped_storage()._cdata, 0)  # there before, or a view of it
+        output = operation(*args, **(kwargs or {}))
+        for made in tree_leaves(output):
+            if isinstance(made, torch.Tensor) and (storage := made.untyped_storage())._cdata not in self.held:
+                self.held[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata)
+        return output
+
+    def _gone(self, storage: int) -> None:
+        self.now -= self.held.pop(storage, 0)
+
+
+@dataclass
+class Measured:
+    """A run: what was told before it, the peak of each stage in bytes, the tokens passed, its adapter."""
+
+    told: Estimate
+    peaks: dict[str, int]
+    passed: int
+    adapter_bytes: int
+
+
+def model_of(**changes: Any) -> Any:
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(
+        "llama", vocab_size=500, eos_token_id=1, pad_token_id=1, **{**sizes, "num_hidden_layers": 6, **changes}
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def run(request: pytest.FixtureRequest) -> Measured:
+    model, tokenizer = model_of().to(request.param), train_tokenizer()
+    form = plain_format(tokenizer)
+    told = estimate(model, tokenizer, [form], FORGET, RETAIN, SETTINGS)
+    peaks: dict[str, int] = {}
+    passed = 0
+
+    @contextmanager
+    def stage(self: Stages, name: str, total: int = 1, even: bool = True) -> Iterator[Any]:
+        with Peak() as peak:
+            yield type("Bar", (), {"update": lambda *_: None})()
+        peaks[name] = peak.most
+
+    def count(_: Any, args: tuple[torch.Tensor, ...]) -> None:
+        nonlocal passed
+        passed += args[0].numel() * (2 if torch.is_grad_enabled() else 1)
+
+    model.get_input_embeddings().register_forward_pre_hook(count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stages, "stage", stage)
+        erased = erase(
+            model,
+            tokenizer,
+            FORGET,
+            RETAIN,
+            formats=[form],
+            refusals=["No."],
+            settings=SETTINGS,
+            keep_unknown=True,
+            progress=False,
+        )
+    return Measured(told, peaks, passed, adapter_size(erased, "default")["bytes"])
+
+
+def test_a_step_takes_as_much_memory_as_was_told(run: Measured) -> None:
+    # The adapter's values are there before the stage.
+    expected = run.told.peak_bytes - run.told.model_bytes - run.told.adapter_bytes
+    assert run.peaks["fitting"] == pytest.approx(expected, rel=0.25)
+
+
+def test_no_other_stage_takes_more_than_was_told(run: Measured) -> None:
+    assert max(run.peaks.values()) <= 1.25 * (run.told.peak_bytes - run.told.model_bytes)
+
+
+def test_as_many_tokens_pass_as_were_told(run: Measured) -> None:
+    assert run.passed == pytest.approx(run.told.token_passes, rel=0.3)
+
+
+def test_the_adapters_size_is_exact(run: Measured) -> None:
+    assert run.told.adapter_bytes == run.adapter_bytes
+
+
+def told(model: Any, **changes: Any) -> Estimate:
+    tokenizer = train_tokenizer()
+    return estimate(model, tokenizer, [plain_format(tokenizer)], FORGET, RETAIN, replace(SETTINGS, **changes))
+
+
+def test_checkpoints_take_the_place_of_activations() -> None:
+    model = model_of(num_hidden_layers=24)
+    whole = told(model)
+    model.gradient_checkpointing_enable()
+    assert told(model).peak_bytes < 0.5 * whole.peak_bytes
+
+
+def test_memory_goes_with_the_batch_and_time_with_the_steps() -> None:
+    model = model_of()
+    few, many, long = told(model), told(model, retain_batch=40), told(model, steps=80)
+    assert many.peak_bytes > 1.5 * few.peak_bytes
+    assert long.peak_bytes == few.peak_bytes
+    assert long.token_passes > 4 * few.token_passes
+
+
+def test_layers_that_are_not_there_are_named() -> None:
+    tokenizer = train_tokenizer()
+    with pytest.raises(ValueError, match=r"layers \[9\] do not exist"):
+        estimate(model_of(), tokenizer, [plain_format(tokenizer)], FORGET, layers=[9])
