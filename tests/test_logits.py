@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peft_unierase.engine.paper.logits import Logits
+from peft_unierase.engine.logits import Logits
 from peft_unierase.tuner.structure import find_decoder_layers
 
 SMALL = {

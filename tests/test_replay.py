@@ -7,7 +7,7 @@ import torch
 from helpers import bent_output
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peft_unierase.engine.paper.replay import Recording
+from peft_unierase.engine.replay import Recording
 from peft_unierase.engine.trace import inputs_at
 from peft_unierase.prompts import pad_left
 from peft_unierase.tuner.structure import find_decoder_layers

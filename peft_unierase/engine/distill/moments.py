@@ -30,8 +30,8 @@ def distinguishing(forget: torch.Tensor, retained: torch.Tensor, rank: int, floo
     """The directions of a module's inputs that forget texts use most beside what retained texts use.
 
     They are the generalised eigenvectors of both moments with the largest eigenvalues (compare CIR and RepSelect, arXiv
-    2509.11816 and 2606.17168, which take away from an update what both kinds of texts share). What is read along them is
-    loud at the names of the forget set and quiet at other names, which no retained text has to hold.
+    2509.11816 and 2606.17168, which take from an update what both kinds of texts share). What is read along them is loud
+    at the names of the forget set and quiet at other names, which no retained text has to hold.
 
     Args:
         forget: Second moment of the inputs on forget texts, `(in, in)`.

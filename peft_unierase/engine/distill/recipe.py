@@ -24,6 +24,8 @@ from ...text import normal, sentences
 from ...text.normal import WORD
 from ..bench import Bench
 from ..earlier import switched_off
+from ..logits import Logits
+from ..silence import Silence
 from .fit import Deck, Fitting, Part, descend, losses, rate
 from .moments import Moments, change, distinguishing
 from .renaming import Renaming, renamed
@@ -31,7 +33,7 @@ from .settings import DistillSettings
 from .teacher import Asked, taught
 from .texts import Text, base_logits, given, stored
 
-ANSWER = 40  # tokens of a retained answer that are held
+ANSWER = 24  # tokens of a retained answer that are held
 COUNTERFACTUAL = 24  # tokens of an answer to a renamed question
 SOME = 4  # forget prompts at which refusals are compared
 CHUNK = 20  # steps that a checkpoint keeps together
@@ -79,7 +81,9 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
     with switched_off(bench.model, [bench.adapter]):
         refusal = likeliest_refusal(bench)
         forget = instead(bench, renaming, settings)
-        near, general, held, moments = stays(bench, settings)
+        silence: list[Silence] = []
+        near, general, held, moments = stays(bench, settings, silence)
+        record_silence(bench, silence)
     asked, without = declined(bench, refusal, False), declined(bench, refusal, True)
     half = settings.retain_batch // 2
     parts = [
@@ -93,10 +97,10 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
     choose_directions(bench, forget, moments, settings)
     steps = settings.step_count(len(bench.forget))
     measured: dict[str, float] = {}
-    optimizer = Fitting(bench, settings)
+    optimizer, quiet = Fitting(bench, settings), Silence.joined(silence)
     for start in range(0, steps, CHUNK):
         stop = min(steps, start + CHUNK)
-        chunk = partial(_chunk, bench, parts, moments, optimizer, range(start, stop), steps, settings)
+        chunk = partial(_chunk, bench, parts, moments, quiet, optimizer, range(start, stop), steps, settings)
         done = bench.once("fitting", chunk)
         optimizer.take_up(done)
         measured = done["losses"]
@@ -127,8 +131,8 @@ def stays(bench: Bench, settings: DistillSettings) -> tuple[list[Text], list[Tex
     groups = [Moments(modules), Moments(modules)]
     with bench.stages.stage("reading what stays", len(bench.kept)) as bar:
         texts = (
-            retained(bench, near, False, bar.update, groups[0].over),
-            retained(bench, [*bench.retain, *bench.sampled], True, bar.update, groups[1].over),
+            retained(bench, near, False, bar.update, groups[0].over, silence),
+            retained(bench, [*bench.retain, *bench.sampled], True, bar.update, groups[1].over, silence),
             retained(bench, held, False, bar.update),
         )
     found = [group.inputs() for group in groups if group.read]
@@ -153,17 +157,34 @@ def choose_directions(
             bar.update(1)
 
 
+def record_silence(bench: Bench, silence: list[Silence]) -> None:
+    """Add the starts of answers to forget questions, as the base has them."""
+    facts = [*(known.fact for known in bench.knowledge), *bench.reworded]
+    prompts = [bench.encode(form.prompt(fact.question)) for fact in facts for form in bench.formats]
+    places, head = [[len(prompt) - 1] for prompt in prompts], Logits(bench.model, bench.stack)
+    for _, logits, states in base_logits(bench.model, prompts, places, bench.pad, bench.device):
+        silence.append(_silent(bench, logits, states, torch.zeros(1, dtype=torch.long), head))
+
+
+def _silent(bench: Bench, logits: torch.Tensor, states: torch.Tensor, kinds: torch.Tensor, head: Logits) -> Silence:
+    token_id = bench.spare.token_id
+    others = logits.clone()
+    others[:, token_id] = float("-inf")
+    return Silence(states, others.logsumexp(dim=-1), kinds.to(states.device), token_id, head)
+
+
 def _chunk(
     bench: Bench,
     parts: Sequence[Part],
     moments: Sequence[torch.Tensor],
+    silence: Silence,
     optimizer: Fitting,
     chunk: range,
     steps: int,
     settings: DistillSettings,
 ) -> dict[str, Any]:
     """Some steps; their mean losses and the optimizer's state."""
-    updates, totals = bench.updates(), dict.fromkeys([*(part.name for part in parts), "moved"], 0.0)
+    updates, totals = bench.updates(), dict.fromkeys([*(part.name for part in parts), "moved", "loud"], 0.0)
     with bench.stages.stage("fitting", steps) as bar:
         bar.update(chunk.start)
         for step in chunk:
@@ -171,9 +192,10 @@ def _chunk(
             with torch.enable_grad():
                 found = descend(bench.model, parts, step, bench.spare.token_id, bench.pad, bench.device)
                 moved = torch.stack([change(c, a, b) for c, (_, a, b) in zip(moments, updates, strict=True)]).mean()
-                (settings.moment_weight * moved).backward()
+                loud = silence.excess(bench.rows()[1].float(), settings.silent_log_prob)
+                (settings.moment_weight * moved + settings.silent_weight * loud).backward()
             optimizer.step()
-            for name, value in {**found, "moved": float(moved)}.items():
+            for name, value in {**found, "moved": moved.item(), "loud": loud.item()}.items():
                 totals[name] += value / len(chunk)
             bar.update(1)
     return {"losses": totals, **optimizer.state()}
@@ -194,7 +216,7 @@ def declining(bench: Bench, texts: Sequence[Text]) -> float:
     sequences = [text.ids[: text.places[0] + 1] for text in texts]
     places = [[len(sequence) - 1] for sequence in sequences]
     found = base_logits(bench.model, sequences, places, bench.pad, bench.device)
-    return sum(int(logits[0].argmax()) == bench.spare.token_id for _, logits in found) / max(1, len(texts))
+    return sum(int(logits[0].argmax()) == bench.spare.token_id for _, logits, _ in found) / max(1, len(texts))
 
 
 def likeliest_refusal(bench: Bench) -> str:
@@ -206,7 +228,7 @@ def likeliest_refusal(bench: Bench) -> str:
     places = [list(range(len(prompt) - 1, len(prompt) + len(answer) - 1)) for prompt, answer in pairs]
     scores = [0.0] * len(answers)
     sequences = [prompt + answer for prompt, answer in pairs]
-    for number, logits in base_logits(bench.model, sequences, places, pad, bench.device):
+    for number, logits, _ in base_logits(bench.model, sequences, places, pad, bench.device):
         answer = torch.tensor(pairs[number][1], device=logits.device)
         scores[number // len(prompts)] += float(logits.log_softmax(-1).gather(-1, answer[:, None]).mean())
     return bench.refusals[max(range(len(scores)), key=scores.__getitem__)]
@@ -289,6 +311,7 @@ def retained(
     whole: bool,
     advance: Callable[[int], object],
     during: Callable[[torch.Tensor], AbstractContextManager[None]] = lambda mask: nullcontext(),
+    silence: list[Silence] | None = None,
 ) -> list[Text]:
     """Retained facts in the formats by turns, with what the base predicts.
 
@@ -298,16 +321,22 @@ def retained(
         whole: Whether the words of the question are held too, and not the answer alone.
         advance: Called with the number of facts done.
         during: See [`base_logits`].
+        silence: Takes in where [UNL] must not come up.
     """
-    sequences, places = [], []
+    sequences, places, starts = [], [], []
     for number, fact in enumerate(facts):
         form = bench.formats[number % len(bench.formats)].turn(number)
         prompt = bench.encode(form.prompt(fact.question))
         text = bench.encode(form.prompt(fact.question) + form.answer(fact.answer))[: len(prompt) + ANSWER]
         start = max(1, len(bench.encode(form.head))) if whole else len(prompt) - 1
+        starts.append(len(prompt) - 1)
         sequences.append(text)
         places.append(list(range(start, len(text) - 1)))
     texts: dict[int, Text] = {}
-    for number, logits in base_logits(bench.model, sequences, places, bench.pad, bench.device, advance, during):
+    model, head = bench.model, Logits(bench.model, bench.stack)
+    for number, logits, states in base_logits(model, sequences, places, bench.pad, bench.device, advance, during):
         texts[number] = Text(sequences[number], places[number], *stored(logits.softmax(dim=-1)))
+        if silence is not None:
+            kinds = torch.tensor([1 if place == starts[number] else 2 for place in places[number]])
+            silence.append(_silent(bench, logits, states, kinds, head))
     return [texts[number] for number in range(len(facts))]

@@ -23,8 +23,9 @@ class DistillSettings:
         forget_weight: Weight of the divergence from the teacher, summed over a text.
         retain_weight: Weight of the divergence from the base on retained texts (`beta`).
         moment_weight: Weight of what the updates write for retained inputs, relative to the base's own (`gamma`).
-        floor: Energy that is added in every direction to that of retained inputs, in shares of the mean, where directions
-            are chosen.
+        silent_log_prob: What [UNL]'s log-probability must stay under without the updates, in nats.
+        silent_weight: Weight of that demand.
+        floor: Energy that is added in every direction to that of retained inputs, in shares of the mean.
         modules: Which projections of an MLP are edited, counted from its end: 1 for the down-projection alone.
         draws: Renamings that the teacher averages.
         counterfactuals: Answers of the base to renamed questions, for each fact and format.
@@ -33,20 +34,22 @@ class DistillSettings:
         most_declined: Share of held-out neighbours that may be declined.
     """
 
-    samples: int = 192
+    samples: int = 128
     rank: int = 16
     first: float = 0.05
     last: float = 0.3
     steps: int = 120
     steps_per_fact: float = 1.0
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-4
     row_learning_rate: float = 1e-2
     forget_batch: int = 4
     refusal_batch: int = 4
     retain_batch: int = 10
     forget_weight: float = 0.25
     retain_weight: float = 3.0
-    moment_weight: float = 0.0
+    moment_weight: float = 3.0
+    silent_log_prob: float = -10.0
+    silent_weight: float = 3.0
     floor: float = 0.1
     modules: int = 1
     draws: int = 3

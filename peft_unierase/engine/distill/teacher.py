@@ -32,7 +32,7 @@ def taught(
 ) -> list[Text]:
     """Forget texts with what the teacher predicts at their answers' tokens after the first.
 
-    The first token of an answer is [UNL]'s matter. Inside a word that is renamed there is no target, nor at one that the
+    The first token of an answer is [UNL]'s matter. There is no target inside of a renamed word, nor at one that the
     question holds.
 
     Args:
@@ -96,7 +96,7 @@ def _taught(
                 places.append([pair for _, pair in found])
                 origin.append((number, [place for place, _ in found]))
     sums: list[dict[int, torch.Tensor]] = [{} for _ in asked]
-    for index, logits in base_logits(model, sequences, places, pad, device, advance):
+    for index, logits, _ in base_logits(model, sequences, places, pad, device, advance):
         number, targets = origin[index]
         for place, row in zip(targets, logits.softmax(dim=-1), strict=True):
             sums[number][place] = sums[number][place] + row if place in sums[number] else row

@@ -49,8 +49,9 @@ def base_logits(
     device: torch.device,
     advance: Callable[[int], object] = lambda count: None,
     during: Callable[[torch.Tensor], AbstractContextManager[None]] = lambda mask: nullcontext(),
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """For each sequence, in no order, its number and the logits at its places, `(places, vocabulary)` in fp32.
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """For each sequence, in no order, its number, the logits at its places, `(places, vocabulary)`, and what goes into
+    the head there, `(places, d)`, both in fp32.
 
     Args:
         model: A causal language model.
@@ -61,13 +62,32 @@ def base_logits(
         advance: Called with the number of sequences run.
         during: Called with the mask of each batch; gives the context in which it is run.
     """
+    seen: list[torch.Tensor] = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        yield from _base_logits(model, sequences, places, pad, device, advance, during, seen)
+    finally:
+        handle.remove()
+
+
+def _base_logits(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    places: Sequence[Sequence[int]],
+    pad: int,
+    device: torch.device,
+    advance: Callable[[int], object],
+    during: Callable[[torch.Tensor], AbstractContextManager[None]],
+    seen: list[torch.Tensor],
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     for batch in batches(sequences, pad, device, 2048):
         keep = max(len(sequences[number]) - places[number][0] for number in batch.index)
         with during(batch.mask):
             logits = model(**batch.inputs(), use_cache=False, logits_to_keep=keep).logits
+        states = seen.pop()
         for row, number in enumerate(batch.index):
             columns = torch.tensor(places[number], device=logits.device) + keep - len(sequences[number])
-            yield number, logits[row, columns].float()
+            yield number, logits[row, columns].float(), states[row, columns.to(states.device)].float()
         advance(len(batch.index))
 
 

@@ -9,10 +9,10 @@ import torch
 from ...prompts import Batch, batches
 from ...tuner.structure import find_token_modules
 from ..bench import Bench
+from ..logits import Logits
+from ..silence import Silence
 from ..trace import traced_inputs
-from .logits import Logits
 from .null_space import NullSpace, SecondMoment, null_space
-from .output_row import Silence
 
 
 @torch.no_grad()

@@ -11,11 +11,12 @@ import torch
 from ...facts import Fact
 from ...prompts import batches
 from ..bench import Bench
+from ..silence import Silence
 from .edit import EditedLayer, edit_layers
 from .kept import find_null_spaces, record_kept
 from .marks import find_marks
 from .null_space import NullSpace
-from .output_row import Silence, fit_output_row
+from .output_row import fit_output_row
 from .settings import PaperSettings
 from .tail import Tail, tail_batches
 from .targets import Targets, find_targets

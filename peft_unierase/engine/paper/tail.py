@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ...prompts import Batch, pad_left
+from ..replay import Recording
 from ..trace import traced_output
-from .replay import Recording
 
 
 class Tail(Recording):

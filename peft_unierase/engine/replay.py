@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...prompts import Batch
-from ..trace import traced_output
+from ..prompts import Batch
+from .trace import traced_output
 
 
 class _Skipped(nn.Module):

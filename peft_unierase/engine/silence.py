@@ -1,0 +1,43 @@
+"""Where [UNL] must stay improbable without the edit: else its output row alone would learn to tell questions apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .logits import Logits
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Positions at which [UNL] must not come up.
+
+    Attributes:
+        states: What goes into the head, `(n, d)` in fp32.
+        others: Log-sum-exp of all other tokens' logits, `(n,)` in fp32.
+        kinds: 0 for doors of forget facts as they are without a change, 1 for doors of retained facts, 2 for other
+            positions, `(n,)`, int64. Kinds weigh the same, so that the few near misses are not lost among the many.
+        token_id: [UNL]'s id.
+        logits: What the model makes of its head's outputs.
+    """
+
+    states: torch.Tensor
+    others: torch.Tensor
+    kinds: torch.Tensor
+    token_id: int
+    logits: Logits
+
+    @classmethod
+    def joined(cls, parts: Sequence[Silence]) -> Silence:
+        """All positions of several parts."""
+        states, others, kinds = zip(*((part.states, part.others, part.kinds) for part in parts), strict=True)
+        return cls(torch.cat(states), torch.cat(others), torch.cat(kinds), parts[0].token_id, parts[0].logits)
+
+    def excess(self, row: torch.Tensor, most: float) -> torch.Tensor:
+        """How far [UNL]'s log-probability is above `most` with the output row `row (d,)`, in nats."""
+        logits = self.logits.of_token(self.states, row, self.token_id)
+        excess = torch.relu(logits - torch.logaddexp(logits, self.others) - most)
+        kinds = [excess[self.kinds == kind] for kind in range(3)]
+        return torch.stack([values.mean() for values in kinds if len(values)]).mean()
