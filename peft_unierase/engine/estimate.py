@@ -16,8 +16,8 @@ attention heads together, `f` that of an MLP's hidden units, `V` the vocabulary,
 With gradient checkpointing tokens L d b take the place of the activations, and one layer's come when the logits are
 gone. All texts of a step are taken to go through together, each as long as the longest, less a beginning that all
 prompt formats share (not with checkpointing). Sampling retain data, which keeps the keys and values of many rows, or
-reading what stays, 2 b V for each of `READ` tokens and the moments of what the edited projections read, is the peak if
-it takes more.
+reading what stays or what the teacher predicts, 2 b V for each of `READ` tokens and the moments of what the edited
+projections read, is the peak if it takes more.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ..tuner.structure import projection_shape, text_config
 from .distill import DistillSettings
 from .distill.fit import common
 from .distill.recipe import ANSWER, COUNTERFACTUAL
+from .distill.teacher import TOGETHER
 from .layers import choose_sites
 from .neighbours import ROUND, neighbour_rounds
 from .samples import ANSWER_TOKENS, QUESTION_TOKENS, ROWS
@@ -128,7 +129,7 @@ def estimate(
     caches = 2 * b * len(stack) * (getattr(config, "num_key_value_heads", None) or heads) * head
     sampling = min(ROWS, sampled) * ((asked + ANSWER_TOKENS) * caches + 2 * FP32 * vocabulary)
 
-    reading = 2 * b * vocabulary * min(READ, (sampled + len(retain)) * length)
+    reading = 2 * b * vocabulary * min(READ, max(sampled + len(retain), settings.draws * TOGETHER) * length)
     if settings.moment_weight:
         reading += 3 * FP32 * sum(inputs**2 for inputs, _ in shapes)
 
