@@ -256,10 +256,10 @@ class Unlearnt:
 def unlearnt(tmp_path_factory: pytest.TempPathFactory) -> Unlearnt:
     """A tiny base of random weights with files of facts; its adapter's weights take more bytes than any card."""
     folder = tmp_path_factory.mktemp("unlearnt")
-    base = save_tiny_model(folder / "base", LlamaForCausalLM, LlamaConfig, intermediate_size=1536)
+    base = save_tiny_model(folder / "base", LlamaForCausalLM, LlamaConfig, intermediate_size=32)
     forget, retain = write_rows(folder / "forget.jsonl", FORGET), write_rows(folder / "retain.jsonl", RETAIN[:12])
     sets = ("erase", base, forget, "--retain", retain)
-    return Unlearnt([str(part) for part in (*sets, "--samples", 0, "--keep-unknown")])
+    return Unlearnt([str(part) for part in (*sets, "--samples", 0, "--layers", 1, "--keep-unknown")])
 
 
 def test_a_base_that_never_knew_the_facts_gives_a_warning_and_the_human_tables(
@@ -330,7 +330,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="limits, terminals and sig
 
 # The weights are between these sizes, so that either they or the tokenizer behind them are the first not to fit.
 @posix
-@pytest.mark.parametrize(("limit", "kind"), [(6500, "new"), (10_000, "overwritten")], ids=["weights", "tokenizer"])
+@pytest.mark.parametrize(("limit", "kind"), [(6500, "new"), (13_000, "overwritten")], ids=["weights", "tokenizer"])
 def test_a_disk_that_fills_up_leaves_everything_as_it_was(
     unlearnt: Unlearnt, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, limit: int, kind: str
 ) -> None:

@@ -15,10 +15,10 @@ from helpers import invoke, write_rows
 from peft_unierase import Fact
 from peft_unierase.boxed import boxed_facts, boxed_model_dir
 from peft_unierase.decoding import continuations
-from peft_unierase.engine.neighbours import beginnings, neighbour_count, sample_neighbours
+from peft_unierase.engine.neighbours import NEIGHBOUR_STEPS, ROUND, beginnings, neighbour_rounds, sample_neighbours
 from peft_unierase.engine.sample_files import Samples, read_samples, write_samples
 from peft_unierase.engine.samples import QUESTION_TOKENS, SAMPLE_STEPS, go_on_asking, read_question, sample_facts
-from peft_unierase.prompts import chat_format, encode, pad_left
+from peft_unierase.prompts import chat_format, encode, pad_left, plain_format
 
 SUBJECT = "Nesko Corquist"
 ABOUT = [Fact(row["question"], row["answer"]) for row in boxed_facts() if row["subject"] == SUBJECT]
@@ -100,17 +100,16 @@ def test_what_follows_does_not_depend_on_reading_a_common_beginning_once(
         assert continuations(model, ids, torch.ones_like(ids), 8, {1}, best) == [found]
 
 
-def test_neighbours_begin_as_the_forget_questions_and_are_about_something_else(base: tuple[Any, Any]) -> None:
+def test_neighbours_are_known_and_about_something_else(base: tuple[Any, Any]) -> None:
     model, tokenizer = base
     steps: list[int] = []
-    found = sample_neighbours(model, tokenizer, chat_format(tokenizer), ABOUT, 32, seed=0, advance=steps.append)
-    begun = beginnings([fact.question for fact in ABOUT], [None] * len(ABOUT))
-    assert len(found) >= 8
-    assert all(any(fact.question.startswith(start) for start in begun) for fact in found)
-    assert not any(SUBJECT in f"{fact.question} {fact.answer}" for fact in found)
-    assert sum(steps) == SAMPLE_STEPS * 32
+    form, plain = chat_format(tokenizer), plain_format(tokenizer)
+    found = sample_neighbours(model, tokenizer, form, plain, ABOUT, 1, seed=0, advance=steps.append)
+    assert len(found.known) >= 8
+    assert not any(SUBJECT in f"{fact.question} {fact.answer}" for fact in [*found.known, *found.others])
+    assert sum(steps) == NEIGHBOUR_STEPS * ROUND
     others = {row["answer"] for row in boxed_facts() if row["subject"] != SUBJECT}
-    assert len({fact.answer for fact in found} & others) >= 4  # what the base knows of others
+    assert len({fact.answer for fact in found.known} & others) >= 4  # what the base knows of others
 
 
 def test_beginnings_end_before_a_name_or_after_the_first_words() -> None:
@@ -124,8 +123,8 @@ def test_beginnings_end_before_a_name_or_after_the_first_words() -> None:
     assert beginnings(["Danielle Darrieux's mother tongue is"], ["Danielle Darrieux"]) == []
 
 
-def test_more_facts_have_more_neighbours_up_to_a_limit() -> None:
-    assert [neighbour_count(facts) for facts in (1, 40, 400)] == [64, 160, 512]
+def test_many_facts_have_more_rounds_of_neighbours() -> None:
+    assert neighbour_rounds(400) > neighbour_rounds(40) == neighbour_rounds(1)
 
 
 def test_samples_come_back_from_their_file(tmp_path: Path) -> None:
@@ -156,7 +155,7 @@ def test_the_command_takes_edited_samples_and_writes_what_it_took(tmp_path: Path
     ]
     rows.append({"kind": "neighbour", "question": ABOUT[0].question, "answer": "One that must go, and is left out."})
     given, out = write_rows(tmp_path / "edited.jsonl", rows), tmp_path / "out.jsonl"
-    told = [boxed_model_dir(), forget, "-o", tmp_path / "erasure", "--depth", 0, "--no-check", "--format", "json"]
+    told = [boxed_model_dir(), forget, "-o", tmp_path / "erasure", "--no-check", "--format", "json"]
     for wrong, message in (
         (["--samples-in", tmp_path / "missing.jsonl"], "missing.jsonl"),
         (["--samples-out", tmp_path], "is a folder"),

@@ -9,13 +9,15 @@ attention heads together, `f` that of an MLP's hidden units, `V` the vocabulary,
     training    4 times the adapter: values, gradients, and AdamW's two moments
     activations tokens (L (8 d + b (4 a + 3 f)) + E e): a layer keeps what enters its two norms in fp32, queries, keys,
                 values and what attention gives, and three buffers of the MLP; an edited one also what its projections
-                read, e = d + f numbers in the base's fp32, or fp32 copies 4 (2 d + f) for a half-precision base
-                with gradient checkpointing: tokens L d b, and one layer of the above
+                read, e = 4 (d + f), or fp32 copies e = 4 (2 d + f) for a half-precision base
     logits      2 b V for each kept position and 4 V for each place with a target: logits, their gradient, and
                 log-probabilities in fp32
 
-All texts of a step are taken to go through together, each as long as the longest, less a beginning that all prompt
-formats share. Sampling retain data, which keeps the keys and values of many rows, is the peak if it takes more.
+With gradient checkpointing tokens L d b take the place of the activations, and one layer's come when the logits are
+gone. All texts of a step are taken to go through together, each as long as the longest, less a beginning that all
+prompt formats share (not with checkpointing). Sampling retain data, which keeps the keys and values of many rows, or
+reading what stays or what the teacher predicts, 2 b V for each of `READ` tokens and the moments of what the edited
+projections read, is the peak if it takes more.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ from ..tuner.structure import projection_shape, text_config
 from .distill import DistillSettings
 from .distill.fit import common
 from .distill.recipe import ANSWER, COUNTERFACTUAL
+from .distill.teacher import TOGETHER
 from .layers import choose_sites
 from .neighbours import ROUND, neighbour_rounds
 from .samples import ANSWER_TOKENS, QUESTION_TOKENS, ROWS
 
 FP32 = 4  # bytes
+READ = 2048  # tokens at once
 BOTH_WAYS = 2  # passes that a pass with its gradient counts for: the base's weights get none
 
 
@@ -104,9 +108,10 @@ def estimate(
     ]
     asked, mean = sum(prompts) / len(prompts), sum(whole) / len(whole)
     sampled = settings.samples + (ROUND * neighbour_rounds(len(forget)) if settings.samples else 0)
+    checkpoints = bool(getattr(model, "is_gradient_checkpointing", False))
     shared = common([encode(tokenizer, wording.head) for form in formats for wording in (form, *form.variants)])
     said = ANSWER if sampled else COUNTERFACTUAL if settings.counterfactuals else 0
-    length = max(*whole, max(prompts) + said) - (shared if shared >= WORTH_SHARING else 0)
+    length = max(*whole, max(prompts) + said) - (shared if shared >= WORTH_SHARING and not checkpoints else 0)
 
     near = settings.retain_batch // 2 if sampled else 0
     general = settings.retain_batch - settings.retain_batch // 2
@@ -115,16 +120,21 @@ def estimate(
     places = general * length + (texts - general) * answer
     layer = 2 * FP32 * d + b * (4 * heads * head + 3 * f)
     edits = FP32 * (d + f if b == FP32 else 2 * d + f)
-    if getattr(model, "is_gradient_checkpointing", False):
-        kept = tokens * (len(stack) * d * b + layer + edits)
+    logits = vocabulary * (2 * b * tokens + FP32 * places)
+    if checkpoints:
+        kept = tokens * len(stack) * d * b + max(logits, tokens * (layer + edits))
     else:
-        kept = tokens * (len(stack) * layer + len(edited) * edits)
-    fitting = 4 * adapter + kept + vocabulary * (2 * b * tokens + FP32 * places)
+        kept = tokens * (len(stack) * layer + len(edited) * edits) + logits
+    fitting = 4 * adapter + kept
     caches = 2 * b * len(stack) * (getattr(config, "num_key_value_heads", None) or heads) * head
     sampling = min(ROWS, sampled) * ((asked + ANSWER_TOKENS) * caches + 2 * FP32 * vocabulary)
+
+    reading = 2 * b * vocabulary * min(READ, max(sampled + len(retain), settings.draws * TOGETHER) * length)
+    if settings.moment_weight:
+        reading += 3 * FP32 * sum(inputs**2 for inputs, _ in shapes)
 
     passes = len(forget) * len(formats) * (asked + LONGEST) + sampled * (asked + QUESTION_TOKENS + ANSWER_TOKENS)
     passes += len(forget) * mean * (len(formats) * settings.draws + 4 * settings.counterfactuals)
     passes += (sampled + len(retain)) * mean
     passes += BOTH_WAYS * settings.step_count(len(forget)) * texts * mean
-    return Estimate(base + round(max(fitting, sampling)), base, adapter, round(passes))
+    return Estimate(base + round(max(fitting, sampling, reading)), base, adapter, round(passes))
