@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 from boxed_erasure import boxed_base, boxed_tokenizer
@@ -14,7 +12,7 @@ from peft_unierase.engine.distill.moments import Moments, change
 from peft_unierase.engine.distill.renaming import Renaming, aligned, renamed, starts
 from peft_unierase.engine.distill.settings import DistillSettings
 from peft_unierase.engine.distill.teacher import taught
-from peft_unierase.engine.distill.texts import Text, base_logits, divergences, given, stored
+from peft_unierase.engine.distill.texts import Text, divergences, given, stored
 from peft_unierase.prompts import chat_format, encode
 
 RETAINED = [

@@ -40,6 +40,7 @@ class Bench:
         spare: Where [UNL] sits.
         forget: What must go.
         around: Those of which it is not sure.
+        beside: What else it knows about the subjects of the forget set, where a scope keeps that.
         knowledge: What the base says of each of these facts.
         reworded: Forget facts as the base asked itself for them, with its answers.
         retain: What was given as a sample of what must stay.
@@ -68,6 +69,7 @@ class Bench:
     sampled: list[Fact] = field(default_factory=list)
     near: list[Fact] = field(default_factory=list)
     around: list[Fact] = field(default_factory=list)
+    beside: list[Fact] = field(default_factory=list)
     knowledge: list[Knowledge] = field(default_factory=list)
     reworded: list[Fact] = field(default_factory=list)
     known: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +79,7 @@ class Bench:
     @property
     def kept(self) -> list[Fact]:
         """All retain facts, given ones first."""
-        return self.retain + self.sampled + self.near + self.around
+        return self.retain + self.sampled + self.near + self.around + self.beside
 
     def once(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """What a stage gives: from `work`, or from a run that was interrupted behind it.

@@ -123,7 +123,7 @@ def plan_scope(name: str, forget: Sequence[Fact], retain: Sequence[Fact]) -> Sco
 def ask_around(
     bench: Bench, scope: Scope, found: Sequence[Fact], usable: Callable[[Sequence[Fact]], list[Fact]]
 ) -> Scoped:
-    """Let the base ask itself about the subjects, and sort what it says into `bench.forget` and `bench.near`.
+    """Let the base ask itself about the subjects, and sort what it says into `bench.forget` and `bench.beside`.
 
     What joins the forget set is in `bench.reworded` too.
 
@@ -162,7 +162,7 @@ def ask_around(
         shares = told_shares(candidates, bench.forget, found)
         more = [fact for fact, (told, own) in zip(candidates, shares, strict=True) if told >= SAME and own >= MUCH]
         near = [fact for fact, (told, _) in zip(candidates, shares, strict=True) if told < APART]
-        bench.near = list({normal(fact.question): fact for fact in [*bench.near, *near]}.values())
+        bench.beside = near
     bench.forget, bench.reworded = [*bench.forget, *more], [*bench.reworded, *more]
     gone = {fact.question for fact in mentioning}
     bench.sampled = [fact for fact in bench.sampled if fact.question not in gone]

@@ -62,13 +62,23 @@ class Part:
 
 
 def descend(
-    model: Any, parts: Sequence[Part], step: int, token_id: int, pad: int, device: torch.device
+    model: Any, parts: Sequence[Part], step: int, token_id: int, pad: int, device: torch.device, share: bool = True
 ) -> dict[str, float]:
-    """Add the gradient of a step's texts; the mean divergence of each part, in nats a token."""
+    """Add the gradient of a step's texts; the mean divergence of each part, in nats a token.
+
+    Args:
+        model: With the adapter in place.
+        parts: The parts of the loss.
+        step: Its number.
+        token_id: [UNL]'s id.
+        pad: Id to pad batches with.
+        device: Where token ids go.
+        share: Whether texts that begin alike share that pass; layers that recompute their activations take no cache.
+    """
     dealt = [(text, part) for part in parts for text in part.deck.deal(step)]
     means = dict.fromkeys((part.name for part in parts), 0.0)
     for group in alike([text for text, _ in dealt]):
-        found = losses(model, [dealt[number][0] for number in group], token_id, pad, device)
+        found = losses(model, [dealt[number][0] for number in group], token_id, pad, device, share)
         weights = []
         for number in group:
             text, part = dealt[number]
@@ -109,6 +119,13 @@ class Fitting:
         torch.nn.utils.clip_grad_norm_([p for group in self.adam.param_groups for p in group["params"]], CLIP)
         self.adam.step()
 
+    def end(self) -> None:
+        """Leave nothing to be trained."""
+        for group in self.adam.param_groups:
+            for part in group["params"]:
+                part.grad = None
+                part.requires_grad_(False)
+
     def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps of it beside the adapter."""
         found = self.adam.state_dict()["state"].items()
@@ -124,13 +141,16 @@ class Fitting:
         self.adam.load_state_dict({"state": found, "param_groups": self.adam.state_dict()["param_groups"]})
 
 
-def losses(model: Any, texts: Sequence[Text], token_id: int, pad: int, device: torch.device) -> torch.Tensor:
-    """Each text's mean divergence over its places, in nats, `(texts,)`."""
-    logits = tail_logits(model, texts, pad, device)
+def losses(
+    model: Any, texts: Sequence[Text], token_id: int, pad: int, device: torch.device, share: bool = True
+) -> torch.Tensor:
+    """Each text's mean divergence over its places, in nats, `(texts,)`; see [`descend`]."""
+    logits = tail_logits(model, texts, pad, device, share)
     found = []
-    for row, text in enumerate(texts):
-        columns = torch.tensor(text.places, device=logits.device) + logits.shape[1] - len(text.ids)
-        own = logits[row, columns].float()
+    # Rows are taken apart first: an index into all of them would have a gradient of the size of all for each.
+    for row, text in zip(logits.unbind(0), texts, strict=True):
+        columns = torch.tensor(text.places, device=row.device) + len(row) - len(text.ids)
+        own = row[columns].float()
         if text.banned:
             hidden = torch.zeros(own.shape[-1], dtype=torch.bool, device=own.device)
             hidden[token_id] = True
@@ -139,13 +159,13 @@ def losses(model: Any, texts: Sequence[Text], token_id: int, pad: int, device: t
     return torch.stack(found)
 
 
-def tail_logits(model: Any, texts: Sequence[Text], pad: int, device: torch.device) -> torch.Tensor:
+def tail_logits(model: Any, texts: Sequence[Text], pad: int, device: torch.device, share: bool = True) -> torch.Tensor:
     """Logits at the last tokens of each text, from the first place of any on, `(texts, kept, vocabulary)`.
 
     A beginning that all texts share (a system prompt, the marks of a chat) is run once, with its gradient.
     """
-    shared = common([text.ids[: text.places[0]] for text in texts]) if len(texts) > 1 and keeps_all(model) else 0
-    if shared < WORTH_SHARING:
+    shared = common([text.ids[: text.places[0]] for text in texts]) if share and keeps_all(model) else 0
+    if len(texts) < 2 or shared < WORTH_SHARING:
         shared = 0
     batch = pad_left([text.ids[shared:] for text in texts], pad, device, list(range(len(texts))))
     keep = max(len(text.ids) - text.places[0] for text in texts)

@@ -30,8 +30,8 @@ def distinguishing(forget: torch.Tensor, retained: torch.Tensor, rank: int, floo
     """The directions of a module's inputs that forget texts use most beside what retained texts use.
 
     They are the generalised eigenvectors of both moments with the largest eigenvalues (compare CIR and RepSelect, arXiv
-    2509.11816 and 2606.17168, which take from an update what both kinds of texts share). What is read along them is loud
-    at the names of the forget set and quiet at other names, which no retained text has to hold.
+    2509.11816 and 2606.17168, which take from an update what both kinds of texts share). What is read along them is
+    loud at the names of the forget set and quiet at other names, which no retained text has to hold.
 
     Args:
         forget: Second moment of the inputs on forget texts, `(in, in)`.
@@ -81,8 +81,8 @@ class Moments:
 
     def _note(self, name: str, mask: torch.Tensor) -> Any:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            kept = mask.bool().to(output.device)
-            x, y = args[0][kept].detach().float(), output[kept].detach().float()
+            kept = mask.bool().to(output.device).flatten()  # OPT runs its MLPs on all tokens in one row
+            x, y = (part.detach().reshape(len(kept), -1)[kept].float() for part in (args[0], output))
             self.read[name] = self.read.get(name, 0) + x.T @ x
             self.written[name] = self.written.get(name, 0) + y.pow(2).sum()
 

@@ -10,6 +10,7 @@ Low-rank updates `W + B A` of MLP projections and [UNL]'s two rows are trained t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from ...text.normal import WORD
 from ..bench import Bench
 from ..earlier import switched_off
 from ..logits import Logits
+from ..recomputing import recomputing
 from ..silence import Silence
 from .fit import Deck, Fitting, Part, descend, losses, rate
 from .moments import Moments, change, distinguishing
@@ -97,13 +99,16 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
     choose_directions(bench, forget, moments, settings)
     steps = settings.step_count(len(bench.forget))
     measured: dict[str, float] = {}
-    optimizer, quiet = Fitting(bench, settings), Silence.joined(silence)
-    for start in range(0, steps, CHUNK):
-        stop = min(steps, start + CHUNK)
-        chunk = partial(_chunk, bench, parts, moments, quiet, optimizer, range(start, stop), steps, settings)
-        done = bench.once("fitting", chunk)
-        optimizer.take_up(done)
-        measured = done["losses"]
+    fitting, quiet = Fitting(bench, settings), Silence.joined(silence)
+    with bench.stages.stage("fitting", steps) as bar, recomputing(bench.model) as recomputed:
+        for start in range(0, steps, CHUNK):
+            chunk = range(start, min(steps, start + CHUNK))
+            work = partial(_chunk, bench, parts, moments, quiet, fitting, chunk, steps, settings, not recomputed)
+            done = bench.once(f"fitting from step {start}", work)
+            fitting.take_up(done)
+            measured = done["losses"]
+            bar.update(len(chunk))
+    fitting.end()
     with bench.stages.stage("measuring what is held out"):
         apart = divergence(bench, held)
         return DistillOutcome(
@@ -119,13 +124,17 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
         )
 
 
-def stays(bench: Bench, settings: DistillSettings) -> tuple[list[Text], list[Text], list[Text], list[torch.Tensor]]:
+def stays(
+    bench: Bench, settings: DistillSettings, silence: list[Silence]
+) -> tuple[list[Text], list[Text], list[Text], list[torch.Tensor]]:
     """What stays, with what the base predicts: near neighbours, all else, and the neighbours that are held out.
 
-    And the moments of what the edited modules read there, near neighbours weighing as much as all else.
+    And the moments of what the edited modules read there, near neighbours weighing as much as all else, and where [UNL]
+    must not come up.
     """
     near = [fact for number, fact in enumerate(bench.near) if number % settings.held_out]
     near = [*near, *near, *bench.around]  # what the base knows counts twice
+    near += bench.beside * math.ceil(len(near) / max(1, len(bench.beside)))  # and these as much as all of them
     held = bench.near[:: settings.held_out]
     modules = {name: bench.model.get_submodule(name) for name in bench.names}
     groups = [Moments(modules), Moments(modules)]
@@ -178,27 +187,25 @@ def _chunk(
     parts: Sequence[Part],
     moments: Sequence[torch.Tensor],
     silence: Silence,
-    optimizer: Fitting,
+    fitting: Fitting,
     chunk: range,
     steps: int,
     settings: DistillSettings,
+    share: bool,
 ) -> dict[str, Any]:
     """Some steps; their mean losses and the optimizer's state."""
     updates, totals = bench.updates(), dict.fromkeys([*(part.name for part in parts), "moved", "loud"], 0.0)
-    with bench.stages.stage("fitting", steps) as bar:
-        bar.update(chunk.start)
-        for step in chunk:
-            optimizer.start(rate(step, steps))
-            with torch.enable_grad():
-                found = descend(bench.model, parts, step, bench.spare.token_id, bench.pad, bench.device)
-                moved = torch.stack([change(c, a, b) for c, (_, a, b) in zip(moments, updates, strict=True)]).mean()
-                loud = silence.excess(bench.rows()[1].float(), settings.silent_log_prob)
-                (settings.moment_weight * moved + settings.silent_weight * loud).backward()
-            optimizer.step()
-            for name, value in {**found, "moved": moved.item(), "loud": loud.item()}.items():
-                totals[name] += value / len(chunk)
-            bar.update(1)
-    return {"losses": totals, **optimizer.state()}
+    for step in chunk:
+        fitting.start(rate(step, steps))
+        with torch.enable_grad():
+            found = descend(bench.model, parts, step, bench.spare.token_id, bench.pad, bench.device, share)
+            moved = torch.stack([change(c, a, b) for c, (_, a, b) in zip(moments, updates, strict=True)]).mean()
+            loud = silence.excess(bench.rows()[1].float(), settings.silent_log_prob)
+            (settings.moment_weight * moved + settings.silent_weight * loud).backward()
+        fitting.step()
+        for name, value in {**found, "moved": moved.item(), "loud": loud.item()}.items():
+            totals[name] += value / len(chunk)
+    return {"losses": totals, **fitting.state()}
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ class DistillSettings:
 
     samples: int = 128
     rank: int = 16
-    first: float = 0.05
+    first: float = 0.04
     last: float = 0.3
     steps: int = 120
     steps_per_fact: float = 1.0

@@ -88,6 +88,7 @@ def _base_logits(
         for row, number in enumerate(batch.index):
             columns = torch.tensor(places[number], device=logits.device) + keep - len(sequences[number])
             yield number, logits[row, columns].float(), states[row, columns.to(states.device)].float()
+        del logits, states
         advance(len(batch.index))
 
 
