@@ -21,6 +21,7 @@ def model() -> LlamaForCausalLM:
 )
 def test_a_share_of_the_layers_never_takes_the_last(count: int, expected: list[int]) -> None:
     assert share_of_layers(count, 0.2, 0.6) == expected
+    assert len(share_of_layers(count, 0.0, 0.01)) == min(3, count - 1)
     assert max(share_of_layers(count, 0.5, 1.0)) == max(0, count - 2)
 
 
@@ -30,12 +31,12 @@ def test_without_a_share_the_early_layers_are_taken(model: LlamaForCausalLM) -> 
 
 
 def test_all_projections_of_an_mlp_are_edited_or_the_last_alone(model: LlamaForCausalLM) -> None:
-    kinds = [[name.rpartition(".")[2] for name in choose_sites(model, [2], whole=whole)[2]] for whole in (True, False)]
+    kinds = [[name.rpartition(".")[2] for name in choose_sites(model, [2], modules=count)[2]] for count in (3, 1)]
     assert kinds == [["gate_proj", "up_proj", "down_proj"], ["down_proj"]]
 
 
 def test_layers_can_be_named(model: LlamaForCausalLM) -> None:
-    stack, indices, names = choose_sites(model, layers=[3, 1], whole=False)
+    stack, indices, names = choose_sites(model, layers=[3, 1], modules=1)
     assert indices == [1, 3]
     assert names == ["model.layers.1.mlp.down_proj", "model.layers.3.mlp.down_proj"]
     assert len(stack) == 6
@@ -64,4 +65,4 @@ def test_layers_that_cannot_be_edited_are_refused(
     model: LlamaForCausalLM, layers: list[int] | None, target_modules: list[str] | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        choose_sites(model, layers, target_modules, whole=False)
+        choose_sites(model, layers, target_modules, modules=1)

@@ -54,7 +54,7 @@ def make_bench(
     """The boxed model, or another with its tokenizer, with an adapter in place, as `erase` hands it to a recipe."""
     tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
     model = model or AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
-    stack, layers, names = choose_sites(model, whole=False)
+    stack, layers, names = choose_sites(model, modules=1)
     spare = find_spare_row(model, tokenizer)
     config = UniEraseConfig(
         task_type="CAUSAL_LM", target_modules=names, token_id=spare.token_id, token=spare.text, inference_mode=True

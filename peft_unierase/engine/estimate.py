@@ -6,7 +6,8 @@ attention heads together, `f` that of an MLP's hidden units, `V` the vocabulary,
 
     base        as loaded: quantised weights count as they lie in memory
     adapter     4 (rank (inputs + outputs) for each edited projection + 2 d), saved in fp32
-    training    4 times the adapter: values, gradients, and AdamW's two moments
+    training    the adapter; for `B` and the rows gradients and AdamW's two moments; 4 inputs^2 for the second moment of
+                what each edited projection reads on retained texts
     activations tokens (L (8 d + b (4 a + 3 f)) + E e): a layer keeps what enters its two norms in fp32, queries, keys,
                 values and what attention gives, and three buffers of the MLP; an edited one also what its projections
                 read, e = 4 (d + f), or fp32 copies e = 4 (2 d + f) for a half-precision base
@@ -90,7 +91,7 @@ def estimate(
         ValueError: There are no such layers or modules.
     """
     settings = settings or DistillSettings()
-    stack, edited, names = choose_sites(model, layers, target_modules, True, (settings.first, settings.last))
+    stack, edited, names = choose_sites(model, layers, target_modules, settings.modules, (settings.first, settings.last))
     config, embedding = text_config(model), model.get_input_embeddings().weight
     vocabulary, d = embedding.shape
     heads, b = config.num_attention_heads, embedding.dtype.itemsize
@@ -125,13 +126,14 @@ def estimate(
         kept = tokens * len(stack) * d * b + max(logits, tokens * (layer + edits))
     else:
         kept = tokens * (len(stack) * layer + len(edited) * edits) + logits
-    fitting = 4 * adapter + kept
+    written = FP32 * (settings.rank * sum(outputs for _, outputs in shapes) + 2 * d)
+    moments = FP32 * sum(inputs**2 for inputs, _ in shapes)
+    fitting = adapter + 3 * written + moments + kept
     caches = 2 * b * len(stack) * (getattr(config, "num_key_value_heads", None) or heads) * head
     sampling = min(ROWS, sampled) * ((asked + ANSWER_TOKENS) * caches + 2 * FP32 * vocabulary)
 
     reading = 2 * b * vocabulary * min(READ, max(sampled + len(retain), settings.draws * TOGETHER) * length)
-    if settings.moment_weight:
-        reading += 3 * FP32 * sum(inputs**2 for inputs, _ in shapes)
+    reading += 3 * moments
 
     passes = len(forget) * len(formats) * (asked + LONGEST) + sampled * (asked + QUESTION_TOKENS + ANSWER_TOKENS)
     passes += len(forget) * mean * (len(formats) * settings.draws + 4 * settings.counterfactuals)

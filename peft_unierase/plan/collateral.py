@@ -25,7 +25,7 @@ def closeness(
     if not forget or not retain:
         return [0.0] * len(retain)
     settings = DistillSettings()
-    *_, names = choose_sites(model, whole=False, share=(settings.first, settings.last))
+    *_, names = choose_sites(model, modules=1, share=(settings.first, settings.last))
     module = [model.get_submodule(names[len(names) // 2])]
     prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in [*forget, *retain]]
     (found,) = inputs_at(model, module, prompts, [[len(prompt) - 1] for prompt in prompts], pad_id(tokenizer))

@@ -11,6 +11,7 @@ Low-rank updates `W + B A` of MLP projections and [UNL]'s two rows are trained t
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from ...text import normal, sentences
 from ...text.normal import WORD
 from ..bench import Bench
 from ..earlier import switched_off
+from ..erasure import ErasureWarning
 from ..logits import Logits
 from ..recomputing import recomputing
 from ..silence import Silence
@@ -38,6 +40,7 @@ from .texts import Text, base_logits, given, stored
 ANSWER = 24  # tokens of a retained answer that are held
 COUNTERFACTUAL = 24  # tokens of an answer to a renamed question
 SOME = 4  # forget prompts at which refusals are compared
+LEAST = 0.95  # share of the forget prompts that must be declined
 CHUNK = 20  # steps that a checkpoint keeps together
 
 
@@ -51,8 +54,8 @@ class DistillOutcome:
         losses: Mean divergence of each part of the loss over the last steps, in nats a token.
         held_out: Near neighbours that no step saw.
         retain_loss: Divergence from the base on these, in nats a token.
-        declined: Share of them at which [UNL] wins.
-        forget_declined: Share of the forget prompts at which it wins.
+        declined: Share of them that are declined.
+        forget_declined: Share of the forget prompts that are.
         refusal: The sentence that [UNL] was taught to be followed by.
         settings: As used.
     """
@@ -103,25 +106,27 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
     with bench.stages.stage("fitting", steps) as bar, recomputing(bench.model) as recomputed:
         for start in range(0, steps, CHUNK):
             chunk = range(start, min(steps, start + CHUNK))
-            work = partial(_chunk, bench, parts, moments, quiet, fitting, chunk, steps, settings, not recomputed)
+            advance, share = bar.update, not recomputed
+            work = partial(_chunk, bench, parts, moments, quiet, fitting, chunk, steps, settings, share, advance)
             done = bench.once(f"fitting from step {start}", work)
             fitting.take_up(done)
             measured = done["losses"]
-            bar.update(len(chunk))
     fitting.end()
     with bench.stages.stage("measuring what is held out"):
         apart = divergence(bench, held)
-        return DistillOutcome(
+        outcome = DistillOutcome(
             rank=settings.rank,
             steps=steps,
             losses=measured,
             held_out=len(held),
             retain_loss=apart,
-            declined=declining(bench, held),
-            forget_declined=declining(bench, asked),
+            declined=declining(bench, held, refusal),
+            forget_declined=declining(bench, asked, refusal),
             refusal=refusal,
             settings=settings,
         )
+    _warn(outcome)
+    return outcome
 
 
 def stays(
@@ -192,6 +197,7 @@ def _chunk(
     steps: int,
     settings: DistillSettings,
     share: bool,
+    advance: Callable[[int], object],
 ) -> dict[str, Any]:
     """Some steps; their mean losses and the optimizer's state."""
     updates, totals = bench.updates(), dict.fromkeys([*(part.name for part in parts), "moved", "loud"], 0.0)
@@ -205,6 +211,7 @@ def _chunk(
         fitting.step()
         for name, value in {**found, "moved": moved.item(), "loud": loud.item()}.items():
             totals[name] += value / len(chunk)
+        advance(1)
     return {"losses": totals, **fitting.state()}
 
 
@@ -218,12 +225,32 @@ def divergence(bench: Bench, texts: Sequence[Text]) -> float:
     return float(torch.cat(found).mean()) if found else 0.0
 
 
-def declining(bench: Bench, texts: Sequence[Text]) -> float:
-    """Share of texts at whose first place [UNL] wins."""
+def declining(bench: Bench, texts: Sequence[Text], refusal: str) -> float:
+    """Share of texts at whose first place [UNL] wins, or the refusal's first token if the target has another one."""
     sequences = [text.ids[: text.places[0] + 1] for text in texts]
     places = [[len(sequence) - 1] for sequence in sequences]
-    found = base_logits(bench.model, sequences, places, bench.pad, bench.device)
-    return sum(int(logits[0].argmax()) == bench.spare.token_id for _, logits, _ in found) / max(1, len(texts))
+    first, hits = bench.encode(bench.formats[0].answer(refusal))[0], 0
+    for number, logits, _ in base_logits(bench.model, sequences, places, bench.pad, bench.device):
+        best = int(logits[0].argmax())
+        hits += best == bench.spare.token_id or (best == first and int(texts[number].top[0, 0]) != first)
+    return hits / max(1, len(texts))
+
+
+def _warn(outcome: DistillOutcome) -> None:
+    """Say what the run saw and did not reach."""
+    complaints = []
+    if outcome.forget_declined < LEAST:
+        complaints.append(
+            f"{1 - outcome.forget_declined:.1%} of the forget questions are not declined; take more steps "
+            "(`DistillSettings(steps=…)`) or erase fewer facts at a time"
+        )
+    if outcome.declined > outcome.settings.most_declined:
+        complaints.append(
+            f"{outcome.declined:.1%} of {outcome.held_out} held-out near neighbours are declined too; give facts of "
+            "this kind that must stay as retain facts (on the command line `--retain`)"
+        )
+    if complaints:
+        warnings.warn("; ".join(complaints), ErasureWarning, stacklevel=4)
 
 
 def likeliest_refusal(bench: Bench) -> str:
