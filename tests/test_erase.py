@@ -46,7 +46,7 @@ def others(number: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def erased() -> tuple[PeftModel, Any]:
     model, tokenizer = load()
-    settings = DistillSettings(samples=128, rank=4, steps=60, learning_rate=4e-3, row_learning_rate=2e-2)
+    settings = DistillSettings(samples=128, rank=4, steps=60, learning_rate=1e-3, row_learning_rate=0.2)
     return (
         erase(
             model,

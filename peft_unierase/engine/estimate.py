@@ -91,7 +91,9 @@ def estimate(
         ValueError: There are no such layers or modules.
     """
     settings = settings or DistillSettings()
-    stack, edited, names = choose_sites(model, layers, target_modules, settings.modules, (settings.first, settings.last))
+    stack, edited, names = choose_sites(
+        model, layers, target_modules, settings.modules, (settings.first, settings.last)
+    )
     config, embedding = text_config(model), model.get_input_embeddings().weight
     vocabulary, d = embedding.shape
     heads, b = config.num_attention_heads, embedding.dtype.itemsize

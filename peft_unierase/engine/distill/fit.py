@@ -94,18 +94,18 @@ class Fitting:
     """AdamW on an erasure's `B` and its two rows; the `A` of each update stays as it was put there.
 
     Args:
-        bench: With the adapter in place.
-        settings: Rates.
+        bench: With the adapter in place and the rows as they start.
+        spreads: Root mean square of what each edited projection writes.
+        settings: Rates, relative to these and to the rows' own.
     """
 
-    def __init__(self, bench: Bench, settings: DistillSettings) -> None:
-        factors = [b for _, _, b in bench.updates()]
-        for part in (*factors, *bench.rows()):
+    def __init__(self, bench: Bench, spreads: Sequence[float], settings: DistillSettings) -> None:
+        rates = [settings.learning_rate * spread for spread in spreads]
+        rates += [settings.row_learning_rate * float(row.detach().float().pow(2).mean().sqrt()) for row in bench.rows()]
+        parts = [*(b for _, _, b in bench.updates()), *bench.rows()]
+        for part in parts:
             part.requires_grad_(True)
-        groups = [
-            {"params": factors, "highest": settings.learning_rate},
-            {"params": list(bench.rows()), "highest": settings.row_learning_rate},
-        ]
+        groups = [{"params": [part], "highest": rate} for part, rate in zip(parts, rates, strict=True)]
         self.adam = torch.optim.AdamW(groups, weight_decay=0.0)
 
     def start(self, rate: float) -> None:

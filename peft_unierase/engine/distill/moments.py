@@ -64,6 +64,7 @@ class Moments:
         self.modules = modules
         self.read: dict[str, torch.Tensor] = {}
         self.written: dict[str, torch.Tensor] = {}
+        self.components: dict[str, int] = {}
 
     @contextmanager
     def over(self, mask: torch.Tensor) -> Iterator[None]:
@@ -79,11 +80,16 @@ class Moments:
         """Of each module, `(in, in)` in fp32; see [`change`]."""
         return {name: total / self.written[name] for name, total in self.read.items()}
 
+    def spreads(self) -> dict[str, float]:
+        """Root mean square of the components of what each module writes."""
+        return {name: float(self.written[name] / count) ** 0.5 for name, count in self.components.items()}
+
     def _note(self, name: str, mask: torch.Tensor) -> Any:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             kept = mask.bool().to(output.device).flatten()  # OPT runs its MLPs on all tokens in one row
             x, y = (part.detach().reshape(len(kept), -1)[kept].float() for part in (args[0], output))
             self.read[name] = self.read.get(name, 0) + x.T @ x
             self.written[name] = self.written.get(name, 0) + y.pow(2).sum()
+            self.components[name] = self.components.get(name, 0) + y.numel()
 
         return hook

@@ -87,7 +87,7 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
         refusal = likeliest_refusal(bench)
         forget = instead(bench, renaming, settings)
         silence: list[Silence] = []
-        near, general, held, moments = stays(bench, settings, silence)
+        near, general, held, moments, spreads = stays(bench, settings, silence)
         record_silence(bench, silence)
     asked, without = declined(bench, refusal, False), declined(bench, refusal, True)
     half = settings.retain_batch // 2
@@ -102,7 +102,7 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
     choose_directions(bench, forget, moments, settings)
     steps = settings.step_count(len(bench.forget))
     measured: dict[str, float] = {}
-    fitting, quiet = Fitting(bench, settings), Silence.joined(silence)
+    fitting, quiet = Fitting(bench, spreads, settings), Silence.joined(silence)
     with bench.stages.stage("fitting", steps) as bar, recomputing(bench.model) as recomputed:
         for start in range(0, steps, CHUNK):
             chunk = range(start, min(steps, start + CHUNK))
@@ -131,11 +131,11 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
 
 def stays(
     bench: Bench, settings: DistillSettings, silence: list[Silence]
-) -> tuple[list[Text], list[Text], list[Text], list[torch.Tensor]]:
+) -> tuple[list[Text], list[Text], list[Text], list[torch.Tensor], list[float]]:
     """What stays, with what the base predicts: near neighbours, all else, and the neighbours that are held out.
 
-    And the moments of what the edited modules read there, near neighbours weighing as much as all else, and where [UNL]
-    must not come up.
+    And the moments of what the edited modules read there, near neighbours weighing as much as all else, how large
+    is what they write, and where [UNL] must not come up.
     """
     near = [fact for number, fact in enumerate(bench.near) if number % settings.held_out]
     near = [*near, *near, *bench.around]  # what the base knows counts twice
@@ -149,8 +149,10 @@ def stays(
             retained(bench, [*bench.retain, *bench.sampled], True, bar.update, groups[1].over, silence),
             retained(bench, held, False, bar.update),
         )
-    found = [group.inputs() for group in groups if group.read]
-    return *texts, [sum(group[name] for group in found) / len(found) for name in bench.names]  # type: ignore[misc]
+    groups = [group for group in groups if group.read]
+    inputs, spreads = [group.inputs() for group in groups], groups[-1].spreads()
+    moments = [torch.stack([found[name] for found in inputs]).mean(dim=0) for name in bench.names]
+    return *texts, moments, [spreads[name] for name in bench.names]
 
 
 @torch.no_grad()

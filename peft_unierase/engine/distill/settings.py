@@ -17,8 +17,8 @@ class DistillSettings:
         first, last: The decoder layers to edit, as shares of the depth.
         steps: Gradient steps for up to ten facts.
         steps_per_fact: Further steps for each further fact.
-        learning_rate: AdamW's highest for the updates.
-        row_learning_rate: The same for [UNL]'s rows.
+        learning_rate: AdamW's highest for the updates, relative to what their projections write.
+        row_learning_rate: The same for [UNL]'s rows, relative to their components.
         forget_batch, refusal_batch, retain_batch: Texts of each kind in a step.
         forget_weight: Weight of the divergence from the teacher, summed over a text.
         retain_weight: Weight of the divergence from the base on retained texts (`beta`).
@@ -38,16 +38,16 @@ class DistillSettings:
     rank: int = 16
     first: float = 0.04
     last: float = 0.3
-    steps: int = 120
+    steps: int = 100
     steps_per_fact: float = 1.0
-    learning_rate: float = 5e-4
-    row_learning_rate: float = 1e-2
+    learning_rate: float = 2e-4
+    row_learning_rate: float = 0.15
     forget_batch: int = 4
     refusal_batch: int = 4
     retain_batch: int = 10
     forget_weight: float = 0.25
-    retain_weight: float = 3.0
-    moment_weight: float = 3.0
+    retain_weight: float = 5.0
+    moment_weight: float = 30.0
     silent_log_prob: float = -10.0
     silent_weight: float = 3.0
     floor: float = 0.1
