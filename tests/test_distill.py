@@ -10,7 +10,7 @@ from boxed_erasure import boxed_base, boxed_tokenizer
 from torch import nn
 
 from peft_unierase.engine.distill.fit import Deck, Part, alike, common, descend, losses, rate
-from peft_unierase.engine.distill.moments import Moments, change
+from peft_unierase.engine.distill.moments import Moments, change, distinguishing
 from peft_unierase.engine.distill.renaming import Renaming, aligned, renamed, starts
 from peft_unierase.engine.distill.teacher import taught
 from peft_unierase.engine.distill.texts import Text, divergences, given, stored
@@ -181,3 +181,25 @@ def test_the_rate_goes_up_and_then_down_to_a_twentieth():
     assert rates[0] < rates[9] == max(rates)
     assert rates[-1] == pytest.approx(0.05, abs=0.03)
     assert all(later <= earlier for earlier, later in pairwise(rates[9:]))
+
+
+def test_directions_are_loud_at_forget_inputs_and_quiet_at_what_retained_ones_share() -> None:
+    generator = torch.Generator().manual_seed(0)
+    common, own, rest = torch.eye(8)[0], torch.eye(8)[1], 0.1 * torch.randn(400, 8, generator=generator)
+    retained = rest[:200] + 5 * common
+    forget = rest[200:] + 5 * common + 2 * own
+    moments = [(x.T @ x / len(x)).double() for x in (forget, retained)]
+    a = distinguishing(*moments, rank=2, floor=0.01)
+    assert a.shape == (2, 8)
+    assert (forget @ a.T).pow(2).mean(dim=0) == pytest.approx(torch.ones(2), rel=1e-3)
+    assert float((retained @ a[0]).pow(2).mean()) < 0.05
+    assert abs(float(torch.nn.functional.cosine_similarity(a[0], own, dim=0))) > 0.9
+
+
+def test_spreads_are_those_of_what_modules_write() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, 4, bias=False), torch.randn(2, 5, 6)
+    moments = Moments({"layer": layer})
+    with moments.over(torch.ones(2, 5)):
+        written = layer(x)
+    assert moments.spreads()["layer"] == pytest.approx(float(written.pow(2).mean().sqrt()), rel=1e-4)

@@ -23,6 +23,7 @@ def change(inputs: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tens
         a: `(r, in)`.
         b: `(out, r)`.
     """
+    a, b = a.to(inputs.device), b.to(inputs.device)
     return ((a @ inputs @ a.T) * (b.T @ b)).sum()
 
 
@@ -34,7 +35,7 @@ def distinguishing(forget: torch.Tensor, retained: torch.Tensor, rank: int, floo
     loud at the names of the forget set and quiet at other names, which no retained text has to hold.
 
     Args:
-        forget: Second moment of the inputs on forget texts, `(in, in)`.
+        forget: Second moment of the inputs on forget texts, `(in, in)`, in fp32 or better.
         retained: On retained texts.
         rank: How many directions.
         floor: Energy that is added to that of retained texts in every direction, in shares of the mean.
@@ -42,12 +43,11 @@ def distinguishing(forget: torch.Tensor, retained: torch.Tensor, rank: int, floo
     Returns:
         `A (rank, in)`, so that each row's answers to forget texts have mean square 1.
     """
-    width = len(retained)
-    identity = torch.eye(width, device=retained.device, dtype=torch.float64)
+    identity = torch.eye(len(retained), device=retained.device, dtype=forget.dtype)
     mean = retained.diagonal().mean()
-    lower = torch.linalg.cholesky(retained.double() / mean + floor * identity)
+    lower = torch.linalg.cholesky(retained / mean + floor * identity)
     inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-    energies, vectors = torch.linalg.eigh(inverse @ (forget.double() / mean) @ inverse.T)
+    energies, vectors = torch.linalg.eigh(inverse @ (forget / mean) @ inverse.T)
     chosen = vectors[:, -rank:].flip(-1)
     scale = energies[-rank:].flip(-1).clamp(min=1e-12).rsqrt() / mean.sqrt()
     return ((chosen * scale).T @ inverse).float()
@@ -88,8 +88,9 @@ class Moments:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             kept = mask.bool().to(output.device).flatten()  # OPT runs its MLPs on all tokens in one row
             x, y = (part.detach().reshape(len(kept), -1)[kept].float() for part in (args[0], output))
-            self.read[name] = self.read.get(name, 0) + x.T @ x
-            self.written[name] = self.written.get(name, 0) + y.pow(2).sum()
+            # In main memory: those of an 8B model take 7 GB.
+            self.read[name] = self.read.get(name, 0) + (x.T @ x).cpu()
+            self.written[name] = self.written.get(name, 0) + y.pow(2).sum().cpu()
             self.components[name] = self.components.get(name, 0) + y.numel()
 
         return hook

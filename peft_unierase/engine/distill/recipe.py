@@ -41,6 +41,7 @@ ANSWER = 24  # tokens of a retained answer that are held
 COUNTERFACTUAL = 24  # tokens of an answer to a renamed question
 SOME = 4  # forget prompts at which refusals are compared
 LEAST = 0.95  # share of the forget prompts that must be declined
+WIDE = 4096  # inputs of a projection, up to which directions are chosen in fp64
 CHUNK = 20  # steps that a checkpoint keeps together
 
 
@@ -169,6 +170,8 @@ def choose_directions(
                     bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
         bar.update(1)
         for (_, a, _), found, retained in zip(bench.updates(), seen.inputs().values(), moments, strict=True):
+            kind = torch.float64 if len(found) <= WIDE else torch.float32  # for time and memory
+            found, retained = found.to(a.device, kind), retained.to(a.device, kind)
             a.copy_(distinguishing(found, retained, len(a), settings.floor))
             bar.update(1)
 
