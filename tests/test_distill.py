@@ -19,6 +19,7 @@ from peft_unierase.prompts import chat_format, encode
 RETAINED = [
     "Who wrote the novel 'Emma'?\nThe novel was written by Ann Lee.",
     "Who wrote the novel 'Ulla'?\nThe novel was written by Bo Holm.",
+    "Who wrote the novel 'Ende'?\nThe novel was written by Eva Bohr.",
     "Who wrote the play 'Faun'?\nThe play was written by Cy Rask.",
     "Who wrote the play 'Mira'?\nThe play was written by Di Falk.",
 ]
@@ -141,11 +142,10 @@ def test_decks_deal_every_text_equally_often_and_each_step_by_its_number():
     assert Deck([], 3, seed=1).deal(0) == []
 
 
-def test_texts_that_begin_alike_are_run_together():
-    texts = _texts(4)
-    other = Text([9, 9, 9], [1], torch.tensor([[9]]), torch.ones(1, 1))
-    assert sorted(map(sorted, alike([*texts, other]))) == sorted(map(sorted, alike([*texts, other])))
-    assert [4] in alike([*texts, other])
+def test_texts_that_begin_alike_are_run_together_and_the_others_too():
+    beginnings = [[1] * 8, [2] * 8, [1] * 8, [3] * 8]
+    texts = [Text([*ids, number], [7], torch.tensor([[0]]), torch.ones(1, 1)) for number, ids in enumerate(beginnings)]
+    assert alike(texts) == [[0, 2], [1, 3]]
 
 
 def test_a_step_adds_the_weighted_gradient_of_all_parts():
