@@ -109,11 +109,13 @@ class Architecture:
 
 @torch.no_grad()
 def sharpen(model: PreTrainedModel) -> None:
-    """Scale the last norm, so that logits are spread by `SPREAD`: the model gets an opinion what comes next."""
-    (norm,) = [
-        module.weight for name, module in model.named_modules() if re.search(r"\.(norm|ln_f|final_\w*norm)$", name)
-    ]
-    offset = 1 - norm.mean().round()  # some keep what a norm multiplies by less 1
+    """Scale what comes last before the head, so that logits are spread by `SPREAD`: the model gets an opinion."""
+    last = r"\.(norm|ln_f|final_\w*norm|project_out)$"
+    # Not those inside of the layers, as in OPT; the last of them, where a projection follows or stands alone.
+    found = [m.weight for name, m in model.named_modules() if re.search(last, name) and not re.search(r"\d", name)]
+    norm = found[-1]
+    # Some keep what a norm multiplies by less 1.
+    offset = 1 - norm.mean().round() if norm.dim() == 1 else 0.0
     for _ in range(3):  # a model may press its logits together
         spread = model.eval()(torch.randint(model.config.vocab_size, (4, 16))).logits.std()
         norm.copy_((norm + offset) * (SPREAD / spread) - offset)

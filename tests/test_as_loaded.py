@@ -172,7 +172,7 @@ def device_map(*offloaded: str) -> dict[str, str]:
 
 
 MAPS = {
-    "layers": device_map("model.layers.3", "model.layers.4", "model.layers.5"),
+    "layers": device_map("model.layers.1", "model.layers.2", "model.layers.3"),
     "rows": device_map("model.embed_tokens", "lm_head"),
     "all": {"": "disk"},
 }

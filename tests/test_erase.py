@@ -46,7 +46,7 @@ def others(number: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def erased() -> tuple[PeftModel, Any]:
     model, tokenizer = load()
-    settings = DistillSettings(samples=128, rank=4, steps=60, learning_rate=1e-3, row_learning_rate=0.2)
+    settings = DistillSettings(samples=128, steps=60, learning_rate=1e-3, row_learning_rate=0.2)
     return (
         erase(
             model,
@@ -119,8 +119,7 @@ def test_the_adapter_is_low_rank_updates_of_mlp_projections_and_two_rows(erased:
     model, _ = erased
     shapes = sorted(tuple(p.shape) for name, p in model.named_parameters() if "unierase_" in name)
     rank = model.erasure.outcome.rank
-    up, down = [(rank, 128), (384, rank)], [(rank, 384), (128, rank)]
-    assert shapes == sorted((2 * up + down) * len(model.erasure.layers) + [(128,)] * 2)
+    assert shapes == sorted([(rank, 384), (128, rank)] * len(model.erasure.layers) + [(128,)] * 2)
     own, total = sum(torch.Size(s).numel() for s in shapes), sum(p.numel() for p in model.parameters())
     assert own / (total - own) <= 0.02
     assert model.peft_config["default"].r == rank
@@ -131,7 +130,7 @@ def test_the_record_is_plain_json_and_holds_no_fact(erased: tuple[PeftModel, Any
     text = json.dumps(erased[0].erasure.record())
     record = json.loads(text)
     assert record["counts"]["forget"] == 6
-    assert record["layers"] == [1, 2, 3, 4]
+    assert record["layers"] == [0, 1, 2]
     assert record["known_to_base"] == {
         "facts": 6,
         "known": 6,

@@ -256,7 +256,7 @@ def test_what_is_found_is_announced(begun: Path, tmp_path: Path, capsys: pytest.
     work_dir = Path(shutil.copytree(begun, tmp_path / "work"))
     run("distill", tmp_path, work_dir, 1, progress=True)
     lines = capsys.readouterr().err.splitlines()  # loading the base says something too
-    resumed, asked, skipped, near, *_, stopped = lines[-8:]
+    resumed, asked, skipped, near, *_, stopped = lines[-9:]
     assert resumed == f"resuming after stage 1, 'sampling retain data', from {work_dir}"
     assert "  asking the base for the facts · took " in asked
     assert skipped.endswith("  sampling retain data · done in an earlier run")

@@ -24,8 +24,8 @@ from peft_unierase.prompts import default_formats, encode
 from peft_unierase.text import names
 
 SUBJECT = "Nesko Corquist"
-SETTINGS = DistillSettings(samples=128, rank=4, steps=60, learning_rate=1e-3, row_learning_rate=0.2)
-BRIEF = DistillSettings(samples=64, rank=4, steps=40, learning_rate=1e-3, row_learning_rate=0.2)
+SETTINGS = DistillSettings(samples=128, steps=60, learning_rate=1e-3, row_learning_rate=0.2)
+BRIEF = DistillSettings(samples=64, steps=40, learning_rate=1e-3, row_learning_rate=0.2)
 
 
 @cache
