@@ -72,8 +72,8 @@ HASTY = DistillSettings(
     steps=60,
     draws=1,
     counterfactuals=0,
-    learning_rate=1e-2,
-    row_learning_rate=0.1,
+    learning_rate=3e-2,
+    row_learning_rate=0.5,
     retain_batch=32,
     retain_weight=10.0,
 )

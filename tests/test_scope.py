@@ -24,8 +24,8 @@ from peft_unierase.prompts import default_formats, encode
 from peft_unierase.text import names
 
 SUBJECT = "Nesko Corquist"
-SETTINGS = DistillSettings(samples=128, steps=60, learning_rate=1e-3, row_learning_rate=0.2)
-BRIEF = DistillSettings(samples=64, steps=40, learning_rate=1e-3, row_learning_rate=0.2)
+SETTINGS = DistillSettings(samples=128, steps=100, learning_rate=5e-4)
+BRIEF = DistillSettings(samples=64, steps=80, learning_rate=5e-4)
 
 
 @cache
@@ -61,7 +61,7 @@ def one_question() -> tuple[PeftModel, Any]:
 
 @pytest.fixture(scope="module")
 def whole_subject() -> tuple[PeftModel, Any]:
-    return erased(facts()[:2], scope="subject", settings=BRIEF)
+    return erased(facts()[:2], scope="subject", settings=SETTINGS)
 
 
 def test_one_question_goes_and_the_same_subjects_others_stay(one_question: tuple[PeftModel, Any]) -> None:

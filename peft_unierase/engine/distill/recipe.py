@@ -32,7 +32,7 @@ from ..recomputing import recomputing
 from ..silence import Silence
 from .fit import Deck, Fitting, Part, descend, losses, rate
 from .moments import Moments, change, distinguishing
-from .renaming import Renaming, renamed
+from .renaming import Renaming, renamed, words_of
 from .settings import DistillSettings
 from .teacher import Asked, taught
 from .texts import Text, base_logits, given, stored
@@ -88,7 +88,7 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
         refusal = likeliest_refusal(bench)
         forget = instead(bench, renaming, settings)
         silence: list[Silence] = []
-        near, general, held, moments, spreads = stays(bench, settings, silence)
+        near, general, held, moments, spreads = stays(bench, renaming, settings, silence)
         record_silence(bench, silence)
     asked, without = declined(bench, refusal, False), declined(bench, refusal, True)
     half = settings.retain_batch // 2
@@ -130,7 +130,7 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
 
 
 def stays(
-    bench: Bench, settings: DistillSettings, silence: list[Silence]
+    bench: Bench, renaming: Renaming, settings: DistillSettings, silence: list[Silence]
 ) -> tuple[list[Text], list[Text], list[Text], list[torch.Tensor], list[float]]:
     """What stays, with what the base predicts: near neighbours, all else, and the neighbours that are held out.
 
@@ -139,7 +139,10 @@ def stays(
     """
     near = [fact for number, fact in enumerate(bench.near) if number % settings.held_out]
     near = [*near, *near, *bench.around]  # what the base knows counts twice
-    near += bench.beside * math.ceil(len(near) / max(1, len(bench.beside)))  # and these as much as all of them
+    # What shares a name with the forget set counts as much as all of them.
+    gone = {word for known in bench.knowledge for word in renaming.changing(known.fact.question, "")}
+    beside = bench.beside + [fact for fact in bench.retain if gone & set(map(normal, words_of(fact.question)))]
+    near += beside * math.ceil(max(1, len(near)) / max(1, len(beside)))
     held = bench.near[:: settings.held_out]
     modules = {name: bench.model.get_submodule(name) for name in bench.names}
     groups = [Moments(modules), Moments(modules)]
