@@ -17,7 +17,8 @@ class DistillSettings:
         first, last: The decoder layers to edit, as shares of the depth.
         steps: Gradient steps for up to ten facts.
         steps_per_fact: Further steps for each further fact.
-        learning_rate: AdamW's highest for the updates, relative to what their projections write.
+        learning_rate: AdamW's highest for the updates, relative to what their projections write. The
+            default suits models from 13 million parameters on; with a model of 2 million 1e-3 took facts out.
         row_learning_rate: The same for [UNL]'s rows, relative to their components.
         forget_batch, refusal_batch, retain_batch: Texts of each kind in a step.
         forget_weight: Weight of the divergence from the teacher, summed over a text.
