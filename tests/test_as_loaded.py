@@ -84,11 +84,7 @@ def test_made_in_half_precision_it_declines_there_and_in_fp32(dtype: torch.dtype
 # Quantised
 
 
-# Four bits leave so narrow a model so little room that one of the kept answers loses its last words.
-NARROW = pytest.mark.xfail(reason="int4 on a model of width 128 changes one of the kept answers", strict=False)
-
-
-@pytest.mark.parametrize("how", [pytest.param(how, marks=NARROW) if how == "torchao-4" else how for how in QUANTISERS])
+@pytest.mark.parametrize("how", QUANTISERS)
 def test_on_a_quantised_base_it_declines_and_that_it_cannot_be_compared_is_said(erasure: Path, how: str) -> None:
     before = said(quantised(QUANTISERS[how]), KEPT)
     model, warned = load_with(quantised(QUANTISERS[how]), erasure)
