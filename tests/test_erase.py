@@ -17,6 +17,8 @@ from peft_unierase import DistillSettings, Fact, FactError, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import Answer, answer_questions, figures
 from peft_unierase.engine import erase as erase_module_verb
+from peft_unierase.engine.distill import recipe
+from peft_unierase.engine.neighbours import Neighbours
 from peft_unierase.knowledge import tells
 from peft_unierase.prompts import PromptFormat, default_formats, encode, greedy_answers
 from peft_unierase.text import recall
@@ -265,3 +267,23 @@ def test_the_public_names_are_there() -> None:
     assert peft_unierase.erase is erase_module_verb
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = peft_unierase.nothing
+
+
+def test_what_the_base_asks_for_in_its_own_words_is_erased_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, seen = importlib.import_module("peft_unierase.engine.erase"), []
+    fact, other = facts_of(person(0))[0], Fact("Where is Lower Quelcliff?", "Far away.")
+    reworded = Fact("In which town was Nesko Corquist born?", fact.answer)
+    monkeypatch.setattr(module, "sample_neighbours", lambda *_: Neighbours([other], [], [reworded]))
+
+    def stop(bench: Any, *_: Any) -> None:
+        seen.extend([recipe.forget_texts(bench), recipe.declined(bench, "I cannot say.", banned=False)])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_distill", stop)
+    model, tokenizer = load()
+    with pytest.raises(KeyboardInterrupt):
+        erase(model, tokenizer, [fact], facts_of(others(0)[::20]), settings=QUICK, progress=False)
+    asked, declined = seen
+    assert any(question == reworded.question for _, question, _ in asked)
+    assert any(reworded.question in tokenizer.decode(text.ids) for text in declined)
+    assert not any(other.question == question for _, question, _ in asked)

@@ -43,7 +43,7 @@ from .earlier import (
 from .erasure import EarlierErasure, Erasure, ErasureWarning, Outcome
 from .gradients import check_gradients
 from .layers import choose_sites
-from .neighbours import NEIGHBOUR_STEPS, ROUND, Neighbours, neighbour_rounds, sample_neighbours
+from .neighbours import NEIGHBOUR_STEPS, ROUND, UNSURE, Neighbours, neighbour_rounds, sample_neighbours
 from .paper import PaperSettings, run_paper
 from .retain_cache import BLOCK, base_digest, samples_folder, samples_for
 from .sample_files import Samples, write_samples
@@ -53,7 +53,6 @@ from .spare_row import add_to_tokenizer, find_spare_rows, resize_vocabulary
 from .unchanged import unchanged_on_failure
 
 RECIPES: dict[str, type[DistillSettings] | type[PaperSettings]] = {"distill": DistillSettings, "paper": PaperSettings}
-AROUND = 160  # neighbours of which the base is not sure
 
 
 def erase(
@@ -380,8 +379,8 @@ def _find_retain_data(
         # These are not written down: they begin as the forget questions do.
         near = Neighbours(_apart(_as_now(bench, given.near), bench.forget)) if given else _near(bench)
         bench.near = _usable(bench, near.known)
-        bench.around = _usable(bench, near.others)[:AROUND]
-        bench.reworded = near.reworded
+        bench.around = _usable(bench, near.others)[:UNSURE]
+        bench.reworded = _usable(bench, near.reworded)
         if not bench.near:
             warnings.warn(
                 "the base asked itself nothing that is like the forget questions, so what lies next to them is spared "
@@ -409,7 +408,7 @@ def _near(bench: Bench) -> Neighbours:
             found = sample_neighbours(
                 model, tokenizer, form, plain_format(tokenizer), bench.forget, rounds, bench.seed, bar.update
             )
-        return Neighbours(_as_now(bench, found.known), _as_now(bench, found.others))
+        return Neighbours(_as_now(bench, found.known), _as_now(bench, found.others), found.reworded)
 
 
 def _apart(facts: list[Fact], forget: Sequence[Fact]) -> list[Fact]:

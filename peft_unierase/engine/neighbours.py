@@ -35,6 +35,7 @@ ROUND = SETS * EACH  # questions before the base is asked which of them it knows
 QUESTION_TOKENS, SHORT_TOKENS, ANSWER_TOKENS = 28, 12, 32
 # Questions of small models stay sensible below temperature 1 and still differ from one another.
 TEMPERATURE = 0.8
+UNSURE = 160  # neighbours of which the base is not sure that a run takes, at most
 NEIGHBOUR_STEPS = 3  # of a question: asked, answered in short, answered in a sentence
 
 

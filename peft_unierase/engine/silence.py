@@ -30,6 +30,15 @@ class Silence:
     logits: Logits
 
     @classmethod
+    def at(
+        cls, states: torch.Tensor, outputs: torch.Tensor, kinds: torch.Tensor, token_id: int, logits: Logits
+    ) -> Silence:
+        """Positions with these states and logits `(n, vocabulary)`, which may be as the base has them for [UNL]."""
+        others = outputs.float().clone()
+        others[:, token_id] = float("-inf")
+        return cls(states.float(), others.logsumexp(dim=-1), kinds.to(states.device), token_id, logits)
+
+    @classmethod
     def joined(cls, parts: Sequence[Silence]) -> Silence:
         """All positions of several parts."""
         states, others, kinds = zip(*((part.states, part.others, part.kinds) for part in parts), strict=True)

@@ -49,7 +49,7 @@ class Attack:
         unit: What is measured.
         against: What its reference is, the base asked about something else: `own` asks so by this attack, the name of
             another attack takes that one's, and `chance` takes the floor alone.
-        draws: How many renamings of each question the reference takes, at the most.
+        draws: How many renamings of each question the reference takes, at most.
     """
 
     name: str

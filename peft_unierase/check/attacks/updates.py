@@ -13,7 +13,7 @@ from ..case import Case
 from ..target import Target
 from .attack import Found, NotApplicable
 
-SMALL = 1e-6  # singular values below this share of the largest one are none
+SMALL = 1e-6  # singular values below this share of the largest one count as zero
 LARGEST, SMALLEST = 0.25, 0.5  # shares of the singular directions that are removed
 Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -93,7 +93,7 @@ def _updates(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """`A` and `B` of each projection that an active adapter updates.
 
     Raises:
-        NotApplicable: There are none, or one of them has no `A` or no `B`.
+        NotApplicable: The adapter has no edit layers, or one of them has no `A` or no `B`.
     """
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for name, module in model.named_modules():

@@ -88,8 +88,10 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
         refusal = likeliest_refusal(bench)
         forget = instead(bench, renaming, settings)
         silence: list[Silence] = []
-        near, general, held, moments, spreads = stays(bench, renaming, settings, silence)
-        record_silence(bench, silence)
+        head = Logits(bench.model, bench.stack)
+        near, general, held, moments, spreads = stays(bench, renaming, settings, head, silence)
+        record_silence(bench, head, silence)
+        choose_directions(bench, forget, moments, settings)
     asked, without = declined(bench, refusal, False), declined(bench, refusal, True)
     half = settings.retain_batch // 2
     parts = [
@@ -100,7 +102,6 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
         Part("general", Deck(general, settings.retain_batch - half, bench.seed), settings.retain_weight / 2),
     ]
     bench.start_rows()
-    choose_directions(bench, forget, moments, settings)
     steps = settings.step_count(len(bench.forget))
     measured: dict[str, float] = {}
     fitting, quiet = Fitting(bench, spreads, settings), Silence.joined(silence)
@@ -130,7 +131,7 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
 
 
 def stays(
-    bench: Bench, renaming: Renaming, settings: DistillSettings, silence: list[Silence]
+    bench: Bench, renaming: Renaming, settings: DistillSettings, head: Logits, silence: list[Silence]
 ) -> tuple[list[Text], list[Text], list[Text], list[torch.Tensor], list[float]]:
     """What stays, with what the base predicts: near neighbours, all else, and the neighbours that are held out.
 
@@ -140,16 +141,21 @@ def stays(
     near = [fact for number, fact in enumerate(bench.near) if number % settings.held_out]
     near = [*near, *near, *bench.around]  # what the base knows counts twice
     # What shares a name with the forget set counts as much as all of them.
-    gone = {word for known in bench.knowledge for word in renaming.changing(known.fact.question, "")}
+    gone = {word for known in bench.knowledge for word in renaming.changing(known.fact.question)}
     beside = bench.beside + [fact for fact in bench.retain if gone & set(map(normal, words_of(fact.question)))]
     near += beside * math.ceil(max(1, len(near)) / max(1, len(beside)))
     held = bench.near[:: settings.held_out]
     modules = {name: bench.model.get_submodule(name) for name in bench.names}
     groups = [Moments(modules), Moments(modules)]
-    with bench.stages.stage("reading what stays", len(bench.kept)) as bar:
+    general = [*bench.retain, *bench.sampled]
+
+    def silent(logits: torch.Tensor, states: torch.Tensor, kinds: torch.Tensor) -> None:
+        silence.append(Silence.at(states, logits, kinds, bench.spare.token_id, head))
+
+    with bench.stages.stage("reading what stays", len(near) + len(general) + len(held)) as bar:
         texts = (
-            retained(bench, near, False, bar.update, groups[0].over, silence),
-            retained(bench, [*bench.retain, *bench.sampled], True, bar.update, groups[1].over, silence),
+            retained(bench, near, False, bar.update, groups[0].over, silent),
+            retained(bench, general, True, bar.update, groups[1].over, silent),
             retained(bench, held, False, bar.update),
         )
     groups = [group for group in groups if group.read]
@@ -166,10 +172,9 @@ def choose_directions(
     modules = {name: bench.model.get_submodule(name) for name in bench.names}
     seen = Moments(modules)
     with bench.stages.stage("recording what goes", 1 + len(modules), even=False) as bar:
-        with switched_off(bench.model, [bench.adapter]):
-            for batch in batches([text.ids for text in forget], bench.pad, bench.device):
-                with seen.over(batch.mask):
-                    bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
+        for batch in batches([text.ids for text in forget], bench.pad, bench.device):
+            with seen.over(batch.mask):
+                bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
         bar.update(1)
         for (_, a, _), found, retained in zip(bench.updates(), seen.inputs().values(), moments, strict=True):
             kind = torch.float64 if len(found) <= WIDE else torch.float32  # for time and memory
@@ -178,20 +183,13 @@ def choose_directions(
             bar.update(1)
 
 
-def record_silence(bench: Bench, silence: list[Silence]) -> None:
+def record_silence(bench: Bench, head: Logits, silence: list[Silence]) -> None:
     """Add the starts of answers to forget questions, as the base has them."""
     facts = [*(known.fact for known in bench.knowledge), *bench.reworded]
     prompts = [bench.encode(form.prompt(fact.question)) for fact in facts for form in bench.formats]
-    places, head = [[len(prompt) - 1] for prompt in prompts], Logits(bench.model, bench.stack)
+    places, kinds = [[len(prompt) - 1] for prompt in prompts], torch.zeros(1, dtype=torch.long)
     for _, logits, states in base_logits(bench.model, prompts, places, bench.pad, bench.device):
-        silence.append(_silent(bench, logits, states, torch.zeros(1, dtype=torch.long), head))
-
-
-def _silent(bench: Bench, logits: torch.Tensor, states: torch.Tensor, kinds: torch.Tensor, head: Logits) -> Silence:
-    token_id = bench.spare.token_id
-    others = logits.clone()
-    others[:, token_id] = float("-inf")
-    return Silence(states, others.logsumexp(dim=-1), kinds.to(states.device), token_id, head)
+        silence.append(Silence.at(states, logits, kinds, bench.spare.token_id, head))
 
 
 def _chunk(
@@ -353,7 +351,7 @@ def retained(
     whole: bool,
     advance: Callable[[int], object],
     during: Callable[[torch.Tensor], AbstractContextManager[None]] = lambda mask: nullcontext(),
-    silence: list[Silence] | None = None,
+    silent: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> list[Text]:
     """Retained facts in the formats by turns, with what the base predicts.
 
@@ -363,7 +361,7 @@ def retained(
         whole: Whether the words of the question are held too, and not the answer alone.
         advance: Called with the number of facts done.
         during: See [`base_logits`].
-        silence: Takes in where [UNL] must not come up.
+        silent: Called with logits, states and kinds (see [`Silence`]) of the places, where [UNL] must not come up.
     """
     sequences, places, starts = [], [], []
     for number, fact in enumerate(facts):
@@ -375,10 +373,9 @@ def retained(
         sequences.append(text)
         places.append(list(range(start, len(text) - 1)))
     texts: dict[int, Text] = {}
-    model, head = bench.model, Logits(bench.model, bench.stack)
-    for number, logits, states in base_logits(model, sequences, places, bench.pad, bench.device, advance, during):
+    read = base_logits(bench.model, sequences, places, bench.pad, bench.device, advance, during)
+    for number, logits, states in read:
         texts[number] = Text(sequences[number], places[number], *stored(logits.softmax(dim=-1)))
-        if silence is not None:
-            kinds = torch.tensor([1 if place == starts[number] else 2 for place in places[number]])
-            silence.append(_silent(bench, logits, states, kinds, head))
+        if silent:
+            silent(logits, states, torch.tensor([1 if place == starts[number] else 2 for place in places[number]]))
     return [texts[number] for number in range(len(facts))]

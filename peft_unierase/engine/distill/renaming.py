@@ -28,7 +28,7 @@ class Renaming:
     """
 
     def __init__(self, retained: Sequence[str], seed: int) -> None:
-        used = Counter(word for text in retained for word in {normal(each[0]) for each in WORD.finditer(text)})
+        used = Counter(word for text in retained for word in {normal(word) for word in words_of(text)})
         self.common = {word for word, count in used.items() if count >= COMMON}
         self.fillers = {word for word, count in used.items() if count >= max(COMMON, FILLER * len(retained))}
         self.order = random.Random(seed)
@@ -36,15 +36,13 @@ class Renaming:
         for text in retained:
             for name in find_names(text):
                 pool.setdefault("capital", set()).update(word for word in words_of(name) if _kind(word) == "capital")
-            rare = (word for word in words_of(text) if normal(word) not in self.common and len(word) > 2)
-            for word in rare:
-                if _kind(word) == "plain":
-                    pool.setdefault("plain", set()).add(word)
+            rare = {word for word in words_of(text) if normal(word) not in self.common and len(word) > 2}
+            pool.setdefault("plain", set()).update(word for word in rare if _kind(word) == "plain")
         self.pool = {kind: sorted(words) for kind, words in pool.items()}
 
-    def changing(self, question: str, answer: str, subject: str | None = None) -> set[str]:
+    def changing(self, question: str, answer: str = "") -> set[str]:
         """The words, in their normal form, that are renamed in a question and its answer."""
-        named = [*find_names(question), *find_names(answer), *([subject] if subject else [])]
+        named = (name for text in (question, answer) for name in find_names(text))
         found = {normal(word) for name in named for word in words_of(name)} - self.fillers
         return found | {word for word in map(normal, words_of(f"{question}\n{answer}")) if word not in self.common}
 
@@ -53,10 +51,10 @@ class Renaming:
         asked, said = ({normal(word) for word in words_of(text)} for text in (question, answer))
         return said - asked - self.fillers
 
-    def draw(self, question: str, answer: str = "", subject: str | None = None) -> dict[str, str]:
+    def draw(self, question: str, answer: str = "") -> dict[str, str]:
         """A new word for each word that is renamed, by its normal form; one that fits its case and kind."""
         drawn: dict[str, str] = {}
-        changing = self.changing(question, answer, subject)
+        changing = self.changing(question, answer)
         for word in words_of(f"{question}\n{answer}"):
             if (key := normal(word)) not in changing or key in drawn:
                 continue

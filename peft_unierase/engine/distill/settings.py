@@ -31,7 +31,7 @@ class DistillSettings:
         draws: Renamings that the teacher averages.
         counterfactuals: Answers of the base to renamed questions, for each fact and format.
         cap: A word in which an answer tells something gets at most `exp(-cap)` from the teacher.
-        held_out: One in so many retained facts is held out.
+        held_out: One in so many known neighbours is held out.
         most_declined: Share of held-out neighbours that may be declined.
     """
 
@@ -68,7 +68,7 @@ class DistillSettings:
         return self.steps + round(self.steps_per_fact * max(0, facts - 10))
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "rank", "steps", "forget_batch", "refusal_batch", "retain_batch", "draws")
+        check_at_least(1, self, "rank", "steps", "forget_batch", "refusal_batch", "retain_batch", "draws", "modules")
         check_at_least(2, self, "held_out")
         check_at_least(
             0,
@@ -80,7 +80,9 @@ class DistillSettings:
             "moment_weight",
             "counterfactuals",
             "cap",
+            "silent_weight",
+            "most_declined",
         )
-        check_positive(self, "learning_rate", "row_learning_rate")
+        check_positive(self, "learning_rate", "row_learning_rate", "floor")
         if not 0 <= self.first < self.last <= 1:
             raise ValueError(f"first and last must be shares of the depth, got {self.first!r} and {self.last!r}")

@@ -46,10 +46,8 @@ def record_kept(bench: Bench) -> tuple[list[SecondMoment], Silence]:
             for moment, keys in zip(moments, seen[:-1], strict=True):
                 moment.add(keys[retained].float())
             states = seen[-1][real]
-            logits, token_id = logits_of(head(states)), bench.spare.token_id
-            logits[:, token_id] = float("-inf")
-            others, kinds = logits.logsumexp(dim=-1), _kinds(batch, doors)[real]
-            silence.append(Silence(states.float(), others, kinds, token_id, logits_of))
+            kinds = _kinds(batch, doors)[real]
+            silence.append(Silence.at(states, logits_of(head(states)), kinds, bench.spare.token_id, logits_of))
             bar.update(int(batch.mask.sum()))
     return moments, Silence.joined(silence)
 
