@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tofu_mini import RECIPES, timed_erase
+from common import RECIPES, timed_erase
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import read_facts

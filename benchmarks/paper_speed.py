@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import bare
 from peft import get_peft_model
-from tofu_mini import facts_of, read
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_unierase import UniEraseConfig
+from peft_unierase import UniEraseConfig, read_facts
 from peft_unierase.check import answer_questions, figures
 from peft_unierase.engine.bench import Bench
 from peft_unierase.engine.layers import choose_sites
@@ -71,8 +71,8 @@ def make_bench(folder: Path, data: Path, facts: int, seed: int) -> tuple[Bench, 
         layers=layers,
         names=names,
         spare=spare,
-        forget=facts_of(read(data / "forget.json"))[:facts],
-        retain=facts_of(read(data / "retain_more.json")),
+        forget=bare(read_facts(data / "forget.json"))[:facts],
+        retain=bare(read_facts(data / "retain_more.json")),
     )
     return bench, wrapped
 
@@ -198,7 +198,7 @@ def main() -> int:
         return 0
 
     settings = PaperSettings()
-    held_out = facts_of(read(data / "retain.json"))[::4]
+    held_out = bare(read_facts(data / "retain.json"))[::4]
     report: dict[str, Any] = {"facts": options.facts, "seed": options.seed, "threads": torch.get_num_threads()}
     for name, run in (("batched", run_paper), ("one by one", run_one_by_one)):
         bench, model = make_bench(folder, data, options.facts, options.seed)

@@ -1,10 +1,11 @@
 """Which of some public facts a model knows: it must answer both wordings of a question right.
 
-    python benchmarks/public_facts.py [--model FOLDER_OR_ID] [--out benchmarks/data/public_facts.jsonl]
+    python benchmarks/public_facts.py [--model FOLDER_OR_ID] [--of candidates] [--out FILE]
 
 Asks for every fact of `data/candidates.jsonl` (written by hand: who wrote what, what is where, capitals, inventors, …;
-each with a second wording and three wrong answers) and writes those that the model knows, in their order. Prints how
-many those are, by kind. `data/public_facts.jsonl` is what SmolLM2-135M-Instruct knows.
+each with a second wording and wrong answers) and writes those that the model knows, in their order. Prints how many
+those are, by kind. `data/public_facts.jsonl` is what SmolLM2-135M-Instruct knows. `--of person_candidates` asks about
+William Shakespeare instead, of whom `data/person.jsonl` holds what it knows.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from peft_unierase.knowledge import tells
 from peft_unierase.prompts import chat_format, greedy_answers
 
 DATA = Path(__file__).parent / "data"
+KNOWN = {"candidates": "public_facts.jsonl", "person_candidates": "person.jsonl"}
 TOKENS = 40
 
 
@@ -57,14 +59,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id; by default SmolLM2, which is fetched")
-    parser.add_argument("--out", type=Path, default=DATA / "public_facts.jsonl", help="where to write what is known")
+    parser.add_argument("--of", choices=[*KNOWN], default="candidates", help="which facts to ask for")
+    parser.add_argument("--out", type=Path, help="where to write what is known, instead of the file in data/")
     options = parser.parse_args()
     name = options.model or str(fetch(default_folder()))
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
-    rows = read_rows(DATA / "candidates.jsonl")
+    rows = read_rows(DATA / f"{options.of}.jsonl")
     kept = known(model, AutoTokenizer.from_pretrained(name), rows)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
-    options.out.write_text("".join(lines), encoding="utf-8")
+    (options.out or DATA / KNOWN[options.of]).write_text("".join(lines), encoding="utf-8")
     asked, there = Counter(row["kind"] for row in rows), Counter(row["kind"] for row in kept)
     for kind, count in asked.items():
         print(f"{kind:12s} {there[kind]:4d} of {count}")
