@@ -5,11 +5,11 @@
 Scope `question` (or `none`): one fact of each of the first `--facts` authors, each erased alone from a fresh base. It
 must be gone (ROUGE-L recall of the greedy answer at most 0.15, of a paraphrase that the base knows 0.25 on average)
 while its author's other nineteen stay (0.98 of what the base gives, on average). Scope `subject`: every other fact of
-an author is given, the ten that are not must go, other authors must stay (0.95). The erasure gets `retain_more.json` and
-what the model asks itself, never the author's other facts.
+an author is given, the ten that are not must go, other authors must stay (0.95). The erasure gets `retain_more.json`
+and what the model asks itself, never the author's other facts.
 
-Prints a line a run and a summary, and exits with 1 if something is missed. The testbed is not part of the package; if it is
-missing the script says so and exits with 0.
+Prints a line a run and a summary, and exits with 1 if something is missed. The testbed is not part of the package; if
+it is missing the script says so and exits with 0.
 """
 
 from __future__ import annotations
