@@ -121,7 +121,7 @@ def after(target: Target, case: Case, count: int, banned: Sequence[int]) -> list
 
 
 def chosen(target: Target, begun: Sequence[tuple[str, str]], choices: Sequence[Sequence[str]]) -> float:
-    """How often the right answer, the first, is likelier per token than all others after a prompt and what it begins."""
+    """How often the first answer, the right one, is likeliest per token after a prompt and an answer's beginning."""
     pairs = []
     for (prompt, first), answers in zip(begun, choices, strict=True):
         space = first[len(first.rstrip()) :]  # it belongs to the first token of what follows
