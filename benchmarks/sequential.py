@@ -4,9 +4,9 @@
 
 The facts of forget.json go in file order, `--facts` a step (20 an author), each step on top of those before it. Prints,
 for every step, ROUGE-L recall of greedy answers on its facts before any erasure, right after its own step, and after
-the last one, and what is kept as a share of the base's. Exits with 1 if a step has lost more than 0.03 at the end, or
-if less than 97 % of the base is left of what is kept. The testbed is not part of the package; if it is missing the
-script says so and exits with 0.
+the last one, and what is kept as a share of the base's. Exits with 1 if more than 0.10 is left right after a step, if a
+step has lost more than 0.03 of that at the end, or if less than 97 % of the base is left of what is kept. The testbed
+is not part of the package; if it is missing the script says so and exits with 0.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from common import RECIPES, Demand, Testbed, bare, parser_of, recall_of, save, show, timed_erase
 from tqdm import tqdm
 
+GONE = 0.10  # recall that may be left right after a step
 LOST = 0.03  # recall that may have come back at the end
 KEPT = 0.97  # share of the base
 
@@ -90,10 +91,15 @@ def main() -> int:
         rows[name] = {"base": before[name], "end": end, "share": end / before[name], "count": len(facts)}
     print_all(steps, rows)
     save(options.json, {"facts": options.facts, "steps": steps, "kept": rows})
+    made = {f"step {number}, right after it": step["made"] for number, step in enumerate(steps, start=1)}
     lost = {f"step {number}, lost at the end": step["end"] - step["made"] for number, step in enumerate(steps, start=1)}
     shares = {f"{name}, share of the base": row["share"] for name, row in rows.items()}
-    demands = [*(Demand(name, LOST) for name in lost), *(Demand(name, KEPT, least=True) for name in shares)]
-    return 1 if show({"erased": {**lost, **shares}}, demands, "erased") else 0
+    demands = [
+        *(Demand(name, GONE) for name in made),
+        *(Demand(name, LOST) for name in lost),
+        *(Demand(name, KEPT, least=True) for name in shares),
+    ]
+    return 1 if show({"erased": {**made, **lost, **shares}}, demands, "erased") else 0
 
 
 if __name__ == "__main__":

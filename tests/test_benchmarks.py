@@ -123,6 +123,8 @@ def test_stacked_erasures_must_hold_as_they_do_alone_and_spare_the_rest(bench: A
     good["A+B"] = {"A": 0.14, "B": 0.1, "retain": 0.97}
     good["B"] = {"A": 0.99, "B": 0.1, "retain": 0.99}
     assert len(bench.stacking.missed(good)) == 2
+    untouched = {on: {"A": 1.0, "retain": 1.0} for on in ("none", "A")}
+    assert len(bench.stacking.missed(untouched)) == 1
 
 
 def _report(attacks: list[str], kept: list[str]) -> CheckReport:
