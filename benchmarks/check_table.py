@@ -6,59 +6,42 @@ Prints one table, attacks by models: the base, the twin (trained without the for
 default; `!` marks what gets more than it may. Above it stand verdict, FE, MU, balance and forget quality, and how long
 each check took. Exits with 1 if the check does not find what it must: the base LEAKING, the twin ERASED, and the holes
 of recipe `paper`, which acts at the question alone, by name: [UNL] banned, and answer tokens given.
-The testbed is not part of the package; where it is missing the script says so and exits with 0.
+The testbed is not part of the package; if it is missing the script says so and exits with 0.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import RECIPES, timed_erase
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from common import RECIPES, Testbed, parser_of, save, timed_erase
 
-from peft_unierase import read_facts
 from peft_unierase.check import ATTACKS, CheckReport, check
-from peft_unierase.cli.erase import read_refusals
 
 HOLES = {"ban", "prefill-5"}  # of an erasure that acts at the question alone
-SETS = {"retain": "answer", "real_authors": "original_answer", "world_facts": "original_answer"}
+SETS = ("retain", "real_authors", "world_facts")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shared = Path(__file__).parents[2] / "shared"
-    parser.add_argument("--shared", type=Path, default=shared, help="folder of the testbed")
+    parser = parser_of(__doc__)
     parser.add_argument("--facts", type=int, default=40, help="forget the first N facts (20 an author)")
     parser.add_argument("--models", default="base,twin,paper,default", help="which of them to attack")
-    parser.add_argument("--device-map", help="where to load models to, as transformers takes it")
     parser.add_argument("--attacks", default="all", help="all, fast, or names")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stride", type=int, default=4, help="measure every Nth question of what is kept")
-    parser.add_argument("--samples-cache", type=Path, help="file that keeps what the model asks itself")
-    parser.add_argument("--json", type=Path, help="store the reports here, without questions and answers")
     parser.add_argument("--html", type=Path, help="folder for a page of each report")
     options = parser.parse_args()
-    testbed, data = options.shared / "testbed", options.shared / "data" / "tofu"
-    if not (testbed / "tofu-mini").is_dir():
-        print(f"skipped: there is no testbed in {testbed}; --shared names its folder")
+    testbed = Testbed(options.shared, options.device_map)
+    if not testbed.there():
         return 0
 
-    def load(name: str) -> tuple[Any, Any]:
-        model = AutoModelForCausalLM.from_pretrained(testbed / name, dtype=torch.float32, device_map=options.device_map)
-        return model.eval(), AutoTokenizer.from_pretrained(testbed / name)
-
-    forget = read_facts(data / "forget.json")[: options.facts]
-    kept = {name: read_facts(data / f"{name}.json", answer=a)[:: options.stride] for name, a in SETS.items()}
-    refusals = read_refusals(data / "refusals.txt") or []
-    (base, tokenizer), (twin, _) = load("tofu-mini"), load("tofu-mini-retain")
+    forget, retain = testbed.facts("forget")[: options.facts], testbed.facts("retain_more")
+    refusals = testbed.refusals()
+    kept = {name: testbed.facts(name)[:: options.stride] for name in SETS}
+    base, twin, tokenizer = testbed.model(), testbed.model("tofu-mini-retain"), testbed.tokenizer()
     reports: dict[str, CheckReport] = {}
 
-    def judge(name: str, model: Any, **told: Any) -> None:
+    def judge(name: str, model: Any, tokenizer: Any, **told: Any) -> None:
         report = check(
             model,
             tokenizer,
@@ -76,22 +59,26 @@ def main() -> int:
         )
         if options.html:
             report.save_html(options.html / f"{name}.html")
-        if options.json:
-            record = {each: report.record(examples=False) for each, report in reports.items()}
-            options.json.write_text(json.dumps(record, indent=1) + "\n")
+        save(options.json, {each: report.record(examples=False) for each, report in reports.items()})
 
-    retain = read_facts(data / "retain_more.json")
     for recipe in options.models.split(","):
         if recipe in ("base", "twin"):
-            judge(recipe, base if recipe == "base" else twin, base=base)
+            judge(recipe, base if recipe == "base" else twin, tokenizer, base=base)
             continue
-        model, tokenizer = load("tofu-mini")
-        told = {**RECIPES[recipe], "samples_cache": options.samples_cache}
+        tokenizer = testbed.tokenizer()
         erased, seconds, warned = timed_erase(
-            model, tokenizer, forget, retain, refusals=refusals, seed=options.seed, **told
+            testbed.model(),
+            tokenizer,
+            forget,
+            retain,
+            refusals=refusals,
+            seed=options.seed,
+            samples_cache=options.samples_cache or False,
+            settings=options.settings if recipe == "default" else None,
+            **RECIPES[recipe],
         )
         print(f"\n{recipe}: erased in {seconds:.0f} s", *warned, sep="\n  ")
-        judge(recipe, erased)
+        judge(recipe, erased, tokenizer)
     show(reports)
     return 0 if as_they_must(reports) else 1
 

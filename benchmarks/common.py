@@ -61,11 +61,6 @@ def settings_of(text: str) -> DistillSettings:
     return DistillSettings(**told)
 
 
-def cpu_threads() -> str:
-    """What the seconds were measured on."""
-    return f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
 class Testbed:
     """The small model that has learnt part of TOFU, its twin, and its facts.
 

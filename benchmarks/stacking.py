@@ -4,7 +4,8 @@
 
 Prints a table: for each combination what is left of each group's answers (ROUGE-L recall), and of other facts. Exits
 with 1 if more than 0.10 is left of a group alone, or 0.03 more of it in a combination, or if less than 98 % of the base
-is left of what is off or kept. The testbed is not part of the package; if it is missing the script says so and exits with 0.
+is left of what is off or kept. The testbed is not part of the package; if it is missing the script says so and exits
+with 0.
 """
 
 from __future__ import annotations
