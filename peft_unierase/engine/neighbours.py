@@ -30,12 +30,13 @@ NAME = 4  # words of an answer that may be a name
 FIRST_WORDS = 2  # that a beginning has where a question names nothing
 SHOTS = 4  # pairs before a question
 EACH = 32  # questions after the same pairs, which are read once for all of them
-SETS = 3
+SETS = 4  # of pairs, in a round
+BEGUN = 2  # of them with a beginning of a forget question after them, where those name something
 ROUND = SETS * EACH  # questions before the base is asked which of them it knows
 QUESTION_TOKENS, SHORT_TOKENS, ANSWER_TOKENS = 28, 12, 32
 # Questions of small models stay sensible below temperature 1 and still differ from one another.
 TEMPERATURE = 0.8
-UNSURE = 160  # neighbours of which the base is not sure that a run takes, at most
+UNSURE = 320  # neighbours of which the base is not sure that a run takes, at most
 NEIGHBOUR_STEPS = 3  # of a question: asked, answered in short, answered in a sentence
 
 
@@ -97,11 +98,12 @@ def sample_neighbours(
     for number in range(rounds):
         sets = [_pairs(forget, short if (number + place) % 2 else [], order) for place in range(SETS)]
         heads = ["".join(_pair(asking, fact) for fact in some) for some in sets for _ in range(EACH)]
-        begins = (ROUND if not follows else EACH if number == 0 else 0) if begun else 0
-        starts = [encode(tokenizer, text) for text in islice(cycle(begun), begins)]
-        asked = go_on_asking(model, tokenizer, form, starts, seed + number) if starts else []
-        asked += _ask(model, tokenizer, asking, heads[begins:], generator)
-        heads[:begins] = [""] * begins
+        starts = list(islice(cycle(begun), BEGUN * EACH)) + [""] * (SETS - BEGUN) * EACH if begun else [""] * ROUND
+        # Without pairs, for bases that cannot follow them.
+        alone = (ROUND if not follows else EACH if number == 0 else 0) if begun else 0
+        asked = go_on_asking(model, tokenizer, form, [encode(tokenizer, t) for t in starts[:alone]], seed + number)
+        heads[:alone] = [""] * alone
+        asked += _ask(model, tokenizer, asking, heads[alone:], starts[alone:], generator)
         advance(ROUND)
         questions: dict[str, str] = {}
         for head, text in zip(heads, asked, strict=True):
@@ -153,12 +155,22 @@ def _pair(plain: PromptFormat, fact: Fact) -> str:
 
 
 def _ask(
-    model: Any, tokenizer: Any, plain: PromptFormat, heads: Sequence[str], generator: torch.Generator
+    model: Any,
+    tokenizer: Any,
+    plain: PromptFormat,
+    heads: Sequence[str],
+    starts: Sequence[str],
+    generator: torch.Generator,
 ) -> list[str]:
+    """A question after each head, which begins as it is told."""
+
     def choose(logits: torch.Tensor) -> torch.Tensor:
         return torch.multinomial((logits / TEMPERATURE).softmax(dim=-1), 1, generator=generator)[:, 0]
 
-    return _lines(model, tokenizer, [head + plain.head.rstrip() for head in heads], QUESTION_TOKENS, choose)
+    prompts = [
+        head + (plain.head + start if start else plain.head.rstrip()) for head, start in zip(heads, starts, strict=True)
+    ]
+    return _lines(model, tokenizer, prompts, QUESTION_TOKENS, choose, starts=starts)
 
 
 @torch.no_grad()
@@ -169,19 +181,21 @@ def _lines(
     room: int,
     choose: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits.argmax(dim=-1),
     rows: int = EACH,
+    starts: Sequence[str] = (),
 ) -> list[str]:
-    """What the model goes on with after each prompt, up to the end of the line."""
+    """What the model goes on with after each prompt, up to the end of the line; after what the line starts with."""
     device = model.get_input_embeddings().weight.device
     lines = []
 
     def ended(tokens: list[int]) -> bool:
         return "\n" in tokenizer.decode(tokens).lstrip()
 
-    for start in range(0, len(prompts), rows):
-        encoded = [encode(tokenizer, prompt) for prompt in prompts[start : start + rows]]
+    for first in range(0, len(prompts), rows):
+        encoded = [encode(tokenizer, prompt) for prompt in prompts[first : first + rows]]
         batch = pad_left(encoded, pad_id(tokenizer), device, list(range(len(encoded))))
         for tokens in continuations(model, batch.ids, batch.mask, room, end_ids(model), choose, ended):
-            lines.append(tokenizer.decode(tokens, skip_special_tokens=True).strip().partition("\n")[0].strip())
+            begun = encode(tokenizer, starts[len(lines)]) if starts else []  # tokens know whether a space comes first
+            lines.append(tokenizer.decode(begun + tokens, skip_special_tokens=True).strip().partition("\n")[0].strip())
     return lines
 
 
