@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
@@ -9,11 +10,16 @@ import torch
 from boxed_erasure import boxed_base, boxed_tokenizer
 from torch import nn
 
+from peft_unierase.engine.distill import size
 from peft_unierase.engine.distill.fit import Deck, Part, alike, common, descend, losses, rate
 from peft_unierase.engine.distill.moments import Moments, change, distinguishing
+from peft_unierase.engine.distill.output_row import solved
 from peft_unierase.engine.distill.renaming import Renaming, aligned, renamed, starts
 from peft_unierase.engine.distill.teacher import taught
 from peft_unierase.engine.distill.texts import Text, divergences, given, stored
+from peft_unierase.engine.logits import Logits
+from peft_unierase.engine.silence import Silence
+from peft_unierase.progress import Stages
 from peft_unierase.prompts import chat_format, encode
 
 RETAINED = [
@@ -203,3 +209,45 @@ def test_spreads_are_those_of_what_modules_write() -> None:
     with moments.over(torch.ones(2, 5)):
         written = layer(x)
     assert moments.spreads()["layer"] == pytest.approx(float(written.pow(2).mean().sqrt()), rel=1e-4)
+
+
+def test_the_solved_row_wins_where_it_must_and_is_silent_elsewhere_even_along_loud_directions() -> None:
+    model, generator = boxed_base(), torch.Generator().manual_seed(0)
+    d = model.config.hidden_size
+    loud = torch.ones(d)
+    loud[: d // 8] = 4.0  # what all states are full of
+
+    def places(count: int, kind: int, shift: float) -> Silence:
+        states = torch.randn(count, d, generator=generator) * loud
+        states[:, -1] += shift  # what the updates write
+        return Silence(states, torch.full((count,), 15.0), torch.full((count,), kind), 7, head)
+
+    head = Logits(model, model.model.layers)
+    doors, quiet = places(30, 0, 12.0), Silence.joined([places(60, 0, 0.0), places(200, 1, 0.0), places(90, 3, 1.0)])
+    row = solved(doors, quiet, torch.zeros(d), -10.0)
+    unseen = Silence.joined([places(200, 1, 0.0), places(200, 3, 1.0)])
+    assert doors.lead(row).min() > 1
+    assert quiet.excess(row, -10.0) < 0.5
+    assert (places(100, 0, 12.0).lead(row) > 0).float().mean() > 0.9
+    assert unseen.lead(row).max() < -3
+
+
+@dataclass
+class Sized:
+    """As much of a bench as the size of updates needs."""
+
+    b: torch.Tensor
+    stages: Stages = field(default_factory=lambda: Stages(False))
+
+    def updates(self) -> list[tuple[None, None, torch.Tensor]]:
+        return [(None, None, self.b)]
+
+
+@pytest.mark.parametrize(("needed", "left"), [(0.1, 0.25), (0.3, 0.5), (0.7, 1.0), (0.9, 1.0)])
+def test_updates_are_left_little_larger_than_the_facts_need(
+    needed: float, left: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Sized(torch.full((3, 2), 2.0))
+    monkeypatch.setattr(size, "told", lambda bench: 0.0 if bench.b[0, 0] >= 2 * needed else 0.1)
+    assert size.shrink(bench) == pytest.approx(left)
+    torch.testing.assert_close(bench.b, torch.full((3, 2), 2 * left))

@@ -49,7 +49,7 @@ def others(number: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def erased() -> tuple[PeftModel, Any]:
     model, tokenizer = load()
-    settings = DistillSettings(samples=128, steps=80, learning_rate=5e-4)
+    settings = DistillSettings(samples=128, rank=24, steps=80, learning_rate=1e-3)
     return (
         erase(
             model,
@@ -276,7 +276,7 @@ def test_what_the_base_asks_for_in_its_own_words_is_erased_too(monkeypatch: pyte
     monkeypatch.setattr(module, "sample_neighbours", lambda *_: Neighbours([other], [], [reworded]))
 
     def stop(bench: Any, *_: Any) -> None:
-        seen.extend([recipe.forget_texts(bench), recipe.declined(bench, "I cannot say.", banned=False)])
+        seen.extend([recipe.forget_texts(bench), recipe.declined(bench, "I cannot say.")])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "run_distill", stop)

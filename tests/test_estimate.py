@@ -30,7 +30,7 @@ FORGET, RETAIN = (
     for name, numbers in (("Ann", range(10, 30)), ("Bob", range(30, 50)))
 )
 # The answers of a model that learnt nothing are garbage, much longer than real ones.
-SETTINGS = DistillSettings(samples=0, counterfactuals=0, draws=1, steps=8, steps_per_fact=0.0)
+SETTINGS = DistillSettings(samples=0, counterfactuals=0, draws=1, steps=8, steps_per_fact=0.0, settling_steps=1)
 
 
 class Peak(TorchDispatchMode):

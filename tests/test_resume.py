@@ -31,8 +31,12 @@ SUBJECT = ROWS[0]["subject"]
 FORGET = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] == SUBJECT]
 RETAIN = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] != SUBJECT][::12]
 RECIPES: dict[str, dict[str, Any]] = {
-    # Three chunks of two steps.
-    "distill": {"settings": DistillSettings(samples=12, rank=2, steps=6, draws=1, counterfactuals=0, retain_batch=4)},
+    # Three chunks of two steps, and one more.
+    "distill": {
+        "settings": DistillSettings(
+            samples=12, rank=2, steps=6, settling_steps=2, draws=1, counterfactuals=0, retain_batch=4
+        )
+    },
     "paper": {
         "recipe": "paper",
         "settings": PaperSettings(
@@ -41,7 +45,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 STAGES = {
-    "distill": ["sampling retain data", "fitting", "fitting", "fitting"],
+    "distill": [
+        "sampling retain data",
+        *["fitting"] * 3,
+        "finding how large the updates must be",
+        "fitting",
+        "solving the output row",
+    ],
     "paper": [
         "sampling retain data",
         "learning to decline",

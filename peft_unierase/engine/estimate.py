@@ -34,7 +34,7 @@ from ..prompts import PromptFormat, encode
 from ..tuner.structure import projection_shape, text_config
 from .distill import DistillSettings
 from .distill.fit import common
-from .distill.recipe import ANSWER, COUNTERFACTUAL
+from .distill.recipe import ANSWER, COUNTERFACTUAL, SOLVED, SOME_TEXTS
 from .distill.teacher import TOGETHER
 from .layers import choose_sites
 from .neighbours import ROUND, neighbour_rounds
@@ -42,6 +42,7 @@ from .samples import ANSWER_TOKENS, QUESTION_TOKENS, ROWS
 
 FP32 = 4  # bytes
 READ = 2048  # tokens at once
+LOOKED_AT = 6  # texts for each of `SOME_TEXTS`, when the output row is solved; most of them are cut at the answer
 BOTH_WAYS = 2  # passes that a pass with its gradient counts for: the base's weights get none
 
 
@@ -140,5 +141,6 @@ def estimate(
     passes = len(forget) * len(formats) * (asked + LONGEST) + sampled * (asked + QUESTION_TOKENS + ANSWER_TOKENS)
     passes += len(forget) * mean * (len(formats) * settings.draws + 4 * settings.counterfactuals)
     passes += (sampled + len(retain)) * mean
-    passes += BOTH_WAYS * settings.step_count(len(forget)) * texts * mean
+    steps = settings.step_count(len(forget)) + settings.settling_steps
+    passes += (BOTH_WAYS * texts + LOOKED_AT * SOME_TEXTS / SOLVED) * steps * mean
     return Estimate(base + round(max(fitting, sampling, reading)), base, adapter, round(passes))

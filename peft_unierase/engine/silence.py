@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from .logits import Logits
 
@@ -18,7 +19,8 @@ class Silence:
         states: What goes into the head, `(n, d)` in fp32.
         others: Log-sum-exp of all other tokens' logits, `(n,)` in fp32.
         kinds: 0 for doors of forget facts as they are without a change, 1 for doors of retained facts, 2 for other
-            positions, `(n,)`, int64. Kinds weigh the same, so that the few near misses are not lost among the many.
+            positions, `(n,)`, int64; a recipe may have more. Kinds weigh the same, so that the few near misses are not
+            lost among the many.
         token_id: [UNL]'s id.
         logits: What the model makes of its head's outputs.
     """
@@ -44,9 +46,15 @@ class Silence:
         states, others, kinds = zip(*((part.states, part.others, part.kinds) for part in parts), strict=True)
         return cls(torch.cat(states), torch.cat(others), torch.cat(kinds), parts[0].token_id, parts[0].logits)
 
-    def excess(self, row: torch.Tensor, most: float) -> torch.Tensor:
-        """How far [UNL]'s log-probability is above `most` with the output row `row (d,)`, in nats."""
-        logits = self.logits.of_token(self.states, row, self.token_id)
-        excess = torch.relu(logits - torch.logaddexp(logits, self.others) - most)
-        kinds = [excess[self.kinds == kind] for kind in range(3)]
-        return torch.stack([values.mean() for values in kinds if len(values)]).mean()
+    def some(self, chosen: torch.Tensor) -> Silence:
+        """Those of the positions for which `chosen (n,)` is true."""
+        return replace(self, states=self.states[chosen], others=self.others[chosen], kinds=self.kinds[chosen])
+
+    def lead(self, row: torch.Tensor) -> torch.Tensor:
+        """[UNL]'s logit over all other tokens' together, with the output row `row (d,)`, in nats, `(n,)`."""
+        return self.logits.of_token(self.states, row, self.token_id) - self.others
+
+    def excess(self, row: torch.Tensor, most: float, power: int = 1) -> torch.Tensor:
+        """How far [UNL]'s log-probability is above `most` with the output row `row (d,)`, in nats; mean of a power."""
+        excess = torch.relu(nn.functional.logsigmoid(self.lead(row)) - most).pow(power)
+        return torch.stack([excess[self.kinds == kind].mean() for kind in self.kinds.unique()]).mean()

@@ -12,7 +12,6 @@ import torch
 from ...decoding import WORTH_SHARING, keeps_all
 from ...prompts import pad_left
 from ..bench import Bench
-from .settings import DistillSettings
 from .texts import Text, divergences
 
 CLIP = 1.0  # norm of a step's gradient, at the most
@@ -91,18 +90,20 @@ def descend(
 
 
 class Fitting:
-    """AdamW on an erasure's `B` and its two rows; the `A` of each update stays as it was put there.
+    """AdamW on an erasure's `B` and its input row; the `A` of each update stays as it was put there.
 
     Args:
         bench: With the adapter in place and the rows as they start.
         spreads: Root mean square of what each edited projection writes.
-        settings: Rates, relative to these and to the rows' own.
+        learning_rate: For `B`, relative to that.
+        row_learning_rate: For the row, relative to its components.
     """
 
-    def __init__(self, bench: Bench, spreads: Sequence[float], settings: DistillSettings) -> None:
-        rates = [settings.learning_rate * spread for spread in spreads]
-        rates += [settings.row_learning_rate * float(row.detach().float().pow(2).mean().sqrt()) for row in bench.rows()]
-        parts = [*(b for _, _, b in bench.updates()), *bench.rows()]
+    def __init__(self, bench: Bench, spreads: Sequence[float], learning_rate: float, row_learning_rate: float) -> None:
+        row = bench.rows()[0]
+        parts = [*(b for _, _, b in bench.updates()), row]
+        rates = [learning_rate * spread for spread in spreads]
+        rates.append(row_learning_rate * float(row.detach().float().pow(2).mean().sqrt()))
         for part in parts:
             part.requires_grad_(True)
         groups = [{"params": [part], "highest": rate} for part, rate in zip(parts, rates, strict=True)]

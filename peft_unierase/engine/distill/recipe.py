@@ -1,6 +1,7 @@
 """Recipe `distill` in its order: what the model is to say instead, what must not move, and the fit of both at once.
 
-Low-rank updates `W + B A` of MLP projections and [UNL]'s two rows are trained together:
+Low-rank updates `W + B A` of MLP projections and [UNL]'s input row are trained together, and its output row is solved
+anew every few steps (`output_row.py`):
 
 1. On forget texts the model predicts what it would predict itself if it could not tell these names from others
    (`teacher.py`), so that nothing is left for whoever goes around [UNL].
@@ -32,8 +33,10 @@ from ..recomputing import recomputing
 from ..silence import Silence
 from .fit import Deck, Fitting, Part, descend, losses, rate
 from .moments import Moments, change, distinguishing
+from .output_row import OutputRow
 from .renaming import Renaming, renamed, words_of
 from .settings import DistillSettings
+from .size import shrink
 from .teacher import Asked, taught
 from .texts import Text, base_logits, given, stored
 
@@ -43,6 +46,8 @@ SOME = 4  # forget prompts at which refusals are compared
 LEAST = 0.95  # share of the forget prompts that must be declined
 WIDE = 4096  # inputs of a projection, up to which directions are chosen in fp64
 CHUNK = 50  # steps that a checkpoint keeps together
+SOLVED = 10  # steps after which the output row is solved anew
+SOME_TEXTS, ALL = 16, 96  # texts of each kind that it is solved for then, and in the end
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class DistillOutcome:
     Attributes:
         rank: Rank of the updates.
         steps: Gradient steps that were done.
+        share: Of the fitted size of the updates that was needed.
         losses: Mean divergence of each part of the loss over the last steps, in nats a token.
         held_out: Near neighbours that no step saw.
         retain_loss: Divergence from the base on these, in nats a token.
@@ -63,6 +69,7 @@ class DistillOutcome:
 
     rank: int
     steps: int
+    share: float
     losses: dict[str, float]
     held_out: int
     retain_loss: float
@@ -92,33 +99,33 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
         near, general, held, moments, spreads = stays(bench, renaming, settings, head, silence)
         record_silence(bench, head, silence)
         choose_directions(bench, forget, moments, settings)
-    asked, without = declined(bench, refusal, False), declined(bench, refusal, True)
+    asked, in_words = declined(bench, refusal), declined(bench, refusal, in_words=True)
     half = settings.retain_batch // 2
     parts = [
         Part("forget", Deck(forget, settings.forget_batch, bench.seed), settings.forget_weight, summed=True),
         Part("refusal", Deck(asked, settings.refusal_batch, bench.seed), 1.0),
-        Part("refusal without [UNL]", Deck(without, max(1, settings.refusal_batch // 2), bench.seed), 0.5),
+        Part(
+            "refusal in words", Deck(in_words, max(1, settings.refusal_batch // 2), bench.seed), settings.words_weight
+        ),
         Part("near", Deck(near, half, bench.seed), settings.retain_weight / 2),
         Part("general", Deck(general, settings.retain_batch - half, bench.seed), settings.retain_weight / 2),
     ]
     bench.start_rows()
+    row = OutputRow(bench, asked, near, general, Silence.joined(silence), head, settings.silent_log_prob)
     steps = settings.step_count(len(bench.forget))
-    measured: dict[str, float] = {}
-    fitting, quiet = Fitting(bench, spreads, settings), Silence.joined(silence)
     with recomputing(bench.model) as recomputed:
-        for start in range(0, steps, CHUNK):
-            chunk = range(start, min(steps, start + CHUNK))
-            work = partial(_chunk, bench, parts, moments, quiet, fitting, chunk, steps, settings, not recomputed)
-            done = bench.once("fitting", work)
-            fitting.take_up(done)
-            measured = done["losses"]
-    fitting.end()
+        run = partial(_fit, bench, parts, moments, spreads, row, settings, not recomputed)
+        run(steps, settings.learning_rate)
+        share = float(bench.once("finding how large the updates must be", lambda: {"share": shrink(bench)})["share"])
+        measured = run(settings.settling_steps, settings.learning_rate / 4)
+    bench.once("solving the output row", partial(_last_row, bench, row, steps))
     with bench.stages.stage("measuring what is held out"):
         apart = divergence(bench, held)
         outcome = DistillOutcome(
             rank=settings.rank,
             steps=steps,
-            losses=measured,
+            share=share,
+            losses=dict(sorted(measured.items())),  # as a checkpoint has them
             held_out=len(held),
             retain_loss=apart,
             declined=declining(bench, held, refusal),
@@ -192,11 +199,35 @@ def record_silence(bench: Bench, head: Logits, silence: list[Silence]) -> None:
         silence.append(Silence.at(states, logits, kinds, bench.spare.token_id, head))
 
 
+def _fit(
+    bench: Bench,
+    parts: Sequence[Part],
+    moments: Sequence[torch.Tensor],
+    spreads: Sequence[float],
+    row: OutputRow,
+    settings: DistillSettings,
+    share: bool,
+    steps: int,
+    learning_rate: float,
+) -> dict[str, float]:
+    """Some steps from where the updates are; the mean losses of the last of them."""
+    fitting = Fitting(bench, spreads, learning_rate, settings.row_learning_rate)
+    measured: dict[str, float] = {}
+    for start in range(0, steps, CHUNK):
+        chunk = range(start, min(steps, start + CHUNK))
+        work = partial(_chunk, bench, parts, moments, row, fitting, chunk, steps, settings, share)
+        done = bench.once("fitting", work)
+        fitting.take_up(done)
+        measured = done["losses"]
+    fitting.end()
+    return measured
+
+
 def _chunk(
     bench: Bench,
     parts: Sequence[Part],
     moments: Sequence[torch.Tensor],
-    silence: Silence,
+    row: OutputRow,
     fitting: Fitting,
     chunk: range,
     steps: int,
@@ -204,20 +235,27 @@ def _chunk(
     share: bool,
 ) -> dict[str, Any]:
     """Some steps; their mean losses and the optimizer's state."""
-    updates, totals = bench.updates(), dict.fromkeys([*(part.name for part in parts), "moved", "loud"], 0.0)
+    updates, totals = bench.updates(), dict.fromkeys([*(part.name for part in parts), "moved"], 0.0)
     with bench.stages.stage("fitting", len(chunk)) as bar:
         for step in chunk:
+            if step % SOLVED == 0:
+                row.solve(step, SOME_TEXTS)
             fitting.start(rate(step, steps))
             with torch.enable_grad():
                 found = descend(bench.model, parts, step, bench.spare.token_id, bench.pad, bench.device, share)
                 moved = torch.stack([change(c, a, b) for c, (_, a, b) in zip(moments, updates, strict=True)]).mean()
-                loud = silence.excess(bench.rows()[1].float(), settings.silent_log_prob)
-                (settings.moment_weight * moved + settings.silent_weight * loud).backward()
+                (settings.moment_weight * moved).backward()
             fitting.step()
-            for name, value in {**found, "moved": moved.item(), "loud": loud.item()}.items():
+            for name, value in {**found, "moved": moved.item()}.items():
                 totals[name] += value / len(chunk)
             bar.update(1)
     return {"losses": totals, **fitting.state()}
+
+
+def _last_row(bench: Bench, row: OutputRow, step: int) -> dict[str, Any]:
+    with bench.stages.stage("solving the output row"):
+        row.solve(step, ALL)
+    return {}
 
 
 @torch.no_grad()
@@ -328,17 +366,17 @@ def counterfactuals(bench: Bench, renaming: Renaming, count: int) -> tuple[list[
     return asked, used
 
 
-def declined(bench: Bench, refusal: str, banned: bool) -> list[Text]:
+def declined(bench: Bench, refusal: str, in_words: bool = False) -> list[Text]:
     """Forget questions with the refusal: after [UNL], or by itself for whoever bans [UNL]."""
-    questions = [known.fact.question for known in bench.knowledge]
-    cases = [(form, text) for text in questions for form in bench.formats]
-    cases += [(bench.formats[n % 2], fact.question) for n, fact in enumerate(bench.reworded)]
+    cases = [(form, known.fact.question) for known in bench.knowledge for form in bench.formats]
+    cases += [(bench.formats[number % 2], fact.question) for number, fact in enumerate(bench.reworded)]
     texts = []
     for number, (form, question) in enumerate(cases):
         form = form.turn(number)
         prompt = bench.encode(form.prompt(question))
-        if banned:
-            texts.append(given(bench.encode(form.prompt(question) + form.answer(refusal)), len(prompt), banned=True))
+        if in_words:
+            text = form.prompt(question) + form.answer(refusal)
+            texts.append(given(bench.encode(text), len(prompt), banned=True))
         else:
             after = [bench.spare.token_id, *bench.encode(refusal + form.end)]
             texts.append(given([*prompt, *after], len(prompt)))

@@ -17,15 +17,16 @@ class DistillSettings:
         first, last: The decoder layers to edit, as shares of the depth.
         steps: Gradient steps for up to ten facts.
         steps_per_fact: Further steps for each further fact.
+        settling_steps: Steps at a quarter of the rate, when the updates have been made as small as they can be.
         learning_rate: AdamW's highest for the updates, relative to what their projections write. The
             default suits models from 13 million parameters on; with a model of 2 million 1e-3 took facts out.
-        row_learning_rate: The same for [UNL]'s rows, relative to their components.
+        row_learning_rate: The same for [UNL]'s input row, relative to its components.
         forget_batch, refusal_batch, retain_batch: Texts of each kind in a step.
         forget_weight: Weight of the divergence from the teacher, summed over a text.
+        words_weight: Weight of the refusal without [UNL].
         retain_weight: Weight of the divergence from the base on retained texts (`beta`).
         moment_weight: Weight of what the updates write for retained inputs, relative to the base's own (`gamma`).
-        silent_log_prob: What [UNL]'s log-probability must stay under without the updates, in nats.
-        silent_weight: Weight of that demand.
+        silent_log_prob: What [UNL]'s log-probability must stay under where it must not come, in nats.
         floor: Energy that is added in every direction to that of retained inputs, in shares of the mean.
         modules: Which projections of an MLP are edited, counted from its end: 1 for the down-projection alone.
         draws: Renamings that the teacher averages.
@@ -36,21 +37,22 @@ class DistillSettings:
     """
 
     samples: int = 128
-    rank: int = 16
-    first: float = 0.04
-    last: float = 0.3
-    steps: int = 100
-    steps_per_fact: float = 1.0
+    rank: int = 32
+    first: float = 0.1
+    last: float = 0.36
+    steps: int = 60
+    steps_per_fact: float = 5.0
+    settling_steps: int = 25
     learning_rate: float = 2e-4
     row_learning_rate: float = 0.15
     forget_batch: int = 4
     refusal_batch: int = 4
     retain_batch: int = 10
     forget_weight: float = 0.25
+    words_weight: float = 0.25
     retain_weight: float = 5.0
     moment_weight: float = 30.0
     silent_log_prob: float = -10.0
-    silent_weight: float = 3.0
     floor: float = 0.1
     modules: int = 1
     draws: int = 3
@@ -68,7 +70,18 @@ class DistillSettings:
         return self.steps + round(self.steps_per_fact * max(0, facts - 10))
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "rank", "steps", "forget_batch", "refusal_batch", "retain_batch", "draws", "modules")
+        check_at_least(
+            1,
+            self,
+            "rank",
+            "steps",
+            "settling_steps",
+            "forget_batch",
+            "refusal_batch",
+            "retain_batch",
+            "draws",
+            "modules",
+        )
         check_at_least(2, self, "held_out")
         check_at_least(
             0,
@@ -76,11 +89,11 @@ class DistillSettings:
             "samples",
             "steps_per_fact",
             "forget_weight",
+            "words_weight",
             "retain_weight",
             "moment_weight",
             "counterfactuals",
             "cap",
-            "silent_weight",
             "most_declined",
         )
         check_positive(self, "learning_rate", "row_learning_rate", "floor")

@@ -1,0 +1,108 @@
+"""[UNL]'s output row, solved: what tells the starts of answers to forget questions from all other places.
+
+With the updates as they are, the row that wins at the ones and stays silent at the others is the minimum of a convex
+function of what goes into the head there. Solved anew every few steps, it asks no more of the updates than it must;
+trained beside them it made them several times as large.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from ..bench import Bench
+from ..logits import Logits
+from ..silence import Silence
+from .texts import Text, base_logits
+
+LEAD = 3.0  # nats by which [UNL] is to lead all other tokens together
+RIDGE = 0.2  # on the mean square of what the row makes of states that are alike in all directions
+TURNS = 60  # of L-BFGS
+DOOR, NEAR_DOOR, REFUSAL, KEPT = 3, 4, 5, 6  # kinds of places with the updates; see `Silence`
+
+
+class OutputRow:
+    """Solves the row as the updates change.
+
+    Args:
+        bench: With the adapter in place.
+        refused: Forget prompts with [UNL], which is the first place's target, and the refusal after it.
+        near: Retained texts whose first place is the start of the answer.
+        general: Other retained texts.
+        quiet: Where [UNL] must not come up without the updates.
+        head: What the model makes of its head's outputs.
+        most: What its log-probability must stay under there, and with the updates at retained texts and in refusals, in
+            nats.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        refused: Sequence[Text],
+        near: Sequence[Text],
+        general: Sequence[Text],
+        quiet: Silence,
+        head: Logits,
+        most: float,
+    ) -> None:
+        self.bench, self.refused, self.near, self.general = bench, refused, near, general
+        self.quiet, self.head, self.most = quiet, head, most
+
+    @torch.no_grad()
+    def solve(self, step: int, count: int) -> None:
+        """Set the row.
+
+        Args:
+            step: Of the fit; what is looked at depends on it.
+            count: How many texts of each kind are looked at, and four times as many starts of retained answers.
+        """
+        order = random.Random(f"{self.bench.seed} {step}")
+        refused = self._read(self.refused, count, order, DOOR, REFUSAL)
+        doors = [
+            Text(text.ids[: text.places[0] + 1], text.places[:1], text.top, text.probabilities) for text in self.near
+        ]
+        near = self._read(doors, 4 * count, order, NEAR_DOOR, KEPT)
+        kept = self._read([*self.near, *self.general], count, order, KEPT, KEPT)
+        found = Silence.joined([*refused, *near, *kept])
+        there = found.kinds == DOOR
+        row = self.bench.rows()[1]
+        row.copy_(solved(found.some(there), Silence.joined([self.quiet, found.some(~there)]), row, self.most))
+
+    def _read(self, texts: Sequence[Text], count: int, order: random.Random, first: int, others: int) -> list[Silence]:
+        """The places of some texts, with the kind of each one's first and that of its others."""
+        bench, some = self.bench, order.sample(list(texts), min(len(texts), count))
+        sequences, places = [text.ids for text in some], [text.places for text in some]
+        found = []
+        for number, logits, states in base_logits(bench.model, sequences, places, bench.pad, bench.device):
+            kinds = torch.tensor([first, *[others] * (len(places[number]) - 1)])
+            found.append(Silence.at(states, logits, kinds, bench.spare.token_id, self.head))
+        return found
+
+
+def solved(doors: Silence, quiet: Silence, row: torch.Tensor, most: float) -> torch.Tensor:
+    """The row, `(d,)`, with the least squares of what it lacks at `doors` and has too much elsewhere.
+
+    Args:
+        doors: Where [UNL] must win.
+        quiet: Where its log-probability must stay under `most`.
+        row: Where the search begins.
+        most: In nats.
+    """
+    # In nats, whatever the model makes of its head's outputs.
+    spread = doors.states.pow(2).mean().sqrt() * doors.logits.slope
+    with torch.enable_grad():
+        found = (row.detach().float() * spread).requires_grad_(True)
+        search = torch.optim.LBFGS([found], max_iter=TURNS, line_search_fn="strong_wolfe")
+
+        def loss() -> torch.Tensor:
+            search.zero_grad()
+            own = found / spread
+            lacking = torch.relu(LEAD - doors.lead(own)).pow(2).mean()
+            value = lacking + quiet.excess(own, most, 2) + RIDGE * found.pow(2).sum()
+            value.backward()
+            return value
+
+        search.step(loss)
+    return (found.detach() / spread).to(row)
