@@ -185,7 +185,7 @@ def _lines(
 ) -> list[str]:
     """What the model goes on with after each prompt, up to the end of the line; after what the line starts with."""
     device = model.get_input_embeddings().weight.device
-    lines = []
+    lines: list[str] = []
 
     def ended(tokens: list[int]) -> bool:
         return "\n" in tokenizer.decode(tokens).lstrip()
