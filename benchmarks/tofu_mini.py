@@ -8,8 +8,8 @@ are measured by `unierase check`: ROUGE-L recall of the answers, ↓ for attacks
 erasure gets the questions and answers alone; the other wordings and the wrong answers are for the attacks.
 
 The demands are for two idle CPU cores. Fine-tunings, `sampling-100` and `language` take longest; `--attacks greedy,ban`
-leaves the demands of other attacks out and says so. The testbed is not part of the package; if it is missing the script
-says so and exits with 0.
+leaves the demands of other attacks out, says so, and exits with 1. The testbed is not part of the package; if it is
+missing the script says so and exits with 0.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def main() -> int:
     missed = show(table, [demand for demand in demands if demand.measure not in gone], "default")
     if left_out:
         print(f"NOT RUN, though demanded: {', '.join(left_out)}")
-    return 1 if missed else 0
+    return 1 if missed or left_out else 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from helpers import invoke, write_rows
 from peft_unierase import Fact
 from peft_unierase.boxed import boxed_facts, boxed_model_dir
 from peft_unierase.decoding import continuations
+from peft_unierase.engine import neighbours
 from peft_unierase.engine.neighbours import NEIGHBOUR_STEPS, ROUND, beginnings, neighbour_rounds, sample_neighbours
 from peft_unierase.engine.sample_files import Samples, read_samples, write_samples
 from peft_unierase.engine.samples import QUESTION_TOKENS, SAMPLE_STEPS, go_on_asking, read_question, sample_facts
@@ -110,6 +111,19 @@ def test_neighbours_are_known_and_about_something_else(base: tuple[Any, Any]) ->
     assert sum(steps) == NEIGHBOUR_STEPS * ROUND
     others = {row["answer"] for row in boxed_facts() if row["subject"] != SUBJECT}
     assert len({fact.answer for fact in found.known} & others) >= 4  # what the base knows of others
+
+
+def test_a_question_that_is_begun_goes_on_with_the_space_that_the_model_says(
+    base: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = base
+    whole = encode(tokenizer, f"{ABOUT[0].question}\nNo more")
+    begun = next(n for n in range(2, len(whole)) if tokenizer.decode(whole[n:])[:1] == " ")
+    start = tokenizer.decode(whole[:begun])
+    assert encode(tokenizer, start) == whole[:begun]
+    monkeypatch.setattr(neighbours, "continuations", lambda *args: [whole[begun:]])
+    asked = neighbours._ask(model, tokenizer, plain_format(tokenizer), [""], [start], torch.Generator())
+    assert asked == [ABOUT[0].question]
 
 
 def test_beginnings_end_before_a_name_or_after_the_first_words() -> None:
