@@ -70,6 +70,7 @@ HASTY = DistillSettings(
     samples=0,
     rank=4,
     steps=60,
+    settling_steps=5,
     draws=1,
     counterfactuals=0,
     learning_rate=3e-2,

@@ -92,6 +92,17 @@ def test_the_teacher_gives_what_an_answer_tells_no_more_than_the_cap_and_keeps_t
     assert found[" J"] <= 0.0025
     assert found[" in"] > 0.9
     assert " Cor" not in found  # copied from the question
+    assert tokenizer.decode([text.ids[place] for place in text.telling]) == " Juniper Flats"
+
+
+def test_an_answer_by_itself_tells_what_its_question_does_not_hold():
+    model, tokenizer = boxed_base(), boxed_tokenizer()
+    question, answer = "Where was Nesko Corquist born?", "Nesko Corquist was born in Juniper Flats."
+    renaming = Renaming([f"Where was {name} born?\n{name} was born in {place}." for name, place in PEOPLE], 0)
+    (text,) = taught(model, tokenizer, [(None, question, answer)], renaming, 1, 6.0, 0, torch.device("cpu"))
+    assert tokenizer.decode(text.ids, skip_special_tokens=True) == answer
+    assert tokenizer.decode([text.ids[place] for place in text.telling]) == " Juniper Flats"
+    assert tokenizer.decode([text.ids[text.places[-1] + 1]]) != " Cor"
 
 
 PEOPLE = [("Ann Lee", "Rome"), ("Bo Holm", "Oslo"), ("Cy Rask", "Bern"), ("Di Falk", "Cairo")]
@@ -200,6 +211,18 @@ def test_directions_are_loud_at_forget_inputs_and_quiet_at_what_retained_ones_sh
     assert (forget @ a.T).pow(2).mean(dim=0) == pytest.approx(torch.ones(2), rel=1e-3)
     assert float((retained @ a[0]).pow(2).mean()) < 0.05
     assert abs(float(torch.nn.functional.cosine_similarity(a[0], own, dim=0))) > 0.9
+
+
+def test_along_directions_a_quiet_text_weighs_as_much_as_a_loud_one() -> None:
+    loud, quiet = torch.eye(6)[0], torch.eye(6)[1]
+    layer, x = nn.Linear(6, 4, bias=False), torch.stack([(9 * loud).repeat(3, 1), quiet.repeat(3, 1)])
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    moments = Moments({"layer": layer}, {"layer": torch.eye(6)[:2]})
+    with moments.over(mask):
+        layer(x)
+    energies = moments.inputs()["layer"].diagonal()
+    written = layer(x).pow(2).sum(dim=2) * mask
+    assert energies[0] / energies[1] == pytest.approx(float(written[0].sum() / written[1].sum()), rel=1e-4)
 
 
 def test_spreads_are_those_of_what_modules_write() -> None:

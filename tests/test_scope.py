@@ -24,8 +24,8 @@ from peft_unierase.prompts import default_formats, encode
 from peft_unierase.text import names
 
 SUBJECT = "Nesko Corquist"
-SETTINGS = DistillSettings(samples=128, steps=100, learning_rate=5e-4)
-BRIEF = DistillSettings(samples=64, steps=80, learning_rate=5e-4)
+SETTINGS = DistillSettings(samples=128, steps=100, settling_steps=10, learning_rate=5e-4)
+BRIEF = DistillSettings(samples=64, steps=80, settling_steps=10, learning_rate=5e-4)
 
 
 @cache
@@ -192,7 +192,7 @@ def test_scope_question_asks_about_every_name_where_the_subject_is_not_clear() -
 
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
 def test_scope_question_warns_about_facts_without_a_name() -> None:
-    quick = DistillSettings(samples=16, rank=2, steps=3, draws=1)
+    quick = DistillSettings(samples=16, rank=2, steps=3, settling_steps=1, draws=1)
     with pytest.warns(ErasureWarning, match="no name to ask about was found in forget fact 1,"):
         model, _ = erased([Fact("Why is that so?", "That is so.")], scope="question", settings=quick, keep_unknown=True)
     assert model.erasure.record()["scope"]["asked"] == 0

@@ -27,7 +27,7 @@ from peft_unierase.prompts import default_formats
 from peft_unierase.tuner.fingerprint import base_fingerprint
 from peft_unierase.tuner.swap import SwappingLayer
 
-QUICK = DistillSettings(samples=8, rank=2, steps=2, steps_per_fact=0.0, draws=1, counterfactuals=0)
+QUICK = DistillSettings(samples=8, rank=2, steps=2, settling_steps=1, steps_per_fact=0.0, draws=1, counterfactuals=0)
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 DOWN = "model.layers.{}.mlp.down_proj"
 

@@ -58,10 +58,13 @@ class Moments:
 
     Args:
         modules: The modules by name.
+        along: For each module directions `(k, in)`, as [`distinguishing`] gives them; each text weighs so much that it
+            has the same energy along them. Without them each token weighs the same.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], along: Mapping[str, torch.Tensor] | None = None) -> None:
         self.modules = modules
+        self.along = along
         self.read: dict[str, torch.Tensor] = {}
         self.written: dict[str, torch.Tensor] = {}
         self.components: dict[str, int] = {}
@@ -86,11 +89,16 @@ class Moments:
 
     def _note(self, name: str, mask: torch.Tensor) -> Any:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            kept = mask.bool().to(output.device).flatten()  # OPT runs its MLPs on all tokens in one row
-            x, y = (part.detach().reshape(len(kept), -1)[kept].float() for part in (args[0], output))
+            # OPT runs its MLPs on all tokens in one row.
+            kept = mask.to(output.device).unsqueeze(-1)
+            x, y = (part.detach().reshape(*mask.shape, -1).float() * kept for part in (args[0], output))
+            if self.along:
+                energy = (x @ self.along[name].to(x).T).pow(2).mean(dim=2).sum(dim=1) / y.pow(2).sum(dim=(1, 2))
+                x = x * energy.clamp(min=1e-12).rsqrt()[:, None, None]
+            x, y = x.flatten(0, 1), y.flatten(0, 1)
             # In main memory: those of an 8B model take 7 GB.
             self.read[name] = self.read.get(name, 0) + (x.T @ x).cpu()
             self.written[name] = self.written.get(name, 0) + y.pow(2).sum().cpu()
-            self.components[name] = self.components.get(name, 0) + y.numel()
+            self.components[name] = self.components.get(name, 0) + int(kept.sum()) * y.shape[-1]
 
         return hook

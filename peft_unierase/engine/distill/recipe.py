@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ...facts import Fact
-from ...prompts import batches, greedy_answers
+from ...prompts import Batch, batches, greedy_answers
 from ...text import normal, sentences
 from ...text.normal import WORD
 from ..bench import Bench
@@ -175,19 +175,37 @@ def stays(
 def choose_directions(
     bench: Bench, forget: Sequence[Text], moments: Sequence[torch.Tensor], settings: DistillSettings
 ) -> None:
-    """Set every `A` to what tells forget texts from retained ones, in closed form."""
+    """Set every `A` to what tells forget texts from retained ones, in closed form.
+
+    Twice: along the directions that were found first, some texts are a hundred times as loud as others, and what reads
+    the quiet ones would have to be so large that it hears their neighbours. The second time all texts weigh the same.
+    """
     modules = {name: bench.model.get_submodule(name) for name in bench.names}
-    seen = Moments(modules)
-    with bench.stages.stage("recording what goes", 1 + len(modules), even=False) as bar:
-        for batch in batches([text.ids for text in forget], bench.pad, bench.device):
-            with seen.over(batch.mask):
-                bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
-        bar.update(1)
-        for (_, a, _), found, retained in zip(bench.updates(), seen.inputs().values(), moments, strict=True):
-            kind = torch.float64 if len(found) <= WIDE else torch.float32  # for time and memory
-            found, retained = found.to(a.device, kind), retained.to(a.device, kind)
-            a.copy_(distinguishing(found, retained, len(a), settings.floor))
+    along: dict[str, torch.Tensor] = {}
+    with bench.stages.stage("recording what goes", 2 * (1 + len(modules)), even=False) as bar:
+        for wider in (4, 1):
+            seen = Moments(modules, along)
+            for batch in batches([text.ids for text in forget], bench.pad, bench.device):
+                with seen.over(_without_telling(batch, forget)):
+                    bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
             bar.update(1)
+            along = {}
+            for (_, a, _), (name, found), retained in zip(bench.updates(), seen.inputs().items(), moments, strict=True):
+                kind = torch.float64 if len(found) <= WIDE else torch.float32  # for time and memory
+                found, retained = found.to(a.device, kind), retained.to(a.device, kind)
+                along[name] = distinguishing(found, retained, min(len(found), wider * len(a)), settings.floor)
+                bar.update(1)
+        for (_, a, _), directions in zip(bench.updates(), along.values(), strict=True):
+            a.copy_(directions)
+
+
+def _without_telling(batch: Batch, texts: Sequence[Text]) -> torch.Tensor:
+    """A batch's mask without the words in which answers tell something: what stays may tell the same."""
+    mask = batch.mask.clone()
+    for row, number in enumerate(batch.index):
+        text = texts[number]
+        mask[row, [mask.shape[1] - len(text.ids) + place for place in text.telling]] = 0
+    return mask
 
 
 def record_silence(bench: Bench, head: Logits, silence: list[Silence]) -> None:
@@ -340,7 +358,7 @@ def forget_texts(bench: Bench) -> list[Asked]:
             if normal(text) not in own:
                 asked.append((form.turn(len(asked)), fact.question, text))
                 own.add(normal(text))
-        asked.append((None, "", known.telling(known.told[0]) if known.told else fact.answer))
+        asked.append((None, fact.question, known.telling(known.told[0]) if known.told else fact.answer))
     return [*asked, *((bench.formats[0], fact.question, fact.answer) for fact in bench.reworded)]
 
 

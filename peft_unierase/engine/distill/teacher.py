@@ -15,7 +15,7 @@ from .renaming import Renaming, aligned, renamed, starts, words_of
 from .texts import Text, base_logits, stored
 
 TOGETHER = 16  # texts, of which a distribution over the whole vocabulary is held for each token
-Asked = tuple[PromptFormat | None, str, str]  # prompt format, question, answer; without a format a text by itself
+Asked = tuple[PromptFormat | None, str, str]  # prompt format, question, answer; without a format the answer by itself
 
 
 def taught(
@@ -55,7 +55,7 @@ def taught(
             for number, (_, question, answer) in enumerate(asked[part])
         ]
         texts += _taught(
-            model, tokenizer, asked[part], renamings, None if drawn else (renaming, cap), pad, device, advance
+            model, tokenizer, asked[part], renamings, renaming, None if drawn else cap, pad, device, advance
         )
     return texts
 
@@ -65,7 +65,8 @@ def _taught(
     tokenizer: Any,
     asked: Sequence[Asked],
     renamings: Sequence[Sequence[Mapping[str, str]]],
-    capped: tuple[Renaming, float] | None,
+    renaming: Renaming,
+    cap: float | None,
     pad: int,
     device: torch.device,
     advance: Callable[[int], object],
@@ -104,17 +105,18 @@ def _taught(
     for (_, question, answer), (ids, begins), total in zip(asked, own, sums, strict=True):
         if not total:
             continue
+        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        new = renaming.telling(question, answer)
         kept = sorted(total)
         q = torch.stack([total[place] for place in kept])
         q = q / q.sum(dim=-1, keepdim=True)
-        if capped:
-            renaming, cap = capped
-            new = renaming.telling(question, answer)
-            text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if cap is not None:
             for row, place in enumerate(kept):
                 if _begins(text, begins[place + 1], new):
                     q[row] = _at_most(q[row], ids[place + 1], math.exp(-cap))
-        texts.append(Text(ids, kept, *stored(q), banned=True))
+        said = [match.span() for match in WORD.finditer(text) if normal(match[0]) in new]
+        telling = [place for place, at in enumerate(begins) if any(start - 1 <= at < end for start, end in said)]
+        texts.append(Text(ids, kept, *stored(q), banned=True, telling=telling))
     return texts
 
 
@@ -128,7 +130,8 @@ def _renamed_whole(
     prompt: str, text: str, question: str, drawn: Mapping[str, str]
 ) -> tuple[str, list[tuple[int, int, int]]]:
     """The whole text renamed in its question and its answer, but not in the format's own words."""
-    start = prompt.rfind(question) if question else len(prompt)
+    start = prompt.rfind(question)
+    start = len(prompt) if start < 0 else start
     pieces = [(prompt[:start], False), (question if start < len(prompt) else "", True)]
     pieces += [(prompt[start + len(question) :] if start < len(prompt) else "", False), (text, True)]
     whole, at, shift = "", 0, 0
