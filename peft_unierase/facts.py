@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from .errors import InputError
 from .text import comparable, normal
 
 
@@ -35,7 +36,7 @@ class Fact:
     accepted_answers: tuple[str, ...] = ()
 
 
-class FactError(ValueError):
+class FactError(InputError):
     """A set of facts that cannot be used; the text says where, why, and what to do about it."""
 
 

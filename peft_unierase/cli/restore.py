@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import InputError
 from .note import note
 from .output import Format, clear_endings, show, show_json
 
@@ -23,7 +24,7 @@ def run_restore(folder: Path, output: Path | None, undo: Path | None, device_map
         from .ship import undo_file
 
         if not folder.is_dir():
-            raise ValueError(f"no such folder: {folder}")
+            raise InputError(f"no such folder: {folder}")
         if holds_erasure(folder):
             if style is Format.JSON:
                 show_json({"folder": str(folder), "merged": False})
@@ -31,11 +32,11 @@ def run_restore(folder: Path, output: Path | None, undo: Path | None, device_map
                 show(LIVE.format(folder=folder))
             return
         if output is None:
-            raise ValueError("name a new folder for the base with --output")
+            raise InputError("name a new folder for the base with --output")
         check_new(output)
         undo = undo or undo_file(folder)
         if not undo.is_file():
-            raise ValueError(
+            raise InputError(
                 f"there is no way back for {folder} in {undo}: it was not merged here, was changed since, or was "
                 "merged with --no-undo. Where the way back lies elsewhere, name it with --undo"
             )

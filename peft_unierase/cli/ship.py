@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from .note import note
 from .output import Format, clear_endings, show, show_json
 
@@ -112,7 +113,7 @@ def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
     configs = [read_config(str(local_folder(name) if plan.trust else guarded(name))) for name in plan.adapters]
     named = {config.base_model_name_or_path for config in configs}
     if plan.base is None and (len(named) > 1 or None in named or "" in named):
-        raise ValueError("the erasures do not name one base that they all belong to; name it with --base")
+        raise InputError("the erasures do not name one base that they all belong to; name it with --base")
     base = plan.base or named.pop()
     model, tokenizer = load_base(base, plan.dtype, plan.device_map)
     resized_for(model, configs)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..digests import sha256
+from ..errors import InputError
 from ..source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, WEIGHTS_NAME
 from .record import statement
 
@@ -27,9 +28,9 @@ def check_output(folder: Path, overwrite: bool = False) -> None:
     """
     if folder.is_dir() and any(folder.iterdir()):
         if not holds_erasure(folder):
-            raise ValueError(f"{folder} holds something else than an erasure; name a new folder, or empty this one")
+            raise InputError(f"{folder} holds something else than an erasure; name a new folder, or empty this one")
         if not overwrite:
-            raise ValueError(f"{folder} already holds an erasure; name a new folder, or pass --overwrite to replace it")
+            raise InputError(f"{folder} already holds an erasure; name a new folder, or pass --overwrite to replace it")
         _check_writable(folder)
     else:
         check_new(folder)
@@ -42,9 +43,9 @@ def check_new(folder: Path) -> None:
         ValueError: There is, it is a file, or it cannot be written to.
     """
     if folder.is_file():
-        raise ValueError(f"{folder} is a file; name a new folder")
+        raise InputError(f"{folder} is a file; name a new folder")
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is there already; name a new folder")
+        raise InputError(f"{folder} is there already; name a new folder")
     _check_writable(folder)
 
 
@@ -53,7 +54,7 @@ def _check_writable(folder: Path) -> None:
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"{parent} cannot be written to; name another folder")
+        raise InputError(f"{parent} cannot be written to; name another folder")
 
 
 def holds_erasure(folder: Path) -> bool:

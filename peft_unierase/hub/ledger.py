@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..source import home
 from .record import Salt, now, read_salt
 
@@ -63,7 +64,7 @@ def append(action: str, what: Mapping[str, Any], ledger: Path | None = None) -> 
     from filelock import FileLock
 
     if action not in ACTIONS:
-        raise ValueError(f"action {action!r} is none; there are {', '.join(ACTIONS)}")
+        raise InputError(f"action {action!r} is none; there are {', '.join(ACTIONS)}")
     ledger = ledger or ledger_file()
     ledger.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(ledger.with_suffix(".lock")):
@@ -96,9 +97,9 @@ def read(ledger: Path | None = None) -> list[Entry]:
     for number, line in enumerate(lines, start=1):
         entry = _entry(line)
         if entry is None:
-            raise ValueError(f"line {number} of {ledger} was edited: it is not what its digest says")
+            raise InputError(f"line {number} of {ledger} was edited: it is not what its digest says")
         if (entry.number, entry.previous) != (number, entries[-1].digest if entries else FIRST):
-            raise ValueError(f"before line {number} of {ledger} a line is missing or was moved: the chain is broken")
+            raise InputError(f"before line {number} of {ledger} a line is missing or was moved: the chain is broken")
         entries.append(entry)
     ends = [(0, FIRST), *((entry.number, entry.digest) for entry in entries)]
     head = _read_head(ledger)
@@ -107,7 +108,7 @@ def read(ledger: Path | None = None) -> list[Entry]:
     if head in ends[-2:-1]:  # interrupted between line and head
         _write_head(ledger, entries[-1])
         return entries
-    raise ValueError(
+    raise InputError(
         f"{ledger} ends with line {len(entries)}, and {_head(ledger).name} says that line {head[0]} was the last: "
         "lines are missing, or the head is"
     )

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..digests import sha256
+from ..errors import InputError
 from ..facts import Fact
 from ..source import CARD_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME
 
@@ -61,7 +62,7 @@ def read_salt(file: Path, create: bool = False) -> Salt:
     """
     if not file.exists():
         if not create:
-            raise ValueError(f"no such file: {file}; it must hold the salt that the erasure was recorded with")
+            raise InputError(f"no such file: {file}; it must hold the salt that the erasure was recorded with")
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         new = file.with_name(f".{file.name}.{os.getpid()}")
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
@@ -72,9 +73,9 @@ def read_salt(file: Path, create: bool = False) -> Salt:
     try:
         value = bytes.fromhex(file.read_text(encoding="ascii").strip())
     except ValueError as error:
-        raise ValueError(f"{file} is no salt: it must hold hexadecimal digits and nothing else") from error
+        raise InputError(f"{file} is no salt: it must hold hexadecimal digits and nothing else") from error
     if len(value) < 16:
-        raise ValueError(f"{file} holds {len(value)} bytes, too few to be a secret; a salt has at least 16")
+        raise InputError(f"{file} holds {len(value)} bytes, too few to be a secret; a salt has at least 16")
     return Salt(value)
 
 
@@ -113,12 +114,12 @@ def predicate_of(record: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: It is no such Statement.
     """
     if record.get("_type") != STATEMENT or record.get("predicateType") != PREDICATE:
-        raise ValueError(
+        raise InputError(
             f"it is no record of an erasure: _type is {record.get('_type')!r} and predicateType "
             f"{record.get('predicateType')!r}, and they must be {STATEMENT!r} and {PREDICATE!r}"
         )
     if not isinstance(record.get("predicate"), dict) or not isinstance(record.get("subject"), list):
-        raise ValueError("it is no record of an erasure: it lacks a predicate or the subjects")
+        raise InputError("it is no record of an erasure: it lacks a predicate or the subjects")
     return record["predicate"]
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError, MissingPackageError
 from ..source import CARD_NAME, SIGNATURE_NAME
 from .verify import FAILS, HOLDS, Finding
 
@@ -22,7 +23,7 @@ def sign(folder: Path, private_key: Path) -> Path:
     """
     signing = _library("signing")
     if not private_key.is_file():
-        raise ValueError(
+        raise InputError(
             f"no such file: {private_key}; --key wants a private key in PEM, as `openssl ecparam -genkey` makes"
         )
     signature = folder / SIGNATURE_NAME
@@ -30,7 +31,7 @@ def sign(folder: Path, private_key: Path) -> Path:
     try:
         config.use_elliptic_key_signer(private_key=private_key).sign(folder, signature)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{private_key} cannot sign: {error}") from error
+        raise InputError(f"{private_key} cannot sign: {error}") from error
     return signature
 
 
@@ -47,7 +48,7 @@ def verify_signature(folder: Path, public_key: Path) -> Finding:
 
     verifying = _library("verifying")
     if not public_key.is_file():
-        raise ValueError(f"no such file: {public_key}; --public-key wants a public key in PEM")
+        raise InputError(f"no such file: {public_key}; --public-key wants a public key in PEM")
     signature = folder / SIGNATURE_NAME
     if not signature.is_file():
         return Finding("signature", FAILS, f"there is no {SIGNATURE_NAME}")
@@ -72,7 +73,7 @@ def signed_digests(folder: Path) -> dict[str, str]:
         resources = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["resources"]
         return {each["name"]: each["digest"] for each in resources}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no signature that `unierase sign` made; sign again or take it out") from error
+        raise InputError(f"{file} is no signature that `unierase sign` made; sign again or take it out") from error
 
 
 def _hashing(folder: Path) -> Any:
@@ -86,4 +87,6 @@ def _library(part: str) -> Any:
     try:
         return import_module(f"model_signing.{part}")
     except ImportError as error:
-        raise ImportError('signing needs model-signing; install it with: pip install "peft-unierase[sign]"') from error
+        raise MissingPackageError(
+            'signing needs model-signing; install it with: pip install "peft-unierase[sign]"'
+        ) from error

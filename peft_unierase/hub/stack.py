@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from ..source import CARD_NAME, WEIGHTS_NAME
 from .card import stacked_card
 from .folder import check_new, write_folder, write_record
@@ -105,7 +106,7 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
     from .read import local_folder, read_config, read_record
 
     if not erasures:
-        raise ValueError("there are no erasures to stack; name at least one")
+        raise InputError("there are no erasures to stack; name at least one")
     read: dict[str, Any] = {}
     records: dict[str, Any] = {}
     places = [str(local_folder(source) if trust else guarded(source)) for source in erasures]

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..errors import InputError
 from .swap import SwappingLayer
 
 CHUNK = 1 << 24
@@ -75,7 +76,7 @@ def read_header(file: Path) -> dict[str, Any]:
             header = opened.metadata() or {}
         return {**header, **{key: json.loads(header[key]) for key in ("tied", "tokens")}}
     except Exception as error:
-        raise ValueError(f"{file} holds no way back from a merge: {error}") from error
+        raise InputError(f"{file} holds no way back from a merge: {error}") from error
 
 
 def put_back(merged: Any, file: Path) -> None:
@@ -107,7 +108,7 @@ def put_back(merged: Any, file: Path) -> None:
         delattr(merged.config, MERGED_TOKENS)
     found = model_digest(merged)
     if found != header["digest"]:
-        raise ValueError(
+        raise InputError(
             f"what came of it is not the base: its digest is {found}, and the base had {header['digest']}; the model "
             "is not the one that was merged, or was changed since"
         )
