@@ -1,7 +1,7 @@
 """The package's own errors: what a caller did or gave, in words that say what to do next.
 
-Each is a `UniEraseError` and the built-in error of its kind, so `except ValueError` catches an `InputError` too. Any other
-error, but one of the operating system, is a bug.
+Each is a `UniEraseError` and the built-in error of its kind, so `except ValueError` catches an `InputError` too. Any
+other error is a bug, unless it is one of the operating system.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import Fact, UniEraseConfig
+from peft_unierase.cli.note import note
 from peft_unierase.digests import recorded_digests
 from peft_unierase.hub import ledger
 from peft_unierase.hub.folder import save_erasure
@@ -251,7 +253,12 @@ def forge(lines: list[str]) -> None:
     parts = json.loads(lines[1])
     parts.pop("digest")
     parts["what"] = {"number": 7}
-    lines[1] = ledger._line({**parts, "digest": ledger._digest(parts)})
+    lines[1] = ledger.line_of(parts)[0].decode()
+
+
+def repeat(lines: list[str]) -> None:
+    """A name a second time, which readers of JSON take no notice of: the value is the same."""
+    lines[1] = lines[1].replace('"action":"check",', '"action":"push","action":"check",', 1)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +273,9 @@ def forge(lines: list[str]) -> None:
         (swap, "before line 2 of .* was moved"),
         (forge, "before line 3 of .* a line is missing or was moved"),
         (lambda lines: lines.__setitem__(2, "{}"), "line 3 of .* was edited"),
+        (repeat, "line 2 of .* was edited"),
+        (lambda lines: lines.__setitem__(1, lines[1].replace(":", ": ", 1)), "line 2 of .* was edited"),
+        (lambda lines: lines.__setitem__(3, lines[3] + "\r"), "line 4 of .* was edited"),
     ],
 )
 def test_a_ledger_that_somebody_edited_is_found_out_and_not_built_on(
@@ -277,8 +287,9 @@ def test_a_ledger_that_somebody_edited_is_found_out_and_not_built_on(
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     before = file.read_bytes()
     for way in (lambda: ledger.read(file), lambda: ledger.append("check", {}, file)):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ledger.LedgerError, match=message) as caught:
             way()
+        assert "move both elsewhere as they are, and the next command begins a new ledger" in str(caught.value)
     assert file.read_bytes() == before
     ended = invoke("log", "--ledger", file, "--format", "human")
     assert ended.exit_code == 1
@@ -291,7 +302,81 @@ def test_an_interruption_between_line_and_head_is_no_edit(tmp_path: Path) -> Non
     ledger.append("check", {"number": 4}, file)
     (tmp_path / "ledger.head").write_text(head)
     assert len(ledger.read(file)) == 5
-    assert (tmp_path / "ledger.head").read_text().startswith("5 ")
+    assert (tmp_path / "ledger.head").read_text() == head
+    ledger.append("check", {"number": 5}, file)
+    assert (tmp_path / "ledger.head").read_text().startswith("6 ")
+    assert [entry.what["number"] for entry in ledger.read(file)] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("left", [1, 40, -2, -1])
+def test_a_line_that_was_never_finished_is_cut_off(tmp_path: Path, left: int) -> None:
+    """As a full disk or a killed process leaves it; the head knows nothing of it."""
+    file = filled(tmp_path)
+    head, before = (tmp_path / "ledger.head").read_text(), file.read_bytes()
+    ledger.append("check", {"number": 4}, file)
+    line = file.read_bytes()[len(before) :]
+    file.write_bytes(before + line[:left])
+    (tmp_path / "ledger.head").write_text(head)
+    whole = left == -1  # all but the end of the line
+    assert len(ledger.read(file)) == 4 + whole
+    shown = invoke("log", "--ledger", file, "--format", "human")
+    assert shown.exit_code == 0
+    assert ("A command was interrupted while it wrote the next one" in shown.stdout) is not whole
+    ledger.append("check", {"number": 5}, file)
+    assert [entry.what["number"] for entry in ledger.read(file)] == [0, 1, 2, 3, *([4] if whole else []), 5]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 40, -1])
+def test_of_a_last_line_that_was_cut_short_the_next_says_what_is_lost(tmp_path: Path, cut: int) -> None:
+    file = filled(tmp_path)
+    content, digest = file.read_bytes(), ledger.read(file)[-1].digest
+    line = content.splitlines(keepends=True)[-1]
+    cut = len(line) - 1 if cut == -1 else cut
+    file.write_bytes(content[:-cut])
+    if cut == 1:  # all of it is there but its end
+        ledger.append("check", {"number": 4}, file)
+        assert [entry.what["number"] for entry in ledger.read(file)] == [0, 1, 2, 3, 4]
+        return
+    with pytest.raises(ledger.LedgerError, match=r"line 4 of .* is cut short.*Put a copy of the whole file back"):
+        ledger.read(file)
+    assert invoke("log", "--ledger", file).exit_code == 1
+    ledger.append("check", {"number": 4}, file)
+    *_, lost, last = ledger.read(file)
+    assert (lost.number, lost.action, last.what) == (4, "recover", {"number": 4})
+    assert lost.what == {"line": 4, "digest": digest, "left": line[:-cut].decode()}
+
+
+def test_any_name_of_a_file_is_one_line_of_the_ledger(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.jsonl"
+    names = ["Zoë 我", "a\u2028b", "a\u0085b\nc\rd", "half \udcff", "null \0", '"quoted",\\']
+    for name in names:
+        ledger.append("erase", {"folder": name}, file)
+    assert [entry.what["folder"] for entry in ledger.read(file)] == names
+    assert file.read_bytes().count(b"\n") == len(names)
+
+
+def test_whoever_reads_beside_writers_sees_a_whole_ledger(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.jsonl"
+    writing = (
+        "import sys; from pathlib import Path; from peft_unierase.hub import ledger\n"
+        "for number in range(40): ledger.append('check', {'number': number}, Path(sys.argv[1]))"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", writing, str(file)]) for _ in range(3)]
+    while any(writer.poll() is None for writer in writers):
+        entries = ledger.read(file)
+        assert [entry.number for entry in entries] == list(range(1, len(entries) + 1))
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert len(ledger.read(file)) == 120
+
+
+def test_a_ledger_that_is_a_folder_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = invoke("log", "--ledger", tmp_path)
+    assert (ended.exit_code, ended.stderr.count("\n")) == (2, 1)
+    assert "is no file; a ledger is one" in ended.stderr
+    (tmp_path / "ledger.jsonl").mkdir()
+    monkeypatch.setenv("UNIERASE_HOME", str(tmp_path))
+    note("check", None, model="any")
+    assert invoke("log").exit_code == 2
 
 
 def test_commands_write_down_what_they_did(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

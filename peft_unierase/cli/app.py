@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..version import __version__
 from .options import (
@@ -27,15 +29,29 @@ from .options import (
     TrustOption,
     samples_cache_of,
 )
-from .output import Format
+from .output import Format, clear_endings, interrupt
 from .records import app as records
 from .sets import Reading
 from .share import app as share
 
 LARGEST_SEED = 2**32 - 1
 
+
+class Commands(TyperGroup):
+    """The commands. Bad options are one line, as all errors are, and a bug says that it is one."""
+
+    def make_context(self, *told: Any, **further: Any) -> Any:
+        with clear_endings():
+            return super().make_context(*told, **further)
+
+    def invoke(self, ctx: Any) -> Any:
+        with clear_endings(nothing="what was written before stays"):
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="unierase",
+    cls=Commands,
     help="Make a language model decline on chosen knowledge, as a small PEFT adapter.",
     no_args_is_help=True,
     add_completion=False,
@@ -513,4 +529,6 @@ def main() -> None:
     # Quantisers, which peft imports where they are installed, tell at each start which of their kernels do not fit.
     for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in the background
+        signal.signal(signal.SIGINT, interrupt)
     app()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from ..hub.whole import claimed
 from .adapters import ADAPTER, description
 from .output import Format, clear_endings, say, show, show_json
 from .prompting import read_prompting
@@ -142,7 +143,7 @@ def check_samples_out(plan: ErasePlan) -> None:
 
 def run_erase(plan: ErasePlan, style: Format) -> None:
     """Run the command; ends the process with status 2 on bad input and 130 on Ctrl-C."""
-    with clear_endings(unfinished=plan.work_dir):
+    with clear_endings(unfinished=plan.work_dir), claimed(plan.output):
         _run(plan, style)
 
 

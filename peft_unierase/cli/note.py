@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..errors import UniEraseError
 from ..hub import ledger
 from ..hub.record import file_digests
 from .output import say
@@ -18,9 +19,9 @@ def note(action: str, folder: Path | None, **what: Any) -> None:
         folder: What came of it: its files' digests are noted.
         **what: What else is noted.
     """
-    if folder is not None:
-        what = {"folder": str(folder.absolute()), "files": file_digests(folder), **what}
     try:
+        if folder is not None:
+            what = {"folder": str(folder.absolute()), "files": file_digests(folder), **what}
         ledger.append(action, what)
-    except (OSError, ValueError) as error:
+    except (OSError, UniEraseError) as error:
         say(f"warning: this is not in the ledger: {error}")

@@ -8,6 +8,7 @@ from textwrap import shorten
 from typing import Any
 
 from ..errors import InputError
+from ..hub.whole import claimed
 from .output import Format, clear_endings, show, show_json, table
 from .prompting import read_prompting
 from .sets import Reading
@@ -39,7 +40,7 @@ class PlanOrder:
 
 def run_plan(order: PlanOrder, style: Format) -> None:
     """Ask, show and write; ends the process with status 2 on bad input."""
-    with clear_endings():
+    with clear_endings(), claimed(order.output):
         from ..hub.folder import check_new, write_folder
 
         check_new(order.output)

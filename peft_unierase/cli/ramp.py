@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MissingPackageError
+from ..hub.whole import claimed
 from .output import Format, clear_endings, say, show, show_json, table
 from .prompting import read_prompting
 from .sets import Reading
@@ -79,7 +80,7 @@ def parse_steps(text: str, facts: int) -> list[int]:
 
 def run_ramp(plan: RampPlan, style: Format) -> None:
     """Run the command; ends the process with status 1 where a step fails, 2 on bad input."""
-    with clear_endings():
+    with clear_endings(), claimed(plan.output):
         steps = ramp(plan, style)
     good = [step for step in steps if not step.failed]
     if style is Format.JSON:

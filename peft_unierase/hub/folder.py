@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..digests import sha256
 from ..errors import InputError
 from ..source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, WEIGHTS_NAME
 from .record import statement
+from .whole import check_name, tidy, whole_folder
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -23,9 +23,11 @@ def check_output(folder: Path, overwrite: bool = False) -> None:
     """Refuse a folder that an erasure must not be written to, before any work is done.
 
     Raises:
-        ValueError: It is a file, it holds something else, it holds an erasure and `overwrite` is false, or it cannot be
-            written to.
+        ValueError: It is a file, it holds something else, it holds an erasure and `overwrite` is false, its name is too
+            long, another process is writing to it, or it cannot be written to.
     """
+    check_name(folder)
+    tidy(folder)
     if folder.is_dir() and any(folder.iterdir()):
         if not holds_erasure(folder):
             raise InputError(f"{folder} holds something else than an erasure; name a new folder, or empty this one")
@@ -40,8 +42,11 @@ def check_new(folder: Path) -> None:
     """Refuse a folder that something is in, before any work is done.
 
     Raises:
-        ValueError: There is, it is a file, or it cannot be written to.
+        ValueError: There is, it is a file, its name is too long, another process is writing to it, or it cannot be
+            written to.
     """
+    check_name(folder)
+    tidy(folder)
     if folder.is_file():
         raise InputError(f"{folder} is a file; name a new folder")
     if folder.is_dir() and any(folder.iterdir()):
@@ -67,35 +72,6 @@ def holds_erasure(folder: Path) -> bool:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A place to write to that becomes `folder` when the block ends well, and is gone when it does not.
-
-    An erasure that is in `folder` stays as it is until the new one is complete. Parents that were made for it go again.
-    """
-    folder = folder.absolute()
-    new_parents = [parent for parent in folder.parents if not parent.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-    partial.mkdir()
-    try:
-        yield partial
-        if folder.exists():
-            folder.rename(replaced)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        for parent in new_parents:
-            with suppress(OSError):  # someone else may have put something there by now
-                parent.rmdir()
-        raise
-    finally:
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-@contextmanager
 def _write_errors(folder: Path) -> Iterator[None]:
     """Every error of the system as an `OSError` that names `folder`; safetensors and tokenizers raise others."""
     try:
@@ -108,21 +84,24 @@ def _write_errors(folder: Path) -> Iterator[None]:
         raise OSError(code, os.strerror(code), str(folder)) from error
 
 
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, write: Callable[[Path], None], replace: bool = False) -> None:
     """Write a folder whole or not at all.
 
     Args:
         folder: Where to.
         write: Called with a place to write to.
+        replace: Replace a folder that is there.
 
     Raises:
+        InputError: Another process is writing there, or has written there meanwhile.
         OSError: Writing failed; the folder is as it was.
     """
-    with _write_errors(folder), whole_folder(folder) as place:
+    with _write_errors(folder), whole_folder(folder, replace) as place:
         write(place)
+        readable = place.stat().st_mode & 0o666  # by whom the umask says, of which a new folder tells
         for file in place.rglob("*"):
             if file.is_file():
-                file.chmod(0o644)  # safetensors writes files that only their owner can read
+                file.chmod(readable)  # safetensors writes files that only their owner can read
 
 
 def save_erasure(
@@ -173,7 +152,7 @@ def save_erasure(
         told = facts(sha256(place / WEIGHTS_NAME)) if facts else None
         write_record(place, {**record, "facts": told} if told else record)
 
-    write_folder(folder, write)
+    write_folder(folder, write, overwrite)
 
 
 def write_record(folder: Path, predicate: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from ..digests import sha256
 from ..errors import InputError
-from ..facts import Fact
+from ..facts import Fact, shown
 from ..source import CARD_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -137,7 +137,12 @@ def made_with() -> dict[str, str]:
 def now() -> str:
     """The time in UTC, to the second, or what SOURCE_DATE_EPOCH says, so that a run can be repeated to the byte."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
+    try:
+        moment = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
+    except (ValueError, OverflowError, OSError) as error:
+        raise InputError(
+            f"SOURCE_DATE_EPOCH is {shown(epoch)}; it must be a number of seconds since 1970, or not be set"
+        ) from error
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
