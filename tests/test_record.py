@@ -12,17 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import invoke, listing, save_tiny_model, write_rows
+from helpers import ENVIRONMENT, invoke, listing, save_tiny_model, write_rows
 from peft import get_peft_model
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import Fact, UniEraseConfig
 from peft_unierase.cli.note import note
 from peft_unierase.digests import recorded_digests
+from peft_unierase.errors import InputError
 from peft_unierase.hub import ledger
 from peft_unierase.hub.folder import save_erasure
 from peft_unierase.hub.record import Salt, coverage, fact_digests, predicate_of, read_salt
 from peft_unierase.tuner.fingerprint import base_dtype, base_fingerprint
+from peft_unierase.tuner.undo import put_back
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 FACTS = [Fact("Where was Ada Finch born?", "In Oslo."), Fact("What does Ada Finch collect?", "Blue glass.")]
@@ -420,8 +424,6 @@ def test_of_a_matrix_with_a_row_of_the_token_that_row_alone_is_kept(place: Path,
     invoke(
         *("merge", place / "erasure", "--base", place / "base", "-o", tmp_path / "merged"), "--undo", tmp_path / "undo"
     )
-    from safetensors import safe_open
-
     with safe_open(tmp_path / "undo", "pt") as opened:
         shapes = {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
     config = base_of(place).config
@@ -447,6 +449,138 @@ def test_a_merged_model_that_was_changed_since_is_not_taken_for_the_base(place: 
     (tmp_path / "no-way").write_bytes(b"12345678")
     ended = invoke("restore", tmp_path / "merged", "-o", tmp_path / "again", "--undo", tmp_path / "no-way")
     assert "holds no way back from a merge" in ended.stderr
+
+
+# What a process does when it is killed: nothing more, and nothing is tidied up.
+KILLED = "import os, sys; from peft_unierase.cli import app, note, ship; from peft_unierase.hub import ledger, whole\n"
+ENDS = {
+    "before the folder": "whole._put_new = lambda *told: os._exit(9)",
+    "after the folder": "ship.note = lambda *told, **what: os._exit(9)",
+    "after the ledger": "add = ledger.append; ledger.append = lambda *told: (add(*told), os._exit(9))",
+}
+
+
+@pytest.mark.parametrize("place", [False], ids=["untied"], indirect=True)
+@pytest.mark.parametrize(
+    ("end", "kept"), [*((end, True) for end in ENDS), ("after the folder", False)], ids=[*ENDS, "without a way back"]
+)
+def test_a_merge_that_was_killed_goes_on_when_it_is_given_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, kept: bool
+) -> None:
+    monkeypatch.setenv("UNIERASE_HOME", str(tmp_path / "home"))
+    command = ["merge", place / "erasure", "--base", place / "base", "-o", tmp_path / "merged", "--format", "json"]
+    command += [] if kept else ["--no-undo"]
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{KILLED}{ENDS[end]}\nsys.argv = ['unierase', *sys.argv[1:]]\napp.main()", *command],
+        capture_output=True,
+        text=True,
+        env={**ENVIRONMENT, "UNIERASE_HOME": str(tmp_path / "home")},
+        check=False,
+    )
+    assert ended.returncode == 9, ended.stderr
+    assert (tmp_path / "merged").exists() is (end != "before the folder")
+    assert len(list(tmp_path.glob("home/undo/*"))) == kept
+    first = invoke(*command)
+    assert first.exit_code == 0, first.output
+    entries = ledger.read(tmp_path / "home" / "ledger.jsonl")
+    assert [(entry.action, entry.what["undo"] is not None) for entry in entries] == [("merge", kept)]
+    assert not list(tmp_path.glob(".*"))
+    if kept:
+        assert invoke("restore", tmp_path / "merged", "-o", tmp_path / "again").exit_code == 0
+    assert "is there already" in invoke(*command).stderr
+
+
+def test_without_room_for_the_way_back_nothing_is_merged(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "undo").write_text("", encoding="utf-8")  # where a folder would have to be
+    monkeypatch.setenv("UNIERASE_HOME", str(tmp_path / "home"))
+    ended = invoke("merge", place / "erasure", "--base", place / "base", "-o", tmp_path / "merged")
+    assert (ended.exit_code, ended.stderr.count("\n")) == (2, 1)
+    assert str(tmp_path / "home" / "undo") in ended.stderr
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "home"]
+
+
+def test_the_way_back_does_not_go_where_the_merged_model_goes(place: Path, tmp_path: Path) -> None:
+    undo = tmp_path / "merged" / "undo"
+    ended = invoke("merge", place / "erasure", "--base", place / "base", "-o", tmp_path / "merged", "--undo", undo)
+    assert ended.exit_code == 2
+    assert "must not go where that goes" in ended.stderr
+
+
+def rename(name: str, other: str) -> Callable[[dict[str, Any], dict[str, str]], Any]:
+    return lambda tensors, header: tensors.__setitem__(other, tensors.pop(name))
+
+
+ROW, MATRIX = "model.embed_tokens.weight", f"{DOWN}.weight"
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        rename(ROW, "model.nothing.weight"),
+        rename(ROW, "model.embed_tokens"),
+        rename(f"{ROW}#", f"{MATRIX}#"),
+        lambda tensors, header: tensors.__setitem__(f"{ROW}#", tensors[f"{ROW}#"] + 100_000),
+        lambda tensors, header: tensors.__setitem__(f"{ROW}#", tensors[f"{ROW}#"] * -1 - 1),
+        lambda tensors, header: tensors.__setitem__(f"{ROW}#", tensors[f"{ROW}#"].float()),
+        lambda tensors, header: tensors.__setitem__(f"{ROW}#", tensors[f"{ROW}#"].repeat(2)),
+        lambda tensors, header: tensors.__setitem__(f"{ROW}#", tensors[f"{ROW}#"][0].clone()),
+        lambda tensors, header: tensors.__setitem__(ROW, tensors[ROW][:, :5].clone()),
+        lambda tensors, header: tensors.__setitem__(MATRIX, tensors[MATRIX].t().contiguous()),
+        lambda tensors, header: tensors.__setitem__(MATRIX, tensors[MATRIX].half()),
+        lambda tensors, header: tensors.__setitem__(MATRIX, tensors[MATRIX] * float("nan")),
+        lambda tensors, header: tensors.__setitem__(MATRIX, tensors[MATRIX][:3].clone()),
+        lambda tensors, header: tensors.pop(MATRIX),
+        lambda tensors, header: tensors.clear(),
+        lambda tensors, header: header.clear(),
+        *(lambda tensors, header, key=key: header.pop(key) for key in ("digest", "tied", "tokens")),
+        *(
+            lambda tensors, header, key=key, value=value: header.__setitem__(key, value)
+            for key, value in [
+                ("digest", "sha256:0"),
+                ("digest", ""),
+                ("tied", "[]"),
+                ("tied", "yes"),
+                ("tokens", "{}"),
+                ("tokens", "[[]]"),
+                ("tokens", '[["1", 1]]'),
+                ("tokens", "[" * 100_000),
+            ]
+        ),
+    ],
+)
+def test_a_way_back_that_was_tampered_with_is_refused(
+    tmp_path: Path, merged: tuple[Path, Path], tamper: Callable[[dict[str, Any], dict[str, str]], Any]
+) -> None:
+    folder, undo = merged
+    with safe_open(undo, "pt") as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        header = dict(opened.metadata())
+    tamper(tensors, header)
+    save_file(tensors, tmp_path / "tampered", header)
+    with pytest.raises(InputError):
+        put_back(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "tampered")
+
+
+def test_restoring_with_one_of_these_is_one_line_and_writes_nothing(tmp_path: Path, merged: tuple[Path, Path]) -> None:
+    folder, undo = merged
+    save_file({"model.nothing.weight": torch.ones(1)}, tmp_path / "tampered", safe_open(undo, "pt").metadata())
+    for file in (tmp_path / "tampered", folder / "config.json"):
+        ended = invoke("restore", folder, "-o", tmp_path / "again", "--undo", file)
+        assert (ended.exit_code, ended.stderr.count("\n")) == (2, 1), ended.output
+        assert ended.stderr.startswith("error: ")
+        assert not (tmp_path / "again").exists()
+
+
+@pytest.fixture(scope="module")
+def merged(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A merged model and the way back from it."""
+    folder = tmp_path_factory.mktemp("merged")
+    undo = ("--undo", folder / "undo")
+    invoke("merge", place / "erasure", "--base", place / "base", "-o", folder / "merged", *undo)
+    return folder / "merged", folder / "undo"
 
 
 def test_without_a_way_back_none_is_kept(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

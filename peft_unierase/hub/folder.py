@@ -14,7 +14,7 @@ from ..digests import sha256
 from ..errors import InputError
 from ..source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, WEIGHTS_NAME
 from .record import statement
-from .whole import check_name, tidy, whole_folder
+from .whole import check_name, hides, tidy, whole_folder
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -72,16 +72,17 @@ def holds_erasure(folder: Path) -> bool:
 
 
 @contextmanager
-def _write_errors(folder: Path) -> Iterator[None]:
-    """Every error of the system as an `OSError` that names `folder`; safetensors and tokenizers raise others."""
+def write_errors(path: Path) -> Iterator[None]:
+    """Every error of the system as an `OSError` that names `path`; safetensors and tokenizers raise others."""
     try:
         yield
     except Exception as error:
         told = OS_ERROR.search(str(error))
         code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-        if code is None:
+        elsewhere = isinstance(error, OSError) and error.filename and not hides(path, error.filename)
+        if code is None or elsewhere or isinstance(error, InputError):
             raise
-        raise OSError(code, os.strerror(code), str(folder)) from error
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def write_folder(folder: Path, write: Callable[[Path], None], replace: bool = False) -> None:
@@ -96,7 +97,7 @@ def write_folder(folder: Path, write: Callable[[Path], None], replace: bool = Fa
         InputError: Another process is writing there, or has written there meanwhile.
         OSError: Writing failed; the folder is as it was.
     """
-    with _write_errors(folder), whole_folder(folder, replace) as place:
+    with write_errors(folder), whole_folder(folder, replace) as place:
         write(place)
         readable = place.stat().st_mode & 0o666  # by whom the umask says, of which a new folder tells
         for file in place.rglob("*"):

@@ -166,6 +166,11 @@ def whole_file(file: Path, mode: int) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def hides(path: Path, other: str | bytes | int) -> bool:
+    """Whether a file is where a process writes what becomes `path`."""
+    return f".{_real(path).name}.partial-" in str(other)
+
+
 def exchange(one: Path, other: Path) -> bool:
     """Exchange two folders in one step; whether the system and the file system can."""
     try:
