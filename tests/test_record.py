@@ -5,24 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import ENVIRONMENT, invoke, listing, save_tiny_model, write_rows
+from helpers import invoke, listing, save_tiny_model, write_rows
 from peft import get_peft_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import Fact, UniEraseConfig
+from peft_unierase.cli import ship
 from peft_unierase.cli.note import note
 from peft_unierase.digests import recorded_digests
 from peft_unierase.errors import InputError
-from peft_unierase.hub import ledger
+from peft_unierase.hub import ledger, whole
 from peft_unierase.hub.folder import save_erasure
 from peft_unierase.hub.record import Salt, coverage, fact_digests, predicate_of, read_salt
 from peft_unierase.tuner.fingerprint import base_dtype, base_fingerprint
@@ -361,16 +362,19 @@ def test_any_name_of_a_file_is_one_line_of_the_ledger(tmp_path: Path) -> None:
 
 def test_whoever_reads_beside_writers_sees_a_whole_ledger(tmp_path: Path) -> None:
     file = tmp_path / "ledger.jsonl"
-    writing = (
-        "import sys; from pathlib import Path; from peft_unierase.hub import ledger\n"
-        "for number in range(40): ledger.append('check', {'number': number}, Path(sys.argv[1]))"
-    )
-    writers = [subprocess.Popen([sys.executable, "-c", writing, str(file)]) for _ in range(3)]
-    while any(writer.poll() is None for writer in writers):
-        entries = ledger.read(file)
-        assert [entry.number for entry in entries] == list(range(1, len(entries) + 1))
-    assert [writer.returncode for writer in writers] == [0, 0, 0]
-    assert len(ledger.read(file)) == 120
+
+    def write(writer: int) -> None:
+        for number in range(10):
+            ledger.append("check", {"writer": writer, "number": number}, file)
+
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write, writer) for writer in range(3)]
+        while not all(writer.done() for writer in writers):
+            entries = ledger.read(file)
+            assert [entry.number for entry in entries] == list(range(1, len(entries) + 1))
+    assert [writer.exception() for writer in writers] == [None] * 3
+    written = sorted((entry.what["writer"], entry.what["number"]) for entry in ledger.read(file))
+    assert written == [(writer, number) for writer in range(3) for number in range(10)]
 
 
 def test_a_ledger_that_is_a_folder_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,18 +455,10 @@ def test_a_merged_model_that_was_changed_since_is_not_taken_for_the_base(place: 
     assert "holds no way back from a merge" in ended.stderr
 
 
-# What a process does when it is killed: nothing more, and nothing is tidied up.
-KILLED = "import os, sys; from peft_unierase.cli import app, note, ship; from peft_unierase.hub import ledger, whole\n"
-ENDS = {
-    "before the folder": "whole._put_new = lambda *told: os._exit(9)",
-    "after the folder": "ship.note = lambda *told, **what: os._exit(9)",
-    "after the ledger": "add = ledger.append; ledger.append = lambda *told: (add(*told), os._exit(9))",
-}
-
-
 @pytest.mark.parametrize("place", [False], ids=["untied"], indirect=True)
 @pytest.mark.parametrize(
-    ("end", "kept"), [*((end, True) for end in ENDS), ("after the folder", False)], ids=[*ENDS, "without a way back"]
+    ("end", "kept"),
+    [("before the folder", True), ("after the folder", True), ("after the ledger", True), ("after the folder", False)],
 )
 def test_a_merge_that_was_killed_goes_on_when_it_is_given_again(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, kept: bool
@@ -470,14 +466,19 @@ def test_a_merge_that_was_killed_goes_on_when_it_is_given_again(
     monkeypatch.setenv("UNIERASE_HOME", str(tmp_path / "home"))
     command = ["merge", place / "erasure", "--base", place / "base", "-o", tmp_path / "merged", "--format", "json"]
     command += [] if kept else ["--no-undo"]
-    ended = subprocess.run(
-        [sys.executable, "-c", f"{KILLED}{ENDS[end]}\nsys.argv = ['unierase', *sys.argv[1:]]\napp.main()", *command],
-        capture_output=True,
-        text=True,
-        env={**ENVIRONMENT, "UNIERASE_HOME": str(tmp_path / "home")},
-        check=False,
-    )
-    assert ended.returncode == 9, ended.stderr
+
+    def killed(*told: Any, **what: Any) -> None:
+        if end == "after the ledger":
+            append(*told)
+        raise KeyboardInterrupt
+
+    append = ledger.append
+    with monkeypatch.context() as patched:
+        patched.setattr(whole, "_remove", lambda path: None)  # who is killed tidies nothing up
+        where = {"before the folder": (whole, "_put_new"), "after the folder": (ship, "note")}
+        patched.setattr(*where.get(end, (ledger, "append")), killed)
+        assert invoke(*command).exit_code == 130
+    assert bool(list(tmp_path.glob(".merged.partial-*"))) is (end == "before the folder")
     assert (tmp_path / "merged").exists() is (end != "before the folder")
     assert len(list(tmp_path.glob("home/undo/*"))) == kept
     first = invoke(*command)

@@ -30,7 +30,7 @@ ACTIONS = ("erase", "check", "merge", "export", "stack", "push", "restore", "sig
 RECOVERED = "recover"  # what the ledger says of itself
 FIRST = "0" * 64
 LINE = re.compile(rb'(\{.*),"digest":"([0-9a-f]{64})"\}', re.DOTALL)
-WAIT = 60.0  # seconds for others that write
+WAIT, POLL = 60.0, 0.005  # seconds
 
 
 class LedgerError(InputError):
@@ -249,7 +249,7 @@ def _locked(ledger: Path, reading: bool = False) -> Iterator[None]:
     """Keep others from writing. Whoever may not write beside the ledger reads it without."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(ledger.with_name(f"{ledger.name}.lock"), timeout=WAIT)
+    lock = FileLock(ledger.with_name(f"{ledger.name}.lock"), timeout=WAIT, poll_interval=POLL)
     try:
         lock.acquire()
     except Timeout as error:
