@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from ..facts import shown
 from ..hub.whole import claimed
 from .adapters import ADAPTER, description
 from .output import Format, clear_endings, say, show, show_json
@@ -16,6 +17,7 @@ from .prompting import read_prompting
 from .sets import Reading
 
 SHOWN = 10
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,13 @@ def parse_layers(text: str | None) -> list[int] | None:
         return None
     layers: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]+)(?:-([0-9]+))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
-            raise InputError(f"--layers {text!r} is not a list of layers; write it like 2,3 or 4-8")
+            raise InputError(f"--layers {shown(text)} is not a list of layers of a model; write it like 2,3 or 4-8")
         layers.extend(range(first, last + 1))
+        if len(layers) > MOST_LAYERS:
+            raise InputError(f"--layers {shown(text)} names more layers than a model has; write it like 2,3 or 4-8")
     return layers
 
 
@@ -186,8 +190,8 @@ def _run(plan: ErasePlan, style: Format) -> None:
     check_scope(plan.scope, plan.recipe)
     if plan.scope:
         subjects = plan_scope(plan.scope, forget, retain).subjects
-        shown = ", ".join(subjects[:SHOWN]) + (f" and {len(subjects) - SHOWN} more" if len(subjects) > SHOWN else "")
-        say(f"scope {plan.scope} is about {shown or 'nothing that has a name'}")
+        named = ", ".join(subjects[:SHOWN]) + (f" and {len(subjects) - SHOWN} more" if len(subjects) > SHOWN else "")
+        say(f"scope {plan.scope} is about {named or 'nothing that has a name'}")
     if plan.afresh:
         discard(plan.work_dir)
     model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map, plan.revision)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MissingPackageError
+from ..facts import shown
 from ..hub.whole import claimed
 from .output import Format, clear_endings, say, show, show_json, table
 from .prompting import read_prompting
@@ -67,14 +69,14 @@ def parse_steps(text: str, facts: int) -> list[int]:
     numbers = []
     for part in text.split(","):
         word = part.strip()
-        if word != "all" and not (word.isascii() and word.isdigit() and int(word) > 0):
-            raise InputError(f"--steps {text!r} is not a list of numbers of facts; write it like 1,5,20,all")
+        if word != "all" and not (re.fullmatch("[0-9]{1,9}", word) and int(word) > 0):
+            raise InputError(f"--steps {shown(text)} is not a list of numbers of facts; write it like 1,5,20,all")
         numbers.append(facts if word == "all" else int(word))
     steps = [number for number in numbers if number <= facts]
     if steps != sorted(set(steps)):
-        raise InputError(f"--steps {text!r} does not grow from step to step; write it like 1,5,20,all")
+        raise InputError(f"--steps {shown(text)} does not grow from step to step; write it like 1,5,20,all")
     if not steps:
-        raise InputError(f"--steps {text!r} begins beyond the {facts} facts of the forget set; begin with 1")
+        raise InputError(f"--steps {shown(text)} begins beyond the {facts} facts of the forget set; begin with 1")
     return steps
 
 

@@ -12,6 +12,8 @@ from ..errors import InputError
 from ..tuner.structure import find_decoder_layers, find_mlp_projections, projection_shape
 from .paper import early_layers
 
+SHOWN = 10
+
 
 def share_of_layers(count: int, first: float, last: float) -> list[int]:
     """Layers between two shares of the depth, at least three and never the last: `[1, …, 8]` of 30 for .04 and .3."""
@@ -50,7 +52,8 @@ def choose_sites(
         if layers is not None:
             indices = sorted(set(layers))
         if bad := [index for index in indices if not 0 <= index < len(found)]:
-            raise InputError(f"layers {bad} do not exist; the model has layers 0 to {len(found) - 1}")
+            more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+            raise InputError(f"layers {bad[:SHOWN]}{more} do not exist; the model has layers 0 to {len(found) - 1}")
         chosen = {index: found[index] for index in indices}
     if not chosen:
         raise InputError("no layer to edit was named; leave `layers` out to have them chosen")

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -152,12 +153,12 @@ def coverage(facts: Sequence[Fact], digests: Sequence[str], key: bytes) -> tuple
     Returns:
         Those of `facts` that are not among them, and how many digests belong to none of `facts`.
     """
-    left = list(digests)
+    left = Counter(digests)
     missing = []
     for fact in facts:
         digest = fact_digest(fact, key)
-        if digest in left:
-            left.remove(digest)
+        if left[digest]:
+            left[digest] -= 1
         else:
             missing.append(fact)
-    return missing, len(left)
+    return missing, left.total()
