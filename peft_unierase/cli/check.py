@@ -59,6 +59,10 @@ def run_check(plan: CheckPlan, style: Format) -> None:
 
 
 def _run(plan: CheckPlan, style: Format) -> CheckReport:
+    from ..hub.folder import check_place
+
+    if plan.output:
+        check_place(plan.output)
     refusals = read_refusals(plan.refusals) or []
     prompting = read_prompting(plan.prompt_format, plan.system)
     forget = plan.reading.forget(plan.forget)

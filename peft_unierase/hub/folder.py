@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from ..digests import sha256
 from ..errors import InputError
 from ..source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, WEIGHTS_NAME
@@ -23,8 +25,8 @@ def check_output(folder: Path, overwrite: bool = False) -> None:
     """Refuse a folder that an erasure must not be written to, before any work is done.
 
     Raises:
-        ValueError: It is a file, it holds something else, it holds an erasure and `overwrite` is false, its name is too
-            long, another process is writing to it, or it cannot be written to.
+        ValueError: It is a file, it holds something else, it holds an erasure and `overwrite` is false or its card
+            cannot be read, its name is too long, another process is writing to it, or it cannot be written to.
     """
     check_name(folder)
     tidy(folder)
@@ -33,6 +35,7 @@ def check_output(folder: Path, overwrite: bool = False) -> None:
             raise InputError(f"{folder} holds something else than an erasure; name a new folder, or empty this one")
         if not overwrite:
             raise InputError(f"{folder} already holds an erasure; name a new folder, or pass --overwrite to replace it")
+        _read_card(folder)
         _check_writable(folder)
     else:
         check_new(folder)
@@ -54,6 +57,33 @@ def check_new(folder: Path) -> None:
     _check_writable(folder)
 
 
+def check_place(folder: Path) -> None:
+    """Refuse a folder that no files can be added to, before any work is done.
+
+    Raises:
+        InputError: It is a file, its name is too long, or it cannot be written to.
+    """
+    check_name(folder)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; name a folder")
+    _check_writable(folder)
+
+
+def _read_card(folder: Path) -> str | None:
+    """The card that the owner may have edited."""
+    card = folder / CARD_NAME
+    try:
+        text = card.read_text(encoding="utf-8") if card.is_file() else None
+        if text is not None:
+            ModelCard(text, ignore_metadata_errors=True)
+    except OSError:
+        raise
+    except Exception as error:  # of its bytes, and of whatever reads its metadata
+        why = " ".join(str(error).split())
+        raise InputError(f"{card} cannot be read ({why}); mend it, or take it out to have a new one") from error
+    return text
+
+
 def _check_writable(folder: Path) -> None:
     parent = folder.absolute().parent
     while not parent.exists():
@@ -66,7 +96,7 @@ def holds_erasure(folder: Path) -> bool:
     """Whether an erasure was saved in a folder."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and config.get("peft_type") == "UNIERASE"
 
@@ -135,8 +165,7 @@ def save_erasure(
     from .repo_card import repo_card
 
     check_output(folder, overwrite)
-    old = folder / CARD_NAME
-    there = old.read_text(encoding="utf-8") if old.is_file() else None
+    there = _read_card(folder)
 
     def write(place: Path) -> None:
         # PEFT would save both full matrices if it thought that the vocabulary had changed; the two rows are enough.

@@ -143,10 +143,10 @@ def look(ledger: Path) -> State:
         InputError: It is no file.
         OSError: It cannot be read.
     """
-    if not _head(ledger).exists() and not ledger.exists():
-        return State([], 0, b"", None, True)
     if ledger.exists() and not ledger.is_file():
         raise InputError(f"{ledger} is no file; a ledger is one, usually ledger.jsonl")
+    if not _head(ledger).exists() and not ledger.exists():
+        return State([], 0, b"", None, True)
     with _locked(ledger, reading=True):
         return _read(ledger)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import InputError, MissingPackageError
 from ..source import CARD_NAME, SIGNATURE_NAME
 from .verify import FAILS, HOLDS, Finding
 
+PARTIAL_NAME = f".{SIGNATURE_NAME}"  # a new one, until it is whole
 UNSIGNED = (CARD_NAME, ".gitattributes", ".git", ".cache")
 
 
@@ -28,10 +30,15 @@ def sign(folder: Path, private_key: Path) -> Path:
         )
     signature = folder / SIGNATURE_NAME
     config = signing.Config().set_hashing_config(_hashing(folder))
-    try:
-        config.use_elliptic_key_signer(private_key=private_key).sign(folder, signature)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{private_key} cannot sign: {error}") from error
+    with TemporaryDirectory() as elsewhere:
+        made = Path(elsewhere) / SIGNATURE_NAME
+        try:
+            config.use_elliptic_key_signer(private_key=private_key).sign(folder, made)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{private_key} cannot sign: {error}") from error
+        partial = folder / PARTIAL_NAME
+        partial.write_bytes(made.read_bytes())
+        partial.replace(signature)
     return signature
 
 
@@ -77,7 +84,7 @@ def signed_digests(folder: Path) -> dict[str, str]:
 
 
 def _hashing(folder: Path) -> Any:
-    paths = [folder / name for name in (SIGNATURE_NAME, *UNSIGNED)]
+    paths = [folder / name for name in (SIGNATURE_NAME, PARTIAL_NAME, *UNSIGNED)]
     return _library("hashing").Config().set_ignored_paths(paths=paths, ignore_git_paths=True)
 
 
