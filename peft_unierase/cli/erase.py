@@ -71,7 +71,7 @@ def parse_layers(text: str | None) -> list[int] | None:
         match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
-            raise InputError(f"--layers {shown(text)} is not a list of layers of a model; write it like 2,3 or 4-8")
+            raise InputError(f"--layers {shown(text)} is not a list of layers; write it like 2,3 or 4-8")
         layers.extend(range(first, last + 1))
         if len(layers) > MOST_LAYERS:
             raise InputError(f"--layers {shown(text)} names more layers than a model has; write it like 2,3 or 4-8")
