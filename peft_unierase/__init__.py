@@ -24,6 +24,7 @@ _HOMES = {
     "PaperSettings": "engine",
     "Samples": "engine",
     "UniEraseConfig": "tuner",
+    "UniEraseError": "errors",
     "UniEraseModel": "tuner",
     "align_tokenizer": "tuner",
     "erase": "engine",

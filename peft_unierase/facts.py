@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
+from .errors import InputError
 from .text import comparable, normal
 
 
@@ -35,7 +37,7 @@ class Fact:
     accepted_answers: tuple[str, ...] = ()
 
 
-class FactError(ValueError):
+class FactError(InputError):
     """A set of facts that cannot be used; the text says where, why, and what to do about it."""
 
 
@@ -101,20 +103,10 @@ def merge_repeats(facts: Iterable[Fact]) -> list[Fact]:
 
     Texts count as the same when they differ in case or whitespace alone.
     """
-    merged: dict[tuple[str, str], Fact] = {}
+    merged: dict[tuple[str, str], list[Fact]] = {}
     for fact in facts:
-        key = normal(fact.question), normal(fact.answer)
-        first = merged.setdefault(key, fact)
-        if first is not fact and first != fact:
-            merged[key] = replace(
-                first,
-                paraphrases=_union(first.paraphrases, fact.paraphrases),
-                subject=first.subject or fact.subject,
-                paraphrased_answer=first.paraphrased_answer or fact.paraphrased_answer,
-                perturbed_answers=_union(first.perturbed_answers, fact.perturbed_answers),
-                accepted_answers=_union(first.accepted_answers, fact.accepted_answers),
-            )
-    return list(merged.values())
+        merged.setdefault((normal(fact.question), normal(fact.answer)), []).append(fact)
+    return [_together(repeats) for repeats in merged.values()]
 
 
 def fact_row(fact: Fact) -> dict[str, Any]:
@@ -131,8 +123,22 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
-def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*first, *second)))
+def _together(repeats: Sequence[Fact]) -> Fact:
+    first = repeats[0]
+    if all(fact == first for fact in repeats):
+        return first
+    return replace(
+        first,
+        paraphrases=_union(fact.paraphrases for fact in repeats),
+        subject=next((fact.subject for fact in repeats if fact.subject), None),
+        paraphrased_answer=next((fact.paraphrased_answer for fact in repeats if fact.paraphrased_answer), None),
+        perturbed_answers=_union(fact.perturbed_answers for fact in repeats),
+        accepted_answers=_union(fact.accepted_answers for fact in repeats),
+    )
+
+
+def _union(several: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(several)))
 
 
 def _mute(facts: Sequence[Fact]) -> list[str]:

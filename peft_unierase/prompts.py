@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .decoding import continuations, end_ids
+from .errors import InputError
 
 # Capitals, quotes and brackets, so that a template that changes any of them gives itself away.
 SENTINEL = '@@The "Question" [1]@@'
@@ -107,14 +108,14 @@ def chat_format(
     """
     template = template or chat_template(tokenizer)
     if template is None:
-        raise ValueError(f"the tokenizer has no chat template; {WAY_OUT}")
+        raise InputError(f"the tokenizer has no chat template; {WAY_OUT}")
     turns = [("system", system)] if system else []
     prompt = _render(tokenizer, template, [*turns, ("user", SENTINEL)], thinking)
     if prompt.count(SENTINEL) != 1:
-        raise ValueError(f"the chat template changes the words of a question, so its door cannot be found; {WAY_OUT}")
+        raise InputError(f"the chat template changes the words of a question, so its door cannot be found; {WAY_OUT}")
     head, tail = prompt.split(SENTINEL)
     if system and system.strip() not in head:
-        raise ValueError(
+        raise InputError(
             f"the chat template does not write the system prompt {system!r} before the question; leave the system "
             f"prompt out, or {WAY_OUT}"
         )
@@ -149,7 +150,7 @@ def chat_template(tokenizer: Any) -> str | None:
     if not found:
         return None
     if len(found) > 1 and "default" not in found:
-        raise ValueError(
+        raise InputError(
             f"the tokenizer has several chat templates ({', '.join(found)}) and none that is called default; save the "
             f"one that is meant in a file, and {WAY_OUT}"
         )
@@ -193,7 +194,7 @@ def _render(tokenizer: Any, template: str, turns: Sequence[tuple[str, str]], thi
             found.append(text)
     if not found:
         roles = ", ".join(role for role, _ in turns)
-        raise ValueError(f"the chat template {_failure(errors[0], roles)}; {WAY_OUT}") from errors[0]
+        raise InputError(f"the chat template {_failure(errors[0], roles)}; {WAY_OUT}") from errors[0]
     return max(found, key=lambda text: text.count(SENTINEL) == sum(content == SENTINEL for _, content in turns))
 
 
@@ -240,7 +241,7 @@ def asking_format(tokenizer: Any, system: str | None = None, template: str | Non
     template = template or chat_template(tokenizer)
     if template is None:
         if system:
-            raise ValueError(
+            raise InputError(
                 "the tokenizer has no chat template, so there is no place for a system prompt; leave it out, or give a "
                 "template with --prompt-format FILE.jinja"
             )
@@ -306,13 +307,13 @@ def chosen_formats(
         ValueError: No such kind, a system prompt for plain formats, or see [`asking_format`].
     """
     if kind not in (None, "chat", "plain"):
-        raise ValueError(f"prompt format {kind!r} is not there; choose chat, plain, or a file with a chat template")
+        raise InputError(f"prompt format {kind!r} is not there; choose chat, plain, or a file with a chat template")
     if kind == "plain":
         if system:
-            raise ValueError("a plain format has no place for a system prompt; leave out one of the two")
+            raise InputError("a plain format has no place for a system prompt; leave out one of the two")
         return [plain_format(tokenizer), plain_format(tokenizer, short=True)]
     if kind == "chat" and template is None and chat_template(tokenizer) is None:
-        raise ValueError(f"the tokenizer has no chat template; {WAY_OUT}")
+        raise InputError(f"the tokenizer has no chat template; {WAY_OUT}")
     formats = default_formats(tokenizer, system, template)
     return [form for form in formats if kind is None or form.name.startswith("chat")]
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .errors import InputError
+
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 RECORD_NAME = "erasure.json"
@@ -66,14 +68,14 @@ def resolve(source: str | Path, revision: str | None = None, subfolder: str | No
     """
     inner = PurePosixPath(subfolder or "")
     if inner.is_absolute() or ".." in inner.parts or "\\" in str(inner):
-        raise ValueError(f"subfolder {subfolder!r} leads out of {source}; name one inside it")
+        raise InputError(f"subfolder {subfolder!r} leads out of {source}; name one inside it")
     if Path(source).is_dir():
         return Place(Path(source) / inner)
     try:
         folder, listed = _download(str(source), revision, inner, hub)
     except Exception as error:  # names that are no ids, missing or gated repositories, no network
         reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200]
-        raise ValueError(
+        raise InputError(
             f"{source} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id ({reason})"
         ) from error
     start = "" if inner == PurePosixPath() else f"{inner}/"

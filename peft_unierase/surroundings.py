@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .errors import InputError
+
 DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla", "ipu", "privateuseone")
 
 
@@ -34,14 +36,14 @@ def refuse_inference_mode(name: str, *models: Any) -> None:
         ValueError: Says which of the two it is.
     """
     if torch.is_inference_mode_enabled():
-        raise ValueError(
+        raise InputError(
             f"`{name}` was called inside torch.inference_mode(), where nothing can have a gradient; call it outside "
             "(torch.no_grad() and autocast are no hindrance)"
         )
     for model in models:
         tensors = () if model is None else chain(model.named_parameters(), model.named_buffers())
         if found := next((key for key, tensor in tensors if tensor.is_inference()), None):
-            raise ValueError(
+            raise InputError(
                 f"the model's {found} was made inside torch.inference_mode() and can never have a gradient, so "
                 f"`{name}` cannot work with it; load the model outside"
             )

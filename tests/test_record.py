@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,20 @@ import pytest
 import torch
 from helpers import invoke, listing, save_tiny_model, write_rows
 from peft import get_peft_model
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import Fact, UniEraseConfig
+from peft_unierase.cli import ship
+from peft_unierase.cli.note import note
 from peft_unierase.digests import recorded_digests
-from peft_unierase.hub import ledger
+from peft_unierase.errors import InputError
+from peft_unierase.hub import ledger, whole
 from peft_unierase.hub.folder import save_erasure
 from peft_unierase.hub.record import Salt, coverage, fact_digests, predicate_of, read_salt
 from peft_unierase.tuner.fingerprint import base_dtype, base_fingerprint
+from peft_unierase.tuner.undo import put_back
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 FACTS = [Fact("Where was Ada Finch born?", "In Oslo."), Fact("What does Ada Finch collect?", "Blue glass.")]
@@ -251,7 +258,12 @@ def forge(lines: list[str]) -> None:
     parts = json.loads(lines[1])
     parts.pop("digest")
     parts["what"] = {"number": 7}
-    lines[1] = ledger._line({**parts, "digest": ledger._digest(parts)})
+    lines[1] = ledger.line_of(parts)[0].decode()
+
+
+def repeat(lines: list[str]) -> None:
+    """A name a second time, which readers of JSON take no notice of: the value is the same."""
+    lines[1] = lines[1].replace('"action":"check",', '"action":"push","action":"check",', 1)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +278,9 @@ def forge(lines: list[str]) -> None:
         (swap, "before line 2 of .* was moved"),
         (forge, "before line 3 of .* a line is missing or was moved"),
         (lambda lines: lines.__setitem__(2, "{}"), "line 3 of .* was edited"),
+        (repeat, "line 2 of .* was edited"),
+        (lambda lines: lines.__setitem__(1, lines[1].replace(":", ": ", 1)), "line 2 of .* was edited"),
+        (lambda lines: lines.__setitem__(3, lines[3] + "\r"), "line 4 of .* was edited"),
     ],
 )
 def test_a_ledger_that_somebody_edited_is_found_out_and_not_built_on(
@@ -277,8 +292,9 @@ def test_a_ledger_that_somebody_edited_is_found_out_and_not_built_on(
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     before = file.read_bytes()
     for way in (lambda: ledger.read(file), lambda: ledger.append("check", {}, file)):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ledger.LedgerError, match=message) as caught:
             way()
+        assert "move both elsewhere as they are, and the next command begins a new ledger" in str(caught.value)
     assert file.read_bytes() == before
     ended = invoke("log", "--ledger", file, "--format", "human")
     assert ended.exit_code == 1
@@ -291,7 +307,84 @@ def test_an_interruption_between_line_and_head_is_no_edit(tmp_path: Path) -> Non
     ledger.append("check", {"number": 4}, file)
     (tmp_path / "ledger.head").write_text(head)
     assert len(ledger.read(file)) == 5
-    assert (tmp_path / "ledger.head").read_text().startswith("5 ")
+    assert (tmp_path / "ledger.head").read_text() == head
+    ledger.append("check", {"number": 5}, file)
+    assert (tmp_path / "ledger.head").read_text().startswith("6 ")
+    assert [entry.what["number"] for entry in ledger.read(file)] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("left", [1, 40, -2, -1])
+def test_a_line_that_was_never_finished_is_cut_off(tmp_path: Path, left: int) -> None:
+    """As a full disk or a killed process leaves it; the head knows nothing of it."""
+    file = filled(tmp_path)
+    head, before = (tmp_path / "ledger.head").read_text(), file.read_bytes()
+    ledger.append("check", {"number": 4}, file)
+    line = file.read_bytes()[len(before) :]
+    file.write_bytes(before + line[:left])
+    (tmp_path / "ledger.head").write_text(head)
+    whole = left == -1  # all but the end of the line
+    assert len(ledger.read(file)) == 4 + whole
+    shown = invoke("log", "--ledger", file, "--format", "human")
+    assert shown.exit_code == 0
+    assert ("A command was interrupted while it wrote the next one" in shown.stdout) is not whole
+    ledger.append("check", {"number": 5}, file)
+    assert [entry.what["number"] for entry in ledger.read(file)] == [0, 1, 2, 3, *([4] if whole else []), 5]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 40, -1])
+def test_of_a_last_line_that_was_cut_short_the_next_says_what_is_lost(tmp_path: Path, cut: int) -> None:
+    file = filled(tmp_path)
+    content, digest = file.read_bytes(), ledger.read(file)[-1].digest
+    line = content.splitlines(keepends=True)[-1]
+    cut = len(line) - 1 if cut == -1 else cut
+    file.write_bytes(content[:-cut])
+    if cut == 1:  # all of it is there but its end
+        ledger.append("check", {"number": 4}, file)
+        assert [entry.what["number"] for entry in ledger.read(file)] == [0, 1, 2, 3, 4]
+        return
+    with pytest.raises(ledger.LedgerError, match=r"line 4 of .* is cut short.*Put a copy of the whole file back"):
+        ledger.read(file)
+    assert invoke("log", "--ledger", file).exit_code == 1
+    ledger.append("check", {"number": 4}, file)
+    *_, lost, last = ledger.read(file)
+    assert (lost.number, lost.action, last.what) == (4, "recover", {"number": 4})
+    assert lost.what == {"line": 4, "digest": digest, "left": line[:-cut].decode()}
+
+
+def test_any_name_of_a_file_is_one_line_of_the_ledger(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.jsonl"
+    names = ["Zoë 我", "a\u2028b", "a\u0085b\nc\rd", "half \udcff", "null \0", '"quoted",\\']
+    for name in names:
+        ledger.append("erase", {"folder": name}, file)
+    assert [entry.what["folder"] for entry in ledger.read(file)] == names
+    assert file.read_bytes().count(b"\n") == len(names)
+
+
+def test_whoever_reads_beside_writers_sees_a_whole_ledger(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.jsonl"
+
+    def write(writer: int) -> None:
+        for number in range(10):
+            ledger.append("check", {"writer": writer, "number": number}, file)
+
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write, writer) for writer in range(3)]
+        while not all(writer.done() for writer in writers):
+            entries = ledger.read(file)
+            assert [entry.number for entry in entries] == list(range(1, len(entries) + 1))
+    assert [writer.exception() for writer in writers] == [None] * 3
+    written = sorted((entry.what["writer"], entry.what["number"]) for entry in ledger.read(file))
+    assert written == [(writer, number) for writer in range(3) for number in range(10)]
+
+
+def test_a_ledger_that_is_a_folder_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = invoke("log", "--ledger", tmp_path)
+    assert (ended.exit_code, ended.stderr.count("\n")) == (2, 1)
+    assert "is no file; a ledger is one" in ended.stderr
+    (tmp_path / "ledger.jsonl").mkdir()
+    monkeypatch.setenv("UNIERASE_HOME", str(tmp_path))
+    note("check", None, model="any")
+    assert invoke("log").exit_code == 2
 
 
 def test_commands_write_down_what_they_did(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,8 +428,6 @@ def test_of_a_matrix_with_a_row_of_the_token_that_row_alone_is_kept(place: Path,
     invoke(
         *("merge", place / "erasure", "--base", place / "base", "-o", tmp_path / "merged"), "--undo", tmp_path / "undo"
     )
-    from safetensors import safe_open
-
     with safe_open(tmp_path / "undo", "pt") as opened:
         shapes = {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
     config = base_of(place).config
@@ -362,6 +453,135 @@ def test_a_merged_model_that_was_changed_since_is_not_taken_for_the_base(place: 
     (tmp_path / "no-way").write_bytes(b"12345678")
     ended = invoke("restore", tmp_path / "merged", "-o", tmp_path / "again", "--undo", tmp_path / "no-way")
     assert "holds no way back from a merge" in ended.stderr
+
+
+@pytest.mark.parametrize("place", [False], ids=["untied"], indirect=True)
+@pytest.mark.parametrize(
+    ("end", "kept"),
+    [("before the folder", True), ("after the folder", True), ("after the ledger", True), ("after the folder", False)],
+)
+def test_a_merge_that_was_killed_goes_on_when_it_is_given_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, kept: bool
+) -> None:
+    monkeypatch.setenv("UNIERASE_HOME", str(tmp_path / "home"))
+    command = ["merge", place / "erasure", "--base", place / "base", "-o", tmp_path / "merged", "--format", "json"]
+    command += [] if kept else ["--no-undo"]
+
+    def killed(*told: Any, **what: Any) -> None:
+        if end == "after the ledger":
+            append(*told)
+        raise KeyboardInterrupt
+
+    append = ledger.append
+    with monkeypatch.context() as patched:
+        patched.setattr(whole, "_remove", lambda path: None)  # who is killed tidies nothing up
+        where = {"before the folder": (whole, "_put_new"), "after the folder": (ship, "note")}
+        patched.setattr(*where.get(end, (ledger, "append")), killed)
+        assert invoke(*command).exit_code == 130
+    assert bool(list(tmp_path.glob(".merged.partial-*"))) is (end == "before the folder")
+    assert (tmp_path / "merged").exists() is (end != "before the folder")
+    assert len(list(tmp_path.glob("home/undo/*"))) == kept
+    first = invoke(*command)
+    assert first.exit_code == 0, first.output
+    entries = ledger.read(tmp_path / "home" / "ledger.jsonl")
+    assert [(entry.action, entry.what["undo"] is not None) for entry in entries] == [("merge", kept)]
+    assert not list(tmp_path.glob(".*"))
+    if kept:
+        assert invoke("restore", tmp_path / "merged", "-o", tmp_path / "again").exit_code == 0
+    assert "is there already" in invoke(*command).stderr
+
+
+def test_without_room_for_the_way_back_nothing_is_merged(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "undo").write_text("", encoding="utf-8")  # where a folder would have to be
+    monkeypatch.setenv("UNIERASE_HOME", str(tmp_path / "home"))
+    ended = invoke("merge", place / "erasure", "--base", place / "base", "-o", tmp_path / "merged")
+    assert (ended.exit_code, ended.stderr.count("\n")) == (2, 1)
+    assert str(tmp_path / "home" / "undo") in ended.stderr
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "home"]
+
+
+def test_the_way_back_does_not_go_where_the_merged_model_goes(place: Path, tmp_path: Path) -> None:
+    undo = tmp_path / "merged" / "undo"
+    ended = invoke("merge", place / "erasure", "--base", place / "base", "-o", tmp_path / "merged", "--undo", undo)
+    assert ended.exit_code == 2
+    assert "must not go where that goes" in ended.stderr
+
+
+def rename(name: str, other: str) -> Callable[[dict[str, Any], dict[str, str]], Any]:
+    return lambda tensors, header: tensors.__setitem__(other, tensors.pop(name))
+
+
+ROW, MATRIX = "model.embed_tokens.weight", f"{DOWN}.weight"
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        rename(ROW, "model.nothing.weight"),
+        rename(ROW, "model.embed_tokens"),
+        rename(f"{ROW}#", f"{MATRIX}#"),
+        lambda tensors, header: tensors.__setitem__(f"{ROW}#", tensors[f"{ROW}#"] + 100_000),
+        lambda tensors, header: tensors.__setitem__(f"{ROW}#", tensors[f"{ROW}#"] * -1 - 1),
+        lambda tensors, header: tensors.__setitem__(f"{ROW}#", tensors[f"{ROW}#"].float()),
+        lambda tensors, header: tensors.__setitem__(f"{ROW}#", tensors[f"{ROW}#"].repeat(2)),
+        lambda tensors, header: tensors.__setitem__(f"{ROW}#", tensors[f"{ROW}#"][0].clone()),
+        lambda tensors, header: tensors.__setitem__(ROW, tensors[ROW][:, :5].clone()),
+        lambda tensors, header: tensors.__setitem__(MATRIX, tensors[MATRIX].t().contiguous()),
+        lambda tensors, header: tensors.__setitem__(MATRIX, tensors[MATRIX].half()),
+        lambda tensors, header: tensors.__setitem__(MATRIX, tensors[MATRIX] * float("nan")),
+        lambda tensors, header: tensors.__setitem__(MATRIX, tensors[MATRIX][:3].clone()),
+        lambda tensors, header: tensors.pop(MATRIX),
+        lambda tensors, header: tensors.clear(),
+        lambda tensors, header: header.clear(),
+        *(lambda tensors, header, key=key: header.pop(key) for key in ("digest", "tied", "tokens")),
+        *(
+            lambda tensors, header, key=key, value=value: header.__setitem__(key, value)
+            for key, value in [
+                ("digest", "sha256:0"),
+                ("digest", ""),
+                ("tied", "[]"),
+                ("tied", "yes"),
+                ("tokens", "{}"),
+                ("tokens", "[[]]"),
+                ("tokens", '[["1", 1]]'),
+                ("tokens", "[" * 100_000),
+            ]
+        ),
+    ],
+)
+def test_a_way_back_that_was_tampered_with_is_refused(
+    tmp_path: Path, merged: tuple[Path, Path], tamper: Callable[[dict[str, Any], dict[str, str]], Any]
+) -> None:
+    folder, undo = merged
+    with safe_open(undo, "pt") as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        header = dict(opened.metadata())
+    tamper(tensors, header)
+    save_file(tensors, tmp_path / "tampered", header)
+    with pytest.raises(InputError):
+        put_back(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "tampered")
+
+
+def test_restoring_with_one_of_these_is_one_line_and_writes_nothing(tmp_path: Path, merged: tuple[Path, Path]) -> None:
+    folder, undo = merged
+    save_file({"model.nothing.weight": torch.ones(1)}, tmp_path / "tampered", safe_open(undo, "pt").metadata())
+    for file in (tmp_path / "tampered", folder / "config.json"):
+        ended = invoke("restore", folder, "-o", tmp_path / "again", "--undo", file)
+        assert (ended.exit_code, ended.stderr.count("\n")) == (2, 1), ended.output
+        assert ended.stderr.startswith("error: ")
+        assert not (tmp_path / "again").exists()
+
+
+@pytest.fixture(scope="module")
+def merged(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A merged model and the way back from it."""
+    folder = tmp_path_factory.mktemp("merged")
+    undo = ("--undo", folder / "undo")
+    invoke("merge", place / "erasure", "--base", place / "base", "-o", folder / "merged", *undo)
+    return folder / "merged", folder / "undo"
 
 
 def test_without_a_way_back_none_is_kept(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError, MissingPackageError
+
 Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
@@ -22,7 +24,9 @@ def similarity_judge(name: str | Path) -> Judge:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ImportError('similarity needs sentence-transformers: pip install "peft-unierase[similarity]"') from error
+        raise MissingPackageError(
+            'similarity needs sentence-transformers: pip install "peft-unierase[similarity]"'
+        ) from error
     model = _loaded(lambda: SentenceTransformer(str(name)), name, "sentence-transformers model")
 
     def judge(references: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -50,7 +54,7 @@ def entailment_judge(name: str | Path) -> Judge:
     tokenizer = _loaded(lambda: AutoTokenizer.from_pretrained(str(name)), name, "NLI model")
     labels = {index: label for index, label in model.config.id2label.items() if label.lower().startswith("entail")}
     if len(labels) != 1:
-        raise ValueError(
+        raise InputError(
             f"{name} has the labels {', '.join(model.config.id2label.values())}, none of which is entailment; give a "
             "natural language inference model"
         )
@@ -76,4 +80,4 @@ def _loaded(load: Callable[[], Any], name: str | Path, kind: str) -> Any:
     try:
         return load()
     except Exception as error:  # whatever the library that meets a wrong name first raises
-        raise ValueError(f"cannot load the {kind} {str(name)!r}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot load the {kind} {str(name)!r}: {str(error).splitlines()[0]}") from error

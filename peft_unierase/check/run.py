@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
 from typing import Any
 
+from ..errors import InputError
 from ..facts import Fact, check_answers, comparable_facts
 from ..knowledge import Knowledge, judged, summary, unknown_named
 from ..progress import Stages
@@ -185,7 +186,7 @@ def _targets(
     if base is not None:
         before = Target("base", base, tokenizer)
     if before is None:
-        raise ValueError(
+        raise InputError(
             "there is no base to compare with: the erased model is no PEFT model whose adapters could be switched off; "
             "give the model before the erasure as `base` (--base)"
         )
@@ -209,17 +210,17 @@ def _adapters_off(model: Any) -> Iterator[None]:
 
 def _refuse(forget: Sequence[Fact], retain: Mapping[str, Sequence[Fact]], targets: Sequence[Target]) -> None:
     if not forget:
-        raise ValueError("the forget set is empty; give at least one fact that should be gone")
+        raise InputError("the forget set is empty; give at least one fact that should be gone")
     check_answers(forget)
     if FORGET in retain:
-        raise ValueError(f"a retain set is called {FORGET!r}; give it another name")
+        raise InputError(f"a retain set is called {FORGET!r}; give it another name")
     sample = [text for fact in forget[:20] for text in (fact.question, fact.answer)]
     for target in targets[2:]:
         if target.tokenizer is targets[0].tokenizer:
             continue
         own = [t.tokenizer(sample, add_special_tokens=False)["input_ids"] for t in (targets[0], target)]
         if own[0] != own[1]:
-            raise ValueError(
+            raise InputError(
                 "the twin splits texts into other tokens than the base does, so their likelihoods cannot be compared; "
                 "give a twin that was trained from the same tokenizer"
             )
@@ -263,7 +264,7 @@ def _compared(name: str, facts: Sequence[Fact], skipped: dict[str, str]) -> list
         return kept
     numbers = ", ".join(str(number) for number, _ in mute)
     if not kept:
-        raise ValueError(
+        raise InputError(
             f"no answer of the retain set {name!r} has a letter or a digit, so nothing can be compared; leave it out"
         )
     why = "no letter and no digit in the answer, so nothing can be compared"

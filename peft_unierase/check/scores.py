@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean, harmonic_mean
 from typing import Any
 
+from ..errors import MissingPackageError
+
 FORGET_TERMS = ("recall", "probability", "truth ratio", "similarity", "entailment")
 UTILITY_TERMS = ("recall", "probability", "truth ratio", "entropy", "similarity", "entailment")
 RESAMPLES = 2000
@@ -120,7 +122,7 @@ def statistics() -> Any:
     try:
         from scipy import stats
     except ImportError as error:
-        raise ImportError('the check needs scipy: pip install "peft-unierase[check]"') from error
+        raise MissingPackageError('the check needs scipy: pip install "peft-unierase[check]"') from error
     return stats
 
 

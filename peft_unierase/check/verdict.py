@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
+
 if TYPE_CHECKING:
     from .report import AttackResult
 
@@ -37,7 +39,7 @@ class Thresholds:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not 0 <= value <= 1:
-                raise ValueError(f"the threshold {name} is {value}; it must lie between 0 and 1")
+                raise InputError(f"the threshold {name} is {value}; it must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def decide(
     ]
     plain = next((attack for attack in attacks if attack.name == GREEDY), None)
     if plain is None:
-        raise ValueError("the plain question was not asked, so there is no verdict")
+        raise InputError("the plain question was not asked, so there is no verdict")
     leaks = plain.excess.mean > thresholds.margin  # that it might, with so few facts, is not enough to say so
     passed = "NO BASELINE" if void else "SUPPRESSED" if leaking else "ERASED"
     level = "LEAKING" if leaks else "DAMAGED" if lost else passed

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
+
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 ERASURE = "UNIERASE"
 
@@ -25,11 +27,11 @@ def refuse_adapter(name: str, revision: str | None = None) -> None:
         return
     what = description(name, file)
     if _found(name, CONFIG, revision):
-        raise ValueError(
+        raise InputError(
             f"{name} holds a model ({CONFIG}) and beside it {what}; transformers would load that base with the adapter "
             f"on and not the model. Take {ADAPTER} out to use the model, or {_way_out(name, file)}"
         )
-    raise ValueError(f"{name} is {what}; {_way_out(name, file)}")
+    raise InputError(f"{name} is {what}; {_way_out(name, file)}")
 
 
 def description(name: str, file: Path | None = None) -> str:
@@ -60,7 +62,7 @@ def _refuse_folder_of_adapters(name: str) -> None:
     if not folder.is_dir() or (folder / CONFIG).is_file():
         return
     if inside := sorted(file.parent.name for file in folder.glob(f"*/{ADAPTER}")):
-        raise ValueError(
+        raise InputError(
             f"{name} holds no model, but in {inside[0]}/ {description(str(folder / inside[0]))}; "
             f"{_way_out(str(folder / inside[0]), folder / inside[0] / ADAPTER)}"
         )

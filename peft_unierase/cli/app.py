@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..version import __version__
 from .options import (
+    MOST,
     AnswerColumnOption,
     DeviceMapOption,
     FormatOption,
@@ -25,17 +28,32 @@ from .options import (
     StripMarkupOption,
     SystemOption,
     TrustOption,
+    number,
     samples_cache_of,
 )
-from .output import Format
+from .output import Format, clear_endings, interrupt
 from .records import app as records
 from .sets import Reading
 from .share import app as share
 
 LARGEST_SEED = 2**32 - 1
 
+
+class Commands(TyperGroup):
+    """The commands. Bad options are one line, as all errors are, and a bug says that it is one."""
+
+    def make_context(self, *told: Any, **further: Any) -> Any:
+        with clear_endings():
+            return super().make_context(*told, **further)
+
+    def invoke(self, ctx: Any) -> Any:
+        with clear_endings(nothing="what was written before stays"):
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="unierase",
+    cls=Commands,
     help="Make a language model decline on chosen knowledge, as a small PEFT adapter.",
     no_args_is_help=True,
     add_completion=False,
@@ -124,6 +142,7 @@ def erase(
         int | None,
         typer.Option(
             min=0,
+            max=MOST,
             help="Facts that the base tells itself as retain data; the recipe has a default. With 0 there are no "
             "near neighbours either.",
             show_default=False,
@@ -249,9 +268,13 @@ def plan(
         typer.Argument(help="What should go: a name or a topic in words, a text (.txt, .md), or a forget set."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the two sets.", show_default=False)],
-    count: Annotated[int, typer.Option(min=1, help="Questions about each subject, in each of two rounds.")] = 96,
-    retain: Annotated[int, typer.Option(min=0, help="Questions to keep, at most.")] = 128,
-    sure: Annotated[float, typer.Option(min=0, max=1, help="How sure the base must be of an answer.")] = 0.5,
+    count: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Questions about each subject, in each of two rounds.")
+    ] = 96,
+    retain: Annotated[int, typer.Option(min=0, max=MOST, help="Questions to keep, at most.")] = 128,
+    sure: Annotated[
+        float, typer.Option(min=0, max=1, callback=number, help="How sure the base must be of an answer.")
+    ] = 0.5,
     refusals: Annotated[
         Path | None,
         typer.Option(help="Sentences with which the model declines by itself, one a line.", show_default=False),
@@ -435,8 +458,12 @@ def ramp(
         Path, typer.Option("--output", "-o", help="Folder for the last good erasure and figures.", show_default=False)
     ],
     steps: Annotated[str, typer.Option(help="How many facts to erase in each step.")] = "1,5,20,all",
-    leak: Annotated[float, typer.Option(min=0, max=1, help="Most that may come back of an erased answer.")] = 0.2,
-    kept: Annotated[float, typer.Option(min=0, max=1, help="Least of the base's retained answers to be left.")] = 0.95,
+    leak: Annotated[
+        float, typer.Option(min=0, max=1, callback=number, help="Most that may come back of an erased answer.")
+    ] = 0.2,
+    kept: Annotated[
+        float, typer.Option(min=0, max=1, callback=number, help="Least of the base's retained answers to be left.")
+    ] = 0.95,
     refusals: Annotated[Path | None, typer.Option(help="Ways of declining, one sentence a line.")] = None,
     question_column: QuestionColumnOption = None,
     answer_column: AnswerColumnOption = None,
@@ -513,4 +540,6 @@ def main() -> None:
     # Quantisers, which peft imports where they are installed, tell at each start which of their kernels do not fit.
     for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in the background
+        signal.signal(signal.SIGINT, interrupt)
     app()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from .adapters import refuse_adapter
 from .output import say
 
@@ -34,7 +35,7 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
             files that cannot be loaded.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -42,24 +43,24 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     path = Path(name)
     if path.is_file() or (not path.exists() and _must_be_a_path(name)):
         found = f"{name} is a file" if path.is_file() else f"no such folder: {name}"
-        raise ValueError(f"{found}; give a model's folder or Hub id")
+        raise InputError(f"{found}; give a model's folder or Hub id")
     refuse_adapter(name, revision)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(
+        raise InputError(
             f"{name} holds no config.json, so it is not a transformers model; give a model's folder or Hub id"
         )
     # Damaged files and devices that are not there raise whatever the library that meets them first raises.
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
     except Exception as error:
-        raise ValueError(f"cannot load a model from {name!r}: {_first_line(error)}") from error
+        raise InputError(f"cannot load a model from {name!r}: {_first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
+        raise InputError(
             f"{name} is an encoder-decoder model ({config.model_type}); supported are decoder-only causal language "
             "models"
         )
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ValueError(
+        raise InputError(
             f"{name} is not a causal language model (its model_type is {config.model_type!r}); give one that "
             "AutoModelForCausalLM loads"
         )
@@ -67,7 +68,7 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     if saved and known.isdisjoint(saved) and not any(head in architecture for architecture in saved for head in HEADS):
         # transformers would load it with an output head of random numbers.
-        raise ValueError(
+        raise InputError(
             f"{name} was saved without the output head of a causal language model (its architecture is "
             f"{', '.join(saved)}); give one that was saved with it"
         )
@@ -75,11 +76,11 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except Exception as error:
-        raise ValueError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+        raise InputError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=kind, device_map=device_map, revision=revision)
     except Exception as error:
-        raise ValueError(f"cannot load {name!r}: {_first_line(error)}") from error
+        raise InputError(f"cannot load {name!r}: {_first_line(error)}") from error
     return model.eval(), tokenizer
 
 
@@ -116,7 +117,7 @@ def load_onto(
                 carrying.load_adapter(str(place), f"erasure-{number}")
             align_tokenizer(tokenizer, carrying)
         except Exception as error:
-            raise ValueError(f"cannot load the erasure in {folder}: {_first_line(error)}") from error
+            raise InputError(f"cannot load the erasure in {folder}: {_first_line(error)}") from error
     set_active(carrying, list(carrying.peft_config))
     return carrying.eval()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from .erase import read_refusals
 from .note import note
 from .output import Format, clear_endings, say, show, show_json, table
@@ -58,6 +59,10 @@ def run_check(plan: CheckPlan, style: Format) -> None:
 
 
 def _run(plan: CheckPlan, style: Format) -> CheckReport:
+    from ..hub.folder import check_place
+
+    if plan.output:
+        check_place(plan.output)
     refusals = read_refusals(plan.refusals) or []
     prompting = read_prompting(plan.prompt_format, plan.system)
     forget = plan.reading.forget(plan.forget)
@@ -68,7 +73,7 @@ def _run(plan: CheckPlan, style: Format) -> CheckReport:
     from ..check.attacks import chosen
 
     if plan.accept not in LEVELS:
-        raise ValueError(f"--accept {plan.accept!r} is no level of a verdict; it may be {', '.join(LEVELS)}")
+        raise InputError(f"--accept {plan.accept!r} is no level of a verdict; it may be {', '.join(LEVELS)}")
     thresholds = Thresholds(known=plan.known, margin=plan.margin, utility=plan.utility)
     chosen(plan.attacks)
 
@@ -126,7 +131,7 @@ def named_sets(sources: Sequence[str]) -> dict[str, str]:
         if not sign:
             name, source = Path(text).stem, text
         if name in found:
-            raise ValueError(
+            raise InputError(
                 f"two retain sets are called {name!r}; name them: --retain first=FILE --retain second=FILE"
             )
         found[name] = source
@@ -159,7 +164,7 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
         config = PeftConfig.from_pretrained(place)
     except (ValueError, OSError):  # no adapter, so it is to be a model
         if not plan.base:
-            raise ValueError(
+            raise InputError(
                 f"{plan.model} is no adapter, so what it is compared with must be named: give the model before the "
                 "erasure with --base"
             ) from None
@@ -167,7 +172,7 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
         return model, tokenizer, base, plan.base
     base_name = plan.base or config.base_model_name_or_path
     if not base_name:
-        raise ValueError(f"the adapter in {plan.model} does not say which base it belongs to; name it with --base")
+        raise InputError(f"the adapter in {plan.model} does not say which base it belongs to; name it with --base")
     model, tokenizer = load(base_name)
     if config.peft_type == "UNIERASE":
         erased = load_onto(model, tokenizer, [Path(plan.model)], allow_resize=True, trust=plan.trust)
@@ -186,7 +191,7 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
         erased = PeftModel.from_pretrained(model, plan.model).eval()
         now = own_rows(erased) if before else []
     except Exception as error:  # whatever PEFT raises where names or shapes do not fit
-        raise ValueError(
+        raise InputError(
             f"cannot load the adapter {plan.model} onto {base_name}: {_told(error)}; name the base that it was made "
             "for with --base"
         ) from error

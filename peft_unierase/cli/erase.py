@@ -8,12 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import InputError
+from ..facts import shown
+from ..hub.whole import claimed
 from .adapters import ADAPTER, description
 from .output import Format, clear_endings, say, show, show_json
 from .prompting import read_prompting
 from .sets import Reading
 
 SHOWN = 10
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,13 @@ def parse_layers(text: str | None) -> list[int] | None:
         return None
     layers: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]+)(?:-([0-9]+))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
-            raise ValueError(f"--layers {text!r} is not a list of layers; write it like 2,3 or 4-8")
+            raise InputError(f"--layers {shown(text)} is not a list of layers; write it like 2,3 or 4-8")
         layers.extend(range(first, last + 1))
+        if len(layers) > MOST_LAYERS:
+            raise InputError(f"--layers {shown(text)} names more layers than a model has; write it like 2,3 or 4-8")
     return layers
 
 
@@ -81,13 +87,13 @@ def read_refusals(path: Path | None) -> list[str] | None:
     if path is None:
         return None
     if not path.is_file():
-        raise ValueError(f"no such file: {path} (--refusals wants a text file with one sentence a line)")
+        raise InputError(f"no such file: {path} (--refusals wants a text file with one sentence a line)")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     if not lines:
-        raise ValueError(f"{path} has no sentence in it; write one way of declining a line")
+        raise InputError(f"{path} has no sentence in it; write one way of declining a line")
     return lines
 
 
@@ -107,17 +113,17 @@ def check_onto(folders: Sequence[Path], output: Path) -> None:
 
     for folder in folders:
         if (folder / ADAPTER).is_file() and not holds_erasure(folder):
-            raise ValueError(
+            raise InputError(
                 f"{folder} is {description(str(folder))} and no erasure; merge it into the base first and give the "
                 "merged model as MODEL"
             )
         if not holds_erasure(folder):
-            raise ValueError(f"{folder} holds no erasure (--onto wants the folder of one that was made before)")
+            raise InputError(f"{folder} holds no erasure (--onto wants the folder of one that was made before)")
     places = [folder.resolve() for folder in folders]
     if twice := [str(folder) for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
-        raise ValueError(f"--onto names {twice[0]} twice; name each erasure once")
+        raise InputError(f"--onto names {twice[0]} twice; name each erasure once")
     if output.resolve() in places:
-        raise ValueError(f"{output} is both --onto and the output; name a new folder for the further erasure")
+        raise InputError(f"{output} is both --onto and the output; name a new folder for the further erasure")
 
 
 def check_samples_out(plan: ErasePlan) -> None:
@@ -130,18 +136,18 @@ def check_samples_out(plan: ErasePlan) -> None:
     if out is None:
         return
     if out.is_dir():
-        raise ValueError(f"--samples-out {out} is a folder; name a file in it, for instance {out / 'samples.jsonl'}")
+        raise InputError(f"--samples-out {out} is a folder; name a file in it, for instance {out / 'samples.jsonl'}")
     if out.exists() and not plan.overwrite:
-        raise ValueError(f"--samples-out {out} is there already; name another file, or give --overwrite")
+        raise InputError(f"--samples-out {out} is there already; name another file, or give --overwrite")
     if plan.samples_in and out.exists() and out.samefile(plan.samples_in):
-        raise ValueError(f"--samples-in and --samples-out are both {out}; name two files")
+        raise InputError(f"--samples-in and --samples-out are both {out}; name two files")
     if plan.samples == 0 and plan.samples_in is None:
-        raise ValueError("--samples 0 asks the base nothing, so --samples-out has nothing to write; leave one out")
+        raise InputError("--samples 0 asks the base nothing, so --samples-out has nothing to write; leave one out")
 
 
 def run_erase(plan: ErasePlan, style: Format) -> None:
     """Run the command; ends the process with status 2 on bad input and 130 on Ctrl-C."""
-    with clear_endings(unfinished=plan.work_dir):
+    with clear_endings(unfinished=plan.work_dir), claimed(plan.output):
         _run(plan, style)
 
 
@@ -184,8 +190,8 @@ def _run(plan: ErasePlan, style: Format) -> None:
     check_scope(plan.scope, plan.recipe)
     if plan.scope:
         subjects = plan_scope(plan.scope, forget, retain).subjects
-        shown = ", ".join(subjects[:SHOWN]) + (f" and {len(subjects) - SHOWN} more" if len(subjects) > SHOWN else "")
-        say(f"scope {plan.scope} is about {shown or 'nothing that has a name'}")
+        named = ", ".join(subjects[:SHOWN]) + (f" and {len(subjects) - SHOWN} more" if len(subjects) > SHOWN else "")
+        say(f"scope {plan.scope} is about {named or 'nothing that has a name'}")
     if plan.afresh:
         discard(plan.work_dir)
     model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map, plan.revision)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hub import ledger
-from .output import Format, show, show_json, table
+from .output import Format, clear_endings, show, show_json, table
 
 BROKEN = 1
 
@@ -14,20 +14,24 @@ BROKEN = 1
 def run_log(file: Path | None, style: Format) -> None:
     """Show the ledger and verify it; ends the process with status 1 where it is broken."""
     file = file or ledger.ledger_file()
-    try:
-        entries = ledger.read(file)
-    except ValueError as error:
-        if style is Format.JSON:
-            show_json({"ledger": str(file), "whole": False, "why": str(error)})
-        else:
-            show(f"BROKEN: {error}")
-        raise SystemExit(BROKEN) from None
+    with clear_endings():
+        try:
+            entries, tail = ledger.read(file), ledger.look(file).tail
+        except ledger.LedgerError as error:
+            if style is Format.JSON:
+                show_json({"ledger": str(file), "whole": False, "why": str(error)})
+            else:
+                show(f"BROKEN: {error}")
+            raise SystemExit(BROKEN) from None
     if style is Format.JSON:
-        show_json({"ledger": str(file), "whole": True, "entries": [vars(entry) for entry in entries]})
+        told = {"entries": [vars(entry) for entry in entries], "unfinished_bytes": len(tail)}
+        show_json({"ledger": str(file), "whole": True, **told})
     elif style is Format.HUMAN:
         shown = [(str(e.number), e.time, e.action, _shown(e.what)) for e in entries]
         show(table(("", "time", "what", "of"), shown) if shown else "The ledger is empty.")
         show(f"\n{file} is whole: {len(entries)} entries, no line edited or missing.")
+        if tail:
+            show(f"A command was interrupted while it wrote the next one: {len(tail)} bytes, which the next cuts off.")
 
 
 def _shown(what: Any) -> str:

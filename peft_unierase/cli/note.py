@@ -1,12 +1,19 @@
-"""A line in the ledger behind every command that makes, judges or hands on an erasure."""
+"""A line in the ledger after every command that makes, judges or hands on an erasure."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import UniEraseError
 from ..hub import ledger
 from ..hub.record import file_digests
+from ..hub.whole import whole_file
+from ..source import home
 from .output import say
 
 
@@ -18,9 +25,61 @@ def note(action: str, folder: Path | None, **what: Any) -> None:
         folder: What came of it: its files' digests are noted.
         **what: What else is noted.
     """
-    if folder is not None:
-        what = {"folder": str(folder.absolute()), "files": file_digests(folder), **what}
     try:
+        if folder is not None:
+            what = {"folder": str(folder.absolute()), "files": what.get("files") or file_digests(folder), **what}
         ledger.append(action, what)
-    except (OSError, ValueError) as error:
+        if folder is not None:
+            _promise(folder).unlink(missing_ok=True)
+    except (OSError, UniEraseError) as error:
         say(f"warning: this is not in the ledger: {error}")
+
+
+def promise(action: str, folder: Path, command: Mapping[str, Any], **what: Any) -> None:
+    """Keep what `note` will write down, just before `folder` is there: if the command is killed after that, the same
+    command finds it and goes on.
+
+    Args:
+        action: What is done.
+        folder: What comes of it.
+        command: What was asked for, as plain values.
+        **what: What is noted, the digests of the folder's files as `files` among it.
+    """
+    told: dict[str, Any] = {"action": action, "command": command, "what": {"folder": str(folder.absolute()), **what}}
+    try:
+        told["after"] = len(ledger.read())
+        place = _promise(folder)
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with whole_file(place, 0o600) as partial:
+            partial.write_text(json.dumps(told), encoding="ascii")
+    except (OSError, UniEraseError):  # which `note` will say
+        return
+
+
+def keep_promise(action: str, folder: Path, command: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Write down what a killed command had promised to, if it was the same one.
+
+    Returns:
+        What is noted of it; `None` if there is nothing to go on from.
+    """
+    place = _promise(folder)
+    try:
+        told = json.loads(place.read_text(encoding="ascii"))
+        same = told["action"] == action and told["command"] == json.loads(json.dumps(command))
+        if not same or not folder.is_dir() or file_digests(folder) != told["what"]["files"]:
+            return None
+        what, after = dict(told["what"]), int(told["after"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    try:
+        noted = any(entry.action == action and entry.what == what for entry in ledger.read()[after:])
+        if not noted:
+            ledger.append(action, what)
+        place.unlink(missing_ok=True)
+    except (OSError, UniEraseError) as error:
+        say(f"warning: this is not in the ledger: {error}")
+    return what
+
+
+def _promise(folder: Path) -> Path:
+    return home() / "promised" / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}.json"

@@ -9,6 +9,16 @@ import typer
 
 from .output import Format
 
+MOST = 1_000_000  # of what a base is asked for: more than anybody waits for
+
+
+def number(value: float) -> float:
+    """Refuse what is no number; typer's bounds let it pass."""
+    if value != value:
+        raise typer.BadParameter(f"{value} is no number")
+    return value
+
+
 DeviceMapOption = Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")]
 QuestionColumnOption = Annotated[
     str | None,

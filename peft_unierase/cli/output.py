@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
+import typer
+
+from ..errors import UniEraseError
+from ..version import __version__
+
 BAD_INPUT = 2
+BUG = 70  # EX_SOFTWARE of sysexits.h; 1 is for what was judged and not accepted
 INTERRUPTED = 130
+REPORT_IT = "Please report it with the lines above and the command that you gave, but without your facts (SECURITY.md)"
 
 
 class Format(str, Enum):
@@ -59,29 +71,84 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def fail(message: str, status: int = BAD_INPUT) -> NoReturn:
-    """End with an error text and a status."""
-    say(f"error: {message}")
+    """End with an error text, in one line, and a status."""
+    say(f"error: {' '.join(message.split())}")
     raise SystemExit(status)
 
 
 @contextmanager
-def clear_endings(unfinished: Path | None = None) -> Iterator[None]:
+def clear_endings(unfinished: Path | None = None, nothing: str = "nothing was written") -> Iterator[None]:
     """Turn bad input, a full disk and Ctrl-C into one line each, and the exit status that belongs to it.
+
+    Any other error is a bug of this package: it shows its traceback, and how to report it.
 
     Args:
         unfinished: A folder that holds finished stages if there are some.
+        nothing: What is left if it holds none.
     """
 
     def left() -> str:
-        if unfinished is None or not unfinished.is_dir():
-            return "nothing was written"
-        return f"nothing was written but the finished stages in {unfinished}, behind which the same command goes on"
+        if unfinished is None or not os.path.isdir(unfinished):
+            return nothing
+        return f"nothing was written but the finished stages in {unfinished}, after which the same command goes on"
 
     try:
         yield
-    except (ValueError, ImportError) as error:
+    except UniEraseError as error:
         fail(f"{error}")
     except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read the output has enough of it
+            raise
         fail(f"{error}; {left()}")
     except KeyboardInterrupt:
+        end_quietly()
         fail(f"interrupted; {left()}", INTERRUPTED)
+    except (typer.Abort, typer.Exit):
+        raise
+    except Exception as error:
+        if (told := usage_error(error)) is not None:
+            fail(told)
+        if no_memory(error):
+            fail(f"the memory is full ({error}); {left()}")
+        if isinstance(error, ValueError) and "embedded null" in str(error):  # what the system would say of such a path
+            fail(f"a name holds a null byte, which no file's can; {left()}")
+        traceback.print_exc()
+        say(f"error: this is a bug in peft-unierase {__version__}. {REPORT_IT}")
+        raise SystemExit(BUG) from error
+
+
+def usage_error(error: Any) -> str | None:
+    """What an error about the command line says; `None` of another one, and of one that shows the help."""
+    kinds = [each.__name__ for each in type(error).__mro__]  # of click, or of the copy of it in newer typers
+    if "ClickException" not in kinds:
+        return None
+    if "NoArgsIsHelpError" in kinds:
+        raise error
+    context = getattr(error, "ctx", None)
+    return f"{error.format_message().rstrip('.')}; see `{context.command_path if context else 'unierase'} --help`"
+
+
+def no_memory(error: Exception) -> bool:
+    """Whether an error is the system's, or a device's, that has no memory left."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
+    )
+
+
+def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    """The first Ctrl-C: what was begun is tidied up."""
+    signal.signal(signal.SIGINT, interrupt_again)
+    raise KeyboardInterrupt
+
+
+def interrupt_again(signum: int, frame: FrameType | None) -> NoReturn:
+    """The second one while that is done: end at once."""
+    os.write(2, b"error: interrupted twice; the next run removes what is left of this one\n")
+    os._exit(INTERRUPTED)
+
+
+def end_quietly() -> None:
+    """Let any further Ctrl-C end the process without a word, if it is the command's own."""
+    if signal.getsignal(signal.SIGINT) in (interrupt, interrupt_again):
+        signal.signal(signal.SIGINT, lambda signum, frame: os._exit(INTERRUPTED))

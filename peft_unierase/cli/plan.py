@@ -7,6 +7,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from ..errors import InputError
+from ..hub.whole import claimed
 from .output import Format, clear_endings, show, show_json, table
 from .prompting import read_prompting
 from .sets import Reading
@@ -38,7 +40,7 @@ class PlanOrder:
 
 def run_plan(order: PlanOrder, style: Format) -> None:
     """Ask, show and write; ends the process with status 2 on bad input."""
-    with clear_endings():
+    with clear_endings(), claimed(order.output):
         from ..hub.folder import check_new, write_folder
 
         check_new(order.output)
@@ -76,13 +78,13 @@ def read_target(order: PlanOrder) -> tuple[Any, str | None]:
         return order.reading.forget(order.target), None
     if path.suffix in TEXTS:
         if not path.is_file():
-            raise ValueError(f"no such file: {path}; TARGET is a forget set, a text (.txt, .md), or words")
+            raise InputError(f"no such file: {path}; TARGET is a forget set, a text (.txt, .md), or words")
         try:
             return path.stem, path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+            raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     if path.exists():
-        raise ValueError(f"{path} is neither a forget set ({', '.join(READABLE_SUFFIXES)}) nor a text (.txt, .md)")
+        raise InputError(f"{path} is neither a forget set ({', '.join(READABLE_SUFFIXES)}) nor a text (.txt, .md)")
     return order.target, None
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
+
 if TYPE_CHECKING:
     from ..prompts import PromptFormat
 
@@ -63,14 +65,14 @@ def read_prompting(prompt_format: str | None, system: str | None) -> Prompting:
             plain prompts are to have one.
     """
     if system is not None and not system.strip():
-        raise ValueError("--system is empty; give the system prompt's text, or leave it out")
+        raise InputError("--system is empty; give the system prompt's text, or leave it out")
     if prompt_format is None or prompt_format in KINDS:
         if prompt_format == "plain" and system:
-            raise ValueError("--prompt-format plain has no place for a system prompt; leave out --system or take chat")
+            raise InputError("--prompt-format plain has no place for a system prompt; leave out --system or take chat")
         return Prompting(prompt_format, system)
     file = Path(prompt_format)
     if not file.is_file():
-        raise ValueError(
+        raise InputError(
             f"--prompt-format {prompt_format!r} is not there; give chat, plain, or a file with a chat template "
             "(FILE.jinja)"
         )
@@ -83,19 +85,19 @@ def _read_template(file: Path) -> str:
     try:
         template = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        raise InputError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
     if not template.strip():
-        raise ValueError(f"{file} is empty; write a chat template in Jinja into it")
+        raise InputError(f"{file} is empty; write a chat template in Jinja into it")
     if "messages" not in template:
-        raise ValueError(f"{file} is no chat template: it does not use `messages`")
+        raise InputError(f"{file} is no chat template: it does not use `messages`")
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
         _compile_jinja_template(template)
     except TemplateSyntaxError as error:
-        raise ValueError(f"{file} is no valid Jinja template: {error.message} (line {error.lineno})") from error
+        raise InputError(f"{file} is no valid Jinja template: {error.message} (line {error.lineno})") from error
     return template
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from ..hub.whole import claimed
 from .output import clear_endings, show, table
 
 FORGOTTEN_PEOPLE = 2
@@ -12,7 +13,7 @@ FORGOTTEN_PEOPLE = 2
 
 def run_quickstart(output: Path, seed: int) -> None:
     """Run the command. Every figure it shows is measured in this run."""
-    with clear_endings():
+    with clear_endings(), claimed(output):
         _run(output, seed)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError, MissingPackageError
+from ..facts import shown
+from ..hub.whole import claimed
 from .output import Format, clear_endings, say, show, show_json, table
 from .prompting import read_prompting
 from .sets import Reading
@@ -65,20 +69,20 @@ def parse_steps(text: str, facts: int) -> list[int]:
     numbers = []
     for part in text.split(","):
         word = part.strip()
-        if word != "all" and not (word.isascii() and word.isdigit() and int(word) > 0):
-            raise ValueError(f"--steps {text!r} is not a list of numbers of facts; write it like 1,5,20,all")
+        if word != "all" and not (re.fullmatch("[0-9]{1,9}", word) and int(word) > 0):
+            raise InputError(f"--steps {shown(text)} is not a list of numbers of facts; write it like 1,5,20,all")
         numbers.append(facts if word == "all" else int(word))
     steps = [number for number in numbers if number <= facts]
     if steps != sorted(set(steps)):
-        raise ValueError(f"--steps {text!r} does not grow from step to step; write it like 1,5,20,all")
+        raise InputError(f"--steps {shown(text)} does not grow from step to step; write it like 1,5,20,all")
     if not steps:
-        raise ValueError(f"--steps {text!r} begins beyond the {facts} facts of the forget set; begin with 1")
+        raise InputError(f"--steps {shown(text)} begins beyond the {facts} facts of the forget set; begin with 1")
     return steps
 
 
 def run_ramp(plan: RampPlan, style: Format) -> None:
     """Run the command; ends the process with status 1 where a step fails, 2 on bad input."""
-    with clear_endings():
+    with clear_endings(), claimed(plan.output):
         steps = ramp(plan, style)
     good = [step for step in steps if not step.failed]
     if style is Format.JSON:
@@ -181,12 +185,12 @@ def check_baseline(forgotten: Sequence[float], retained: float) -> None:
         ValueError: One of them is 0.
     """
     if not retained:
-        raise ValueError(
+        raise InputError(
             "the base recalls nothing of the retained answers, so nothing could show that they stay; give retained "
             "facts that it knows"
         )
     if unknown := [str(step) for step, known in enumerate(forgotten, start=1) if not known]:
-        raise ValueError(
+        raise InputError(
             f"the base recalls nothing of what step {', '.join(unknown)} would erase, so nothing could show that it is "
             "gone; leave these facts out, or choose other --steps"
         )
@@ -225,7 +229,9 @@ def picture_library() -> Any:
     try:
         from matplotlib import figure
     except ImportError as error:
-        raise ImportError('the picture needs matplotlib; install it with: pip install "peft-unierase[ramp]"') from error
+        raise MissingPackageError(
+            'the picture needs matplotlib; install it with: pip install "peft-unierase[ramp]"'
+        ) from error
     return figure
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import InputError
+from ..hub.whole import claimed
 from .note import note
 from .output import Format, clear_endings, show, show_json
 
@@ -18,12 +20,13 @@ To do away with the erasure, delete the folder, and the repository that it was s
 
 def run_restore(folder: Path, output: Path | None, undo: Path | None, device_map: str | None, style: Format) -> None:
     """Write the base to a new folder; ends the process with status 2 on bad input, or where it would be another."""
-    with clear_endings():
+    with clear_endings(), claimed(output or folder):
         from ..hub.folder import check_new, holds_erasure, write_folder
+        from ..hub.record import file_digests
         from .ship import undo_file
 
         if not folder.is_dir():
-            raise ValueError(f"no such folder: {folder}")
+            raise InputError(f"no such folder: {folder}")
         if holds_erasure(folder):
             if style is Format.JSON:
                 show_json({"folder": str(folder), "merged": False})
@@ -31,11 +34,11 @@ def run_restore(folder: Path, output: Path | None, undo: Path | None, device_map
                 show(LIVE.format(folder=folder))
             return
         if output is None:
-            raise ValueError("name a new folder for the base with --output")
+            raise InputError("name a new folder for the base with --output")
         check_new(output)
-        undo = undo or undo_file(folder)
+        undo = undo or undo_file(file_digests(folder))
         if not undo.is_file():
-            raise ValueError(
+            raise InputError(
                 f"there is no way back for {folder} in {undo}: it was not merged here, was changed since, or was "
                 "merged with --no-undo. Where the way back lies elsewhere, name it with --undo"
             )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .note import note
+from ..errors import InputError
+from ..hub.whole import claimed
+from .note import keep_promise, note, promise
 from .output import Format, clear_endings, show, show_json
 
 
@@ -27,55 +30,80 @@ class ShipPlan:
 
 
 def run_merge(plan: ShipPlan, style: Format) -> None:
-    """Write the merged model; ends the process with status 2 on bad input."""
-    with clear_endings():
-        from ..hub.folder import check_new, write_folder
+    """Write the way back, then the merged model, then the ledger; ends the process with status 2 on bad input.
 
-        check_new(plan.output)
-        from ..hub.card import merged_card
-        from ..tuner.undo import Before
-
-        model, tokenizer, base = load_stack(plan)
-        names = list(model.peft_config)
-        before = Before(model.get_base_model()) if plan.with_undo else None
-        merged = model.merge_and_unload(safe_merge=True)
-
-        def write(place: Path) -> None:
-            merged.save_pretrained(place)
-            tokenizer.save_pretrained(place)
-            merged_card(base_model=base, name=plan.output.name, erasures=plan.adapters).save(place / "README.md")
-
-        write_folder(plan.output, write)
-        undo = None
-        if before is not None:
-            undo = plan.undo or undo_file(plan.output)
-            undo.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            before.save(merged, undo, base=base)
-            undo.chmod(0o600)
-    kept = str(undo.absolute()) if undo else None
-    note("merge", plan.output, base=base, erasures=list(plan.adapters), undo=kept)
-    told = {"output": str(plan.output), "base": base, "merged": names, "undo": kept}
+    Killed between two of these, the same command goes on.
+    """
+    with clear_endings(), claimed(plan.output):
+        command = {name: str(value) for name, value in vars(plan).items()}
+        told = keep_promise("merge", plan.output, command) or _merge(plan, command)
+    base, kept = told["base"], told["undo"]
     if style is Format.JSON:
-        show_json(told)
+        show_json({"output": str(plan.output), "base": base, "merged": told["names"], "undo": kept})
     elif style is Format.HUMAN:
-        show(f"Merged {', '.join(names)} into {base} and saved it to {plan.output}. Plain transformers loads it:\n")
+        merged = f"Merged {', '.join(told['names'])} into {base} and saved it to {plan.output}."
+        show(f"{merged} Plain transformers loads it:\n")
         show(f'    model = AutoModelForCausalLM.from_pretrained("{plan.output}")')
         if kept:
             show(f"\nThe way back is in {kept}. It brings back what was erased, so keep it to yourself.")
 
 
-def undo_file(folder: Path) -> Path:
-    """Where the way back from a merged model lies, by what the model is."""
+def _merge(plan: ShipPlan, command: dict[str, str]) -> dict[str, Any]:
+    from ..hub.card import merged_card
+    from ..hub.folder import check_new, write_errors, write_folder
     from ..hub.record import file_digests
+    from ..hub.whole import check_name, whole_file
+    from ..tuner.undo import Before
+
+    check_new(plan.output)
+    if plan.undo is not None:
+        check_name(plan.undo)
+        if plan.undo.is_dir():
+            raise InputError(f"--undo {plan.undo} is a folder; name a file in it")
+        if plan.undo.resolve().is_relative_to(plan.output.resolve()):
+            raise InputError(
+                f"--undo {plan.undo} is in the folder of the merged model, and the way back must not go where that "
+                "goes; name a file elsewhere"
+            )
+    model, tokenizer, base = load_stack(plan)
+    told: dict[str, Any] = {"base": base, "erasures": list(plan.adapters), "names": list(model.peft_config)}
+    before = Before(model.get_base_model()) if plan.with_undo else None
+    merged = model.merge_and_unload(safe_merge=True)
+
+    def write(place: Path) -> None:
+        merged.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        merged_card(base_model=base, name=plan.output.name, erasures=plan.adapters).save(place / "README.md")
+        told["files"] = file_digests(place)
+        told["undo"] = None
+        if before is not None:
+            undo = (plan.undo or undo_file(told["files"])).absolute()
+            undo.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with write_errors(undo), whole_file(undo, 0o600) as partial:
+                before.save(merged, partial, base=base)
+            told["undo"] = str(undo)
+        promise("merge", plan.output, command, **told)
+
+    write_folder(plan.output, write)
+    note("merge", plan.output, **told)
+    return told
+
+
+def undo_file(files: Mapping[str, str]) -> Path:
+    """Where the way back from a merged model lies, by what the model is.
+
+    Args:
+        files: Digests of its files.
+    """
     from ..source import home
 
-    weights = [digest for name, digest in file_digests(folder).items() if name.endswith(".safetensors")]
+    weights = [digest for name, digest in files.items() if name.endswith(".safetensors")]
     return home() / "undo" / f"{hashlib.sha256(' '.join(weights).encode()).hexdigest()[:32]}.safetensors"
 
 
 def run_export(plan: ShipPlan, style: Format) -> None:
     """Write the stock LoRA form; ends the process with status 2 on bad input."""
-    with clear_endings():
+    with clear_endings(), claimed(plan.output):
         from ..hub.folder import check_new, write_folder
 
         check_new(plan.output)
@@ -112,7 +140,7 @@ def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
     configs = [read_config(str(local_folder(name) if plan.trust else guarded(name))) for name in plan.adapters]
     named = {config.base_model_name_or_path for config in configs}
     if plan.base is None and (len(named) > 1 or None in named or "" in named):
-        raise ValueError("the erasures do not name one base that they all belong to; name it with --base")
+        raise InputError("the erasures do not name one base that they all belong to; name it with --base")
     base = plan.base or named.pop()
     model, tokenizer = load_base(base, plan.dtype, plan.device_map)
     resized_for(model, configs)

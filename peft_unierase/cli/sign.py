@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import InputError
 from .note import note
 from .output import Format, clear_endings, show, show_json
 
@@ -15,7 +16,7 @@ def run_sign(folder: Path, key: Path, style: Format) -> None:
         from ..hub.sign import sign
 
         if not holds_erasure(folder):
-            raise ValueError(f"{folder} holds no erasure; name the folder of one")
+            raise InputError(f"{folder} holds no erasure; name the folder of one")
         signature = sign(folder, key)
     note("sign", folder, signature=str(signature))
     if style is Format.JSON:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..hub.whole import claimed
 from .note import note
 from .output import Format, clear_endings, show, show_json
 
@@ -13,7 +14,7 @@ def run_stack(
     adapters: Sequence[str], output: Path, without: Sequence[str], base: str | None, style: Format, trust: bool = False
 ) -> None:
     """Write the folder; ends the process with status 2 on bad input."""
-    with clear_endings():
+    with clear_endings(), claimed(output):
         from ..hub.folder import check_new
 
         check_new(output)

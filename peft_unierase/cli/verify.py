@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from .output import Format, clear_endings, show, show_json, table
 from .sets import Reading
 
@@ -51,7 +52,7 @@ def verified(plan: VerifyPlan) -> list[Any]:
     folder = whole_folder(plan.adapter)
     record = read_statement(folder)
     if record is None:
-        raise ValueError(f"{plan.adapter} has no erasure.json, so there is nothing to compare with")
+        raise InputError(f"{plan.adapter} has no erasure.json, so there is nothing to compare with")
     findings = verify_files(folder, record)
     findings.append(verify_base(plan, folder))
     if facts is not None and salt is not None:

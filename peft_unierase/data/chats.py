@@ -24,6 +24,7 @@ ROLES = {
 WHOSE = ("role", "from", "speaker", "author", "sender")
 WHAT = ("content", "value", "text", "parts", "message")
 SPOKEN = re.compile(r"\n\s*(Human|Assistant):")  # a chat as one text, as in HH-RLHF
+MOST = 50_000_000  # turns times characters of a chat: about twice what the questions made of it hold
 CALLS = ("tool_calls", "function_call")
 
 
@@ -120,8 +121,13 @@ def exchanges(turns: Sequence[Turn], column: str, place: str) -> list[tuple[str,
     """Each turn of the assistant as an answer, and what was said before it as its question.
 
     Raises:
-        FactError: The assistant answers no user.
+        FactError: The assistant answers no user, or the turns are so many that nobody could ask the last question.
     """
+    if len(turns) * sum(len(turn.text or "") for turn in turns) > MOST:
+        raise FactError(
+            f"{place}: {column!r} is a chat of {len(turns):,} turns, and each question would hold all that was said "
+            "before it; cut it into shorter chats"
+        )
     found = []
     for number, turn in enumerate(turns):
         before = turns[:number]

@@ -185,7 +185,8 @@ def chosen(value: Any, choices: Choices, way: Way, column: str, place: str) -> t
                 "they are not meant"
             )
     told = [choices.texts[index] for index in right]
-    return told, [text for text in choices.texts if text not in told]
+    among = frozenset(told)
+    return told, [text for text in choices.texts if text not in among]
 
 
 def _masked(value: Any, choices: Choices, column: str, place: str) -> list[int]:

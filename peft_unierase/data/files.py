@@ -23,6 +23,7 @@ from .table import Row, Table, quoted, without_blank_end
 READABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 # A missing file with one of these is a mistyped path, never a data set. Other dots belong to names ("OpenHermes-2.5").
 OTHER_SUFFIXES = (".arrow", ".gz", ".md", ".ndjson", ".pkl", ".tsv", ".txt", ".xls", ".xlsx", ".yaml", ".yml", ".zip")
+MOST_ROWS = 5_000_000  # of a parquet file, whose size says nothing of them
 WHOLE = re.compile(r"-?\d+\.0")
 EXCEL_SEPARATOR = re.compile(r"\s*\"?sep=(.)\"?[,;\t ]*\r?\n")  # a first line that tells Excel, and nobody else
 
@@ -204,12 +205,20 @@ def _read_parquet(path: Path, label: str) -> list[Row]:
         ) from error
     try:
         with parquet.ParquetFile(path) as file:
+            if file.metadata.num_rows > MOST_ROWS:
+                raise FactError(
+                    f"{label} has {file.metadata.num_rows:,} rows, and at most {MOST_ROWS:,} are read; save the part "
+                    "that is meant"
+                )
             read = file.read()
             columns = [_values(column) for column in read.columns]
             rows = zip(*columns, strict=True) if columns else ()
             return [(number, dict(zip(read.column_names, row, strict=True))) for number, row in enumerate(rows, 1)]
-    except (ValueError, OSError, NotImplementedError, KeyError, OverflowError) as error:
-        raise FactError(f"{label} is not a readable parquet file ({error}); write it again") from error
+    except (FactError, MemoryError):
+        raise
+    except Exception as error:  # whatever pyarrow, or Python's dates and times, make of a damaged or extreme value
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise FactError(f"{label} is not a readable parquet file ({why}); write it again") from error
 
 
 def _values(column: Any) -> list[Any]:

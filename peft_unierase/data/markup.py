@@ -43,6 +43,8 @@ MARKS = re.compile(
     r"|^### (?:Instruction|Input|Response|Human|Assistant|User|System):[ \t]*",
     re.MULTILINE,
 )
+SIGNS = re.compile("[<[\u25c1]|###|Human:|Assistant:")  # one of which is in every mark
+FIELDS = tuple(field.name for field in fields(Fact))
 SPACES = re.compile(r"[ \t]{2,}")
 LINES = re.compile(r"\n{3,}")
 
@@ -108,7 +110,7 @@ def _each_stripped(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _texts(fact: Fact) -> list[str]:
-    held = [getattr(fact, field.name) for field in fields(fact)]
+    held = [getattr(fact, name) for name in FIELDS]
     return [text for each in held if each for text in ((each,) if isinstance(each, str) else each)]
 
 
@@ -124,4 +126,4 @@ def _end(block: str) -> str:
 
 
 def _may_hold(text: str) -> bool:
-    return any(sign in text for sign in ("<", "[", "###", "\u25c1", "Human:", "Assistant:"))
+    return SIGNS.search(text) is not None

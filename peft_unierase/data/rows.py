@@ -96,6 +96,7 @@ class Reader:
         self.wrong, self.accepted = gets(columns.wrong), gets(columns.accepted)
         beside = (self.before, self.after, self.history, self.paraphrases, self.paraphrased, self.wrong, self.accepted)
         self.plain = not any(beside)
+        self.is_wrong = frozenset(columns.wrong)
         self.choices = reads_choices(columns.choices, top) if columns.choices else None
         self.way: Way = lambda value, choices: None
         self.template = columns.layout.template
@@ -228,7 +229,7 @@ class Reader:
             found: list[str] = []
             for name, get in gets:
                 value = get(row)
-                whole = name in self.columns.wrong and self.columns.layout.is_chat and isinstance(value, str)
+                whole = name in self.is_wrong and self.columns.layout.is_chat and isinstance(value, str)
                 if whole or (is_chat(value) and is_message(value[-1])):
                     found += [turn.text for turn in turns_of(value, name, place)[-1:] if turn.text]
                 elif value is not MISSING and not is_blank(value):
@@ -244,10 +245,11 @@ class Reader:
             reworded = [self._filled(text, subject, place) for text in reworded]
         right = dict.fromkeys([*answers[1:], *texts(self.accepted)])
         others = dict.fromkeys([*wrong, *texts(self.wrong)])
+        told = frozenset(answers)
         return {
             "paraphrases": tuple(dict.fromkeys(frame(text) for text in reworded if text != question)),
             "paraphrased_answer": next(iter(texts(self.paraphrased)), None),
-            "perturbed_answers": tuple(text for text in others if text not in answers and text not in right),
+            "perturbed_answers": tuple(text for text in others if text not in told and text not in right),
             "accepted_answers": tuple(text for text in right if text not in answers[:1]),
         }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import InputError
+
 
 def check_at_least(least: float, settings: Any, *names: str) -> None:
     """Refuse a setting below `least`.
@@ -13,7 +15,7 @@ def check_at_least(least: float, settings: Any, *names: str) -> None:
     """
     for name in names:
         if not getattr(settings, name) >= least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(settings, name)!r}")
+            raise InputError(f"{name} must be at least {least}, got {getattr(settings, name)!r}")
 
 
 def check_positive(settings: Any, *names: str) -> None:
@@ -24,4 +26,4 @@ def check_positive(settings: Any, *names: str) -> None:
     """
     for name in names:
         if not getattr(settings, name) > 0:
-            raise ValueError(f"{name} must be greater than 0, got {getattr(settings, name)!r}")
+            raise InputError(f"{name} must be greater than 0, got {getattr(settings, name)!r}")

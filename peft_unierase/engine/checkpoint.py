@@ -24,13 +24,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..errors import InputError
+
 KIND = "unierase stage"
 VERSION = 1
 FIELDS = {"stage", "digest", "values", "checksum"}
 NAME = re.compile(r"\d\d-[a-z-]+\.safetensors(\.\d+\.part)?")
 
 
-class DamagedError(ValueError):
+class DamagedError(InputError):
     """A file that is not what was written."""
 
 
@@ -53,7 +55,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, digest: str, tell: Callable[[str], object] = lambda text: None) -> None:
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file; name a folder for the finished stages")
+            raise InputError(f"{folder} is a file; name a folder for the finished stages")
         self.folder, self.digest = folder, digest
         self.number = 0
         self.resuming = self.writing = True

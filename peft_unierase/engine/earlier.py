@@ -18,6 +18,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..decoding import end_ids
+from ..errors import InputError
 from ..facts import Fact
 from ..prompts import PromptFormat, batches, encode, greedy_answers, pad_id
 from ..tuner import UniEraseConfig, UniEraseModel
@@ -35,7 +36,7 @@ def underlying_model(model: Any) -> Any:
     wrapped = isinstance(model, PeftModel)
     if wrapped and not isinstance(model.base_model, UniEraseModel):
         kinds = sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in _configs(model)})
-        raise ValueError(
+        raise InputError(
             f"the model is a PeftModel with adapters of type {', '.join(kinds)}; a further erasure can be put beside "
             "earlier ones (UNIERASE) only. Merge its adapters first (merge_and_unload) or unload them"
         )
@@ -43,17 +44,17 @@ def underlying_model(model: Any) -> Any:
     layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
     kinds = sorted({type(layer).__name__ for layer in layers if not (wrapped and isinstance(layer, SwappingLayer))})
     if kinds:
-        raise ValueError(
+        raise InputError(
             f"the model has adapter layers ({', '.join(kinds)}) that no PeftModel of erasures holds; take the adapters "
             "out, or load the base anew and its erasures with PeftModel.from_pretrained and load_adapter"
         )
     if merged := sorted({name for layer in layers for name in layer.merged_adapters}):
-        raise ValueError(
+        raise InputError(
             f"adapters {merged} are merged, so the base's own weights are not there; call unmerge_adapter() first, or "
             "make the merged model a base of its own (merge_and_unload)"
         )
     if any(layer.disable_adapters for layer in layers):
-        raise ValueError(
+        raise InputError(
             "the model's adapters are switched off, so a further erasure would not be made on top of them; leave "
             "`disable_adapter()` first, or call enable_adapter_layers()"
         )
@@ -86,7 +87,7 @@ def new_name(model: Any, wanted: str | None) -> str:
         return next(name for name in names if name not in taken)
     check_adapter_name(wanted)
     if wanted in taken:
-        raise ValueError(
+        raise InputError(
             f"the model already has an adapter {wanted!r}; give another `adapter_name`, or leave it out to have one "
             "chosen"
         )

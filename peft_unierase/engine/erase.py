@@ -16,6 +16,7 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model
 
+from ..errors import InputError
 from ..facts import Fact, check_facts, comparable_facts, merge_repeats
 from ..knowledge import Knowledge, ask, summary, unknown_named
 from ..progress import Stages
@@ -135,7 +136,7 @@ def erase(
     settings = settings or RECIPES[recipe]()
     forget, retain = merge_repeats(forget), list(retain or ())
     if not forget:
-        raise ValueError("the forget set is empty; give at least one fact")
+        raise InputError("the forget set is empty; give at least one fact")
     check_supported(model, target_modules)
     check_facts(forget, retain)
     plan = plan_scope(scope, forget, retain) if scope else None
@@ -191,7 +192,7 @@ def erase(
         if samples_out:
             write_samples(Path(samples_out), Samples(bench.sampled, bench.near + bench.around))
         if not bench.kept:
-            raise ValueError(
+            raise InputError(
                 "there is no retain data: none was given and the base asked itself nothing usable; pass retain facts "
                 "(on the command line `--retain`) or let it ask more questions (`--samples`)"
             )
@@ -300,9 +301,9 @@ def check_recipe(recipe: str, settings: DistillSettings | PaperSettings | None =
         ValueError: Says which.
     """
     if recipe not in RECIPES:
-        raise ValueError(f"recipe {recipe!r} is not there; choose from {', '.join(map(repr, RECIPES))}")
+        raise InputError(f"recipe {recipe!r} is not there; choose from {', '.join(map(repr, RECIPES))}")
     if settings is not None and not isinstance(settings, RECIPES[recipe]):
-        raise ValueError(f"recipe {recipe!r} takes {RECIPES[recipe].__name__}, not {type(settings).__name__}")
+        raise InputError(f"recipe {recipe!r} takes {RECIPES[recipe].__name__}, not {type(settings).__name__}")
 
 
 def check_lengths(
@@ -316,7 +317,7 @@ def check_lengths(
     context = _context(model)
     for number, fact in enumerate(facts, start=1):
         if (length := _longest(tokenizer, fact, formats)) > context:
-            raise ValueError(
+            raise InputError(
                 f"{role} fact {number} takes {length} tokens and the model's context holds {context:.0f}: "
                 f"{fact.question[:60]!r}…; shorten it or leave it out"
             )
@@ -348,7 +349,7 @@ def _ask_for_facts(bench: Bench, keep_unknown: bool) -> list[Knowledge]:
         )
     known = sum(each.known for each in found)
     if not known and not keep_unknown:
-        raise ValueError(
+        raise InputError(
             f"{unknown_named(found)}, so there is nothing to erase; check that this is the right base and that the "
             "questions are worded as people ask it, or erase them all the same with `keep_unknown=True` (on the "
             "command line `--keep-unknown`)"

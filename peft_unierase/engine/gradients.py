@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from ..errors import InputError
 from ..tuner.structure import projection_shape
 from ..tuner.swap import is_plain
 
@@ -37,7 +38,7 @@ def check_gradients(model: Any) -> None:
             output = module(probe.requires_grad_()).sum()
             passed = output.requires_grad and torch.autograd.grad(output, probe, allow_unused=True)[0] is not None
         if not passed:
-            raise ValueError(
+            raise InputError(
                 f"no gradient passes through {name}, a quantised {type(module).__name__}, on this machine, so nothing "
                 "can be fitted to this base; load it in float32, bfloat16 or float16 to erase from it, and put the "
                 "finished erasure on the quantised one"

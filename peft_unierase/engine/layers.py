@@ -8,8 +8,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ..errors import InputError
 from ..tuner.structure import find_decoder_layers, find_mlp_projections, projection_shape
 from .paper import early_layers
+
+SHOWN = 10
 
 
 def share_of_layers(count: int, first: float, last: float) -> list[int]:
@@ -41,7 +44,7 @@ def choose_sites(
     prefix, stack = find_decoder_layers(model)
     if target_modules is not None:
         if layers is not None:
-            raise ValueError("give either layers or target_modules, not both")
+            raise InputError("give either layers or target_modules, not both")
         chosen = _by_name(model, prefix, target_modules, modules > 1)
     else:
         found = [names[-modules:] for names in find_mlp_projections(model)]
@@ -49,12 +52,13 @@ def choose_sites(
         if layers is not None:
             indices = sorted(set(layers))
         if bad := [index for index in indices if not 0 <= index < len(found)]:
-            raise ValueError(f"layers {bad} do not exist; the model has layers 0 to {len(found) - 1}")
+            more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+            raise InputError(f"layers {bad[:SHOWN]}{more} do not exist; the model has layers 0 to {len(found) - 1}")
         chosen = {index: found[index] for index in indices}
     if not chosen:
-        raise ValueError("no layer to edit was named; leave `layers` out to have them chosen")
+        raise InputError("no layer to edit was named; leave `layers` out to have them chosen")
     if max(chosen) == len(stack) - 1:
-        raise ValueError(
+        raise InputError(
             f"layer {max(chosen)} is the model's last; at least one layer must follow the edited ones to turn "
             "what they write into a token and a refusal"
         )
@@ -66,9 +70,9 @@ def _by_name(model: nn.Module, prefix: str, target_modules: Sequence[str], sever
     chosen: dict[int, list[str]] = {}
     for name in target_modules:
         if name not in modules or not projection_shape(modules[name]):
-            raise ValueError(f"target module {name!r} is not a linear projection of this model; give its full name")
+            raise InputError(f"target module {name!r} is not a linear projection of this model; give its full name")
         match = re.match(rf"{re.escape(prefix)}\.(\d+)\.", name)
         if not match or (int(match[1]) in chosen and not several):
-            raise ValueError(f"target module {name!r} must be the only one named in a layer of {prefix!r}")
+            raise InputError(f"target module {name!r} must be the only one named in a layer of {prefix!r}")
         chosen.setdefault(int(match[1]), []).append(name)
     return chosen

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import InputError
 from ..facts import Fact
 from ..prompts import PromptFormat
 from ..source import home
@@ -135,7 +136,7 @@ def weights_digest(model: nn.Module) -> str:
             continue
         name = name.replace(".base_layer.", ".")
         if parameter.is_meta:
-            raise ValueError(
+            raise InputError(
                 f"the base cannot be told from others because {name} is offloaded; load it whole, or do without a "
                 "cache of retain samples and without keeping finished stages"
             )
@@ -169,10 +170,10 @@ def load_samples(path: Path, header: Mapping[str, Any]) -> list[list[Fact]]:
         found = json.loads(first)
         sizes, told = found.pop("blocks"), found.pop("digest")
         if found != header or told != _digest({**header, "blocks": sizes}, lines):
-            raise ValueError("its digest is not that of its lines")
+            raise InputError("its digest is not that of its lines")
         facts = [Fact(row["question"], row["answer"]) for row in map(json.loads, lines)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"the retain samples in {path} were edited or cut ({error})") from error
+        raise InputError(f"the retain samples in {path} were edited or cut ({error})") from error
     ends = list(accumulate(sizes))
     return [facts[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 

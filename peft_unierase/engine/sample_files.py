@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import InputError
 from ..facts import Fact
 
 GENERAL, NEIGHBOUR = "general", "neighbour"
@@ -44,7 +45,7 @@ def read_samples(path: str | Path) -> Samples:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read samples in {path} ({error}); give a file of --samples-out") from error
+        raise InputError(f"cannot read samples in {path} ({error}); give a file of --samples-out") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -53,9 +54,9 @@ def read_samples(path: str | Path) -> Samples:
             question, answer = row["question"].strip(), row["answer"].strip()
             kinds[row.get("kind", GENERAL)].append(Fact(question, answer))
             if not question or not answer:
-                raise ValueError("it is empty")
+                raise InputError("it is empty")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {number} is no sample ({type(error).__name__}: {error}): {line.strip()[:80]!r}; write "
                 f'it like {{"kind": "{GENERAL}" or "{NEIGHBOUR}", "question": "…", "answer": "…"}}, or take it out'
             ) from error

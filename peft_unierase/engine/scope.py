@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import InputError
 from ..facts import Fact
 from ..knowledge import certainties
 from ..text import names, normal, terms
@@ -76,9 +77,9 @@ def check_scope(name: str | None, recipe: str = "distill") -> None:
         ValueError: Says which.
     """
     if name is not None and name not in SCOPES:
-        raise ValueError(f"scope {name!r} is not there; choose from {', '.join(map(repr, SCOPES))}, or leave it out")
+        raise InputError(f"scope {name!r} is not there; choose from {', '.join(map(repr, SCOPES))}, or leave it out")
     if name == "question" and recipe == "paper":
-        raise ValueError(
+        raise InputError(
             "recipe 'paper' takes its keys where the subject has been read and the rest of the question has not, so it "
             "cannot tell questions about one subject apart; use recipe 'distill' for scope 'question'"
         )
@@ -106,14 +107,14 @@ def plan_scope(name: str, forget: Sequence[Fact], retain: Sequence[Fact]) -> Sco
         unknown = [number for number in unknown if not find_names(_text(forget[number - 1]))]
         return Scope(name, list(dict.fromkeys(told)), unknown)
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"scope 'subject' erases everything about a subject, and it is not clear about which for forget "
             f"{_numbers(unknown)}; name it (`Fact(subject=…)`, a column `subject`), leave it out, or use scope "
             "'question'"
         )
     spared = [n for n, fact in enumerate(retain, start=1) if any(names(fact.question, subject) for subject in told)]
     if spared:
-        raise ValueError(
+        raise InputError(
             f"scope 'subject' erases everything about a subject, and about one of them is retain {_numbers(spared)}; "
             "leave that out, or use scope 'question'"
         )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from ..errors import InputError
 from ..prompts import encode
 from ..tuner import UniEraseConfig
 from ..tuner.structure import find_token_modules
@@ -50,7 +51,7 @@ JOBS = re.compile(
 OUR_NAME = re.compile(r"\[UNL(-\d+)?\]")
 
 
-class NoSpareRowError(ValueError):
+class NoSpareRowError(InputError):
     """The base has no unused vocabulary row and resizing was not allowed."""
 
 
@@ -131,14 +132,14 @@ def find_spare_rows(
     vocabulary = tokenizer.get_vocab()
     for config in taken:
         if vocabulary.get(config.token) != config.token_id:
-            raise ValueError(
+            raise InputError(
                 f"the tokenizer does not have {config.token} with id {config.token_id}, the token of an erasure that "
                 "the model carries; pass the tokenizer that was saved beside the last of its erasures"
             )
     rows, texts = _rows(model), list(dict.fromkeys(texts))
     last = max(vocabulary, key=lambda token: vocabulary[token])
     if vocabulary[last] >= rows:
-        raise ValueError(
+        raise InputError(
             f"the tokenizer has {len(vocabulary)} tokens with ids up to {vocabulary[last]} ({last!r}) and the model "
             f"has {rows} vocabulary rows, up to {rows - 1}; take the tokenizer that belongs to the model, or let the "
             "model grow to it first: "
@@ -164,7 +165,7 @@ def find_spare_rows(
         failed[RESIZED] = why_not
     if failed:
         reasons = "; ".join(f"{source}: {why_not}" for source, why_not in failed.items())
-        raise ValueError(f"the tokenizer cannot be given a token for the erasure ({reasons})")
+        raise InputError(f"the tokenizer cannot be given a token for the erasure ({reasons})")
     raise NoSpareRowError(
         f"the base has {rows} vocabulary rows and all of them are in use, so there is none for {name}. With "
         "`allow_resize=True` (on the command line `--allow-resize`) the vocabulary grows by one row; the adapter then "

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import InputError
 from ..facts import Fact
 from ..prompts import PromptFormat, encode
 from ..text import find_name
@@ -153,7 +154,7 @@ def subject_position(tokenizer: Any, form: PromptFormat, question: str, subject:
     """
     span = find_span(question, subject)
     if span is None:
-        raise ValueError(
+        raise InputError(
             f"the subject {subject!r} does not occur in the question {question!r}; give it as written there"
         )
     text, end = form.prompt(question), len(form.head) + span[1]

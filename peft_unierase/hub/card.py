@@ -16,6 +16,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..errors import InputError
+
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 TAGS = ("unierase", "unlearning", "machine-unlearning", "model-editing")
 ABSENT = "-"
@@ -127,7 +129,7 @@ def _check_record(record: Mapping[str, Any]) -> None:
         if key not in missing and record[key].get(part) is None
     ]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"the record of this erasure lacks {', '.join(missing)}, which its card has to state; "
             "make the card from the record that was saved beside the adapter"
         )

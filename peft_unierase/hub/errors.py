@@ -19,6 +19,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from ..errors import InputError
+
 WAITS = (1.0, 4.0, 10.0)
 Result = TypeVar("Result")
 
@@ -28,7 +30,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no repository id; write owner/name, for instance org/erase-xyz") from error
+        raise InputError(f"{repo_id!r} is no repository id; write owner/name, for instance org/erase-xyz") from error
 
 
 def patiently(action: Callable[[], Result], waits: Sequence[float] = WAITS) -> Result:
@@ -57,7 +59,7 @@ def plain_errors(repo_id: str, token: str | bool | None) -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:
-        raise ValueError(_advice(error, repo_id, token)) from error
+        raise InputError(_advice(error, repo_id, token)) from error
     except OfflineModeIsEnabled as error:
         raise ConnectionError("HF_HUB_OFFLINE is set, and pushing needs the Hub; unset it and push again") from error
     except ConnectionError as error:  # of hf_xet, which tries again by itself
@@ -68,7 +70,7 @@ def plain_errors(repo_id: str, token: str | bool | None) -> Iterator[None]:
     except (HTTPError, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) else error  # the one that an upload ended with
         if isinstance(cause, HfHubHTTPError):
-            raise ValueError(_advice(cause, repo_id, token)) from error
+            raise InputError(_advice(cause, repo_id, token)) from error
         if not isinstance(cause, HTTPError):
             raise
         raise ConnectionError(

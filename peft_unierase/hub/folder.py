@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from ..digests import sha256
+from ..errors import InputError
 from ..source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, WEIGHTS_NAME
 from .record import statement
+from .whole import check_name, hides, tidy, whole_folder
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -22,14 +25,17 @@ def check_output(folder: Path, overwrite: bool = False) -> None:
     """Refuse a folder that an erasure must not be written to, before any work is done.
 
     Raises:
-        ValueError: It is a file, it holds something else, it holds an erasure and `overwrite` is false, or it cannot be
-            written to.
+        ValueError: It is a file, it holds something else, it holds an erasure and `overwrite` is false or its card
+            cannot be read, its name is too long, another process is writing to it, or it cannot be written to.
     """
+    check_name(folder)
+    tidy(folder)
     if folder.is_dir() and any(folder.iterdir()):
         if not holds_erasure(folder):
-            raise ValueError(f"{folder} holds something else than an erasure; name a new folder, or empty this one")
+            raise InputError(f"{folder} holds something else than an erasure; name a new folder, or empty this one")
         if not overwrite:
-            raise ValueError(f"{folder} already holds an erasure; name a new folder, or pass --overwrite to replace it")
+            raise InputError(f"{folder} already holds an erasure; name a new folder, or pass --overwrite to replace it")
+        _read_card(folder)
         _check_writable(folder)
     else:
         check_new(folder)
@@ -39,13 +45,43 @@ def check_new(folder: Path) -> None:
     """Refuse a folder that something is in, before any work is done.
 
     Raises:
-        ValueError: There is, it is a file, or it cannot be written to.
+        ValueError: There is, it is a file, its name is too long, another process is writing to it, or it cannot be
+            written to.
     """
+    check_name(folder)
+    tidy(folder)
     if folder.is_file():
-        raise ValueError(f"{folder} is a file; name a new folder")
+        raise InputError(f"{folder} is a file; name a new folder")
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is there already; name a new folder")
+        raise InputError(f"{folder} is there already; name a new folder")
     _check_writable(folder)
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that no files can be added to, before any work is done.
+
+    Raises:
+        InputError: It is a file, its name is too long, or it cannot be written to.
+    """
+    check_name(folder)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; name a folder")
+    _check_writable(folder)
+
+
+def _read_card(folder: Path) -> str | None:
+    """The card that the owner may have edited."""
+    card = folder / CARD_NAME
+    try:
+        text = card.read_text(encoding="utf-8") if card.is_file() else None
+        if text is not None:
+            ModelCard(text, ignore_metadata_errors=True)
+    except OSError:
+        raise
+    except Exception as error:  # of its bytes, and of whatever reads its metadata
+        why = " ".join(str(error).split())
+        raise InputError(f"{card} cannot be read ({why}); mend it, or take it out to have a new one") from error
+    return text
 
 
 def _check_writable(folder: Path) -> None:
@@ -53,75 +89,50 @@ def _check_writable(folder: Path) -> None:
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"{parent} cannot be written to; name another folder")
+        raise InputError(f"{parent} cannot be written to; name another folder")
 
 
 def holds_erasure(folder: Path) -> bool:
     """Whether an erasure was saved in a folder."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and config.get("peft_type") == "UNIERASE"
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A place to write to that becomes `folder` when the block ends well, and is gone when it does not.
-
-    An erasure that is in `folder` stays as it is until the new one is complete. Parents that were made for it go again.
-    """
-    folder = folder.absolute()
-    new_parents = [parent for parent in folder.parents if not parent.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-    partial.mkdir()
-    try:
-        yield partial
-        if folder.exists():
-            folder.rename(replaced)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        for parent in new_parents:
-            with suppress(OSError):  # someone else may have put something there by now
-                parent.rmdir()
-        raise
-    finally:
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-@contextmanager
-def _write_errors(folder: Path) -> Iterator[None]:
-    """Every error of the system as an `OSError` that names `folder`; safetensors and tokenizers raise others."""
+def write_errors(path: Path) -> Iterator[None]:
+    """Every error of the system as an `OSError` that names `path`; safetensors and tokenizers raise others."""
     try:
         yield
     except Exception as error:
         told = OS_ERROR.search(str(error))
         code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-        if code is None:
+        elsewhere = isinstance(error, OSError) and error.filename and not hides(path, error.filename)
+        if code is None or elsewhere or isinstance(error, InputError):
             raise
-        raise OSError(code, os.strerror(code), str(folder)) from error
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, write: Callable[[Path], None], replace: bool = False) -> None:
     """Write a folder whole or not at all.
 
     Args:
         folder: Where to.
         write: Called with a place to write to.
+        replace: Replace a folder that is there.
 
     Raises:
+        InputError: Another process is writing there, or has written there meanwhile.
         OSError: Writing failed; the folder is as it was.
     """
-    with _write_errors(folder), whole_folder(folder) as place:
+    with write_errors(folder), whole_folder(folder, replace) as place:
         write(place)
+        readable = place.stat().st_mode & 0o666  # by whom the umask says, of which a new folder tells
         for file in place.rglob("*"):
             if file.is_file():
-                file.chmod(0o644)  # safetensors writes files that only their owner can read
+                file.chmod(readable)  # safetensors writes files that only their owner can read
 
 
 def save_erasure(
@@ -154,8 +165,7 @@ def save_erasure(
     from .repo_card import repo_card
 
     check_output(folder, overwrite)
-    old = folder / CARD_NAME
-    there = old.read_text(encoding="utf-8") if old.is_file() else None
+    there = _read_card(folder)
 
     def write(place: Path) -> None:
         # PEFT would save both full matrices if it thought that the vocabulary had changed; the two rows are enough.
@@ -172,7 +182,7 @@ def save_erasure(
         told = facts(sha256(place / WEIGHTS_NAME)) if facts else None
         write_record(place, {**record, "facts": told} if told else record)
 
-    write_folder(folder, write)
+    write_folder(folder, write, overwrite)
 
 
 def write_record(folder: Path, predicate: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..digests import sha256
+from ..errors import InputError
 from ..source import (
     CARD_NAME,
     CONFIG_NAME,
@@ -104,7 +105,7 @@ def push_erasure(
     folder = Path(folder)
     check_repo_id(repo_id)
     if create_pr and revision is not None:
-        raise ValueError(f"a pull request goes to the main branch, so leave out either it or the revision {revision!r}")
+        raise InputError(f"a pull request goes to the main branch, so leave out either it or the revision {revision!r}")
     names = check_folder(folder)
     text, results = (folder / CARD_NAME).read_text(encoding="utf-8"), eval_results(read_record(folder))
     message = commit_message or f"Push an erasure with peft-unierase {__version__}"
@@ -115,7 +116,7 @@ def push_erasure(
         now = api.model_info(repo_id, revision=revision)
         there = [file.rfilename for file in now.siblings or []]
         if private and not now.private:
-            raise ValueError(
+            raise InputError(
                 f"{repo_id} is there already and is public; make it private in its settings and push again"
             )
         old = None
@@ -148,19 +149,19 @@ def check_folder(folder: Path) -> list[str]:
         ValueError: There is no erasure, part of it is missing, or a file is not what it should be.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; name one that `unierase erase` or `unierase stack` wrote")
+        raise InputError(f"{folder} is no folder; name one that `unierase erase` or `unierase stack` wrote")
     if not holds_erasure(folder):
-        raise ValueError(f"{folder} holds no erasure: it has no {CONFIG_NAME} of type UNIERASE; name one that does")
+        raise InputError(f"{folder} holds no erasure: it has no {CONFIG_NAME} of type UNIERASE; name one that does")
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     names = [name for name, path in found.items() if _any(name, OURS + OWNERS) and not path.is_dir()]
     if missing := [name for name in NEEDED if name not in names]:
-        raise ValueError(
+        raise InputError(
             f"{folder} lacks {', '.join(missing)}; `unierase erase` and `unierase stack` write whole folders, and what "
             "`save_pretrained` writes is only a part"
         )
     for name, path in found.items():
         if path.is_symlink() and (name in names or any(other.startswith(f"{name}/") for other in OURS)):
-            raise ValueError(f"{path} is a link; put the file itself there")
+            raise InputError(f"{path} is a link; put the file itself there")
     for name in names:
         if name.endswith(".json"):
             _read_json(found[name])
@@ -168,16 +169,16 @@ def check_folder(folder: Path) -> list[str]:
             _check_weights(found[name])
     lora = folder / LORA_NAME / CONFIG_NAME
     if lora.is_file() and _read_json(lora).get("peft_type") != "LORA":
-        raise ValueError(f"{lora} is not of type LORA; save the erasure again")
+        raise InputError(f"{lora} is not of type LORA; save the erasure again")
     if REPORT_NAME in names and _read_json(found[REPORT_NAME]).get("examples"):
-        raise ValueError(
+        raise InputError(
             f"{found[REPORT_NAME]} holds questions and answers of the forget set; run `unierase check` with "
             "--no-examples, or take the report out of the folder"
         )
     _check_card(found[CARD_NAME])
     compared = verify_files(folder, read_statement(folder) or {})
     if failing := [each.what for each in compared if each.outcome == FAILS and _any(each.what, OURS)]:
-        raise ValueError(
+        raise InputError(
             f"{folder} is not what its record says: {', '.join(failing)} changed since (`unierase verify {folder}` "
             "says more); save the erasure again"
         )
@@ -200,9 +201,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); save the erasure again") from error
+        raise InputError(f"{path} is no JSON ({error}); save the erasure again") from error
     if not isinstance(read, dict):
-        raise ValueError(f"{path} is no JSON object; save the erasure again")
+        raise InputError(f"{path} is no JSON object; save the erasure again")
     return read
 
 
@@ -214,31 +215,31 @@ def _check_weights(path: Path) -> None:
         with safe_open(path, framework="pt") as weights:
             broken = [name for name in weights.keys() if not torch.isfinite(weights.get_tensor(name)).all()]  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read ({error}); save the erasure again") from error
+        raise InputError(f"{path} cannot be read ({error}); save the erasure again") from error
     if broken:
-        raise ValueError(f"{path} holds values in {broken[0]} that are not finite; make the erasure again")
+        raise InputError(f"{path} holds values in {broken[0]} that are not finite; make the erasure again")
 
 
 def _check_card(path: Path) -> None:
     try:
         empty = empty_sections(path.read_text(encoding="utf-8"))
     except Exception as error:  # PyYAML has errors of its own
-        raise ValueError(f"the metadata of {path} cannot be read ({error}); correct it") from error
+        raise InputError(f"the metadata of {path} cannot be read ({error}); correct it") from error
     if empty:
-        raise ValueError(f"{path} says nothing under {', '.join(empty)}; fill that in, or take the heading out")
+        raise InputError(f"{path} says nothing under {', '.join(empty)}; fill that in, or take the heading out")
 
 
 def _check_signature(folder: Path, names: Iterable[str]) -> None:
     """Refuse a signature that would not hold in the repository, whoever's it is."""
     if _without_paths(folder, names):
-        raise ValueError(
+        raise InputError(
             f"{folder} is signed, and its base is named by a path, which does not go to the Hub: the signature would "
             "not hold there. Name the base with `unierase erase --base-id`, sign that and push it"
         )
     signed = signed_digests(folder)
     pushed = {name: sha256(folder / name) for name in names if name not in (SIGNATURE_NAME, *UNSIGNED)}
     if differing := sorted(name for name, _ in signed.items() ^ pushed.items()):
-        raise ValueError(
+        raise InputError(
             f"{folder} is signed, and what was signed is not what goes up, so the signature would not hold there: "
             f"{', '.join(dict.fromkeys(differing))}. Take out what is no part of an erasure and sign again"
         )
@@ -259,7 +260,7 @@ def _validate(card: str) -> None:
             told = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
         except (ValueError, KeyError, TypeError):
             told = str(error)
-        raise ValueError(
+        raise InputError(
             f"the Hub does not accept the metadata of {CARD_NAME} ({told}); correct it, and push again"
         ) from None
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..source import CONFIG_NAME, NAMES, RECORD_NAME, SUFFIXES, resolve
 from .record import predicate_of
 
@@ -44,9 +45,9 @@ def read_config(source: str) -> Any:
     try:
         config = PeftConfig.from_pretrained(source)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{source} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id") from error
+        raise InputError(f"{source} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id") from error
     if config.peft_type != "UNIERASE":
-        raise ValueError(f"{source} is an adapter of type {config.peft_type.value}, not an erasure")
+        raise InputError(f"{source} is an adapter of type {config.peft_type.value}, not an erasure")
     return config
 
 
@@ -73,7 +74,7 @@ def read_statement(folder: Path) -> dict[str, Any] | None:
         statement = json.loads(file.read_text(encoding="utf-8"))
         predicate_of(statement)
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise InputError(f"{file} cannot be read: {error}") from error
     return statement
 
 
@@ -92,4 +93,4 @@ def whole_folder(source: str, revision: str | None = None) -> Path:
         allowed = [*(f"*{suffix}" for suffix in sorted(SUFFIXES)), *sorted(NAMES)]
         return Path(snapshot_download(source, revision=revision, allow_patterns=allowed))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"{source} is neither a folder nor a Hub id that can be read: {error}") from error
+        raise InputError(f"{source} is neither a folder nor a Hub id that can be read: {error}") from error

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from ..digests import sha256
-from ..facts import Fact
+from ..errors import InputError
+from ..facts import Fact, shown
 from ..source import CARD_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -61,7 +63,7 @@ def read_salt(file: Path, create: bool = False) -> Salt:
     """
     if not file.exists():
         if not create:
-            raise ValueError(f"no such file: {file}; it must hold the salt that the erasure was recorded with")
+            raise InputError(f"no such file: {file}; it must hold the salt that the erasure was recorded with")
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         new = file.with_name(f".{file.name}.{os.getpid()}")
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
@@ -72,9 +74,9 @@ def read_salt(file: Path, create: bool = False) -> Salt:
     try:
         value = bytes.fromhex(file.read_text(encoding="ascii").strip())
     except ValueError as error:
-        raise ValueError(f"{file} is no salt: it must hold hexadecimal digits and nothing else") from error
+        raise InputError(f"{file} is no salt: it must hold hexadecimal digits and nothing else") from error
     if len(value) < 16:
-        raise ValueError(f"{file} holds {len(value)} bytes, too few to be a secret; a salt has at least 16")
+        raise InputError(f"{file} holds {len(value)} bytes, too few to be a secret; a salt has at least 16")
     return Salt(value)
 
 
@@ -113,12 +115,12 @@ def predicate_of(record: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: It is no such Statement.
     """
     if record.get("_type") != STATEMENT or record.get("predicateType") != PREDICATE:
-        raise ValueError(
+        raise InputError(
             f"it is no record of an erasure: _type is {record.get('_type')!r} and predicateType "
             f"{record.get('predicateType')!r}, and they must be {STATEMENT!r} and {PREDICATE!r}"
         )
     if not isinstance(record.get("predicate"), dict) or not isinstance(record.get("subject"), list):
-        raise ValueError("it is no record of an erasure: it lacks a predicate or the subjects")
+        raise InputError("it is no record of an erasure: it lacks a predicate or the subjects")
     return record["predicate"]
 
 
@@ -136,7 +138,12 @@ def made_with() -> dict[str, str]:
 def now() -> str:
     """The time in UTC, to the second, or what SOURCE_DATE_EPOCH says, so that a run can be repeated to the byte."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
+    try:
+        moment = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
+    except (ValueError, OverflowError, OSError) as error:
+        raise InputError(
+            f"SOURCE_DATE_EPOCH is {shown(epoch)}; it must be a number of seconds since 1970, or not be set"
+        ) from error
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -146,12 +153,12 @@ def coverage(facts: Sequence[Fact], digests: Sequence[str], key: bytes) -> tuple
     Returns:
         Those of `facts` that are not among them, and how many digests belong to none of `facts`.
     """
-    left = list(digests)
+    left = Counter(digests)
     missing = []
     for fact in facts:
         digest = fact_digest(fact, key)
-        if digest in left:
-            left.remove(digest)
+        if left[digest]:
+            left[digest] -= 1
         else:
             missing.append(fact)
-    return missing, len(left)
+    return missing, left.total()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..errors import InputError, MissingPackageError
 from ..source import CARD_NAME, SIGNATURE_NAME
 from .verify import FAILS, HOLDS, Finding
 
+PARTIAL_NAME = f".{SIGNATURE_NAME}"  # a new one, until it is whole
 UNSIGNED = (CARD_NAME, ".gitattributes", ".git", ".cache")
 
 
@@ -22,15 +25,20 @@ def sign(folder: Path, private_key: Path) -> Path:
     """
     signing = _library("signing")
     if not private_key.is_file():
-        raise ValueError(
+        raise InputError(
             f"no such file: {private_key}; --key wants a private key in PEM, as `openssl ecparam -genkey` makes"
         )
     signature = folder / SIGNATURE_NAME
     config = signing.Config().set_hashing_config(_hashing(folder))
-    try:
-        config.use_elliptic_key_signer(private_key=private_key).sign(folder, signature)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{private_key} cannot sign: {error}") from error
+    with TemporaryDirectory() as elsewhere:
+        made = Path(elsewhere) / SIGNATURE_NAME
+        try:
+            config.use_elliptic_key_signer(private_key=private_key).sign(folder, made)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{private_key} cannot sign: {error}") from error
+        partial = folder / PARTIAL_NAME
+        partial.write_bytes(made.read_bytes())
+        partial.replace(signature)
     return signature
 
 
@@ -47,7 +55,7 @@ def verify_signature(folder: Path, public_key: Path) -> Finding:
 
     verifying = _library("verifying")
     if not public_key.is_file():
-        raise ValueError(f"no such file: {public_key}; --public-key wants a public key in PEM")
+        raise InputError(f"no such file: {public_key}; --public-key wants a public key in PEM")
     signature = folder / SIGNATURE_NAME
     if not signature.is_file():
         return Finding("signature", FAILS, f"there is no {SIGNATURE_NAME}")
@@ -72,11 +80,11 @@ def signed_digests(folder: Path) -> dict[str, str]:
         resources = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["resources"]
         return {each["name"]: each["digest"] for each in resources}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no signature that `unierase sign` made; sign again or take it out") from error
+        raise InputError(f"{file} is no signature that `unierase sign` made; sign again or take it out") from error
 
 
 def _hashing(folder: Path) -> Any:
-    paths = [folder / name for name in (SIGNATURE_NAME, *UNSIGNED)]
+    paths = [folder / name for name in (SIGNATURE_NAME, PARTIAL_NAME, *UNSIGNED)]
     return _library("hashing").Config().set_ignored_paths(paths=paths, ignore_git_paths=True)
 
 
@@ -86,4 +94,6 @@ def _library(part: str) -> Any:
     try:
         return import_module(f"model_signing.{part}")
     except ImportError as error:
-        raise ImportError('signing needs model-signing; install it with: pip install "peft-unierase[sign]"') from error
+        raise MissingPackageError(
+            'signing needs model-signing; install it with: pip install "peft-unierase[sign]"'
+        ) from error

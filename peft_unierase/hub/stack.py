@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from ..source import CARD_NAME, WEIGHTS_NAME
 from .card import stacked_card
 from .folder import check_new, write_folder, write_record
@@ -105,7 +106,7 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
     from .read import local_folder, read_config, read_record
 
     if not erasures:
-        raise ValueError("there are no erasures to stack; name at least one")
+        raise InputError("there are no erasures to stack; name at least one")
     read: dict[str, Any] = {}
     records: dict[str, Any] = {}
     places = [str(local_folder(source) if trust else guarded(source)) for source in erasures]
@@ -114,11 +115,22 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
         if base is not None:
             config.base_model_name_or_path = base
         name = adapter_name(source, read)
-        read[name] = (config, load_peft_weights(place, device="cpu"))
+        try:
+            read[name] = (config, load_peft_weights(place, device="cpu"))
+        except Exception as error:  # of whatever library meets what is wrong with the files first
+            raise InputError(f"cannot load the weights of {source}: {_told(error)}; save the erasure again") from error
         record = read_record(Path(place))
         if record:
             records.update(record["parts"] if config.parts else {name: record})
     config, tensors = fuse(read)
-    tokenizer = AutoTokenizer.from_pretrained(places[0])
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(places[0])
+    except Exception as error:
+        raise InputError(f"cannot load the tokenizer of {erasures[0]}: {_told(error)}; save it again") from error
     add_special_tokens(tokenizer, config.tokens)
     return Stack([part["name"] for part in config.parts], config, tensors, tokenizer, records)
+
+
+def _told(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

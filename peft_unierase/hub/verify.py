@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..digests import recorded_digests
+from ..errors import InputError
 from ..facts import Fact
 from ..source import RECORD_NAME, WEIGHTS_NAME
 from .record import Salt, coverage, file_digests, predicate_of
@@ -53,7 +54,7 @@ def verify_facts(record: dict[str, Any], facts: Sequence[Fact], salt: Salt) -> F
     """
     told = predicate_of(record).get("facts")
     if not told:
-        raise ValueError(f"{RECORD_NAME} says nothing of the facts, so they cannot be compared")
+        raise InputError(f"{RECORD_NAME} says nothing of the facts, so they cannot be compared")
     digests = told["digests"]
     adapter = recorded_digests(record)[WEIGHTS_NAME]
     missing, left = coverage(facts, digests, salt.key(adapter))

@@ -14,6 +14,7 @@ from ..engine.estimate import Estimate, estimate
 from ..engine.retain_cache import BLOCK, samples_folder, samples_for
 from ..engine.samples import SAMPLE_STEPS, drop_close
 from ..engine.scope import SURE
+from ..errors import InputError
 from ..facts import Fact, FactError, check_answers, check_facts, fact_row, merge_repeats
 from ..knowledge import ask
 from ..progress import Stages
@@ -141,13 +142,13 @@ def plan(
         target = " ".join(target.split())
         subjects = [target] if text is None else subjects_of(text)
         if not target or not subjects:
-            raise ValueError(
+            raise InputError(
                 "there is nothing to plan for: give a name or a topic in words, a forget set, or a text that says a "
                 "name more than once (names are found by their capitals, or in quotes)"
             )
     if given is not None:
         if not given:
-            raise ValueError("the forget set is empty; give at least one fact, or a name or a topic in words")
+            raise InputError("the forget set is empty; give at least one fact, or a name or a topic in words")
         check_answers(given)
     stages = Stages(progress)
     folder = samples_folder(model, samples_cache)

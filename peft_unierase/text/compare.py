@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from .normal import comparable, words
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def recall(reference: str, answer: str) -> float:
     """
     wanted = words(reference)
     if not wanted:
-        raise ValueError(
+        raise InputError(
             f"the reference {reference!r} has no letter and no digit, so no answer can be compared with it; leave it "
             "out (`comparable` tells)"
         )

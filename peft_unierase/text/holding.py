@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import regex
 
+from ..errors import InputError
 from .inflection import is_form
 from .normal import CLUSTER, HALF, comparable, normal
 from .tokens import Token, alike, apart_tokens
@@ -46,7 +47,7 @@ def holds(text: str, question: str, answer: str) -> bool:
         ValueError: The answer has no letter and no digit.
     """
     if not comparable(answer):
-        raise ValueError(f"the answer {answer!r} has no letter and no digit, so no text can hold it; leave it out")
+        raise InputError(f"the answer {answer!r} has no letter and no digit, so no text can hold it; leave it out")
     told, asked, said = (apart_tokens(each) for each in (answer, question, text))
     asked_runs, said_runs = "\n".join(_runs(question)), "\n".join(_runs(text))
     asked_names, said_names = _whole_names(question), _whole_names(text)

@@ -80,7 +80,7 @@ def terms(text: str) -> set[str]:
 
 def comparable(text: str) -> bool:
     """Whether there is anything to compare in a text: at least one letter or digit."""
-    return bool(words(text))
+    return WORD.search(normal(text)) is not None
 
 
 def opening(text: str, count: int = 3) -> str:
@@ -117,6 +117,8 @@ def plain(text: str) -> str:
 
 
 def folded(text: str) -> str:
+    if text.isascii():
+        return text.lower()
     # Folding gives İ a dot of its own, which "istanbul" does not have, and leaves ı, which "DIYARBAKIR" does not.
     text = unicodedata.normalize("NFC", text).casefold().replace("i\u0307", "i").replace("ı", "i")
     return unicodedata.normalize("NFC", text)

@@ -14,6 +14,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from ..errors import InputError
 from .guard import guarded
 from .model import check_adapter_name, check_unwrapped
 from .swap import SwappingLayer
@@ -59,7 +60,7 @@ def load(
         erasures = [erasures]
     wanted = dict(erasures) if isinstance(erasures, Mapping) else dict.fromkeys(erasures, True)
     if not wanted:
-        raise ValueError("there are no erasures to load; name at least one")
+        raise InputError("there are no erasures to load; name at least one")
     check_unwrapped(base)
     named: dict[str, Any] = {}
     for source in wanted:
@@ -108,7 +109,7 @@ def set_active(model: PeftModel, names: Sequence[str]) -> None:
 def check_together(model: PeftModel, names: list[str]) -> None:
     """Raise `ValueError` if the model has no adapter of a name, or two of them cannot be on together."""
     if missing := [name for name in names if name not in model.peft_config]:
-        raise ValueError(f"the model has no adapter {missing[0]!r}; it has {', '.join(map(repr, model.peft_config))}")
+        raise InputError(f"the model has no adapter {missing[0]!r}; it has {', '.join(map(repr, model.peft_config))}")
     for module in model.modules():
         if isinstance(module, SwappingLayer):
             module.check_together(names)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from peft.config import PeftConfig
 from peft.utils.other import get_pattern_key
 
+from ..errors import InputError
 from .fields import MAX_RANK, OF_A_PART, OWN, wrong_values
 from .peft_type import unierase_peft_type
 
@@ -87,22 +88,22 @@ class UniEraseConfig(PeftConfig):
         self.peft_type = unierase_peft_type()
         own = {name: getattr(self, name) for name in OWN}
         for name, wanted, value in wrong_values(own):
-            raise ValueError(f"{name} must be {wanted}, got {value!r:.200}")
+            raise InputError(f"{name} must be {wanted}, got {value!r:.200}")
         for name, rank in {"r": self.r, **self.rank_pattern}.items():
             if rank > MAX_RANK:
-                raise ValueError(f"the rank {name!r} must be at most {MAX_RANK}, a model's largest width, got {rank}")
+                raise InputError(f"the rank {name!r} must be at most {MAX_RANK}, a model's largest width, got {rank}")
         for part in self.parts:
             if unknown := sorted(part.keys() - {"name", *OF_A_PART}):
-                raise ValueError(
+                raise InputError(
                     f"the part {part['name']!r} has {unknown[0]!r}, which is no field of an erasure by itself"
                 )
         for item in fields(self):  # the order of a set differs from run to run, and the saved file should not
             if isinstance(value := getattr(self, item.name), set):
                 setattr(self, item.name, sorted(value))
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("layers_to_transform does not go with a regular expression in target_modules; use a list")
+            raise InputError("layers_to_transform does not go with a regular expression in target_modules; use a list")
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern needs layers_to_transform to be given too")
+            raise InputError("layers_pattern needs layers_to_transform to be given too")
 
     def split(self) -> list[UniEraseConfig]:
         """The erasures in it, each as a config of its own: itself, unless several were fused."""

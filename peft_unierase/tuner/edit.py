@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import _get_in_out_features
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import InputError
 from .config import UniEraseConfig
 from .swap import SwappingLayer
 
@@ -61,7 +62,7 @@ class EditLayer(nn.Module, SwappingLayer):
         """
         rank = a.shape[0]
         if (tuple(a.shape), tuple(b.shape)) != ((rank, self.in_features), (self.out_features, rank)):
-            raise ValueError(
+            raise InputError(
                 f"factors of shapes {tuple(a.shape)} and {tuple(b.shape)} do not fit a projection from "
                 f"{self.in_features} to {self.out_features}; A must be (r, {self.in_features}), "
                 f"B ({self.out_features}, r)"

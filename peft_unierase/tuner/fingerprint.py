@@ -11,6 +11,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..errors import InputError
 from .config import UniEraseConfig
 from .swap import SwappingLayer, is_plain
 
@@ -75,7 +76,7 @@ def _check_base(model: nn.Module, config: UniEraseConfig) -> None:
     elif config.base_dtype and dtype != config.base_dtype:
         why = f"is loaded in {dtype} and the erasure was made in {config.base_dtype}, so that they cannot be compared"
     else:
-        raise ValueError(
+        raise InputError(
             f"this is not the base that the erasure was made for: the weights of {names[0]} and others are different "
             "ones. It is another model, another revision, or one that was edited since (by fine-tuning, or by adapters "
             f"that were merged for good), and on it nothing may be erased. {HOW_TO}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..errors import InputError
 from .config import UniEraseConfig
 from .fields import OF_A_PART
 from .stacked import free_tokens
@@ -37,7 +38,7 @@ def fuse(erasures: Mapping[str, tuple[UniEraseConfig, Tensors]]) -> tuple[UniEra
         _check_alike(name, config, first)
         for part in config.parts or [{"name": name, **{key: getattr(config, key) for key in OF_A_PART}}]:
             if any(part["name"] == other["name"] for other in parts):
-                raise ValueError(f"two of the erasures are called {part['name']!r}; rename the folder of one of them")
+                raise InputError(f"two of the erasures are called {part['name']!r}; rename the folder of one of them")
             parts.append(part)
         for key, tensor in own.items():
             tensors.setdefault(key, []).append(tensor if config.parts or tensor.dim() == 2 else tensor[None])
@@ -54,11 +55,11 @@ def take_out(config: UniEraseConfig, tensors: Tensors, name: str) -> tuple[UniEr
     """
     names = [part["name"] for part in config.parts]
     if name not in names:
-        raise ValueError(f"there is no erasure {name!r} in it; it has {', '.join(map(repr, names)) or 'no parts'}")
+        raise InputError(f"there is no erasure {name!r} in it; it has {', '.join(map(repr, names)) or 'no parts'}")
     stays = [other != name for other in names]
     left = [part for part in config.parts if part["name"] != name]
     if not left:
-        raise ValueError(f"{name!r} is the only erasure in it; there would be nothing left")
+        raise InputError(f"{name!r} is the only erasure in it; there would be nothing left")
     kept: Tensors = {}
     for key, tensor in tensors.items():
         module = key.removeprefix("base_model.model.").rpartition(".unierase_")[0]
@@ -89,12 +90,12 @@ def _config(like: UniEraseConfig, parts: list[dict[str, Any]]) -> UniEraseConfig
 
 def _check_alike(name: str, config: UniEraseConfig, first: UniEraseConfig) -> None:
     if config.modules_to_save:
-        raise ValueError(f"{name!r} has modules_to_save, of which one adapter can have one version only")
+        raise InputError(f"{name!r} has modules_to_save, of which one adapter can have one version only")
     if config.token_id is None or not isinstance(config.target_modules, list):
-        raise ValueError(f"{name!r} has no token or no list of target_modules; it was not made by `erase`")
+        raise InputError(f"{name!r} has no token or no list of target_modules; it was not made by `erase`")
     for key in ALIKE:
         if getattr(config, key) != getattr(first, key):
-            raise ValueError(
+            raise InputError(
                 f"{name!r} has {key} {getattr(config, key)!r} and the first one {getattr(first, key)!r}: they were "
                 "not made for one base"
             )
@@ -104,7 +105,7 @@ def _check_tokens(parts: list[dict[str, Any]]) -> None:
     owners: dict[Any, str] = {}
     for part in parts:
         if owners.setdefault(part["token_id"], part["name"]) != part["name"]:
-            raise ValueError(
+            raise InputError(
                 f"{owners[part['token_id']]!r} and {part['name']!r} have the same row for a token and none to move to; "
                 "make one of them anew with another seed, or on top of the other (on the command line `--onto`)"
             )

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from ..digests import recorded_digests
+from ..errors import InputError
 from ..source import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, WEIGHTS_NAME, resolve
 from .config import UniEraseConfig
 from .fields import MAX_RANK, OF_A_PART, wrong_values
@@ -46,7 +47,7 @@ TOLD = 20
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
-class GuardError(ValueError):
+class GuardError(InputError):
     """An erasure that the guard refuses; `findings` are the reasons."""
 
     def __init__(self, source: str, findings: Collection[Finding]) -> None:
@@ -143,18 +144,18 @@ def inspect_folder(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id")
+        raise InputError(f"{folder} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id")
     files, findings = check_files(folder)
     findings += _check_listed(listed or {}, files)
     if not os.path.lexists(folder / CONFIG_NAME):
-        raise ValueError(f"{folder} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id")
+        raise InputError(f"{folder} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id")
     if CONFIG_NAME not in files:
         findings.append(refuse("a config that was not read", CONFIG_NAME, "it must be a plain file"))
         return Inspection(folder, tuple(findings), files=files)
     values, found = read_json(folder, CONFIG_NAME, MAX_CONFIG)
     findings += found
     if values is not None and values.get("peft_type") != "UNIERASE":
-        raise ValueError(f"{folder} is an adapter of type {printable(values.get('peft_type'))}, not an erasure")
+        raise InputError(f"{folder} is an adapter of type {printable(values.get('peft_type'))}, not an erasure")
     found = _check_config(values) if values is not None else []
     config = None if values is None or found else UniEraseConfig(**values)
     if values is not None:
@@ -206,7 +207,7 @@ def guarded(source: str | Path, base: nn.Module | None = None, **told: Any) -> P
     try:
         inspection = inspect_folder(place.folder, place.listed, base)
     except OSError as error:
-        raise ValueError(f"{source} cannot be read: {error}") from error
+        raise InputError(f"{source} cannot be read: {error}") from error
     if inspection.refused:
         raise GuardError(str(source), inspection.refused)
     return place.folder

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..digests import sha256
+from ..errors import InputError
 from ..source import MAX_BYTES, NAMES, SUFFIXES, is_allowed
 
 MAX_FILES = 1000
@@ -181,7 +182,7 @@ def read_header(file: Path, name: str) -> tuple[Header | None, list[Finding]]:
         tensors = {key: (told["dtype"], tuple(told["shape"])) for key, told in described.items()}
         sizes = [told["data_offsets"][1] for told in described.values()]
         if not all(type(number) is int and number >= 0 for _, shape in tensors.values() for number in (*shape, *sizes)):
-            raise ValueError("a shape is no list of whole numbers")
+            raise InputError("a shape is no list of whole numbers")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         return None, [refuse(f"{name} has no header of safetensors", f"{type(error).__name__}: {error}", anew)]
     if odd := {key: dtype for key, (dtype, _) in tensors.items() if dtype not in ITEM_BYTES}:

@@ -19,6 +19,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import InputError
 from .active import check_together
 from .edit import EditLayer
 from .swap import SwappingLayer, plain_weight
@@ -50,17 +51,17 @@ def lora_form(
     adapters = list(model.active_adapters if adapters is None else adapters)
     layout = layout or default_layout(model)
     if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r} is none; there are {' and '.join(LAYOUTS)}")
+        raise InputError(f"layout {layout!r} is none; there are {' and '.join(LAYOUTS)}")
     if not adapters:
-        raise ValueError("there is no adapter to put as a LoRA; name at least one")
+        raise InputError("there is no adapter to put as a LoRA; name at least one")
     check_together(model, adapters)
     if layout == "T" and default_layout(model) == "L":
-        raise ValueError("layout T has one row for embedding and head, which are tied in this base; take layout L")
+        raise InputError("layout T has one row for embedding and head, which are tied in this base; take layout L")
     pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     rows: dict[str, Any] = {}
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, SwappingLayer) and module.merged:
-            raise ValueError("adapters are merged; call `unmerge_adapter()` first")
+            raise InputError("adapters are merged; call `unmerge_adapter()` first")
         if isinstance(module, EditLayer) and (held := module.held_adapters(adapters)):
             own = [(module.unierase_A[each].detach(), module.unierase_B[each].detach()) for each in held]
             pairs[name] = (torch.cat([a for a, _ in own]), torch.cat([b for _, b in own], dim=1))

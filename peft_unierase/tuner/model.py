@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import InputError, WrongTypeError
 from .config import UniEraseConfig
 from .edit import EditLayer
 from .fingerprint import check_base
@@ -41,7 +42,7 @@ def check_adapter_name(name: str) -> None:
     elif hasattr(nn.ParameterDict(), name):
         reason = "is an attribute of torch.nn.ParameterDict"
     if reason:
-        raise ValueError(f"adapter name {name!r} {reason}; choose another, for instance 'erasure_1'")
+        raise InputError(f"adapter name {name!r} {reason}; choose another, for instance 'erasure_1'")
 
 
 def check_unwrapped(model: nn.Module) -> None:
@@ -53,7 +54,7 @@ def check_unwrapped(model: nn.Module) -> None:
     if not isinstance(model, PeftModel | PeftMixedModel):
         return
     if isinstance(model.base_model, UniEraseModel):
-        raise ValueError(
+        raise InputError(
             "the model is a PeftModel that carries erasures already; put a further one beside them with "
             "`model.load_adapter(ERASURE, NAME)`, or load all of them onto the base with "
             "`peft_unierase.load(base, [ERASURE, …])`"
@@ -74,7 +75,7 @@ def check_unwrapped(model: nn.Module) -> None:
         f"the model is a PeftModel with adapters of type {', '.join(kinds)}, and PEFT holds adapters of one type in a "
         "model, so an erasure (UNIERASE) cannot be loaded onto it as it is"
     )
-    raise ValueError(f"{why}; {', or '.join(ways)}")
+    raise InputError(f"{why}; {', or '.join(ways)}")
 
 
 def is_named(key: str, names: Iterable[str]) -> bool:
@@ -152,16 +153,16 @@ class UniEraseModel(BaseTuner):
 
     def _adapters_of_rows(self, names: Sequence[str], layers: Sequence[SwappingLayer]) -> list[list[str]]:
         if self.training:
-            raise ValueError(
+            raise InputError(
                 "Cannot pass `adapter_names` when the model is in training mode; call `model.eval()` first"
             )
         if any(layer.merged for layer in layers):
-            raise ValueError(
+            raise InputError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
         rows = [[] if name == BASE else [name] if name in self.peft_config else name.split("+") for name in names]
         if unknown := sorted({name for row in rows for name in row} - self.peft_config.keys()):
-            raise ValueError(
+            raise InputError(
                 f"`adapter_names` names {unknown[0]!r}, which the model does not have; it has "
                 f"{', '.join(map(repr, self.peft_config))}, and {BASE!r} stands for none"
             )
@@ -178,7 +179,7 @@ class UniEraseModel(BaseTuner):
             return names
         wanted = [layers] if isinstance(layers, int) else list(layers)
         if missing := [index for index in wanted if not 0 <= index < len(names)]:
-            raise ValueError(
+            raise InputError(
                 f"layers_to_transform names layers {missing}, but the model has layers 0 to {len(names) - 1}"
             )
         return [names[index] for index in wanted]
@@ -213,12 +214,12 @@ class UniEraseModel(BaseTuner):
         if isinstance(targets, list):
             missing += [name for name in targets if not any(is_named(key, [name]) for key in modules)]
         if missing or (targets and not edits):
-            raise ValueError(
+            raise InputError(
                 f"{type(model).__name__} has no modules {missing or targets!r} to put the adapter on: it was made for "
                 "another base, or `target_modules` needs another name"
             )
         if saved := [name for name in token_modules if is_named(name, config.modules_to_save or [])]:
-            raise ValueError(f"{saved} hold [UNL]'s rows, so they cannot be in `modules_to_save` too; take them out")
+            raise InputError(f"{saved} hold [UNL]'s rows, so they cannot be in `modules_to_save` too; take them out")
 
     @staticmethod
     def _check_target_module_exists(peft_config: UniEraseConfig, key: str) -> bool | re.Match[str] | None:
@@ -259,7 +260,7 @@ class UniEraseModel(BaseTuner):
             return InputRowLayer if isinstance(base, nn.Embedding) else OutputRowLayer
         if isinstance(base, Conv1D) or projection_shape(base):
             return EditLayer
-        raise TypeError(
+        raise WrongTypeError(
             f"target module {key!r} is a {type(base).__name__}; an edit can be put on a linear projection only. "
             "Check `target_modules`"
         )
@@ -308,7 +309,7 @@ class UniEraseModel(BaseTuner):
             ValueError: Adapters are merged, so that what is left would not be the base.
         """
         if any(module.merged for module in self.model.modules() if isinstance(module, SwappingLayer)):
-            raise ValueError(
+            raise InputError(
                 "adapters are merged: call unmerge_adapter() first to get the base back, or merge_and_unload() for the "
                 "merged model"
             )

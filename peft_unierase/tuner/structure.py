@@ -15,13 +15,15 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import InputError
+
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 STREAM_COUNTS = ("altup_num_inputs", "hc_mult")
 WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 ATTENTION = re.compile(r"(^|[._])(attn|attention|self_attn|self_attention)([._]|$)")
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(InputError):
     """The model is of a kind that an erasure cannot be made for; the message says why and what to try."""
 
 

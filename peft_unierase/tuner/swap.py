@@ -14,6 +14,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
+from ..errors import InputError, StateError
+
 MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 UNITS_AT_ONCE = 256
 
@@ -94,12 +96,12 @@ class SwappingLayer(BaseTunerLayer):
         """
         weight = self.get_base_layer().weight
         if weight.is_meta:
-            raise ValueError(
+            raise InputError(
                 "cannot merge into a weight that is offloaded: load the whole base into memory to merge, or keep the "
                 "adapter live on the offloaded base"
             )
         if not is_plain(weight):
-            raise ValueError(
+            raise InputError(
                 f"cannot merge into a weight of dtype {_kind(weight)}: load the base in float32, bfloat16 or float16 "
                 "to merge, or keep the adapter live on the quantised base"
             )
@@ -125,7 +127,7 @@ class SwappingLayer(BaseTunerLayer):
         for name in names:
             weight = self.merged_weight(weight, name)
             if safe_merge and not torch.isfinite(weight).all():
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+                raise InputError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
         if self._unmerged_weight is None:
             self._unmerged_weight = (base_layer.weight,)
         base_layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -164,7 +166,7 @@ class SwappingLayer(BaseTunerLayer):
             return self.edited(x, live, *args, **kwargs)
         each, left = divmod(len(x), len(self.row_adapters))
         if left:
-            raise ValueError(
+            raise InputError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
                 f"{len(self.row_adapters)} and {len(x)} respectively."
             )
@@ -184,7 +186,7 @@ class SwappingLayer(BaseTunerLayer):
             RuntimeError: It was offloaded, so that nothing would be erased.
         """
         if part.is_meta and not x.is_meta:
-            raise RuntimeError(
+            raise StateError(
                 "PEFT has offloaded the erasure together with the base, from where it cannot be used; load the base "
                 "anew and put the erasure on it with `peft_unierase.load`, which leaves it in memory"
             )

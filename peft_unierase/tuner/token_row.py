@@ -12,6 +12,7 @@ import torch
 from peft.tuners.tuners_utils import _get_in_out_features
 from torch import nn
 
+from ..errors import InputError
 from .config import UniEraseConfig
 from .swap import SwappingLayer, is_plain
 
@@ -24,7 +25,7 @@ def check_token_row(module: Any, token_id: int | None) -> int:
     """
     rows = module.num_embeddings if isinstance(module, nn.Embedding) else module.out_features
     if token_id is None or token_id >= rows:
-        raise ValueError(
+        raise InputError(
             f"token_id {token_id} is outside the vocabulary of the base, which has {rows} rows: the adapter was made "
             "for another base, or for this one after its vocabulary had been resized"
         )
@@ -90,7 +91,7 @@ class TokenRowLayer(nn.Module, SwappingLayer):
             for token_id in self.unierase_token_ids[name]:
                 other = owners.setdefault(token_id, name)
                 if other != name:
-                    raise ValueError(
+                    raise InputError(
                         f"adapters {other!r} and {name!r} both use vocabulary row {token_id} for [UNL] and cannot be "
                         "active or merged together; choose one of them, or make one with another token_id"
                     )

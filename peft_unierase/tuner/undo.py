@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..errors import InputError
 from .swap import SwappingLayer
 
 CHUNK = 1 << 24
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+OTHER_MODEL = "it is the way back of another model, or was edited"
 ROWS = "#"  # behind a name: which rows of that matrix are kept
 MERGED_TOKENS = "unierase_tokens"  # in the config of a model that erasures were merged into: the tokens of those
 
@@ -68,14 +72,19 @@ def read_header(file: Path) -> dict[str, Any]:
     """The header of such a file.
 
     Raises:
-        ValueError: It is none.
+        InputError: It is none.
     """
     try:
         with safe_open(file, "pt") as opened:
-            header = opened.metadata() or {}
-        return {**header, **{key: json.loads(header[key]) for key in ("tied", "tokens")}}
+            header: dict[str, Any] = dict(opened.metadata() or {})
+        header.update({key: json.loads(header[key]) for key in ("tied", "tokens")})
     except Exception as error:
-        raise ValueError(f"{file} holds no way back from a merge: {error}") from error
+        raise InputError(f"{file} holds no way back from a merge: {type(error).__name__}: {error}") from error
+    if type(header["tied"]) is not bool or not _are_tokens(header["tokens"]):
+        raise InputError(f"{file} holds no way back from a merge: its header was edited; take the file as it was made")
+    if not DIGEST.fullmatch(header.get("digest", "")):
+        raise InputError(f"{file} holds no way back from a merge: it does not say what digest the base had")
+    return header
 
 
 def put_back(merged: Any, file: Path) -> None:
@@ -86,18 +95,22 @@ def put_back(merged: Any, file: Path) -> None:
         file: What [`Before.save`] wrote.
 
     Raises:
-        ValueError: What came of it is not the base: the model is not the one that was merged then.
+        InputError: The file does not fit the model, which is as it was then; or what came of it is not the base: the
+            model is not the one that was merged, or one of both was changed since.
     """
     header = read_header(file)
-    with safe_open(file, "pt") as opened, torch.no_grad():
-        stored = set(opened.keys())
-        for name in sorted(name for name in stored if not name.endswith(ROWS)):
-            parameter, old = merged.get_parameter(name), opened.get_tensor(name)
-            if name + ROWS in stored:
-                rows = opened.get_tensor(name + ROWS).to(parameter.device)
-                parameter.index_copy_(0, rows, old.to(parameter))
-            else:
-                parameter.copy_(old)
+    ends = [each() for each in (merged.get_input_embeddings, merged.get_output_embeddings)]
+    if header["tied"] and (None in ends or ends[0].weight.shape != ends[1].weight.shape):
+        raise InputError(f"{file} is of a model with tied embeddings, and this one cannot tie them; {OTHER_MODEL}")
+    try:
+        with safe_open(file, "pt") as opened, torch.no_grad():
+            for parameter, rows, old in _fitting(merged, opened, file):
+                if rows is None:
+                    parameter.copy_(old)
+                else:
+                    parameter.index_copy_(0, rows.to(parameter.device), old.to(parameter))
+    except SafetensorError as error:
+        raise InputError(f"{file} holds no way back from a merge: {error}") from error
     if header["tied"]:
         merged.config.tie_word_embeddings = True
         merged.tie_weights()
@@ -107,10 +120,62 @@ def put_back(merged: Any, file: Path) -> None:
         delattr(merged.config, MERGED_TOKENS)
     found = model_digest(merged)
     if found != header["digest"]:
-        raise ValueError(
+        raise InputError(
             f"what came of it is not the base: its digest is {found}, and the base had {header['digest']}; the model "
-            "is not the one that was merged, or was changed since"
+            "is not the one that was merged, or it or the way back was changed since"
         )
+
+
+def _fitting(
+    merged: nn.Module, opened: Any, file: Path
+) -> list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
+    """Parameters of a model, each with the rows that a file has of it, `None` for all, and their values.
+
+    Raises:
+        InputError: The model has no such parameter, or one of another shape or dtype.
+    """
+    parameters = dict(merged.named_parameters())
+    stored = set(opened.keys())
+    shapes = {name: opened.get_slice(name).get_shape() for name in stored}
+    for name in sorted(stored):
+        matrix = name.removesuffix(ROWS)
+        parameter = parameters.get(matrix)
+        if parameter is None or matrix not in stored:
+            raise InputError(f"{file} holds {matrix!r}, which the model does not have; {OTHER_MODEL}")
+        wanted = list(parameter.shape)
+        if matrix + ROWS in stored:
+            wanted[:1] = shapes[matrix + ROWS]
+        if (len(shapes[name]) != 1) if name != matrix else (shapes[name] != wanted or wanted[0] > len(parameter)):
+            raise InputError(
+                f"{file} holds {name!r} of shape {shapes[name]}, and the model's is {list(parameter.shape)}; "
+                f"{OTHER_MODEL}"
+            )
+    found: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]] = []
+    for matrix in sorted(name for name in stored if not name.endswith(ROWS)):
+        parameter, old = parameters[matrix], opened.get_tensor(matrix)
+        rows = opened.get_tensor(matrix + ROWS) if matrix + ROWS in stored else None
+        if old.dtype != parameter.dtype:
+            raise InputError(
+                f"{file} holds {matrix!r} in {old.dtype}, and the model's is {parameter.dtype}; {OTHER_MODEL}"
+            )
+        if rows is not None and not (
+            rows.dtype == torch.int64 and len(rows.unique()) == len(rows) and _between(rows, len(parameter))
+        ):
+            raise InputError(f"{file} names rows of {matrix!r} that the model does not have; {OTHER_MODEL}")
+        found.append((parameter, rows, old))
+    return found
+
+
+def _between(rows: torch.Tensor, count: int) -> bool:
+    return not len(rows) or (int(rows.min()) >= 0 and int(rows.max()) < count)
+
+
+def _are_tokens(value: Any) -> bool:
+    """Whether it is nothing, or ids with texts."""
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(each, list) and list(map(type, each)) == [int, str] and each[0] >= 0 for each in value)
+    )
 
 
 def model_digest(model: nn.Module) -> str:

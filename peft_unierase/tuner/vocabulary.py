@@ -13,6 +13,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from ..errors import StateError
+
 NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 TIE = 1e-6  # of a score, that rounding may change
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -38,12 +40,12 @@ def add_special_tokens(tokenizer: Any, tokens: Iterable[tuple[int, str]]) -> Non
     in_turn, next_id = True, _next_id(tokenizer)
     for token_id, text in tokens:
         if vocabulary.get(text, token_id) != token_id:
-            raise RuntimeError(f"the tokenizer gave {text} the id {vocabulary[text]}, the model uses {token_id}")
+            raise StateError(f"the tokenizer gave {text} the id {vocabulary[text]}, the model uses {token_id}")
         if text in vocabulary:
             continue
         holder = holders.get(token_id)
         if holder is not None and not never_produced(tokenizer, holder, token_id):
-            raise RuntimeError(
+            raise StateError(
                 f"the tokenizer gave {holder!r} the id {token_id}, which the model uses for {text}; take the tokenizer "
                 "that belongs to the model"
             )
@@ -54,7 +56,7 @@ def add_special_tokens(tokenizer: Any, tokens: Iterable[tuple[int, str]]) -> Non
     tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for _, text in tokens], special_tokens=True)
     for token_id, text in tokens:
         if (given := tokenizer.convert_tokens_to_ids(text)) != token_id:
-            raise RuntimeError(f"the tokenizer gave {text} the id {given}, the model uses {token_id}")
+            raise StateError(f"the tokenizer gave {text} the id {given}, the model uses {token_id}")
 
 
 def _put_into_vocabulary(tokenizer: Any, tokens: Sequence[tuple[int, str]], holders: Mapping[int, str]) -> None:
@@ -70,7 +72,7 @@ def _put_into_vocabulary(tokenizer: Any, tokens: Sequence[tuple[int, str]], hold
         known = isinstance(vocab, dict)
     if state is None or not known:
         token_id, text = tokens[0]
-        raise RuntimeError(
+        raise StateError(
             f"the tokenizer gave {text} the id {_next_id(tokenizer)}, the model uses {token_id}, and a "
             f"{type(tokenizer).__name__} of this kind cannot be told which to give"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ...errors import InputError
 from .attack import AUC, CHANCE, OWN, Attack, Found, NotApplicable
 from .membership import by_loss, by_min_k, by_min_k_plus, by_zlib, membership, read_the_list
 from .probe import probe
@@ -94,7 +95,7 @@ def chosen(attacks: str | Sequence[str | Attack | Callable[..., object]]) -> lis
         elif name in known:
             found[name] = known[name]
         else:
-            raise ValueError(f"there is no attack {name!r}; there are all, fast, {', '.join(known)}")
+            raise InputError(f"there is no attack {name!r}; there are all, fast, {', '.join(known)}")
     return list(found.values())
 
 

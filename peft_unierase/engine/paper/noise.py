@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...errors import InputError
 from ...tuner.swap import is_plain
 
 
@@ -30,7 +31,7 @@ def perturbed(projections: Sequence[Any], fraction: float, generator: torch.Gene
     layers = [layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer for layer in projections]
     for layer in layers:
         if fraction and not is_plain(layer.weight):
-            raise ValueError(
+            raise InputError(
                 f"cannot add noise to a weight of dtype {layer.weight.dtype}: load the base in float32, bfloat16 or "
                 "float16, or leave the robustness stage out (robust_steps=0)"
             )

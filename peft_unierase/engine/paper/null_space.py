@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ...errors import InputError
+
 
 @dataclass(frozen=True)
 class NullSpace:
@@ -51,7 +53,7 @@ class SecondMoment:
             ValueError: There were no keys.
         """
         if self._total is None or not self._count:
-            raise ValueError("there are no retained keys, so there is no null space to edit in; give retain facts")
+            raise InputError("there are no retained keys, so there is no null space to edit in; give retain facts")
         return self._total / self._count
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...errors import InputError
 from ...facts import Fact
 from ...prompts import batches
 from ..bench import Bench
@@ -65,7 +66,7 @@ def run_paper(bench: Bench, settings: PaperSettings) -> PaperOutcome:
         ValueError: The weights are quantised and cannot be perturbed, or there are no retain facts.
     """
     if not bench.kept:
-        raise ValueError("recipe 'paper' edits in the null space of what must stay and has no retain facts; give some")
+        raise InputError("recipe 'paper' edits in the null space of what must stay and has no retain facts; give some")
     marks, without_subject = find_marks(bench)
     bench.start_rows()
     learnt = bench.once("learning to decline", lambda: {"loss": learn_refusals(bench, settings)})

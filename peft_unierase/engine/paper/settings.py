@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...errors import InputError
 from ..bounds import check_at_least, check_positive
 
 
@@ -77,4 +78,4 @@ class PaperSettings:
             self, "token_learning_rate", "target_learning_rate", "target_norm", "output_learning_rate", "ridge"
         )
         if self.truncate is not None and not 0 < self.truncate <= 1:
-            raise ValueError(f"truncate must be None or a share above 0 and at most 1, got {self.truncate!r}")
+            raise InputError(f"truncate must be None or a share above 0 and at most 1, got {self.truncate!r}")
