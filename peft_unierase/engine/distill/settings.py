@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...errors import InputError
 from ..bounds import check_at_least, check_positive
 
 
@@ -98,4 +99,4 @@ class DistillSettings:
         )
         check_positive(self, "learning_rate", "row_learning_rate", "floor")
         if not 0 <= self.first < self.last <= 1:
-            raise ValueError(f"first and last must be shares of the depth, got {self.first!r} and {self.last!r}")
+            raise InputError(f"first and last must be shares of the depth, got {self.first!r} and {self.last!r}")
