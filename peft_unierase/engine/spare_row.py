@@ -19,7 +19,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..prompts import encode
 from ..tuner import UniEraseConfig
-from ..tuner.structure import find_token_modules
+from ..tuner.fields import is_mark
+from ..tuner.structure import find_token_modules, ids_in_config
 from ..tuner.undo import MERGED_TOKENS
 from ..tuner.vocabulary import add_special_tokens, dead_tokens
 from .rehearsal import rehearse
@@ -145,7 +146,8 @@ def find_spare_rows(
             f"model.resize_token_embeddings({vocabulary[last] + 1})"
         )
     used = {token_id for line in texts for token_id in encode(tokenizer, line)}
-    used |= _ids_in_config(model) | {token_id for config in taken if (token_id := config.token_id) is not None}
+    used |= ids_in_config(model) | {token_id for token_id, _ in getattr(model.config, MERGED_TOKENS, [])}
+    used |= {token_id for config in taken if (token_id := config.token_id) is not None}
     names = {config.token for config in taken}
     told: dict[str, Any] = {"text": text, "names": names, "used": used, "texts": texts, "embedding": _embedding(model)}
     failed: dict[str, str] = {}
@@ -213,7 +215,7 @@ def spare_rows(
         for token_id in chain(range(beyond, rows), holes):
             if token_id not in used:
                 yield SpareRow(token_id, next(name), BEYOND)
-    reserved = {token_id for token_id, token in by_id if RESERVED_NAME.fullmatch(token)}
+    reserved = {token_id for token_id, token in by_id if RESERVED_NAME.fullmatch(token) and is_mark(token)}
     if RESERVED not in without:
         for token_id, token in by_id:
             if token_id in reserved and free(token_id, token):
@@ -225,7 +227,7 @@ def spare_rows(
         special = [
             (token_id, str(token))
             for token_id, token in sorted(tokenizer.added_tokens_decoder.items())
-            if token.special and token_id not in reserved and not TURNS.fullmatch(str(token))
+            if token.special and token_id not in reserved and not TURNS.fullmatch(str(token)) and is_mark(str(token))
         ]
         special = [one for one in special if free(*one)]
         far = _distances(embedding, [token_id for token_id, _ in special])
@@ -287,16 +289,6 @@ def _special_ids(tokenizer: Any) -> set[int]:
     named = [str(token) for field, token in tokenizer.special_tokens_map.items() if field not in lists]
     vocabulary = tokenizer.get_vocab()
     return {vocabulary[token] for token in named if token in vocabulary}
-
-
-def _ids_in_config(model: Any) -> set[int]:
-    """Ids that the model's configurations name, those of merged erasures among them."""
-    ids: set[int] = set()
-    for config in (model.config, model.config.get_text_config(), model.generation_config):
-        for key, value in config.to_dict().items() if config is not None else ():
-            if key.endswith(("token_id", "token_ids", "token_index")):
-                ids.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
-    return ids | {token_id for token_id, _ in getattr(model.config, MERGED_TOKENS, [])}
 
 
 def add_to_tokenizer(tokenizer: Any, spare: SpareRow) -> None:
