@@ -22,19 +22,12 @@ from ..tuner import UniEraseConfig
 from ..tuner.fields import is_mark
 from ..tuner.structure import find_token_modules, ids_in_config
 from ..tuner.undo import MERGED_TOKENS
-from ..tuner.vocabulary import add_special_tokens, dead_tokens
+from ..tuner.vocabulary import OUR_NAME, RESERVED_NAME, add_special_tokens, dead_tokens
 from .rehearsal import rehearse
 
 BEYOND, RESERVED, SPECIAL, RESIZED = "beyond the tokenizer", "reserved", "unused special token", "resized"
 SPARE_TOKENS = 32  # rows to move to beside other erasures
 
-RESERVED_NAME = re.compile(
-    r"(?P<open><\|?|\[|<｜|>>)"  # noqa: RUF001 (DeepSeek's own)
-    r"([\w▁]*(reserved|unused|place[_▁]?holder|dummy)[\w▁]*?\d+(_\w+)?"
-    r"|(control|special|extra|extra_id|pad|padding|blank|filler|empty|spare|free|vacant|madeupword)_?\d+(_token)?)"
-    r"(\|?>|\]|｜>|<<)",  # noqa: RUF001
-    re.IGNORECASE,
-)
 # Tokens that a conversation is made of, also where a template puts their names together.
 TURNS = re.compile(
     r"\W*(\w*(begin|end|start)_?of_?\w+|\w+_?of_?(text|turn|sentence)|im_\w+|eot(_id)?|eom(_id)?|/?s|[be]os|pad"
@@ -48,7 +41,6 @@ JOBS = re.compile(
     r"|object|ref|python|file|repo|lang|task|transl|transcri|time",
     re.IGNORECASE,
 )
-OUR_NAME = re.compile(r"\[UNL(-\d+)?\]")
 
 
 class NoSpareRowError(ValueError):

@@ -188,7 +188,7 @@ class UniEraseModel(BaseTuner):
         config = free_tokens(config, taken_tokens(model))
         named = self._check_targets(model, config)
         check_base(model, config)
-        if not isinstance(config.target_modules, str):
+        if not isinstance(config.target_modules, str) and {*config.target_modules} != {*named}:
             # Each by its full name: of an end of a name nobody can tell from the files what it puts an edit on.
             config = config.replaced(target_modules=named)
         self.peft_config[adapter_name] = config
