@@ -179,7 +179,8 @@ class UniEraseModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter; see `BaseTuner.inject_adapter`. What can be refused is refused before it is changed."""
         check_adapter_name(adapter_name)
-        config = self.peft_config[adapter_name].replaced()
+        config = self.peft_config[adapter_name]
+        config.exactly = None
         if config.target_modules is None:
             config.target_modules = self._default_targets(model, config)
         if config.token_id is not None and config.token_modules is None:
@@ -190,7 +191,7 @@ class UniEraseModel(BaseTuner):
         check_base(model, config)
         if not isinstance(config.target_modules, str) and {*config.target_modules} != {*named}:
             # Each by its full name: of an end of a name nobody can tell from the files what it puts an edit on.
-            config = config.replaced(target_modules=named)
+            config.target_modules = named
         self.peft_config[adapter_name] = config
         config.exactly, config.inspection = frozenset(named), None
         targets = config.target_modules
