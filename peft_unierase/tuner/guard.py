@@ -274,7 +274,14 @@ def check_declared(base: nn.Module, config: UniEraseConfig) -> list[Finding]:
             )
         if findings:
             return findings
-        for name in dict.fromkeys(name for part in parts for name in part.target_modules or ()):
+        declared = dict.fromkeys(name for part in parts for name in part.target_modules or ())
+        for name in [*declared, *(config.token_modules or ())]:
+            if own_module(base, name) is None:
+                advice = "name each by its full name, or take the base that the erasure was made for"
+                findings.append(refuse("a module that the base does not have", name, advice))
+        if findings:
+            return findings
+        for name in declared:
             rank = sum(part.rank_of(name) for part in holders_of(parts, name))
             inputs, outputs = projection_shape(own_module(base, name)) or (0, 0)
             modules[name] = Edited({"A": (rank, inputs), "B": (outputs, rank)}, {}, {})

@@ -31,6 +31,7 @@ TOKENS = ".token_adapter.trainable_tokens_delta"
 TOLERANCE = 1e-4
 ROUNDED = 2**-7  # between a base in the format that an erasure was made in and the same in bf16
 ANEW = "make it anew with `unierase export`, or take the folder out"
+LAYOUT = "make it anew with `unierase export`, in layout T unless the base has one matrix as embedding and head"
 # Whatever these say, they do not change what the tensors mean.
 FREE = ("peft_version", "revision", "task_type", "inference_mode", "peft_type")
 KINDS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_embedding_A": "A", "lora_embedding_B": "B"}
@@ -234,7 +235,7 @@ class _Form:
         for name, row in rows.items():
             first = next(iter(rows.values()))
             if not _close(row, first, TOLERANCE):
-                yield refuse("a LoRA form whose rows do not belong together", ", ".join(rows), ANEW)
+                yield refuse("a LoRA form whose rows do not belong together", ", ".join(rows), LAYOUT)
                 return
             weight = getattr(self._module(name), "weight", None)
             if weight is None or weight.is_meta or not is_plain(weight):
