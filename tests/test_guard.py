@@ -603,7 +603,7 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
         )
         for text in (
             *(" ", " the", "the", "Ġthe", "▁the", ".", "\n", "", "的", "'s", "(the)", "[UNL] [UNL]", "<>", "the]"),
-            *("[" + "x" * 10**6 + "]", "[\u2028UNL]", "[\x00UNL]", "[\ud800UNL]", "[U\u200bNL]"),
+            *("[" + "x" * 10**6 + "]", "[\u2028UNL]", "[\x00UNL]", "[U\u200bNL]"),
         )
     },
     "spare token that is a word": (
@@ -704,9 +704,10 @@ def test_an_edit_that_drowns_the_weight_is_refused_on_that_base(adapter: Path, p
 
 
 def wide_edit(folder: Path) -> None:
-    """It shares a width with the others, and is of no module of the base."""
-    tensor(f"{STEM}.up_proj.unierase_A", (3, 2 * HIDDEN))(folder)
-    tensor(f"{STEM}.gate_proj.unierase_A", (2, 2 * HIDDEN))(folder)
+    """Edits of an MLP with three times as many hidden units, which fit each other and not the base."""
+    tensor(f"{STEM}.up_proj.unierase_B", (3 * WIDTH, 3))(folder)
+    tensor(f"{STEM}.gate_proj.unierase_B", (3 * WIDTH, 2))(folder)
+    tensor(f"{STEM}.down_proj.unierase_A", (3, 3 * WIDTH))(folder)
     shutil.rmtree(folder / "lora")
 
 
@@ -724,7 +725,10 @@ ON_A_BASE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "a token far beyond the vocabulary: 500000 for",
     ),
     "token that ends texts": (lambda f: far_token(f, 1), "a token that the base needs: 1 for"),
-    "another shape": (wide_edit, "an edit of another shape than the projection: .*up_proj from 128 to 32"),
+    "another shape": (
+        wide_edit,
+        "an edit of another shape than the projection: .*up_proj from 64 to 96, the base's is from 64 to 32",
+    ),
 }
 
 
@@ -929,6 +933,11 @@ def test_rows_of_a_lora_form_that_both_say_the_same_are_held_against_the_base(
     assert not inspect_folder(folder).refused
     (finding, *_) = inspect_folder(folder, base=base_of(place / "tied")).refused
     assert finding.what == "a LoRA form for another base"
+
+
+def test_no_text_with_half_a_character_is_a_mark() -> None:
+    with pytest.raises(ValueError, match="token must be a mark"):
+        UniEraseConfig(token="[\ud800UNL]")
 
 
 def test_a_token_that_texts_use_is_made_special_by_nobody(place: Path) -> None:
