@@ -102,18 +102,24 @@ def load_onto(
     """
     from peft import PeftModel
 
-    from ..tuner import UniEraseConfig, align_tokenizer, guarded, set_active
+    from ..hub.read import read_config
+    from ..tuner import align_tokenizer, set_active
+    from ..tuner.guard import passed
 
-    places = [folder if trust else guarded(folder, model) for folder in folders]
-    configs = [UniEraseConfig.from_pretrained(str(place)) for place in places]
+    found = [] if trust else [passed(folder, model) for folder in folders]
+    places = [each.folder for each in found] or list(folders)
+    configs = [each.settings() for each in found] or [read_config(str(folder)) for folder in folders]
+    for config in configs:
+        config.trusted = trust
     if allow_resize:
         resized_for(model, configs)
     carrying: Any = None
-    for number, (folder, place) in enumerate(zip(folders, places, strict=True), start=1):
+    for number, (folder, place, config) in enumerate(zip(folders, places, configs, strict=True), start=1):
         try:
             if carrying is None:
-                carrying = PeftModel.from_pretrained(model, str(place))
+                carrying = PeftModel.from_pretrained(model, str(place), config=config)
             else:
+                carrying.add_adapter(f"erasure-{number}", config)
                 carrying.load_adapter(str(place), f"erasure-{number}")
             align_tokenizer(tokenizer, carrying)
         except Exception as error:
@@ -123,12 +129,28 @@ def load_onto(
 
 
 def resized_for(model: Any, configs: Sequence[Any]) -> None:
-    """Let the vocabulary grow by the rows of erasures for which it had grown."""
+    """Let the vocabulary grow by the rows of erasures for which it had grown.
+
+    Raises:
+        ValueError: The base is not the one that they were made for, or would have to grow by many rows; it is as it
+            was.
+    """
     from ..engine.spare_row import resize_vocabulary
+    from ..tuner.fingerprint import check_base
+    from ..tuner.guard_base import MAX_GROWTH
 
     needed = max((token_id for config in configs for token_id, _ in config.tokens), default=-1) + 1
-    if needed > model.get_input_embeddings().weight.shape[0]:
-        resize_vocabulary(model, needed)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if needed <= rows:
+        return
+    for config in configs:
+        check_base(model, config)
+    if needed > rows + MAX_GROWTH:
+        raise InputError(
+            f"an erasure has its token on row {needed - 1:,} and the base has {rows:,} rows, more than {MAX_GROWTH} "
+            "fewer: it was made for another base"
+        )
+    resize_vocabulary(model, needed)
 
 
 def _must_be_a_path(name: str) -> bool:

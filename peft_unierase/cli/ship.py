@@ -143,6 +143,8 @@ def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
         raise InputError("the erasures do not name one base that they all belong to; name it with --base")
     base = plan.base or named.pop()
     model, tokenizer = load_base(base, plan.dtype, plan.device_map)
+    for config in configs:
+        config.trusted = plan.trust
     resized_for(model, configs)
     stacked = load(model, list(plan.adapters), trust=plan.trust)
     align_tokenizer(tokenizer, stacked)

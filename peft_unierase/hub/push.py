@@ -148,6 +148,8 @@ def check_folder(folder: Path) -> list[str]:
     Raises:
         ValueError: There is no erasure, part of it is missing, or a file is not what it should be.
     """
+    from ..tuner.guard import inspect_folder
+
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; name one that `unierase erase` or `unierase stack` wrote")
     if not holds_erasure(folder):
@@ -184,6 +186,9 @@ def check_folder(folder: Path) -> list[str]:
         )
     if SIGNATURE_NAME in names:
         _check_signature(folder, names)
+    if refused := inspect_folder(folder, only=names).refused:
+        reasons = "\n".join(f"  - {finding}" for finding in refused)
+        raise InputError(f"{folder} is not pushed, because it is not what an erasure should be:\n{reasons}")
     return names
 
 

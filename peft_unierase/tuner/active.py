@@ -11,16 +11,17 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 
 from ..errors import InputError
-from .guard import guarded
-from .model import check_adapter_name, check_unwrapped
+from .config import OF_A_SOURCE
+from .guard import passed
+from .model import check_adapter_name, check_unwrapped, unwrap
 from .swap import SwappingLayer
 from .vocabulary import add_special_tokens
 
-OF_A_SOURCE = ("revision", "subfolder", "token", "cache_dir", "force_download", "local_files_only")
+OF_ADDING = ("low_cpu_mem_usage", "autocast_adapter_dtype")
 
 
 def load(
@@ -66,29 +67,41 @@ def load(
     for source in wanted:
         named[adapter_name(str(source), named)] = source
     places = dict(named)
-    if not trust:
+    if trust:
+        configs = {name: _trusted(source, told) for name, source in named.items()}
+    else:
         where = {key: told.pop(key) for key in OF_A_SOURCE if key in told}
-        places = {name: guarded(source, base, **where) for name, source in named.items()}
+        found = {name: passed(source, base, **where) for name, source in named.items()}
+        places = {name: each.folder for name, each in found.items()}
+        configs = {name: each.settings() for name, each in found.items()}
     model: Any = None
     # PEFT takes an offloaded base apart and distributes it anew, with hooks that lose the erasure.
     device_map = vars(base).pop("hf_device_map", None)
     try:
         for name, place in places.items():
             if model is None:
-                model = PeftModel.from_pretrained(base, str(place), adapter_name=name, **told)
+                model = PeftModel.from_pretrained(base, str(place), adapter_name=name, config=configs[name], **told)
             else:
+                configs[name].inference_mode = not told.get("is_trainable", False)
+                casting = {key: told[key] for key in OF_ADDING if key in told}
+                model.add_adapter(name, configs[name], **casting)
                 model.load_adapter(str(place), adapter_name=name, **told)
         set_active(model, [name for name, source in named.items() if wanted[source]])
     except BaseException:
         # Not by `unload`: where the first one's weights cannot be read, there is no `PeftModel` yet.
-        for name, layer in [pair for pair in base.named_modules() if isinstance(pair[1], SwappingLayer)]:
-            base.set_submodule(name, layer.get_base_layer())
-        vars(base).pop("peft_config", None)
+        unwrap(base)
         raise
     finally:
         if device_map is not None:
             base.hf_device_map = device_map
     return model.eval()
+
+
+def _trusted(source: Any, told: Mapping[str, Any]) -> Any:
+    """The config of an adapter that the guard is not asked about."""
+    config: Any = PeftConfig.from_pretrained(str(source), **{key: told[key] for key in OF_A_SOURCE if key in told})
+    config.trusted = True
+    return config
 
 
 def set_active(model: PeftModel, names: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ MAX_DEPTH = 4
 MAX_CONFIG = 4 << 20
 MAX_JSON = 16 << 20
 MAX_HEADER = 1 << 20
+MAX_PARAMETERS = 1 << 28
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 # Of git and of downloads into a folder; nothing that loads an adapter reads them.
 SKIPPED = (".git", ".cache")
@@ -192,6 +193,9 @@ def read_header(file: Path, name: str) -> tuple[Header | None, list[Finding]]:
     if header.bytes > MAX_BYTES:
         what = f"the tensors of {name} are larger than {MAX_BYTES:,} bytes"
         return None, [refuse(what, f"{header.bytes:,} bytes", "no erasure needs that")]
+    if header.parameters > MAX_PARAMETERS:
+        what = f"more than {MAX_PARAMETERS:,} parameters in {name}"
+        return None, [refuse(what, f"{header.parameters:,}", "no erasure needs that")]
     if 8 + length + header.bytes != size:
         what = f"{name} is not as long as its header says"
         return None, [refuse(what, f"{size:,} bytes instead of {8 + length + header.bytes:,}", anew)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft import PeftMixedModel, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
@@ -16,6 +17,7 @@ from ..errors import InputError, WrongTypeError
 from .config import UniEraseConfig
 from .edit import EditLayer
 from .fingerprint import check_base
+from .guard_weights import is_sound
 from .stacked import free_tokens, taken_tokens
 from .structure import find_down_projections, find_token_modules, projection_shape
 from .swap import SwappingLayer
@@ -83,6 +85,67 @@ def is_named(key: str, names: Iterable[str]) -> bool:
     return any(f".{key}".endswith(f".{name}") for name in names)
 
 
+def _parameters_of(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of an adapter, each by its name in the model."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, SwappingLayer):
+            for part in layer.adapter_layer_names:
+                if adapter_name in (parameters := getattr(layer, part)):
+                    yield f"{name}.{part}.{adapter_name}", parameters[adapter_name]
+
+
+def check_inspected(model: nn.Module, config: UniEraseConfig) -> None:
+    """Hold an erasure that was read from files against the base, unless that was done.
+
+    Raises:
+        GuardError: The guard refuses it.
+    """
+    from .guard import GuardError, check_declared
+
+    if config.trusted or not config.from_file or config.checked_on == id(model):
+        return
+    if findings := check_declared(model, config):
+        source = config.inspection.folder if config.inspection else "the erasure"
+        raise GuardError(str(source), findings)
+
+
+def check_loaded(own: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that are not those of an adapter as it was put on a model.
+
+    Args:
+        own: The adapter's parameters, by their names in the model.
+        loaded: What was read, by the same names.
+
+    Raises:
+        ValueError: One is missing, has another shape, or holds what is not finite; or there is one more.
+    """
+    if missing := sorted(own.keys() - loaded.keys()):
+        raise InputError(f"the weights lack {missing[0]}, which the config declares; get the files anew")
+    for name, value in loaded.items():
+        if name not in own:
+            raise InputError(f"the weights hold {name}, which the config does not declare; get the files anew")
+        if value.shape != own[name].shape:
+            raise InputError(f"{name} has the shape {tuple(value.shape)}, the base needs {tuple(own[name].shape)}")
+        if not value.is_meta and not is_sound(value, columns=".unierase_B." in name):
+            raise InputError(f"{name} holds values that are not finite, or huge; get the files anew")
+
+
+def _take_off(model: Any, adapter_name: str) -> None:
+    """Leave a model without an adapter that was put on it; without any, with its own layers again."""
+    configs = getattr(model, "peft_config", {})
+    if len(configs) > 1:
+        model.delete_adapter(adapter_name)
+        return
+    unwrap(model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def unwrap(base: nn.Module) -> None:
+    """Put a base's own layers back in the place of those of adapters, and forget these."""
+    for name, layer in [pair for pair in base.named_modules() if isinstance(pair[1], SwappingLayer)]:
+        base.set_submodule(name, layer.get_base_layer())
+    vars(base).pop("peft_config", None)
+
+
 class UniEraseModel(BaseTuner):
     """A model with UniErase adapters (arXiv 2505.15674).
 
@@ -118,16 +181,23 @@ class UniEraseModel(BaseTuner):
         """Add an adapter; see `BaseTuner.inject_adapter`. What can be refused is refused before it is changed."""
         check_adapter_name(adapter_name)
         config = self.peft_config[adapter_name]
+        config.exactly = None
         if config.target_modules is None:
             config.target_modules = self._default_targets(model, config)
         if config.token_id is not None and config.token_modules is None:
             config.token_modules = find_token_modules(model)
-        self._check_targets(model, config)
+        check_inspected(model, config)
+        config = free_tokens(config, taken_tokens(model))
+        named = self._check_targets(model, config)
         check_base(model, config)
-        config = self.peft_config[adapter_name] = free_tokens(config, taken_tokens(model))
-        named = config.target_modules
+        if not isinstance(config.target_modules, str) and {*config.target_modules} != {*named}:
+            # Each by its full name: of an end of a name nobody can tell from the files what it puts an edit on.
+            config.target_modules = named
+        self.peft_config[adapter_name] = config
+        config.exactly, config.inspection = frozenset(named), None
+        targets = config.target_modules
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        config.target_modules = named  # PEFT shortens a long list to ends of names, of which no base can be told
+        config.target_modules = targets  # PEFT shortens a long list to ends of names, of which no base can be told
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -185,28 +255,31 @@ class UniEraseModel(BaseTuner):
         return [names[index] for index in wanted]
 
     @classmethod
-    def _check_targets(cls, model: nn.Module, config: UniEraseConfig) -> None:
+    def _check_targets(cls, model: nn.Module, config: UniEraseConfig) -> list[str]:
         """Refuse what would end half way, with some layers changed, or leave the erasure without a part of itself.
 
+        Returns:
+            Full names of the modules that it edits.
+
         Raises:
-            TypeError: A target is no linear projection.
+            TypeError: A target is no linear projection, or a module for a token's row has no rows.
             ValueError: The base has no row `token_id`, a module of that row is to be saved whole as well, or a module
                 that the erasure names is not there.
         """
         modules = dict(model.named_modules())
         inside = tuple(f"{key}." for key, module in modules.items() if isinstance(module, BaseTunerLayer))
-        edits = 0
+        edits: list[str] = []
         for key, module in modules.items():
             if key.startswith(inside) or not cls._check_target_module_exists(config, key):
                 continue
             base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
             if cls._layer_class(config, base, key) is EditLayer:
-                edits += 1
+                edits.append(key)
             else:
                 for part in config.split():
                     check_token_row(base, part.token_id)
         if config.token_id is None:
-            return  # edits alone: PEFT's own rules hold
+            return edits  # edits alone: PEFT's own rules hold
 
         token_modules = config.token_modules or []
         targets = config.target_modules or []
@@ -220,6 +293,7 @@ class UniEraseModel(BaseTuner):
             )
         if saved := [name for name in token_modules if is_named(name, config.modules_to_save or [])]:
             raise InputError(f"{saved} hold [UNL]'s rows, so they cannot be in `modules_to_save` too; take them out")
+        return edits
 
     @staticmethod
     def _check_target_module_exists(peft_config: UniEraseConfig, key: str) -> bool | re.Match[str] | None:
@@ -227,6 +301,8 @@ class UniEraseModel(BaseTuner):
         # both full matrices.
         if peft_config.token_id is not None and key in (peft_config.token_modules or ()):
             return True
+        if peft_config.exactly is not None and key not in peft_config.exactly:
+            return False
         return BaseTuner._check_target_module_exists(peft_config, key)
 
     def _create_and_replace(
@@ -257,7 +333,14 @@ class UniEraseModel(BaseTuner):
     @staticmethod
     def _layer_class(config: UniEraseConfig, base: nn.Module, key: str) -> type[EditLayer] | type[TokenRowLayer]:
         if config.token_id is not None and key in (config.token_modules or ()):
-            return InputRowLayer if isinstance(base, nn.Embedding) else OutputRowLayer
+            if isinstance(base, nn.Embedding):
+                return InputRowLayer
+            if projection_shape(base) is None or isinstance(base, Conv1D):
+                raise WrongTypeError(
+                    f"token module {key!r} is a {type(base).__name__}, which has no rows of tokens; `token_modules` "
+                    "are the input embedding and the output head"
+                )
+            return OutputRowLayer
         if isinstance(base, Conv1D) or projection_shape(base):
             return EditLayer
         raise WrongTypeError(
@@ -266,11 +349,36 @@ class UniEraseModel(BaseTuner):
         )
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        # PEFT's cast makes new parameters, and new parameters are trainable: a frozen adapter has to stay frozen.
-        trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        own = list(_parameters_of(self.model, adapter_name))
+        if all(parameter.dtype == torch.float32 for _, parameter in own):
+            return
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(trainable[name])
+        # PEFT's cast makes new parameters, and new parameters are trainable: a frozen adapter has to stay frozen.
+        for name, parameter in own:
+            self.model.get_parameter(name).requires_grad_(parameter.requires_grad)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The weights that were read, by the names that they have in the model; see `BaseTuner`.
+
+        Raises:
+            ValueError: The adapter was read from files, and they are not what was put on the model. It is off again.
+        """
+        own = dict(_parameters_of(model, adapter_name))
+        stored = {name.removesuffix(f".{adapter_name}"): name for name in own}
+        prefix = "base_model.model."
+        # A model that PEFT has injected layers into without wrapping it has names without the prefix.
+        stored |= {f"{prefix}{short}": name for short, name in stored.items() if not short.startswith(prefix)}
+        loaded = {stored.get(key, key): value for key, value in state_dict.items()}
+        if config.from_file and not config.trusted:
+            try:
+                check_loaded(own, loaded)
+            except ValueError:
+                _take_off(model, adapter_name)
+                raise
+        return loaded
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
