@@ -16,7 +16,7 @@ from torch import nn
 
 from .guard import guarded
 from .model import check_adapter_name, check_unwrapped
-from .swap import SwappingLayer
+from .swap import SwappingLayer, off_while_named
 from .vocabulary import add_special_tokens
 
 OF_A_SOURCE = ("revision", "subfolder", "token", "cache_dir", "force_download", "local_files_only")
@@ -97,12 +97,15 @@ def set_active(model: PeftModel, names: Sequence[str]) -> None:
         ValueError: There is none of a name, or two cannot be on together; nothing is changed then.
     """
     names = [names] if isinstance(names, str) else list(names)
-    check_together(model, names)
-    if names:
-        model.base_model.enable_adapter_layers()
+    with model.base_model.switch.change():
+        check_together(model, names)
+        if model._adapters_disabled and names:
+            raise ValueError(off_while_named(names))
+        if not model._adapters_disabled:
+            model.base_model.enable_adapter_layers()
         model.base_model.set_adapter(names, inference_mode=True)
-    else:
-        model.base_model.disable_adapter_layers()
+        # PEFT goes by this name's config, and it fails if that is deleted while others are on.
+        model.active_adapter = names[0] if names else model.active_adapter
 
 
 def check_together(model: PeftModel, names: list[str]) -> None:
@@ -120,18 +123,20 @@ def toggle(model: PeftModel, name: str, on: bool | None = None) -> None:
     Raises:
         ValueError: See [`set_active`].
     """
-    now = active(model)
-    if name in now and not on:
-        now.remove(name)
-    elif name not in now and (on is None or on or name not in model.peft_config):
-        now.append(name)
-    set_active(model, now)
+    with model.base_model.switch.change():  # so that none is lost if two threads do this at once
+        now = active(model)
+        if name in now and not on:
+            now.remove(name)
+        elif name not in now and (on is None or on or name not in model.peft_config):
+            now.append(name)
+        set_active(model, now)
 
 
 def active(model: PeftModel) -> list[str]:
     """The erasures that are on."""
-    off = any(module.disable_adapters for module in model.modules() if isinstance(module, SwappingLayer))
-    return [] if off else list(model.active_adapters)
+    on = model.base_model.active_adapters
+    layers = [module for module in model.modules() if isinstance(module, SwappingLayer)]
+    return list(dict.fromkeys(name for layer in layers for name in layer.merged_adapters if on)) or on
 
 
 def align_tokenizer(tokenizer: Any, model: PeftModel) -> None:
