@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import nn
 
 from .guard import guarded
-from .model import check_adapter_name, check_unwrapped
+from .model import check_adapter_name, check_unwrapped, unwrap
 from .swap import SwappingLayer, off_while_named
 from .vocabulary import add_special_tokens
 
@@ -80,9 +80,7 @@ def load(
         set_active(model, [name for name, source in named.items() if wanted[source]])
     except BaseException:
         # Not by `unload`: where the first one's weights cannot be read, there is no `PeftModel` yet.
-        for name, layer in [pair for pair in base.named_modules() if isinstance(pair[1], SwappingLayer)]:
-            base.set_submodule(name, layer.get_base_layer())
-        vars(base).pop("peft_config", None)
+        unwrap(base)
         raise
     finally:
         if device_map is not None:

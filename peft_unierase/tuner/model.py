@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -87,6 +87,33 @@ def is_named(key: str, names: Iterable[str]) -> bool:
     return any(f".{key}".endswith(f".{name}") for name in names)
 
 
+def take_back(model: nn.Module, adapter_name: str, before: Collection[SwappingLayer]) -> None:
+    """Take out of a model what there is of an adapter that could not be put on, or not made.
+
+    Args:
+        model: The base.
+        adapter_name: The adapter.
+        before: The layers that it had before.
+    """
+    for name, layer in [pair for pair in model.named_modules() if isinstance(pair[1], SwappingLayer)]:
+        if layer not in before:
+            if not before:
+                layer.switch.unwatch()
+            model.set_submodule(name, layer.get_base_layer())
+            continue
+        for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
+            if adapter_name in (held := getattr(layer, attribute)):
+                del held[adapter_name]
+
+
+def unwrap(base: nn.Module) -> None:
+    """Put a base's own layers back in the place of those of adapters, and forget these."""
+    for name, layer in [pair for pair in base.named_modules() if isinstance(pair[1], SwappingLayer)]:
+        layer.switch.unwatch()
+        base.set_submodule(name, layer.get_base_layer())
+    vars(base).pop("peft_config", None)
+
+
 class UniEraseModel(BaseTuner):
     """A model with UniErase adapters (arXiv 2505.15674).
 
@@ -132,8 +159,14 @@ class UniEraseModel(BaseTuner):
         check_base(model, config)
         config = self.peft_config[adapter_name] = free_tokens(config, taken_tokens(model))
         named = config.target_modules
+        before = {module for module in model.modules() if isinstance(module, SwappingLayer)}
         with self.switch.change(own=True):
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            try:
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+            except BaseException:
+                take_back(model, adapter_name, before)
+                self.peft_config.pop(adapter_name, None)
+                raise
             self.switch.watch(model)
         config.target_modules = named  # PEFT shortens a long list to ends of names, of which no base can be told
 
