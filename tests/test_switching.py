@@ -405,10 +405,7 @@ def test_an_adapter_that_is_put_on_half_leaves_nothing_behind(
 
     monkeypatch.setattr(EditLayer, "update_layer", update_layer)
     with pytest.raises(error):
-        if model is None:
-            get_peft_model(base, config_of(base))
-        else:
-            model.add_adapter("other", config_of(base))
+        get_peft_model(base, config_of(base)) if model is None else model.add_adapter("other", config_of(base))
     assert [name for name, _ in base.named_modules()] == modules
     assert [name for name, _ in base.named_parameters()] == parameters
     assert torch.equal(logits(base), before)

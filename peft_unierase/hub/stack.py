@@ -119,6 +119,6 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
         if record:
             records.update(record["parts"] if config.parts else {name: record})
     config, tensors = fuse(read)
-    tokenizer = AutoTokenizer.from_pretrained(places[0])
+    tokenizer = AutoTokenizer.from_pretrained(places[0], trust_remote_code=False)
     add_special_tokens(tokenizer, config.tokens)
     return Stack([part["name"] for part in config.parts], config, tensors, tokenizer, records)

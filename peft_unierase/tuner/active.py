@@ -14,6 +14,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from ..source import resolve
 from .guard import guarded
 from .model import check_adapter_name, check_unwrapped, unwrap
 from .swap import SwappingLayer, off_while_named
@@ -26,6 +27,7 @@ def load(
     base: nn.Module,
     erasures: str | Path | Sequence[str | Path] | Mapping[Any, bool],
     *,
+    names: Sequence[str | Path] | None = None,
     trust: bool = False,
     **told: Any,
 ) -> PeftModel:
@@ -36,6 +38,7 @@ def load(
     Args:
         base: The model that they were made from.
         erasures: Folders or Hub ids: one, several, or which of them are to be on.
+        names: Other names for them, in their order.
         trust: Load what the guard refuses. An erasure that cannot be loaded, or not onto this base, still fails.
         **told: Further arguments of `PeftModel.from_pretrained` and `load_adapter`, for instance `revision`.
 
@@ -44,8 +47,8 @@ def load(
 
     Raises:
         GuardError: The guard refuses one; nothing was loaded.
-        ValueError: There are none, the base is a `PeftModel` (the message says how the two go together), or one cannot
-            be loaded or be on together with another; the base is as it was.
+        ValueError: There are none, or not as many names, the base is a `PeftModel` (the message says how the two go
+            together), or one cannot be loaded or be on together with another; the base is as it was.
 
     Example:
 
@@ -60,14 +63,18 @@ def load(
     wanted = dict(erasures) if isinstance(erasures, Mapping) else dict.fromkeys(erasures, True)
     if not wanted:
         raise ValueError("there are no erasures to load; name at least one")
+    if names is not None and len(names) != len(wanted):
+        raise ValueError(f"there are {len(wanted)} different erasures and {len(names)} names; give one name for each")
     check_unwrapped(base)
     named: dict[str, Any] = {}
-    for source in wanted:
-        named[adapter_name(str(source), named)] = source
-    places = dict(named)
-    if not trust:
-        where = {key: told.pop(key) for key in OF_A_SOURCE if key in told}
-        places = {name: guarded(source, base, **where) for name, source in named.items()}
+    for source, name in zip(wanted, names or wanted, strict=True):
+        named[adapter_name(str(name), named)] = source
+    where = {key: told.pop(key) for key in OF_A_SOURCE if key in told}
+    # Found once and loaded from there, so that config and weights are of one commit, and those that were looked at.
+    places = {
+        name: resolve(source, **where).folder if trust else guarded(source, base, **where)
+        for name, source in named.items()
+    }
     model: Any = None
     # PEFT takes an offloaded base apart and distributes it anew, with hooks that lose the erasure.
     device_map = vars(base).pop("hf_device_map", None)

@@ -237,17 +237,16 @@ class UniEraseModel(BaseTuner):
             self.switch.off_by = threading.current_thread()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Take an adapter out; see `BaseTuner.delete_adapter`. Others that are on stay on.
+        """Take an adapter out; see `BaseTuner.delete_adapter`.
 
         Raises:
             RuntimeError: Another thread is in a forward pass of the model.
         """
         with self.switch.change(alone="delete an adapter", own=True):
-            left = [name for name in self.active_adapters if name != adapter_name]
             super().delete_adapter(adapter_name)
-            names = left or self.active_adapters
-            inference = all(self.peft_config[name].inference_mode for name in names)
-            self.set_adapter(names, inference_mode=inference)
+            # PEFT makes those trainable that stay on or come in its place.
+            if frozen := [name for name in self._chosen() if self.peft_config[name].inference_mode]:
+                self.set_requires_grad(frozen, False)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge adapters into the base's weights; see `BaseTuner.merge_adapter`.
