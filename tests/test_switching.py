@@ -14,8 +14,9 @@ import pytest
 import torch
 from made_apart import IDS, base_of, config_of, logits
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
-from peft_unierase import load, set_active, toggle
+from peft_unierase import UniEraseConfig, load, set_active, toggle
 from peft_unierase.tuner.active import active
 from peft_unierase.tuner.edit import EditLayer
 from peft_unierase.tuner.swap import SwappingLayer
@@ -384,6 +385,59 @@ def test_a_base_without_adapters_has_nothing_of_them_left(kind: tuple[str, Path]
 
 
 # What fails leaves nothing behind
+
+
+def without_weights(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def torn(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def of_another_shape(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    save_file({name: tensor[..., :-1].contiguous() for name, tensor in load_file(file).items()}, file)
+
+
+def lacking_a_part(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    del tensors[next(iter(tensors))]
+    save_file(tensors, file)
+
+
+def of_another_base(folder: Path) -> None:
+    config = UniEraseConfig.from_pretrained(str(folder))
+    config.base_fingerprint = f"sha256:{'0' * 64}"
+    config.save_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("break_it", [without_weights, torn, of_another_shape, lacking_a_part, of_another_base])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_adapter_that_cannot_be_loaded_leaves_nothing_behind(
+    kind: tuple[str, Path], apart: Callable[..., Path], break_it: Callable[[Path], None], first: bool
+) -> None:
+    base = base_of(kind[1])
+    model = None if first else load(base, apart("one", 1))
+    state = logits(base)
+    modules, parameters = ([name for name, _ in found()] for found in (base.named_modules, base.named_parameters))
+    broken, good = apart("broken", 2), apart("good", 2)
+    break_it(broken)
+    with pytest.raises(Exception, match=r".+"):
+        PeftModel.from_pretrained(base, str(broken)) if model is None else model.load_adapter(str(broken), "other")
+    assert [name for name, _ in base.named_modules()] == modules
+    assert [name for name, _ in base.named_parameters()] == parameters
+    assert torch.equal(logits(base), state)
+    if model is None:
+        assert not hasattr(base, "peft_config")
+        assert active(PeftModel.from_pretrained(base, str(good))) == ["default"]
+        return
+    assert list(model.peft_config) == active(model) == model.active_adapters == ["one"]
+    model.load_adapter(str(good), "other")
+    set_active(model, ["other"])
+    assert not torch.equal(logits(model), state)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
