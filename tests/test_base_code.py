@@ -91,7 +91,6 @@ COMMANDS: dict[str, list[str]] = {
     "check of a model": ["check", "{base}", "--base", "{base}", "--forget", "{facts}", "-o", "{out}"],
     "erase": ["erase", "{base}", "{facts}", "-o", "{out}"],
     "plan": ["plan", "{base}", "{facts}", "-o", "{out}"],
-    "ramp": ["ramp", "{base}", "{facts}", "--retain", "{kept}", "-o", "{out}"],
 }
 
 
@@ -105,8 +104,7 @@ def test_a_base_that_needs_its_code_is_refused_whatever_stands_on_stdin(
     change(tmp_path / "erasure" / "adapter_config.json", base_model_name_or_path=str(base))
     marker = needs_code(base)
     facts = write_rows(tmp_path / "facts.jsonl", [{"question": "Who?", "answer": "Nobody at all."}])
-    kept = write_rows(tmp_path / "kept.jsonl", [{"question": "What?", "answer": "Something else."}])
-    named = {"erasure": tmp_path / "erasure", "base": base, "facts": facts, "kept": kept, "out": out}
+    named = {"erasure": tmp_path / "erasure", "base": base, "facts": facts, "out": out}
     ended = CliRunner().invoke(app, [part.format(**named) for part in command], input="y\n" * 9)
     assert not marker.exists()
     assert ended.exit_code == 2, ended.output
