@@ -152,6 +152,20 @@ def test_an_adapter_that_is_deleted_leaves_the_others_on(both: PeftModel, alone:
     assert not any(parameter.requires_grad for parameter in both.parameters())
 
 
+def test_one_can_be_deleted_while_none_or_several_are_on(
+    both: PeftModel, alone: dict[str, torch.Tensor], apart: Callable[..., Path]
+) -> None:
+    both.load_adapter(str(apart("third", 3)), "third")
+    set_active(both, ["third", "one", "other"])
+    both.delete_adapter("third")
+    assert torch.allclose(logits(both)[0], alone["one+other"], atol=1e-4)
+    set_active(both, ["one"])
+    set_active(both, [])
+    both.delete_adapter("one")
+    assert torch.equal(logits(both)[0], alone["__base__"])
+    assert torch.allclose(by_rows(both, "other")[0], alone["other"], atol=1e-4)
+
+
 def test_one_that_is_added_while_all_are_off_leaves_the_choice_as_it_was(
     both: PeftModel, alone: dict[str, torch.Tensor], apart: Callable[..., Path]
 ) -> None:

@@ -7,6 +7,7 @@ that a refusal leaves everything as it was.
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,12 @@ def load(
 def set_active(model: PeftModel, names: Sequence[str]) -> None:
     """Switch on these erasures and no other; none of them gives the base.
 
+    Passes that other threads have begun keep the state that they began with.
+
     Raises:
-        ValueError: There is none of a name, or two cannot be on together; nothing is changed then.
+        ValueError: There is none of a name, two cannot be on together, or it is inside `disable_adapter()`, where none
+            can be on; nothing is changed then.
+        RuntimeError: Erasures are merged, and another thread is in a forward pass of the model.
     """
     names = [names] if isinstance(names, str) else list(names)
     with model.base_model.switch.change():
@@ -109,7 +114,7 @@ def set_active(model: PeftModel, names: Sequence[str]) -> None:
         if not model._adapters_disabled:
             model.base_model.enable_adapter_layers()
         model.base_model.set_adapter(names, inference_mode=True)
-        # PEFT goes by this name's config, and it fails if that is deleted while others are on.
+        model.base_model.switch.owner = weakref.ref(model)
         model.active_adapter = names[0] if names else model.active_adapter
 
 

@@ -244,6 +244,10 @@ class UniEraseModel(BaseTuner):
         """
         with self.switch.change(alone="delete an adapter", own=True):
             super().delete_adapter(adapter_name)
+            owner = self.switch.owner()
+            if owner is not None and owner.active_adapter == adapter_name and self.peft_config:
+                # `PeftModel` looks up this name at each call, and gives it another only if just one is on.
+                owner.active_adapter = next(iter(self.peft_config))
             # PEFT makes those trainable that stay on or come in its place.
             if frozen := [name for name in self._chosen() if self.peft_config[name].inference_mode]:
                 self.set_requires_grad(frozen, False)

@@ -35,6 +35,7 @@ class Switch:
         self.mixed = 0  # how many calls with mixed batches are under way
         self.off_by: threading.Thread | None = None
         self.own_change = False
+        self.owner: Callable[[], Any] = lambda: None  # the `PeftModel` around it, as far as it is known
         self.hooks: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
