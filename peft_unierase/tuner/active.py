@@ -108,10 +108,10 @@ def set_active(model: PeftModel, names: Sequence[str]) -> None:
     """
     names = [names] if isinstance(names, str) else list(names)
     with model.base_model.switch.change():
-        check_together(model, names)
         if model._adapters_disabled and names:
             raise ValueError(off_while_named(names))
-        if not model._adapters_disabled:
+        if model.base_model.is_off() and not model._adapters_disabled:
+            check_together(model, names)
             model.base_model.enable_adapter_layers()
         model.base_model.set_adapter(names, inference_mode=True)
         model.base_model.switch.owner = weakref.ref(model)

@@ -173,7 +173,7 @@ class UniEraseModel(BaseTuner):
     @property
     def active_adapters(self) -> list[str]:
         """The adapters that are on; none while all are switched off."""
-        if self._is_off() and not self.switch.own_change:
+        if self.is_off() and not self.switch.own_change:
             return []
         return self._chosen()
 
@@ -181,7 +181,8 @@ class UniEraseModel(BaseTuner):
         """Those that are on, or would be if not all were switched off."""
         return [self.active_adapter] if isinstance(self.active_adapter, str) else list(self.active_adapter)
 
-    def _is_off(self) -> bool:
+    def is_off(self) -> bool:
+        """Whether all adapters are switched off, whichever were on."""
         return self.switch.first is not None and self.switch.first.disable_adapters
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
@@ -198,7 +199,7 @@ class UniEraseModel(BaseTuner):
             if missing := [name for name in names if name not in self.peft_config]:
                 there = ", ".join(map(repr, self.peft_config))
                 raise ValueError(f"the model has no adapter {missing[0]!r}; it has {there}")
-            if names and self._is_off() and not self.switch.own_change:
+            if names and self.is_off() and not self.switch.own_change:
                 raise ValueError(off_while_named(names))
             for layer in layers:
                 layer.check_together(names)
@@ -227,7 +228,7 @@ class UniEraseModel(BaseTuner):
         """
         with self.switch.change():
             other = self.switch.off_by
-            if other not in (None, threading.current_thread()) and other.is_alive() and self._is_off():
+            if other not in (None, threading.current_thread()) and other.is_alive() and self.is_off():
                 raise RuntimeError(
                     f"thread {other.name!r} has switched the adapters off, which holds for all threads until it "
                     "switches them on again; to ask the base from several threads, give "
@@ -323,7 +324,7 @@ class UniEraseModel(BaseTuner):
                 f"`adapter_names` names {unknown[0]!r}, which the model does not have; it has "
                 f"{', '.join(map(repr, self.peft_config))}, and {BASE!r} stands for none"
             )
-        if (named := [name for row in rows for name in row]) and self._is_off():
+        if (named := [name for row in rows for name in row]) and self.is_off():
             raise ValueError(off_while_named(list(dict.fromkeys(named))))
         for layer in layers:
             for row in rows:
