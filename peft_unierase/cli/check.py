@@ -149,19 +149,24 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
     from peft import PeftConfig, PeftModel
     from peft.utils import load_peft_weights
 
-    from ..hub.read import adapter_type
+    from ..hub.read import adapter_type, local_folder
+    from ..source import commit_of
     from ..tuner import guarded
     from .base import load_base, load_onto
     from .rows import brings_rows, give_rows, own_rows, wanted_rows
 
-    def load(name: str) -> tuple[Any, Any]:
-        return load_base(name, plan.dtype, plan.device_map)
+    commits: dict[str, str | None] = {}
 
-    place = plan.model
-    if adapter_type(plan.model) == "UNIERASE" and not plan.trust:
-        place = str(guarded(plan.model))
+    def load(name: str) -> tuple[Any, Any]:
+        return load_base(name, plan.dtype, plan.device_map, commits.setdefault(name, commit_of(name)))
+
+    # Found once: what is looked at is what is loaded, whatever its owner pushes meanwhile.
+    place, revision = plan.model, commit_of(plan.model)
+    if adapter_type(plan.model, revision) == "UNIERASE":
+        folder = local_folder(place, revision) if plan.trust else guarded(place, revision=revision)
+        place, revision = str(folder), None
     try:
-        config = PeftConfig.from_pretrained(place)
+        config = PeftConfig.from_pretrained(place, revision=revision)
     except (ValueError, OSError):  # no adapter, so it is to be a model
         if not plan.base:
             raise InputError(
@@ -175,10 +180,10 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
         raise InputError(f"the adapter in {plan.model} does not say which base it belongs to; name it with --base")
     model, tokenizer = load(base_name)
     if config.peft_type == "UNIERASE":
-        erased = load_onto(model, tokenizer, [Path(plan.model)], allow_resize=True, trust=plan.trust)
+        erased = load_onto(model, tokenizer, [Path(place)], allow_resize=True, trust=plan.trust)
         return erased, tokenizer, None, base_name
     try:
-        weights = load_peft_weights(plan.model, device="cpu")
+        weights = load_peft_weights(plan.model, device="cpu", revision=revision)
         rows, wanted = model.get_input_embeddings().weight.shape[0], wanted_rows(model, config, weights)
         before = own_rows(model) if brings_rows(model, weights) else []
         if wanted != rows:
@@ -188,7 +193,7 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
                 + ("of which the new ones are means" if wanted > rows else "and its last rows are left out")
             )
             give_rows(model, wanted)
-        erased = PeftModel.from_pretrained(model, plan.model).eval()
+        erased = PeftModel.from_pretrained(model, plan.model, revision=revision).eval()
         now = own_rows(erased) if before else []
     except Exception as error:  # whatever PEFT raises where names or shapes do not fit
         raise InputError(

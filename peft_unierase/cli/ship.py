@@ -137,7 +137,9 @@ def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
     from .base import load_base, prepare_libraries, resized_for
 
     prepare_libraries()
-    configs = [read_config(str(local_folder(name) if plan.trust else guarded(name))) for name in plan.adapters]
+    # Each is found once: what is looked at is what is loaded, whatever its owner pushes meanwhile.
+    places = {name: local_folder(name) if plan.trust else guarded(name) for name in plan.adapters}
+    configs = [read_config(str(place)) for place in places.values()]
     named = {config.base_model_name_or_path for config in configs}
     if plan.base is None and (len(named) > 1 or None in named or "" in named):
         raise InputError("the erasures do not name one base that they all belong to; name it with --base")
@@ -146,6 +148,6 @@ def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
     for config in configs:
         config.trusted = plan.trust
     resized_for(model, configs)
-    stacked = load(model, list(plan.adapters), trust=plan.trust)
+    stacked = load(model, list(places.values()), names=list(places), trust=plan.trust)
     align_tokenizer(tokenizer, stacked)
     return stacked, tokenizer, base

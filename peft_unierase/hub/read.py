@@ -20,14 +20,14 @@ def local_folder(source: str | Path, revision: str | None = None) -> Path:
     return resolve(source, revision).folder
 
 
-def adapter_type(source: str) -> str | None:
+def adapter_type(source: str, revision: str | None = None) -> str | None:
     """The PEFT type that an adapter's config names, without more of it being read; `None` if there is no adapter."""
     file = Path(source) / CONFIG_NAME
     try:
         if not Path(source).is_dir():
             from huggingface_hub import hf_hub_download
 
-            file = Path(hf_hub_download(source, CONFIG_NAME))
+            file = Path(hf_hub_download(source, CONFIG_NAME, revision=revision))
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return None

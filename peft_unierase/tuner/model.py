@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftMixedModel, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import InputError, WrongTypeError
+from ..errors import InputError, StateError, WrongTypeError
 from .config import UniEraseConfig
 from .edit import EditLayer
 from .fingerprint import check_base
 from .guard_weights import is_sound
 from .stacked import free_tokens, taken_tokens
 from .structure import find_down_projections, find_token_modules, projection_shape
-from .swap import SwappingLayer
+from .swap import SwappingLayer, off_while_named
+from .switch import Switch
 from .token_row import InputRowLayer, OutputRowLayer, TokenRowLayer, check_token_row
 from .undo import MERGED_TOKENS
 
@@ -139,9 +143,29 @@ def _take_off(model: Any, adapter_name: str) -> None:
     unwrap(model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
+def take_back(model: nn.Module, adapter_name: str, before: Collection[SwappingLayer]) -> None:
+    """Take out of a model what there is of an adapter that could not be put on, or not made.
+
+    Args:
+        model: The base.
+        adapter_name: The adapter.
+        before: The layers that it had before.
+    """
+    for name, layer in [pair for pair in model.named_modules() if isinstance(pair[1], SwappingLayer)]:
+        if layer not in before:
+            if not before:
+                layer.switch.unwatch()
+            model.set_submodule(name, layer.get_base_layer())
+            continue
+        for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
+            if adapter_name in (held := getattr(layer, attribute)):
+                del held[adapter_name]
+
+
 def unwrap(base: nn.Module) -> None:
     """Put a base's own layers back in the place of those of adapters, and forget these."""
     for name, layer in [pair for pair in base.named_modules() if isinstance(pair[1], SwappingLayer)]:
+        layer.switch.unwatch()
         base.set_submodule(name, layer.get_base_layer())
     vars(base).pop("peft_config", None)
 
@@ -175,6 +199,8 @@ class UniEraseModel(BaseTuner):
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         check_unwrapped(model)  # here, because what follows writes into the configurations of a wrapped model
+        layers = (module for module in model.modules() if isinstance(module, SwappingLayer))
+        self.switch = next((layer.switch for layer in layers), Switch())
         super().__init__(model, *args, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -196,32 +222,157 @@ class UniEraseModel(BaseTuner):
         self.peft_config[adapter_name] = config
         config.exactly, config.inspection = frozenset(named), None
         targets = config.target_modules
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        before = {module for module in model.modules() if isinstance(module, SwappingLayer)}
+        with self.switch.change(own=True):
+            try:
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+            except BaseException:
+                take_back(model, adapter_name, before)
+                self.peft_config.pop(adapter_name, None)
+                raise
+            self.switch.watch(model)
         config.target_modules = targets  # PEFT shortens a long list to ends of names, of which no base can be told
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapters that are on; none while all are switched off."""
+        if self.is_off() and not self.switch.own_change:
+            return []
+        return self._chosen()
+
+    def _chosen(self) -> list[str]:
+        """Those that are on, or would be if not all were switched off."""
+        return [self.active_adapter] if isinstance(self.active_adapter, str) else list(self.active_adapter)
+
+    def is_off(self) -> bool:
+        """Whether all adapters are switched off, whichever were on."""
+        return self.switch.first is not None and self.switch.first.disable_adapters
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Switch on these adapters and no other; see `BaseTuner.set_adapter`. An empty list gives the base.
+
+        Raises:
+            ValueError: There is none of a name, two cannot be on together, or all adapters are switched off, so that
+                those that are named would not be on.
+            RuntimeError: Adapters are merged, and another thread is in a forward pass of the model.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        layers = self._layers()
+        with self.switch.change("switch merged adapters" if any(layer.merged for layer in layers) else ""):
+            if missing := [name for name in names if name not in self.peft_config]:
+                there = ", ".join(map(repr, self.peft_config))
+                raise InputError(f"the model has no adapter {missing[0]!r}; it has {there}")
+            if names and self.is_off() and not self.switch.own_change:
+                raise InputError(off_while_named(names))
+            for layer in layers:
+                layer.check_together(names)
+            if names:
+                super().set_adapter(adapter_name, inference_mode)
+            else:  # which PEFT's own function refuses where modules are saved whole
+                for module in self.model.modules():
+                    if isinstance(module, SwappingLayer) and module.merged:
+                        module.unmerge()
+                    if isinstance(module, SwappingLayer | AuxiliaryTrainingWrapper):
+                        module.set_adapter([], inference_mode=inference_mode)
+            self.active_adapter = adapter_name if names else []
+
+    def enable_adapter_layers(self) -> None:
+        """Switch on the adapters that were on before `disable_adapter_layers`."""
+        with self.switch.change():
+            super().enable_adapter_layers()
+            self.switch.off_by = None
+
+    def disable_adapter_layers(self) -> None:
+        """Switch off all adapters, for all threads; PEFT's `disable_adapter()` does it for a `with` block.
+
+        Raises:
+            RuntimeError: Another thread has done so. The first of the two to leave its block would switch them on in
+                the other's too.
+        """
+        with self.switch.change():
+            other = self.switch.off_by
+            if other not in (None, threading.current_thread()) and other.is_alive() and self.is_off():
+                raise StateError(
+                    f"thread {other.name!r} has switched the adapters off, which holds for all threads until it "
+                    "switches them on again; to ask the base from several threads, give "
+                    f"`adapter_names=[{BASE!r}, …]`, which holds for one call"
+                )
+            super().disable_adapter_layers()
+            self.switch.off_by = threading.current_thread()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Take an adapter out; see `BaseTuner.delete_adapter`.
+
+        Raises:
+            RuntimeError: Another thread is in a forward pass of the model.
+        """
+        with self.switch.change(alone="delete an adapter", own=True):
+            super().delete_adapter(adapter_name)
+            owner = self.switch.owner()
+            if owner is not None and owner.active_adapter == adapter_name and self.peft_config:
+                # `PeftModel` looks up this name at each call, and gives it another only if just one is on.
+                owner.active_adapter = next(iter(self.peft_config))
+            # PEFT makes those trainable that stay on or come in its place.
+            if frozen := [name for name in self._chosen() if self.peft_config[name].inference_mode]:
+                self.set_requires_grad(frozen, False)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the base's weights; see `BaseTuner.merge_adapter`.
+
+        Raises:
+            ValueError: No adapter is on and none is named, one cannot be merged, or two cannot be on together.
+            RuntimeError: Another thread is in a forward pass of the model.
+        """
+        with self.switch.change(alone="merge"):
+            self._check_something_to_merge(adapter_names)
+            super().merge_adapter(adapter_names, safe_merge)
+
+    def unmerge_adapter(self) -> None:
+        """Give the base its own weights back.
+
+        Raises:
+            RuntimeError: Another thread is in a forward pass of the model.
+        """
+        with self.switch.change(alone="unmerge"):
+            super().unmerge_adapter()
+
+    def _check_something_to_merge(self, adapter_names: list[str] | None) -> None:
+        chosen = self._chosen() if adapter_names is None else adapter_names
+        if not chosen and not any(layer.merged for layer in self._layers()):
+            raise InputError(
+                "no adapter is on, so there is nothing to merge and what came of it would be the base; switch one on "
+                "with `set_adapter`, or name those to merge in `adapter_names`"
+            )
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        with self.switch.change(alone="unload"):
+            base = super()._unload_and_optionally_merge(*args, **kwargs)
+            self.switch.unwatch()
+        return base
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Mixed batches: `adapter_names` says for each row of the batch which adapter is at work, `"__base__"` for none
+        """One state for a whole call, of `generate` too, whatever other threads switch meanwhile.
+
+        Mixed batches: `adapter_names` says for each row of the batch which adapter is at work, `"__base__"` for none
         and `"a+b"` for two.
 
         Raises:
-            ValueError: The model is in training mode, adapters are merged, or there is none of a name.
+            ValueError: The model is in training mode, adapters are merged or all switched off, or there is none of a
+                name.
         """
         names = kwargs.get("adapter_names")
-        if names is None:
+        if names is None and torch.compiler.is_compiling():
             yield
             return
-        layers = [module for module in self.model.modules() if isinstance(module, SwappingLayer)]
-        rows = self._adapters_of_rows(names, layers)
-        for layer in layers:
-            layer.row_adapters = rows
-        try:
+        with self.switch.whole_call(None if names is None else partial(self._adapters_of_rows, names)):
             yield
-        finally:
-            for layer in layers:
-                layer.row_adapters = None
 
-    def _adapters_of_rows(self, names: Sequence[str], layers: Sequence[SwappingLayer]) -> list[list[str]]:
+    def _layers(self) -> list[SwappingLayer]:
+        return [module for module in self.model.modules() if isinstance(module, SwappingLayer)]
+
+    def _adapters_of_rows(self, names: Sequence[str]) -> list[list[str]]:
+        layers = self._layers()
         if self.training:
             raise InputError(
                 "Cannot pass `adapter_names` when the model is in training mode; call `model.eval()` first"
@@ -236,6 +387,8 @@ class UniEraseModel(BaseTuner):
                 f"`adapter_names` names {unknown[0]!r}, which the model does not have; it has "
                 f"{', '.join(map(repr, self.peft_config))}, and {BASE!r} stands for none"
             )
+        if (named := [name for row in rows for name in row]) and self.is_off():
+            raise InputError(off_while_named(list(dict.fromkeys(named))))
         for layer in layers:
             for row in rows:
                 layer.check_together(row)
@@ -325,6 +478,8 @@ class UniEraseModel(BaseTuner):
             target.update_layer(adapter_name, peft_config, **told)
             return
         layer = kind(target, adapter_name, peft_config, **told)
+        layer.switch = self.switch
+        self.switch.first = self.switch.first or layer
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
         # Not by `_replace_module`, which moves an adapter to where the base weight is: nowhere, if that is offloaded.
@@ -395,7 +550,8 @@ class UniEraseModel(BaseTuner):
         Its config then names the tokens of the merged erasures in `unierase_tokens`, `[id, text]` each: their rows look
         like any other unused ones and are in use.
         """
-        names = {*(self.active_adapters if adapter_names is None else adapter_names)}
+        self._check_something_to_merge(adapter_names)
+        names = {*(self._chosen() if adapter_names is None else adapter_names)}
         names |= {
             name
             for module in self.model.modules()
