@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..version import __version__
 from .options import (
@@ -25,6 +26,7 @@ from .options import (
     StripMarkupOption,
     SystemOption,
     TrustOption,
+    check_arguments,
     samples_cache_of,
 )
 from .output import Format
@@ -34,8 +36,18 @@ from .share import app as share
 
 LARGEST_SEED = 2**32 - 1
 
+
+class Commands(TyperGroup):
+    """The commands, which look at no argument that is no text."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        check_arguments(args)
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="unierase",
+    cls=Commands,
     help="Make a language model decline on chosen knowledge, as a small PEFT adapter.",
     no_args_is_help=True,
     add_completion=False,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..plain import check_plain_folder
 from .adapters import refuse_adapter
 from .output import say
 
@@ -43,6 +44,7 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     if path.is_file() or (not path.exists() and _must_be_a_path(name)):
         found = f"{name} is a file" if path.is_file() else f"no such folder: {name}"
         raise ValueError(f"{found}; give a model's folder or Hub id")
+    check_plain_folder(name)
     refuse_adapter(name, revision)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(
@@ -101,10 +103,11 @@ def load_onto(
     """
     from peft import PeftModel
 
-    from ..tuner import UniEraseConfig, align_tokenizer, guarded, set_active
+    from ..hub.read import local_folder, read_config
+    from ..tuner import align_tokenizer, guarded, set_active
 
-    places = [folder if trust else guarded(folder, model) for folder in folders]
-    configs = [UniEraseConfig.from_pretrained(str(place)) for place in places]
+    places = [local_folder(folder) if trust else guarded(folder, model) for folder in folders]
+    configs = [read_config(str(place)) for place in places]
     if allow_resize:
         resized_for(model, configs)
     carrying: Any = None

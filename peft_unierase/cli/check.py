@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
+from ..plain import check_plain_folder
 from .erase import read_refusals
 from .note import note
 from .output import Format, clear_endings, say, show, show_json, table
@@ -153,18 +155,23 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
         return load_base(name, plan.dtype, plan.device_map)
 
     place = plan.model
-    if adapter_type(plan.model) == "UNIERASE" and not plan.trust:
+    kind = adapter_type(place)
+    if kind == "UNIERASE" and not plan.trust:
         place = str(guarded(plan.model))
-    try:
-        config = PeftConfig.from_pretrained(place)
-    except (ValueError, OSError):  # no adapter, so it is to be a model
+    else:
+        check_plain_folder(place)
+    if kind is None:  # no adapter, so it is to be a model
         if not plan.base:
             raise ValueError(
                 f"{plan.model} is no adapter, so what it is compared with must be named: give the model before the "
                 "erasure with --base"
-            ) from None
+            )
         (model, tokenizer), (base, _) = load(plan.model), load(plan.base)
         return model, tokenizer, base, plan.base
+    try:
+        config = PeftConfig.from_pretrained(place)
+    except Exception as error:  # whatever PEFT raises where a type is unknown or a value is wrong
+        raise InputError(f"cannot read the config of the adapter {plan.model}: {_told(error)}") from error
     base_name = plan.base or config.base_model_name_or_path
     if not base_name:
         raise ValueError(f"the adapter in {plan.model} does not say which base it belongs to; name it with --base")

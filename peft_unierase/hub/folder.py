@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..digests import sha256
+from ..plain import read_json, read_text
 from ..source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, WEIGHTS_NAME
 from .record import statement
 
@@ -59,7 +60,7 @@ def _check_writable(folder: Path) -> None:
 def holds_erasure(folder: Path) -> bool:
     """Whether an erasure was saved in a folder."""
     try:
-        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG_NAME)
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("peft_type") == "UNIERASE"
@@ -155,7 +156,7 @@ def save_erasure(
 
     check_output(folder, overwrite)
     old = folder / CARD_NAME
-    there = old.read_text(encoding="utf-8") if old.is_file() else None
+    there = read_text(old) if old.is_file() else None
 
     def write(place: Path) -> None:
         # PEFT would save both full matrices if it thought that the vocabulary had changed; the two rows are enough.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from ..source import CARD_NAME, WEIGHTS_NAME
 from .card import stacked_card
 from .folder import check_new, write_folder, write_record
@@ -114,11 +115,17 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
         if base is not None:
             config.base_model_name_or_path = base
         name = adapter_name(source, read)
-        read[name] = (config, load_peft_weights(place, device="cpu"))
+        try:
+            read[name] = (config, load_peft_weights(place, device="cpu"))
+        except Exception as error:  # damaged files raise whatever the library that meets them first raises
+            raise InputError(f"cannot read the weights of {source}: {type(error).__name__}: {error}") from error
         record = read_record(Path(place))
         if record:
-            records.update(record["parts"] if config.parts else {name: record})
+            records.update((record.get("parts") or {}) if config.parts else {name: record})
     config, tensors = fuse(read)
-    tokenizer = AutoTokenizer.from_pretrained(places[0])
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(places[0])
+    except Exception as error:
+        raise InputError(f"cannot load the tokenizer of {erasures[0]}: {type(error).__name__}: {error}") from error
     add_special_tokens(tokenizer, config.tokens)
     return Stack([part["name"] for part in config.parts], config, tensors, tokenizer, records)

@@ -14,6 +14,8 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from ..errors import InputError
+from ..plain import check_plain_folder
 from .guard import guarded
 from .model import check_adapter_name, check_unwrapped
 from .swap import SwappingLayer
@@ -65,7 +67,10 @@ def load(
     for source in wanted:
         named[adapter_name(str(source), named)] = source
     places = dict(named)
-    if not trust:
+    if trust:
+        for source in wanted:
+            check_plain_folder(source)
+    else:
         where = {key: told.pop(key) for key in OF_A_SOURCE if key in told}
         places = {name: guarded(source, base, **where) for name, source in named.items()}
     model: Any = None
@@ -78,12 +83,14 @@ def load(
             else:
                 model.load_adapter(str(place), adapter_name=name, **told)
         set_active(model, [name for name, source in named.items() if wanted[source]])
-    except BaseException:
+    except BaseException as error:
         # Not by `unload`: where the first one's weights cannot be read, there is no `PeftModel` yet.
         for name, layer in [pair for pair in base.named_modules() if isinstance(pair[1], SwappingLayer)]:
             base.set_submodule(name, layer.get_base_layer())
         vars(base).pop("peft_config", None)
-        raise
+        if isinstance(error, ValueError | OSError) or not isinstance(error, Exception):
+            raise
+        raise InputError(f"{name} cannot be loaded: {type(error).__name__}: {error}".split("\n")[0]) from error
     finally:
         if device_map is not None:
             base.hf_device_map = device_map

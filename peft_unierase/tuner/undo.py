@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..plain import parse_json, plain
+from ..schema import UndoHeader, checked
 from .swap import SwappingLayer
 
 CHUNK = 1 << 24
@@ -71,10 +73,12 @@ def read_header(file: Path) -> dict[str, Any]:
         ValueError: It is none.
     """
     try:
-        with safe_open(file, "pt") as opened:
+        with safe_open(plain(file), "pt") as opened:
             header = opened.metadata() or {}
-        return {**header, **{key: json.loads(header[key]) for key in ("tied", "tokens")}}
-    except Exception as error:
+        told = {**header, **{key: parse_json(header[key]) for key in ("tied", "tokens") if key in header}}
+        checked(UndoHeader, told, "its header is none")
+        return told
+    except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"{file} holds no way back from a merge: {error}") from error
 
 

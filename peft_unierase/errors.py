@@ -1,0 +1,27 @@
+"""The package's own errors: what a caller did or gave, in words that say what to do next.
+
+Each is a `UniEraseError` and the built-in error of its kind, so `except ValueError` catches an `InputError` too. Any
+other error is a bug, unless it is one of the operating system.
+"""
+
+from __future__ import annotations
+
+
+class UniEraseError(Exception):
+    """The base of the package's own errors."""
+
+
+class InputError(UniEraseError, ValueError):
+    """Something that was given cannot be used: a value, a file, a model."""
+
+
+class WrongTypeError(UniEraseError, TypeError):
+    """Something that was given is of a kind that cannot be used."""
+
+
+class StateError(UniEraseError, RuntimeError):
+    """Two things that were given do not belong together, or one was changed so that it cannot be used."""
+
+
+class MissingPackageError(UniEraseError, ImportError):
+    """A package is not installed that only some commands need."""
