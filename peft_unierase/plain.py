@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import stat
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -153,13 +154,9 @@ def _check(status: os.stat_result, file: str | Path) -> None:
 
 def _is_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(DEEPEST + 1):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, list | dict)
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
+    for _ in range(DEEPEST):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [inner for inner in chain.from_iterable(inside) if isinstance(inner, list | dict)]
         if not level:
             return False
     return True

@@ -93,7 +93,7 @@ def put_back(merged: Any, file: Path) -> None:
         ValueError: What came of it is not the base: the model is not the one that was merged then.
     """
     header = read_header(file)
-    with safe_open(file, "pt") as opened, torch.no_grad():
+    with safe_open(plain(file), "pt") as opened, torch.no_grad():
         stored = set(opened.keys())
         for name in sorted(name for name in stored if not name.endswith(ROWS)):
             parameter, old = merged.get_parameter(name), opened.get_tensor(name)
