@@ -1,1 +1,2 @@
-def run(*a): pass
+def run(*a):
+    pass

@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workshop import Ended, Kill, Tally, clean_erasure, command, draw, forked, last_line, state_of, tiny_base, write_facts
+from workshop import (
+    Ended,
+    Kill,
+    Tally,
+    clean_erasure,
+    command,
+    draw,
+    forked,
+    last_line,
+    state_of,
+    tiny_base,
+    write_facts,
+)
 
 COMMANDS = ("erase", "erase --overwrite", "merge", "stack", "export", "restore", "push", "sign")
 UNRECORDED = ("erasure.json", "README.md")  # with the time, or the name of the folder

@@ -1,8 +1,8 @@
 """Attacks the package and counts: `make hardening`. Exits with 1 if a promise was broken.
 
-    python benchmarks/hardening/run.py                              # all of it, under 20 minutes on two cores
-    python benchmarks/hardening/run.py --part kills --cases 16      # one part, with fewer cases
-    python benchmarks/hardening/run.py --part adapters --only pipe  # cases whose name holds a text
+python benchmarks/hardening/run.py                              # all of it, under 20 minutes on two cores
+python benchmarks/hardening/run.py --part kills --cases 16      # one part, with fewer cases
+python benchmarks/hardening/run.py --part adapters --only pipe  # cases whose name holds a text
 """
 
 from __future__ import annotations

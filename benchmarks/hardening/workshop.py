@@ -1,4 +1,4 @@
-"""What the parts of the hardening share: a tally, a tiny base with clean erasures, and commands in processes of their own.
+"""What the parts share: a tally, a tiny base with clean erasures, and commands in processes of their own.
 
 A command runs in a fork of this process, which has imported all that it needs: it starts in milliseconds, can be killed
 at any moment, has bounds on time and memory, and takes nothing of what it does back into this process. So nothing here
@@ -208,8 +208,6 @@ def _make_hasty() -> None:
 
 def import_all() -> None:
     """Import what commands need, so that forks need not."""
-    import model_signing.signing
-    import model_signing.verifying
     import torch
     import transformers.models.llama.modeling_llama
     import transformers.models.llama.tokenization_llama  # noqa: F401
