@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from cases import WEIGHTS, Case, all_cases, settle
 from workshop import Ended, Tally, clean_erasure, command, forked, last_line, tiny_base, write_facts
@@ -21,7 +19,6 @@ from workshop import Ended, Tally, clean_erasure, command, forked, last_line, ti
 WAYS = ("inspect", "load", "from_pretrained", "merge", "stack", "check", "push")
 REFUSING = ("inspect", "load", "merge", "stack", "check")
 REFUSED, CHANGED, OTHER = 2, 97, 96
-WORKERS = 2
 
 
 def run(tally: Tally, folder: Path, cases: int, seed: int, only: str | None = None) -> None:
@@ -36,7 +33,7 @@ def run(tally: Tally, folder: Path, cases: int, seed: int, only: str | None = No
             ended.is_clean and ended.status == 0, f"a clean adapter, {way}: {_outcome(ended)}: {ended.text[-600:]}"
         )
     names = [*named][:cases]
-    for name, tried, wrong in _shared(names, lambda name: _judged(folder, clean, name, named[name], base, facts)):
+    for name, tried, wrong in shared(names, lambda name: _judged(folder, clean, name, named[name], base, facts)):
         rows.append((name, *(tried[way] for way in WAYS)))
         tally.counts["malicious adapters"] += 1
         tally.counts["ways tried"] += len(tried)
@@ -48,30 +45,6 @@ def run(tally: Tally, folder: Path, cases: int, seed: int, only: str | None = No
     print("\n" + "  ".join([f"{'adapter':{width}s}", *(f"{way:15s}" for way in WAYS)]).rstrip())
     for name, *outcomes in rows:
         print("  ".join([f"{name:{width}s}", *(f"{outcome:15s}" for outcome in outcomes)]).rstrip())
-
-
-def _shared(names: list[str], judge: Callable[[str], Any]) -> list[Any]:
-    """What `judge` says of each name, by several processes."""
-    files = []
-    children = []
-    for worker in range(WORKERS):
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            with os.fdopen(writing, "wb") as out:
-                for name in names[worker::WORKERS]:
-                    pickle.dump(judge(name), out)
-                    out.flush()
-            os._exit(0)
-        os.close(writing)
-        files.append(os.fdopen(reading, "rb"))
-        children.append(child)
-    found = []
-    for number in range(len(names)):
-        found.append(pickle.load(files[number % WORKERS]))
-    for child in children:
-        os.waitpid(child, 0)
-    return found
 
 
 def _judged(
@@ -133,7 +106,19 @@ def _tried(place: Path, clean: Path, case: Case, base: Path, facts: Path) -> dic
             "from_pretrained": lambda adapter=adapter: _from_pretrained(base, adapter),
             "merge": command("merge", adapter, "-o", here / "out", *on),
             "stack": command("stack", adapter, "-o", here / "out"),
-            "check": command("check", adapter, "--forget", facts, "--attacks", "greedy", "--format", "json", *on),
+            "check": command(
+                "check",
+                adapter,
+                "--forget",
+                facts,
+                "--attacks",
+                "greedy",
+                "--accept",
+                "NO BASELINE",
+                "--format",
+                "json",
+                *on,
+            ),
             "push": command("push", adapter, f"org/{place.name}"),
         }
         home = {"UNIERASE_HOME": str(here / "home"), "HF_HUB_OFFLINE": "0" if way == "push" else "1"}

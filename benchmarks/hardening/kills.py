@@ -68,9 +68,14 @@ def run(tally: Tally, folder: Path, cases: int, seed: int, only: str | None = No
         tally.hold(not (wrong := each.whole(place)), f"{name}: what it writes unkilled is not whole: {wrong}")
         tally.hold(len(_ledger(place)) == before + 1, f"{name}: its line is not in the ledger")
         measured[name] = ended
-    for number in range(cases if measured else 0):
-        name = [*measured][number % len(measured)]
-        _kill_once(tally, attacked[name], measured[name], folder / f"{number:04d}-{_slug(name)}", seed, number)
+
+    def kill(number: int) -> Tally:
+        own, name = Tally(), [*measured][number % len(measured)]
+        _kill_once(own, attacked[name], measured[name], folder / f"{number:04d}-{_slug(name)}", seed, number)
+        return own
+
+    for found in shared(range(cases if measured else 0), kill):
+        tally.add(found)
 
 
 def _kill_once(tally: Tally, attacked: Killed, whole: Ended, place: Path, seed: int, number: int) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import random
 import resource
 import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
+WORKERS = 2
 MEMORY = 4 << 30  # beyond what this process has already
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate")
 SENT = ("socket.connect", "ctypes.dlsym")
@@ -41,6 +44,11 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Add what a worker found, which has said it already."""
+        self.counts.update(other.counts)
+        self.violations.extend(other.violations)
 
     def hold(self, holds: bool, text: str) -> bool:
         """Note a violation unless something holds, and return whether it does."""
@@ -170,13 +178,36 @@ def _in_child(
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         return 98
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def shared(items: Sequence[Any], call: Callable[[Any], Any], workers: int = WORKERS) -> list[Any]:
+    """What a call gives for each item, in their order, by several processes."""
+    started = []
+    for worker in range(min(workers, len(items))):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                with os.fdopen(writing, "wb") as out:
+                    for item in items[worker::workers]:
+                        pickle.dump(call(item), out)
+                        out.flush()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        os.close(writing)
+        started.append((child, os.fdopen(reading, "rb")))
+    found = [pickle.load(started[number % workers][1]) for number in range(len(items))]
+    for child, reading_end in started:
+        os.waitpid(child, 0)
+        reading_end.close()
+    return found
 
 
 def command(*arguments: object) -> Callable[[], int]:
