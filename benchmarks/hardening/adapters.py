@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cases import WEIGHTS, Case, all_cases, settle
-from workshop import Ended, Tally, clean_erasure, command, forked, last_line, tiny_base, write_facts
+from workshop import Ended, Tally, clean_erasure, command, forked, last_line, shared, tiny_base, write_facts
 
 WAYS = ("inspect", "load", "from_pretrained", "merge", "stack", "check", "push")
 REFUSING = ("inspect", "load", "merge", "stack", "check")

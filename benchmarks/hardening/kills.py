@@ -23,13 +23,12 @@ from workshop import (
     draw,
     forked,
     last_line,
+    shared,
     state_of,
     tiny_base,
     write_facts,
 )
 
-COMMANDS = ("erase", "erase --overwrite", "merge", "stack", "export", "restore", "push", "sign")
-UNRECORDED = ("erasure.json", "README.md")  # with the time, or the name of the folder
 REPO = "org/erasure"
 
 

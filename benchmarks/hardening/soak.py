@@ -1,8 +1,8 @@
 """A thousand operations on one model in one process, and switching beside threads that generate.
 
 After every operation the model with everything off is the base to the bit, and with a set of erasures on it is what
-that set gave at first; after a violation the operations go on with a fresh model. A forward beside a thread that switches
-is wholly on or wholly off, the forwards of an answer too, or it is refused with the reason.
+that set gave at first; after a violation the operations go on with a fresh model. Beside a thread that switches every
+forward is wholly on or wholly off, those of an answer too, or it is refused with the reason.
 """
 
 from __future__ import annotations
