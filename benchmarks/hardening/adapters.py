@@ -33,7 +33,14 @@ def run(tally: Tally, folder: Path, cases: int, seed: int, only: str | None = No
             ended.is_clean and ended.status == 0, f"a clean adapter, {way}: {_outcome(ended)}: {ended.text[-600:]}"
         )
     names = [*named][:cases]
-    for name, tried, wrong in shared(names, lambda name: _judged(folder, clean, name, named[name], base, facts)):
+
+    def judged(name: str) -> tuple[str, dict[str, str], list[str]]:
+        return _judged(folder, clean, name, named[name], base, facts)
+
+    def untried(name: str, trace: str) -> tuple[str, dict[str, str], list[str]]:
+        return name, dict.fromkeys(WAYS, "not tried"), [f"{name}: it could not be tried: {trace}"]
+
+    for name, tried, wrong in shared(names, judged, untried):
         rows.append((name, *(tried[way] for way in WAYS)))
         tally.counts["malicious adapters"] += 1
         tally.counts["ways tried"] += len(tried)

@@ -73,7 +73,7 @@ def run(tally: Tally, folder: Path, cases: int, seed: int, only: str | None = No
         _kill_once(own, attacked[name], measured[name], folder / f"{number:04d}-{_slug(name)}", seed, number)
         return own
 
-    for found in shared(range(cases if measured else 0), kill):
+    for found in shared(range(cases if measured else 0), kill, Tally.failed):
         tally.add(found)
 
 

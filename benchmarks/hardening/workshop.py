@@ -45,6 +45,13 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
 
+    @staticmethod
+    def failed(what: object, trace: str) -> Tally:
+        """Of something that could not be tried, which counts as a violation."""
+        found = Tally()
+        found.hold(False, f"{what}: it could not be tried: {trace}")
+        return found
+
     def add(self, other: Tally) -> None:
         """Add what a worker found, which has said it already."""
         self.counts.update(other.counts)
@@ -185,8 +192,17 @@ def _in_child(
         sys.stderr.flush()
 
 
-def shared(items: Sequence[Any], call: Callable[[Any], Any], workers: int = WORKERS) -> list[Any]:
-    """What a call gives for each item, in their order, by several processes."""
+def shared(
+    items: Sequence[Any], call: Callable[[Any], Any], otherwise: Callable[[Any, str], Any], workers: int = WORKERS
+) -> list[Any]:
+    """What a call gives for each item, in their order, by several processes.
+
+    Args:
+        items: The items.
+        call: Called with each of them.
+        otherwise: Called with the item and a traceback where that raises.
+        workers: How many processes.
+    """
     started = []
     for worker in range(min(workers, len(items))):
         reading, writing = os.pipe()
@@ -195,10 +211,12 @@ def shared(items: Sequence[Any], call: Callable[[Any], Any], workers: int = WORK
             try:
                 with os.fdopen(writing, "wb") as out:
                     for item in items[worker::workers]:
-                        pickle.dump(call(item), out)
+                        try:
+                            given = call(item)
+                        except BaseException:
+                            given = otherwise(item, traceback.format_exc())
+                        pickle.dump(given, out)
                         out.flush()
-            except BaseException:
-                traceback.print_exc()
             finally:
                 os._exit(0)
         os.close(writing)
