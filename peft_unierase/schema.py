@@ -17,10 +17,17 @@ from .errors import InputError
 from .plain import JsonError, parse_json
 
 LONGEST_TEXT = 4096
-# Beyond the rows of any vocabulary, and what 32 bits hold.
+# What 32 bits hold; whether a number makes sense is said later, with a reason of its own.
 LARGEST = 2**31 - 1
-# Beyond the width of any model: a rank beyond it adds nothing to an edit.
+# The residual width of the widest open models. A rank beyond the width adds nothing to an edit.
 MAX_RANK = 16_384
+# Four times the widest vocabulary of an open causal language model, 262,144 rows.
+MAX_TOKEN_ID = (1 << 20) - 1
+MAX_LAYER = 99_999
+MAX_TEXT = 512
+MAX_TOKEN = 64
+# How tokenizers write tokens that stand for no text: <|unused_1|>, [UNL], >>TITLE<<, |||EMAIL|||, ▁<MID>.
+MARK = re.compile(r"▁?[<\[{|>]\S*\w\S*[>\]}|<]")
 SHOWN = 5
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -44,22 +51,38 @@ def _clean(text: str) -> str:
     return text
 
 
+def is_mark(text: Any) -> bool:
+    """Whether a text can be that of a token which stands for no text, as [UNL] does.
+
+    An ordinary word must not be one: a special token is left out of all decoded text.
+    """
+    return isinstance(text, str) and len(text) <= MAX_TOKEN and text.isprintable() and bool(MARK.fullmatch(text))
+
+
+def _mark(text: str) -> str:
+    if not is_mark(text):
+        raise ValueError("it is no mark")
+    return text
+
+
 def _pair(pair: Any) -> Any:
     if len(pair) != 2 or not isinstance(pair[0], int) or not isinstance(pair[1], str):
-        raise ValueError("it is no [id, text] pair")
+        raise ValueError("it is no pair of an id and a mark")
     return pair
 
 
 # A name or another short text in one line; pydantic itself refuses half characters (surrogates).
 Line = Annotated[str, Field(max_length=LONGEST_TEXT), AfterValidator(_one_line)]
-Name = Annotated[Line, Field(min_length=1)]
+Name = Annotated[Line, Field(min_length=1, max_length=MAX_TEXT)]
 Text = Annotated[str, AfterValidator(_clean)]
+Mark = Annotated[str, AfterValidator(_mark)]
 Whole = Annotated[int, Field(ge=0, le=LARGEST)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 Count = Annotated[int, Field(ge=0)]
 Rank = Annotated[int, Field(ge=1, le=LARGEST)]
 Names = list[Name] | set[Name] | tuple[Name, ...]
-Pair = Annotated[list[Whole | Name] | tuple[Whole, Name], AfterValidator(_pair)]
-Layer = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
+Pair = Annotated[list[TokenId | Mark] | tuple[TokenId, Mark], AfterValidator(_pair)]
+Layer = Annotated[int, Field(ge=-MAX_LAYER, le=MAX_LAYER)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
 Labelled = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
@@ -118,9 +141,9 @@ class ErasureConfig(Foreign):
         None, description="None, a whole number or a list of them"
     )
     layers_pattern: Line | Names | None = Field(None, description="None, a name or a list of names")
-    token_id: Whole | None = Field(None, description="None or a whole number of at least 0")
-    token: Line = Field("", description="a text")
-    spare_tokens: list[Pair] = Field([], description="a list of [id, text] pairs")
+    token_id: TokenId | None = Field(None, description=f"None or a whole number from 0 to {MAX_TOKEN_ID:,}")
+    token: Mark = Field("[UNL]", description=f"a mark such as [UNL] or <|unused_1|>, of at most {MAX_TOKEN} characters")
+    spare_tokens: list[Pair] = Field([], description="a list of [id, mark] pairs")
     parts: list[Part] = Field([], description="a list of mappings with a name each")
     token_modules: Names | None = Field(None, description="None or a list of names")
     modules_to_save: Names | None = Field(None, description="None or a list of names")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..schema import MAX_RANK, ConfigOfPeft, ErasureConfig, wrong_fields
+from ..schema import MAX_RANK, ConfigOfPeft, ErasureConfig, is_mark, wrong_fields
 
-__all__ = ["MAX_RANK", "OF_A_PART", "OF_PEFT", "OWN", "wrong_values"]
+__all__ = ["MAX_RANK", "OF_A_PART", "OF_PEFT", "OWN", "is_mark", "wrong_values"]
 
 # What each must be, in words.
 OWN = {name: str(field.description) for name, field in ErasureConfig.model_fields.items()}
