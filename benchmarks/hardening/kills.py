@@ -59,13 +59,13 @@ def run(tally: Tally, folder: Path, cases: int, seed: int, only: str | None = No
     measured = {}
     for name, each in attacked.items():
         place = folder / f"whole-{_slug(name)}"
-        before = _before(each, place)
+        _before(each, place)
         ended = forked(command(*each.arguments(place)), place)
         if not tally.hold(ended.is_clean and ended.status == 0, f"{name}: it fails unkilled: {last_line(ended.text)}"):
             print(ended.text[-2000:])
             continue
         tally.hold(not (wrong := each.whole(place)), f"{name}: what it writes unkilled is not whole: {wrong}")
-        tally.hold(len(_ledger(place)) == before + 1, f"{name}: its line is not in the ledger")
+        tally.hold(_done(place, name) == 1, f"{name}: its line is not in the ledger")
         measured[name] = ended
 
     def kill(number: int) -> Tally:
@@ -105,7 +105,7 @@ def _kill_once(tally: Tally, attacked: Killed, whole: Ended, place: Path, seed: 
     tally.hold(not (wrong := attacked.whole(place)), f"{where}: not whole after the same command again: {wrong}")
     _check_ledger(tally, place, before, f"{where}, again")
     if again.status == 0:
-        tally.hold(len(_ledger(place)) > before, f"{where}: the ledger has no line of it")
+        tally.hold(_done(place, attacked.name) > 0, f"{where}: the ledger has no line of it")
         left = [path.name for path in place.iterdir() if "partial-" in path.name or "replaced-" in path.name]
         tally.hold(not left, f"{where}: left behind: {', '.join(left)}")
     shutil.rmtree(place)
@@ -125,6 +125,11 @@ def _ledger(place: Path) -> list[Any]:
     from peft_unierase.hub import ledger
 
     return list(ledger.read(place / "home" / "ledger.jsonl"))
+
+
+def _done(place: Path, name: str) -> int:
+    """How many lines of a ledger are of a command."""
+    return sum(line.action == name.split()[0] for line in _ledger(place))
 
 
 def _check_ledger(tally: Tally, place: Path, before: int, where: str) -> None:
@@ -257,23 +262,27 @@ def _whole_model(like: Path, with_undo: bool = False) -> Callable[[Path], str]:
         import torch
         from safetensors.torch import load_file
 
-        from peft_unierase.tuner.undo import read_header
-
         out = place / "out"
         try:
             found, wanted = (load_file(folder / "model.safetensors") for folder in (out, like))
             if found.keys() != wanted.keys() or not all(torch.equal(found[key], wanted[key]) for key in wanted):
                 return "its weights are others"
             missing = [name for name in ("config.json", "tokenizer.json") if not (out / name).is_file()]
-            if with_undo:
-                from peft_unierase.cli.ship import undo_file
-
-                read_header(undo_file(out))
+            if with_undo and (lost := _no_way_back(place)):
+                return lost
             return ", ".join(missing)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
     return whole
+
+
+def _no_way_back(place: Path) -> str:
+    """Why `unierase restore` cannot give the base back; empty if it can."""
+    back = place / "back"
+    ended = forked(command("restore", place / "out", "-o", back), place)
+    shutil.rmtree(back, ignore_errors=True)
+    return "" if ended.status == 0 else f"there is no way back: {last_line(ended.text)}"
 
 
 def _repository(place: Path) -> str:
