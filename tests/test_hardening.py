@@ -28,7 +28,7 @@ def writes(folder: Path) -> Callable[[], int]:
     def call() -> int:
         for name in ("first", "second"):
             (folder / name).mkdir()
-        print("written")
+        sys.stdout.write("written\n")
         return 0
 
     return call
