@@ -157,17 +157,6 @@ def own_errors(call: Callable[[], Any]) -> Any:
         return call()
     except (UniEraseError, OSError):
         return None
-    except ValueError as error:
-        # Also one that says what is wrong with a value that was given, and no library's.
-        if type(error).__module__.startswith("peft_unierase") or _is_ours(error):
-            return None
-        raise
-
-
-def _is_ours(error: BaseException) -> bool:
-    import traceback
-
-    return "peft_unierase" in traceback.extract_tb(error.__traceback__)[-1].filename
 
 
 def _facts(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], None]]:

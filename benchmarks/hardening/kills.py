@@ -30,6 +30,7 @@ from workshop import (
 )
 
 REPO = "org/erasure"
+SECONDS = 300.0  # for a command that is not killed; an erasure takes a few
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def run(tally: Tally, folder: Path, cases: int, seed: int, only: str | None = No
     for name, each in attacked.items():
         place = folder / f"whole-{_slug(name)}"
         _before(each, place)
-        ended = forked(command(*each.arguments(place)), place)
+        ended = forked(command(*each.arguments(place)), place, seconds=SECONDS)
         if not tally.hold(ended.is_clean and ended.status == 0, f"{name}: it fails unkilled: {last_line(ended.text)}"):
             print(ended.text[-2000:])
             continue
@@ -98,7 +99,7 @@ def _kill_once(tally: Tally, attacked: Killed, whole: Ended, place: Path, seed: 
     for name, digest in untouched.items():
         tally.hold(_digest(place / name) == digest, f"{where}: it changed {name}")
     _check_ledger(tally, place, before, where)
-    again = forked(command(*attacked.arguments(place)), place)
+    again = forked(command(*attacked.arguments(place)), place, seconds=SECONDS)
     refused = attacked.may_be_refused and there and again.status == 2
     tally.hold(again.is_clean, f"{where}: the same command then fails: {last_line(again.text)}")
     tally.hold(again.status == 0 or refused, f"{where}: it is not resumed: {last_line(again.text)}")
