@@ -28,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
 WORKERS = 2
+WAITING = 500  # looks in a row, 2 ms apart, after which what waits is said to hang
 MEMORY = 4 << 30  # beyond what this process has already
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate")
 SENT = ("socket.connect", "ctypes.dlsym")
@@ -118,7 +119,7 @@ def forked(
         kill: When to kill it.
         environment: Variables to set for it.
         stdin: What it can read there.
-        seconds: After which it is said to hang.
+        seconds: Of processor time that it may take, and after which it may no longer wait for something.
     """
     said, counted, given = (folder / f".{name}" for name in ("said", "events", "given"))
     for file, content in ((given, stdin), (counted, b""), (said, b"")):
@@ -132,14 +133,17 @@ def forked(
         finally:
             os._exit(status)
     limit = kill.seconds if kill and kill.seconds else seconds
-    ended = 0
+    waiting = ended = code = 0
     while not ended:
         ended, code = os.waitpid(child, os.WNOHANG)
-        if not ended and time.perf_counter() - started > limit:
+        if ended:
+            break
+        waiting = waiting + 1 if _waits(child) else 0
+        late = time.perf_counter() - started > limit
+        if late and (limit != seconds or waiting > WAITING or _processor_seconds(child) > seconds):
             os.kill(child, signal.SIGKILL)
             ended, code = os.waitpid(child, 0)
-        elif not ended:
-            time.sleep(0.002)
+        time.sleep(0.002)
     taken = time.perf_counter() - started
     text = said.read_text(encoding="utf-8", errors="backslashreplace")
     events = len(counted.read_bytes())
@@ -152,6 +156,21 @@ def forked(
     elif "MemoryError" in text or "can't allocate memory" in text:
         how = "memory"
     return Ended(how, status, text, taken, events)
+
+
+def _waits(process: int) -> bool:
+    """Whether it waits for something else than the processor, so that a busy machine hangs nothing."""
+    return _stat(process)[0] != "R"
+
+
+def _processor_seconds(process: int) -> float:
+    user, system = _stat(process)[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(process: int) -> list[str]:
+    """The fields of `/proc/PID/stat` behind the name, which may hold anything."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
 
 
 def _in_child(
