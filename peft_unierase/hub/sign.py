@@ -10,8 +10,7 @@ from ..plain import check_plain_folder, read_json
 from ..source import CARD_NAME, SIGNATURE_NAME
 from .verify import FAILS, HOLDS, Finding
 
-PART = ".model.part.sig"  # what a signature is called until it is whole
-UNSIGNED = (CARD_NAME, PART, ".gitattributes", ".git", ".cache")
+UNSIGNED = (CARD_NAME, ".gitattributes", ".git", ".cache")
 
 
 def sign(folder: Path, private_key: Path) -> Path:
@@ -30,8 +29,7 @@ def sign(folder: Path, private_key: Path) -> Path:
     signature = folder / SIGNATURE_NAME
     config = signing.Config().set_hashing_config(_hashing(folder))
     try:
-        config.use_elliptic_key_signer(private_key=private_key).sign(folder, folder / PART)
-        (folder / PART).replace(signature)
+        config.use_elliptic_key_signer(private_key=private_key).sign(folder, signature)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{private_key} cannot sign: {error}") from error
     return signature
