@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..plain import check_plain_folder
 from ..source import commit_of
 from .adapters import refuse_adapter
 from .output import say
@@ -50,6 +51,7 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     if path.is_file() or (not path.exists() and _must_be_a_path(name)):
         found = f"{name} is a file" if path.is_file() else f"no such folder: {name}"
         raise InputError(f"{found}; give a model's folder or Hub id")
+    check_plain_folder(name)
     revision = commit_of(name, revision)
     refuse_adapter(name, revision)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -110,13 +112,13 @@ def load_onto(
     """
     from peft import PeftModel
 
-    from ..hub.read import read_config
+    from ..hub.read import local_folder, read_config
     from ..tuner import align_tokenizer, set_active
     from ..tuner.guard import passed
 
     found = [] if trust else [passed(folder, model) for folder in folders]
-    places = [each.folder for each in found] or list(folders)
-    configs = [each.settings() for each in found] or [read_config(str(folder)) for folder in folders]
+    places = [each.folder for each in found] or [local_folder(folder) for folder in folders]
+    configs = [each.settings() for each in found] or [read_config(str(place)) for place in places]
     for config in configs:
         config.trusted = trust
     if allow_resize:

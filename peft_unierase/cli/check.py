@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..plain import check_plain_folder
 from .erase import read_refusals
 from .note import note
 from .output import Format, clear_endings, say, show, show_json, table
@@ -162,19 +163,24 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
 
     # Found once: what is looked at is what is loaded, whatever its owner pushes meanwhile.
     place, revision = plan.model, commit_of(plan.model)
-    if adapter_type(plan.model, revision) == "UNIERASE":
+    kind = adapter_type(place, revision)
+    if kind == "UNIERASE":
         folder = local_folder(place, revision) if plan.trust else guarded(place, revision=revision)
         place, revision = str(folder), None
-    try:
-        config = PeftConfig.from_pretrained(place, revision=revision)
-    except (ValueError, OSError):  # no adapter, so it is to be a model
+    else:
+        check_plain_folder(place)
+    if kind is None:  # no adapter, so it is to be a model
         if not plan.base:
             raise InputError(
                 f"{plan.model} is no adapter, so what it is compared with must be named: give the model before the "
                 "erasure with --base"
-            ) from None
+            )
         (model, tokenizer), (base, _) = load(plan.model), load(plan.base)
         return model, tokenizer, base, plan.base
+    try:
+        config = PeftConfig.from_pretrained(place, revision=revision)
+    except Exception as error:  # whatever PEFT raises where a type is unknown or a value is wrong
+        raise InputError(f"cannot read the config of the adapter {plan.model}: {_told(error)}") from error
     base_name = plan.base or config.base_model_name_or_path
     if not base_name:
         raise InputError(f"the adapter in {plan.model} does not say which base it belongs to; name it with --base")

@@ -15,7 +15,8 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, UniEraseError
+from ..plain import check_plain_folder
 from ..source import resolve
 from .config import OF_A_SOURCE
 from .guard import passed
@@ -76,6 +77,8 @@ def load(
     # Found once and loaded from there, so that config and weights are of one commit, and those that were looked at.
     if trust:
         places = {name: resolve(source, **where).folder for name, source in named.items()}
+        for place in places.values():
+            check_plain_folder(place)
         configs = {name: _trusted(place) for name, place in places.items()}
     else:
         found = {name: passed(source, base, **where) for name, source in named.items()}
@@ -94,10 +97,12 @@ def load(
                 model.add_adapter(name, configs[name], **casting)
                 model.load_adapter(str(place), adapter_name=name, **told)
         set_active(model, [name for name, source in named.items() if wanted[source]])
-    except BaseException:
+    except BaseException as error:
         # Not by `unload`: where the first one's weights cannot be read, there is no `PeftModel` yet.
         unwrap(base)
-        raise
+        if isinstance(error, UniEraseError | ValueError | OSError) or not isinstance(error, Exception):
+            raise
+        raise InputError(f"{name} cannot be loaded: {type(error).__name__}: {error}".split("\n")[0]) from error
     finally:
         if device_map is not None:
             base.hf_device_map = device_map

@@ -9,6 +9,7 @@ from peft.config import PeftConfig
 from peft.utils.other import get_pattern_key
 
 from ..errors import InputError
+from ..facts import shown
 from .fields import MAX_RANK, OF_A_PART, OWN, wrong_values
 from .peft_type import unierase_peft_type
 
@@ -102,7 +103,7 @@ class UniEraseConfig(PeftConfig):
         self.peft_type = unierase_peft_type()
         own = {name: getattr(self, name) for name in OWN}
         for name, wanted, value in wrong_values(own):
-            raise InputError(f"{name} must be {wanted}, got {value!r:.200}")
+            raise InputError(f"{name} must be {wanted}, got {shown(value)}")
         for name, rank in {"r": self.r, **self.rank_pattern}.items():
             if rank > MAX_RANK:
                 raise InputError(f"the rank {name!r} must be at most {MAX_RANK}, a model's largest width, got {rank}")
@@ -111,6 +112,10 @@ class UniEraseConfig(PeftConfig):
                 raise InputError(
                     f"the part {part['name']!r} has {unknown[0]!r}, which is no field of an erasure by itself"
                 )
+            for name, wanted, value in wrong_values(part):
+                raise InputError(f"{name} of the part {part['name']!r} must be {wanted}, got {shown(value)}")
+            if missing := [key for key in OF_A_PART if key not in part]:
+                raise InputError(f"the part {part['name']!r} has no {missing[0]!r}; each has values of its own")
         for item in fields(self):  # the order of a set differs from run to run, and the saved file should not
             if isinstance(value := getattr(self, item.name), set):
                 setattr(self, item.name, sorted(value))

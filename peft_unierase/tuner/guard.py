@@ -19,6 +19,7 @@ from torch import nn
 
 from ..digests import recorded_digests
 from ..errors import InputError
+from ..schema import Statement, checked
 from ..source import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, WEIGHTS_NAME, resolve
 from .config import UniEraseConfig
 from .fields import MAX_RANK, OF_A_PART, wrong_values
@@ -419,7 +420,12 @@ def _check_record(
     folder: Path, files: Mapping[str, int], record: Mapping[str, Any], listed: Mapping[str, int | None]
 ) -> list[Finding]:
     findings = []
-    if not record:
+    if record:
+        try:
+            checked(Statement, record, f"{RECORD_NAME} is no Statement")
+        except ValueError as error:
+            findings.append(refuse("a record that is none", f"{error}", "get it anew from where it came from"))
+    else:
         findings.append(note("no record", f"{RECORD_NAME} is missing", "nothing says how it was made and measured"))
     for name, digest in recorded_digests(record).items():
         path = PurePosixPath(name)

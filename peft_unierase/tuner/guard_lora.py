@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..plain import plain
 from ..source import CONFIG_NAME, LORA_NAME, WEIGHTS_NAME
 from .config import UniEraseConfig
 from .guard_files import MAX_CONFIG, Finding, read_header, read_json, refuse
@@ -70,8 +71,8 @@ def check_lora(
         findings += form.check_config(values)
         try:
             with (
-                safe_open(folder / WEIGHTS_NAME, framework="pt") as native,
-                safe_open(folder / wanted[1], framework="pt") as lora,
+                safe_open(plain(folder / WEIGHTS_NAME), framework="pt") as native,
+                safe_open(plain(folder / wanted[1]), framework="pt") as lora,
             ):
                 findings += form.check_values(native, lora)
         except SafetensorError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+
+from ..plain import plain, read_json
+from ..schema import Shards, checked
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -32,7 +34,7 @@ def stored_weights(model: nn.Module, names: Sequence[str]) -> list[torch.Tensor]
         for place in places:
             if place is None:
                 return None
-            with safe_open(place[0], framework="pt") as opened:
+            with safe_open(plain(place[0]), framework="pt") as opened:
                 found.append(opened.get_tensor(place[1]))
         return found
     except (OSError, ValueError, SafetensorError):
@@ -44,11 +46,11 @@ def _files(model: Any) -> dict[str, Path]:
     config = getattr(model, "config", None)
     name, commit = getattr(config, "_name_or_path", "") or "", getattr(config, "_commit_hash", None)
     if (index := _file(name, INDEX, commit)) is not None:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = checked(Shards, read_json(index), f"{index} is no index of weights").weight_map
         files = {file: _file(name, file, commit) for file in set(listed.values())}
         return {key: path for key, file in listed.items() if (path := files[file]) is not None}
     if (whole := _file(name, WHOLE, commit)) is not None:
-        with safe_open(whole, framework="pt") as opened:
+        with safe_open(plain(whole), framework="pt") as opened:
             return dict.fromkeys(opened.keys(), whole)
     return {}
 
