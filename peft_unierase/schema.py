@@ -36,7 +36,7 @@ Found = TypeVar("Found", bound="Foreign")
 
 def _one_line(text: str) -> str:
     if found := UNPRINTABLE.search(text):
-        raise ValueError(f"it holds the control character {found[0]!r}")
+        raise InputError(f"it holds the control character {found[0]!r}")
     return text
 
 
@@ -47,7 +47,7 @@ def is_line(text: str) -> bool:
 
 def _clean(text: str) -> str:
     if found := FORBIDDEN.search(text):
-        raise ValueError(f"it holds the control character {found[0]!r}")
+        raise InputError(f"it holds the control character {found[0]!r}")
     return text
 
 
@@ -61,13 +61,13 @@ def is_mark(text: Any) -> bool:
 
 def _mark(text: str) -> str:
     if not is_mark(text):
-        raise ValueError("it is no mark")
+        raise InputError("it is no mark")
     return text
 
 
 def _pair(pair: Any) -> Any:
     if len(pair) != 2 or not isinstance(pair[0], int) or not isinstance(pair[1], str):
-        raise ValueError("it is no pair of an id and a mark")
+        raise InputError("it is no pair of an id and a mark")
     return pair
 
 

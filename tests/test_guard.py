@@ -31,7 +31,7 @@ from peft_unierase.hub.read import local_folder
 from peft_unierase.hub.record import PREDICATE, STATEMENT
 from peft_unierase.source import resolve
 from peft_unierase.tuner import guard_weights, inspect_folder
-from peft_unierase.tuner.fields import MAX_RANK, OF_PEFT, OWN
+from peft_unierase.tuner.fields import MAX_RANK, OF_A_PART, OF_PEFT, OWN
 from peft_unierase.tuner.fingerprint import base_fingerprint
 from peft_unierase.tuner.lora import save_lora
 from peft_unierase.tuner.vocabulary import add_special_tokens
@@ -97,6 +97,12 @@ def config(folder: Path, **changes: Any) -> None:
         values[name] = change(values[name]) if callable(change) else change
     (folder / CONFIG).write_text(json.dumps(values))
     record(folder)
+
+
+def parts(folder: Path, *changes: dict[str, Any]) -> None:
+    """Say that several were fused, each as the whole is but for what changes."""
+    values = json.loads((folder / CONFIG).read_text())
+    config(folder, parts=[{**{key: values[key] for key in OF_A_PART}, **change} for change in changes])
 
 
 def weights(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -535,11 +541,11 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "a token without modules for its rows|does not declare",
     ),
     "parts on one row": (
-        lambda f: config(f, parts=[{"name": n, "token_id": SPARE, "target_modules": []} for n in "ab"]),
+        lambda f: parts(f, *({"name": n, "token_id": SPARE, "target_modules": []} for n in "ab")),
         "two tokens on one row",
     ),
     "parts that edit less": (
-        lambda f: config(f, parts=[{"name": "a", "token_id": SPARE, "target_modules": []}]),
+        lambda f: parts(f, {"name": "a", "token_id": SPARE, "target_modules": []}),
         "target_modules that are not those of the parts|does not declare",
     ),
     "LoRA form of another rank": (lora_rank(500), "a LoRA form of other shapes than the erasure's: .*500"),
