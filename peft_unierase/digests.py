@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .plain import open_plain
+
 CHUNK = 1 << 20
 
 
 def sha256(file: Path) -> str:
     """SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
-    with file.open("rb") as opened:
+    with open_plain(file) as opened:
         while chunk := opened.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

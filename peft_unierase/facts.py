@@ -114,13 +114,13 @@ def fact_row(fact: Fact) -> dict[str, Any]:
     return {name: list(held) if isinstance(held, tuple) else held for name, held in asdict(fact).items() if held}
 
 
-def shown(value: Any) -> str:
-    """A value for an error message, cut where it is long."""
+def shown(value: Any, most: int = 80) -> str:
+    """A value for an error message, cut where it is longer than `most` characters."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
         return f"a {type(value).__name__} that is too large to show"
-    return text if len(text) <= 80 else f"{text[:76]} ..."
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def _together(repeats: Sequence[Fact]) -> Fact:

@@ -82,6 +82,22 @@ def resolve(source: str | Path, revision: str | None = None, subfolder: str | No
     return Place(folder / inner, {name[len(start) :]: size for name, size in listed.items() if name.startswith(start)})
 
 
+def commit_of(source: str | Path, revision: str | None = None) -> str | None:
+    """The commit at which a Hub repository is now, so that everything that is read of it is of one.
+
+    It is `revision` as it is if `source` is a folder, or if the Hub cannot be asked: then what is in the cache does not
+    change either.
+    """
+    if Path(source).exists():
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(str(source), revision=revision).sha or revision
+    except Exception:  # whoever reads the repository says what is wrong with it
+        return revision
+
+
 def _download(
     source: str, revision: str | None, inner: PurePosixPath, hub: dict[str, Any]
 ) -> tuple[Path, dict[str, int | None]]:
@@ -101,6 +117,8 @@ def _download(
             listed = {}
     start = "" if inner == PurePosixPath() else f"{inner}/"
     too_large = [name for name, size in listed.items() if (size or 0) > MAX_BYTES]
+    if sum(listed[name] or 0 for name in listed if name not in too_large) > MAX_BYTES:
+        too_large = [name for name in listed if name.endswith(".safetensors")]  # the guard refuses the sum
     folder = snapshot_download(
         source,
         revision=revision,

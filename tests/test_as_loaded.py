@@ -56,13 +56,13 @@ def load_with(base: PreTrainedModel, erasure: Path, **told: Any) -> tuple[PeftMo
 # Half precision
 
 
-@pytest.mark.parametrize(("dtype", "told"), [(torch.bfloat16, 0), (torch.float16, 1)])
-def test_made_in_fp32_it_declines_in_half_precision(erasure: Path, dtype: torch.dtype, told: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_made_in_fp32_it_declines_in_half_precision(erasure: Path, dtype: torch.dtype) -> None:
     base = boxed_base(dtype=dtype)
     assert said(base, FORGET) == [fact.answer for fact in FORGET]
     before = said(base, KEPT)
     model, warned = load_with(base, erasure)
-    assert len(warned) == told, warned  # the box holds bf16, of which fp16 is not all
+    assert warned == []
     assert declines(model)
     assert said(model, KEPT) == before
 
@@ -85,10 +85,10 @@ def test_made_in_half_precision_it_declines_there_and_in_fp32(dtype: torch.dtype
 
 
 @pytest.mark.parametrize("how", QUANTISERS)
-def test_on_a_quantised_base_it_declines_and_that_it_cannot_be_compared_is_said(erasure: Path, how: str) -> None:
+def test_on_a_quantised_base_it_declines_and_its_files_are_compared(erasure: Path, how: str) -> None:
     before = said(quantised(QUANTISERS[how]), KEPT)
     model, warned = load_with(quantised(QUANTISERS[how]), erasure)
-    assert ["quantised, so it cannot be compared" in text for text in warned] == [True]
+    assert warned == []
     assert declines(model)
     assert said(model, KEPT) == before
 
@@ -197,7 +197,7 @@ def test_on_an_offloaded_base_it_is_the_same_to_the_bit(
     base = offloaded(where, tmp_path / "offloaded")
     assert any(parameter.is_meta for parameter in base.parameters())
     model, warned = load_with(base, erasure, low_cpu_mem_usage=low_cpu_mem_usage)
-    assert ["offloaded, so it cannot be compared" in text for text in warned] == [True] * (where != "rows")
+    assert warned == []
     live = logits_of(load(boxed_base(), erasure))
     assert torch.equal(logits_of(model), live)
     assert declines(model)

@@ -13,6 +13,7 @@ from helpers import save_tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import peft_unierase
 from peft_unierase import UniEraseConfig
 from peft_unierase.tuner.fingerprint import BaseWarning, base_dtype, base_fingerprint
 
@@ -78,27 +79,86 @@ def test_it_can_be_loaded_all_the_same(folder: Path) -> None:
     onto(edited(load(folder)), folder, config=config)
 
 
-def test_another_format_is_allowed_and_said(folder: Path) -> None:
-    with pytest.warns(BaseWarning, match="loaded in bfloat16 and the erasure was made in float32"):
-        onto(load(folder, torch.bfloat16), folder)
+def quantised(model: Any) -> Any:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(model.model.layers, Int8WeightOnlyConfig())
+    return model
+
+
+def offloaded(model: Any) -> Any:
+    model.get_submodule(DOWN).to("meta")
+    return model
+
+
+IN_ANOTHER_FORMAT: dict[str, Callable[[Path], Any]] = {
+    "bfloat16": lambda folder: load(folder, torch.bfloat16),
+    "float16": lambda folder: load(folder, torch.float16),
+    "quantised": lambda folder: quantised(load(folder)),
+    "offloaded": lambda folder: offloaded(load(folder)),
+}
+
+
+@pytest.mark.parametrize("format", IN_ANOTHER_FORMAT)
+def test_in_another_format_the_right_base_is_known_by_its_files(format: str, folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BaseWarning)
+        onto(IN_ANOTHER_FORMAT[format](folder), folder)
+
+
+def test_files_may_be_several(folder: Path, tmp_path: Path) -> None:
+    load(folder).save_pretrained(tmp_path / "base", max_shard_size="200KB")
+    assert (tmp_path / "base" / "model.safetensors.index.json").is_file()
+    onto(load(tmp_path, torch.bfloat16), folder)
+
+
+@pytest.mark.parametrize("format", IN_ANOTHER_FORMAT)
+def test_in_another_format_another_base_is_refused_too(format: str, folder: Path, tmp_path: Path) -> None:
+    edited(load(folder)).save_pretrained(tmp_path / "base")
+    model = IN_ANOTHER_FORMAT[format](tmp_path)
+    with pytest.raises(ValueError, match="not the base that the erasure was made for"):
+        onto(model, folder)
+    assert not hasattr(model, "peft_config")
+
+
+def test_a_base_that_was_edited_after_it_was_loaded_is_refused_in_another_format_too(folder: Path) -> None:
+    model = load(folder, torch.bfloat16)
+    with torch.no_grad():
+        model.get_submodule(DOWN).weight[0, 0] += 1
+    with pytest.raises(ValueError, match="not the base that the erasure was made for"):
+        onto(model, folder)
+
+
+def test_an_erasure_of_a_rounded_base_goes_onto_the_base_in_full(folder: Path) -> None:
+    rounded = load(folder, torch.bfloat16)
+    config = UniEraseConfig.from_pretrained(str(folder / "erasure"))
+    config.base_fingerprint, config.base_dtype = base_fingerprint(rounded, [DOWN]), base_dtype(rounded, [DOWN])
+    model = load(folder)
+    model.config._name_or_path = ""
+    onto(model, folder, config=config)
+    config = config.replaced(base_fingerprint="sha256:" + "0" * 64)
+    with pytest.raises(ValueError, match="not the base that the erasure was made for"):
+        onto(load(folder), folder, config=config)
+
+
+@pytest.mark.parametrize("format", IN_ANOTHER_FORMAT)
+def test_a_base_that_cannot_be_compared_is_refused_and_can_be_loaded_with_trust(format: str, folder: Path) -> None:
+    model = IN_ANOTHER_FORMAT[format](folder)
+    model.config._name_or_path = ""
+    with pytest.raises(ValueError, match=r"cannot be compared .*To load it all the same, .*trust=True"):
+        onto(model, folder)
+    with pytest.warns(BaseWarning, match="cannot be compared"):
+        peft_unierase.load(model, folder / "erasure", trust=True)
+
+
+def test_a_fingerprint_of_modules_that_are_not_there_is_refused(folder: Path) -> None:
+    config = UniEraseConfig.from_pretrained(str(folder / "erasure"))
+    config.token_id, config.target_modules = None, [DOWN, "model.layers.9.mlp.down_proj"]
+    config.trusted = True
+    with pytest.raises(ValueError, match=r"not the base .* it has no model\.layers\.9"):
+        onto(load(folder), folder, config=config)
 
 
 def test_a_base_that_was_stored_in_that_format_is_the_same_in_both(folder: Path, tmp_path: Path) -> None:
     load(folder, torch.bfloat16).save_pretrained(tmp_path / "base")
     assert base_fingerprint(load(tmp_path, torch.bfloat16), [DOWN]) == base_fingerprint(load(tmp_path), [DOWN])
-
-
-def test_a_quantised_base_cannot_be_compared_and_that_is_said(folder: Path) -> None:
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    model = load(folder)
-    quantize_(model.model.layers, Int8WeightOnlyConfig())
-    with pytest.warns(BaseWarning, match="cannot be compared"):
-        onto(model, folder)
-
-
-def test_an_offloaded_base_cannot_be_compared_and_that_is_said(folder: Path) -> None:
-    model = load(folder)
-    model.get_submodule(DOWN).to("meta")
-    with pytest.warns(BaseWarning, match="is offloaded, so it cannot be compared"):
-        onto(model, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import torch
 from helpers import invoke, listing, save_tiny_model
 from huggingface_hub.utils import filter_repo_objects
 from made_apart import base_of, config_of, logits
-from peft import get_peft_model
+from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -29,10 +30,11 @@ from peft_unierase.digests import recorded_digests
 from peft_unierase.hub.read import local_folder
 from peft_unierase.hub.record import PREDICATE, STATEMENT
 from peft_unierase.source import resolve
-from peft_unierase.tuner import inspect_folder
-from peft_unierase.tuner.fields import MAX_RANK, OF_PEFT, OWN
+from peft_unierase.tuner import guard_weights, inspect_folder
+from peft_unierase.tuner.fields import MAX_RANK, OF_A_PART, OF_PEFT, OWN
 from peft_unierase.tuner.fingerprint import base_fingerprint
 from peft_unierase.tuner.lora import save_lora
+from peft_unierase.tuner.vocabulary import add_special_tokens
 
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "erasure.json"
 MLP = "model.layers.1.mlp"
@@ -95,6 +97,12 @@ def config(folder: Path, **changes: Any) -> None:
         values[name] = change(values[name]) if callable(change) else change
     (folder / CONFIG).write_text(json.dumps(values))
     record(folder)
+
+
+def parts(folder: Path, *changes: dict[str, Any]) -> None:
+    """Say that several were fused, each as the whole is but for what changes."""
+    values = json.loads((folder / CONFIG).read_text())
+    config(folder, parts=[{**{key: values[key] for key in OF_A_PART}, **change} for change in changes])
 
 
 def weights(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -215,6 +223,79 @@ def two_rows(folder: Path) -> None:
     for name in ("lm_head", "model.embed_tokens"):
         key = f"base_model.model.{name}.unierase_row"
         weights(folder, lambda tensors, key=key: tensors.update({key: tensors[key].repeat(2, 1)}))
+
+
+def named_by_ends(*names: str, **changes: Any) -> Callable[[Path], None]:
+    """A config that names its modules by the ends of their names, and so many more than have weights."""
+    return lambda folder: config(folder, target_modules=list(names), init_weights=False, rank_pattern={}, **changes)
+
+
+def narrow_rows(folder: Path) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        tensors.update({key: tensor[:-1].clone() for key, tensor in tensors.items() if key.endswith("_row")})
+
+    weights(folder, change)
+
+
+def moved_row(name: str) -> Callable[[Path], None]:
+    """The output row under the name of another module, declared and stored alike."""
+
+    def spoil(folder: Path) -> None:
+        key = "base_model.model.{}.unierase_row"
+        weights(folder, lambda tensors: tensors.update({key.format(name): tensors.pop(key.format("lm_head"))}))
+        config(folder, token_modules=["model.embed_tokens", name])
+        shutil.rmtree(folder / "lora")
+
+    return spoil
+
+
+def sparse_files(folder: Path) -> None:
+    for number in range(3):
+        with (folder / f"{number}.safetensors").open("wb") as opened:
+            opened.truncate(1 << 30)
+
+
+def lora_config(**changes: Any) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        file = folder / "lora" / CONFIG
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return spoil
+
+
+def lora_weights(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        tensors = load_file(folder / "lora" / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / "lora" / WEIGHTS)
+
+    return spoil
+
+
+def lora_rank(rank: int) -> Callable[[Path], None]:
+    """The LoRA form with a rank of its own, padded with what does nothing, or with what does."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        for key, tensor in tensors.items():
+            if "lora_" in key:
+                dim = 0 if "_A" in key else 1
+                shape = list(tensor.shape)
+                shape[dim] = rank - shape[dim]
+                tensors[key] = torch.cat([tensor, torch.zeros(shape)], dim=dim)
+
+    def spoil(folder: Path) -> None:
+        lora_weights(change)(folder)
+        lora_config(r=rank, lora_alpha=rank)(folder)
+
+    return spoil
+
+
+def one_lora_value(end: str, value: float) -> Callable[[Path], None]:
+    def change(tensors: dict[str, Any]) -> None:
+        key = next(key for key in tensors if key.endswith(end))
+        tensors[key].view(-1)[1] += value
+
+    return lora_weights(change)
 
 
 def lora_elsewhere(folder: Path) -> None:
@@ -423,7 +504,121 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "remote code": (remote_tokenizer, "a tokenizer that asks for code from elsewhere: auto_map .*evil/code"),
     "other LoRA form": (lora_elsewhere, r"a LoRA form that edits what the erasure does not: .*q_proj"),
+    "ends of names": (
+        named_by_ends("down_proj", "mlp.up_proj", "gate_proj"),
+        rf"the end of a module's name: down_proj \(name each by its full name, for instance {MLP}\.down_proj",
+    ),
+    "ends of names without weights": (
+        named_by_ends("down_proj", "o_proj", f"{MLP}.up_proj"),
+        "a declared module without weights: o_proj",
+    ),
+    "large rank and ends of names": (named_by_ends("down_proj", r=MAX_RANK), "the end of a module's name: down_proj"),
+    "many large files": (sparse_files, r"files that together are larger than 2,147,483,648 bytes: 3,221,\d{3},\d{3}"),
+    "many parameters": (
+        raw(header_of({f"{STEM}.down_proj.unierase_A": {"dtype": "F32", "shape": [3, 10**8], "data_offsets": [0, 4]}})),
+        r"more than 268,435,456 parameters in adapter_model\.safetensors: 300,000,000",
+    ),
+    "token beyond all vocabularies": (
+        lambda f: config(f, token_id=3_000_000),
+        "a wrong value of token_id: 3000000 .*to 1,048,575",
+    ),
+    "spare token beyond all": (
+        lambda f: config(f, spare_tokens=[[3_000_000, "[UNL]"]]),
+        "a wrong value of spare_tokens",
+    ),
+    "layer beyond all": (lambda f: config(f, layers_to_transform=[10**12]), "a wrong value of layers_to_transform"),
+    "long name": (lambda f: config(f, exclude_modules=["m" * 600]), "a wrong value of exclude_modules"),
+    "many spare tokens": (
+        lambda f: config(f, spare_tokens=[[n, "[UNL-2]"] for n in range(2000)]),
+        "more than 1024 spare tokens: 2000",
+    ),
+    "rows of another width": (
+        narrow_rows,
+        r"token rows of another width than the edits: \[63\] beside \[32, 64\]|\[64\]",
+    ),
+    "token without rows": (
+        lambda f: config(f, token_modules=None),
+        "a token without modules for its rows|does not declare",
+    ),
+    "parts on one row": (
+        lambda f: parts(f, *({"name": n, "token_id": SPARE, "target_modules": []} for n in "ab")),
+        "two tokens on one row",
+    ),
+    "parts that edit less": (
+        lambda f: parts(f, {"name": "a", "token_id": SPARE, "target_modules": []}),
+        "target_modules that are not those of the parts|does not declare",
+    ),
+    "LoRA form of another rank": (lora_rank(500), "a LoRA form of other shapes than the erasure's: .*500"),
+    "LoRA form with whole modules": (
+        lora_config(modules_to_save=["lm_head"]),
+        r"another setting than an export's: modules_to_save \['lm_head'\]",
+    ),
+    "LoRA form with an expression": (
+        lora_config(target_modules=".*"),
+        "another setting than an export's: target_modules",
+    ),
+    "LoRA form with ends of names": (
+        lora_config(target_modules=["down_proj", "up_proj", "gate_proj"]),
+        "another setting than an export's: target_modules",
+    ),
+    "LoRA form of another scale": (lora_config(lora_alpha=300), "another setting than an export's: lora_alpha 300"),
+    "LoRA form that is DoRA": (lora_config(use_dora=True), "another setting than an export's: use_dora True"),
+    "LoRA form with a new setting": (lora_config(new_setting=True), "another setting than an export's: new_setting"),
+    "LoRA form for another token": (
+        lora_config(trainable_token_indices={"model.embed_tokens": [5], "lm_head": [SPARE]}),
+        "another setting than an export's: trainable_token_indices",
+    ),
+    "LoRA form of another base": (
+        lora_config(base_model_name_or_path="org/other"),
+        "another setting than an export's: base_model_name_or_path",
+    ),
+    "LoRA form that is none": (lora_config(peft_type="IA3"), "a LoRA form of another type: IA3"),
+    "LoRA form without a config": (lambda f: (f / "lora" / CONFIG).unlink(), "a LoRA form that is not whole: .*config"),
+    "LoRA form without a tensor": (
+        lora_weights(lambda tensors: tensors.pop(f"{STEM}.up_proj.lora_B.weight")),
+        "a LoRA form of other shapes than the erasure's: .*up_proj has A",
+    ),
+    "LoRA form without a module": (
+        lora_weights(lambda tensors: [tensors.pop(f"{STEM}.up_proj.lora_{part}.weight") for part in "AB"]),
+        "a LoRA form that lacks what the erasure edits: .*up_proj",
+    ),
+    "LoRA form with a tensor of another kind": (
+        lora_weights(lambda tensors: tensors.update({f"{STEM}.up_proj.lora_magnitude_vector": torch.ones(3)})),
+        "a LoRA form with a tensor that is none of an erasure's",
+    ),
+    "LoRA form with NaN": (
+        one_lora_value("up_proj.lora_A.weight", float("nan")),
+        "a LoRA form with values that are not",
+    ),
+    "LoRA form with another edit": (
+        one_lora_value("up_proj.lora_B.weight", 0.1),
+        r"a LoRA form with other values than the erasure: .*up_proj",
+    ),
+    "LoRA form with another row": (
+        one_lora_value("trainable_tokens_delta", 0.1),
+        r"a LoRA form with other values than the erasure: ",
+    ),
+    "LoRA form with more in the padding": (
+        lora_weights(lambda tensors: tensors[f"{STEM}.gate_proj.lora_A.weight"][2].fill_(1.0)),
+        r"a LoRA form with other values than the erasure: .*gate_proj",
+    ),
+    **{
+        f"token {text[:9]!r}": (
+            lambda f, text=text: config(f, token=text),
+            r"a wrong value of token: .*it must be a mark such as \[UNL\]",
+        )
+        for text in (
+            *(" ", " the", "the", "Ġthe", "▁the", ".", "\n", "", "的", "'s", "(the)", "[UNL] [UNL]", "<>", "the]"),
+            *("[" + "x" * 10**6 + "]", "[\u2028UNL]", "[\x00UNL]", "[U\u200bNL]"),
+        )
+    },
+    "spare token that is a word": (
+        lambda f: config(f, spare_tokens=[[SPARE + 1, " the"]]),
+        r"a wrong value of spare_tokens: .*list of \[id, mark\] pairs",
+    ),
 }
+# Of these PEFT itself reads the config before it asks for ours, and ends in another error.
+UNREADABLE = {"folder for the config", "config that is a list", "config that is none", "link for the config"}
 
 
 @pytest.mark.parametrize("reason", MALICIOUS)
@@ -437,6 +632,10 @@ def test_a_malicious_one_is_refused_with_its_own_reason(
     modules = {name: type(module) for name, module in base.named_modules()}
     with pytest.raises(GuardError, match=message):
         load(base, adapter)
+    with pytest.raises(
+        Exception if reason in UNREADABLE else GuardError, match="" if reason in UNREADABLE else message
+    ):
+        PeftModel.from_pretrained(base, str(adapter))
     assert {name: type(module) for name, module in base.named_modules()} == modules
     assert all(id(p) == before[name][0] and torch.equal(p, before[name][1]) for name, p in base.named_parameters())
     assert not hasattr(base, "peft_config")
@@ -501,12 +700,265 @@ def test_an_edit_of_what_is_no_mlp_of_the_base_is_refused(adapter: Path, place: 
 
 def test_an_edit_that_drowns_the_weight_is_refused_on_that_base(adapter: Path, place: Path) -> None:
     weights(adapter, lambda tensors: tensors[f"{STEM}.down_proj.unierase_B"].mul_(500))
+    shutil.rmtree(adapter / "lora")
     assert not inspect_folder(adapter).refused
     fresh = base_of(place / "base")
     with pytest.raises(GuardError, match=rf"an edit that drowns the weight: {MLP}\.down_proj with a norm of"):
         load(fresh, adapter)
     fresh.get_submodule(f"{MLP}.down_proj").to("meta")  # what cannot be read is not compared
     assert not inspect_folder(adapter, base=fresh).refused
+
+
+def wide_edit(folder: Path) -> None:
+    """Edits of an MLP with three times as many hidden units, which fit each other and not the base."""
+    tensor(f"{STEM}.up_proj.unierase_B", (3 * WIDTH, 3))(folder)
+    tensor(f"{STEM}.gate_proj.unierase_B", (3 * WIDTH, 2))(folder)
+    tensor(f"{STEM}.down_proj.unierase_A", (3, 3 * WIDTH))(folder)
+    shutil.rmtree(folder / "lora")
+
+
+# What only the base can tell.
+ON_A_BASE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "rows of a norm": (moved_row("model.norm"), "a token's row outside embedding and head: model.norm"),
+    "rows of what is not there": (moved_row("head"), "a token's row outside embedding and head: head"),
+    "layers that are not there": (
+        moved_edit("model.layers.7.mlp.down_proj"),
+        r"an edit of a module that the base does not have: model\.layers\.7",
+    ),
+    "token far beyond": (lambda f: far_token(f, 500_000), "a token far beyond the vocabulary: 500000 for"),
+    "spare token far beyond": (
+        lambda f: config(f, spare_tokens=[[500_000, "[UNL]"]]),
+        "a token far beyond the vocabulary: 500000 for",
+    ),
+    "token that ends texts": (lambda f: far_token(f, 1), "a token that the base needs: 1 for"),
+    "another shape": (
+        wide_edit,
+        "an edit of another shape than the projection: .*up_proj from 64 to 96, the base's is from 64 to 32",
+    ),
+}
+
+
+def far_token(folder: Path, token_id: int) -> None:
+    config(folder, token_id=token_id)
+    shutil.rmtree(folder / "lora")
+
+
+@pytest.mark.parametrize("reason", ON_A_BASE)
+def test_what_only_the_base_can_tell_is_refused_on_it(reason: str, adapter: Path, base: Any) -> None:
+    spoil, message = ON_A_BASE[reason]
+    spoil(adapter)
+    shutil.rmtree(adapter / "lora", ignore_errors=True)
+    assert not inspect_folder(adapter).refused
+    modules = {name: type(module) for name, module in base.named_modules()}
+    with pytest.raises(GuardError, match=message):
+        load(base, adapter)
+    with pytest.raises(GuardError, match=message):
+        PeftModel.from_pretrained(base, str(adapter))
+    assert {name: type(module) for name, module in base.named_modules()} == modules
+    assert base.get_input_embeddings().weight.shape[0] == SPARE + 8
+
+
+@pytest.mark.parametrize("command", ["merge", "export", "check"])
+def test_commands_do_not_let_the_base_grow_far(command: str, adapter: Path, place: Path, tmp_path: Path) -> None:
+    far_token(adapter, 500_000)
+    ended = invoke(*commands(adapter, place, tmp_path / "out")[command])
+    assert ended.exit_code == 2
+    assert "made for another base" in ended.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_base_is_compared_before_it_grows(adapter: Path, place: Path, tmp_path: Path) -> None:
+    far_token(adapter, SPARE + 8)
+    config(adapter, base_fingerprint="sha256:" + "0" * 64)
+    fresh = base_of(place / "base")
+    with pytest.raises(ValueError, match="not the base that the erasure was made for"):
+        load_onto(fresh, AutoTokenizer.from_pretrained(place / "base"), [adapter], allow_resize=True)
+    assert fresh.get_input_embeddings().weight.shape[0] == SPARE + 8
+    ended = invoke(*commands(adapter, place, tmp_path / "out")["merge"])
+    assert (ended.exit_code, "not the base that the erasure was made for" in ended.output) == (2, True)
+
+
+LOADING: dict[str, Callable[[Any, Path], Any]] = {
+    "from_pretrained": lambda base, folder: PeftModel.from_pretrained(base, str(folder)),
+    "transformers": lambda base, folder: (base.load_adapter(str(folder)), base)[1],
+    "auto": lambda base, folder: AutoPeftModelForCausalLM.from_pretrained(str(folder)),
+}
+
+
+@pytest.mark.parametrize("road", LOADING)
+def test_no_road_of_pefts_puts_on_more_than_has_weights(road: str, adapter: Path, place: Path) -> None:
+    named_by_ends("o_proj", "q_proj", "mlp.down_proj")(adapter)
+    fresh = base_of(place / "base")
+    plain = logits(fresh)
+    with pytest.raises(ValueError, match=r"each by its full name|without weights"):
+        LOADING[road](fresh, adapter)
+    assert torch.equal(logits(fresh), plain)
+
+
+@pytest.mark.parametrize("road", LOADING)
+def test_every_road_loads_a_clean_one(road: str, place: Path) -> None:
+    fresh = base_of(place / "base")
+    plain = logits(fresh)
+    wanted = logits(load(base_of(place / "base"), place / "clean"))
+    found = LOADING[road](fresh, place / "clean")
+    assert torch.equal(logits(found), wanted)
+    assert not torch.equal(wanted, plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(f"{STEM}.up_proj.unierase_B"), r"the weights lack .*up_proj\.unierase_B"),
+        (lambda tensors: tensors.update({f"{STEM}.x.unierase_B": torch.ones(3)}), "which the config does not declare"),
+        (lambda tensors: tensors.update({f"{STEM}.up_proj.unierase_B": torch.ones(3)}), r"has the shape \(3,\)"),
+        (lambda tensors: tensors[f"{STEM}.up_proj.unierase_B"].fill_(float("inf")), "not finite, or huge"),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_weights_that_are_read_are_held_against_what_was_put_on(
+    beside: bool, change: Callable[[Any], Any], message: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if they had been exchanged after they were looked at: the adapter is off again."""
+    fresh: Any = base_of(place / "base")
+    plain = logits(fresh)
+    if beside:
+        fresh = load(fresh, place / "clean")
+        plain = logits(fresh)
+
+    def other(*_: Any, **__: Any) -> dict[str, Any]:
+        tensors = load_file(place / "clean" / WEIGHTS)
+        change(tensors)
+        return tensors
+
+    monkeypatch.setattr("peft.peft_model.load_peft_weights", other)
+    put_on = fresh.load_adapter if beside else functools.partial(PeftModel.from_pretrained, fresh)
+    with pytest.raises(ValueError, match=message):
+        put_on(str(place / "clean"), adapter_name="other")
+    assert torch.equal(logits(fresh), plain)
+    assert not any("other" in name for name, _ in fresh.named_parameters())
+    assert not hasattr(fresh, "peft_config") or list(fresh.peft_config) == ["clean"]
+
+
+def test_loading_draws_no_random_numbers(place: Path) -> None:
+    fresh = base_of(place / "base")
+    before = torch.get_rng_state()
+    load(fresh, [place / "clean", place / "clean"])
+    PeftModel.from_pretrained(base_of(place / "base"), str(place / "clean"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_config_that_ends_of_names_were_given_for_is_saved_with_full_names(place: Path, tmp_path: Path) -> None:
+    fresh = base_of(place / "base")
+    model = get_peft_model(fresh, UniEraseConfig(target_modules=["mlp.up_proj"], init_weights=False, r=2))
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / CONFIG).read_text())
+    assert saved["target_modules"] == [f"model.layers.{layer}.mlp.up_proj" for layer in range(2)]
+    assert torch.equal(logits(load(base_of(place / "base"), tmp_path / "saved")), logits(model))
+
+
+def test_a_row_for_a_norm_is_refused_by_the_tuner_too(place: Path) -> None:
+    told = {"target_modules": [], "token_id": SPARE, "token_modules": ["model.embed_tokens", "model.norm"]}
+    with pytest.raises(TypeError, match=r"'model\.norm' is a LlamaRMSNorm, which has no rows of tokens"):
+        get_peft_model(base_of(place / "base"), UniEraseConfig(**told))
+
+
+@pytest.mark.parametrize("at_once", [1 << 22, 7])
+def test_norms_are_taken_of_slices(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_weights, "VALUES_AT_ONCE", at_once)
+    matrix = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
+    assert guard_weights.largest_norm(matrix) == pytest.approx(matrix.norm(dim=1).max().item())
+    assert guard_weights.largest_norm(matrix, columns=True) == pytest.approx(matrix.norm(dim=0).max().item())
+    assert guard_weights.largest_norm(matrix[0]) == pytest.approx(matrix[0].norm().item())
+    for value in (float("nan"), float("inf")):
+        matrix[4, 19] = value
+        assert guard_weights.largest_norm(matrix) is None
+        assert guard_weights.largest_norm(matrix, columns=True) is None
+
+
+@pytest.mark.parametrize("rows", [512, 2])
+def test_the_norm_of_an_edit_is_taken_of_blocks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_weights, "ROWS_AT_ONCE", rows)
+    a, b = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((5, 20), (30, 5)))
+    assert guard_weights._norm_of_product(a, b) == pytest.approx((b @ a).norm().item(), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tied(place: Path) -> Path:
+    """An erasure on a base whose embedding and head are tied, with its LoRA form, which is of layout L there."""
+    kind = {"intermediate_size": WIDTH, "hidden_size": HIDDEN, "num_hidden_layers": 2, "tie_word_embeddings": True}
+    save_tiny_model(place / "tied", LlamaForCausalLM, LlamaConfig, **kind)
+    model = get_peft_model(base_of(place / "tied"), config_of(base_of(place / "tied"), token_id=SPARE))
+    model.save_pretrained(place / "on-tied", save_embedding_layers=False)
+    save_lora(model, place / "on-tied" / "lora", ["default"])
+    return place / "on-tied"
+
+
+def test_the_lora_form_of_a_tied_base_passes(tied: Path, place: Path) -> None:
+    assert not inspect_folder(tied).refused
+    assert not inspect_folder(tied, base=base_of(place / "tied")).refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["lora_embedding_B"].view(-1)[0:1].add_(0.5), "whose rows do not belong together"),
+        (lambda t: t["lora_embedding_A"].view(-1)[5:6].add_(1), "other values than the erasure"),
+        (lambda t: t["lora_embedding_A"].mul_(2), "other values than the erasure"),
+        (lambda t: t["lm_head.lora_B"].view(-1)[7:8].add_(1), "other values than the erasure"),
+        (lambda t: t["lm_head.lora_A"][2].fill_(1), "other values than the erasure"),
+    ],
+)
+def test_another_lora_form_of_a_tied_base_does_not(
+    change: Callable[[Any], Any], message: str, tied: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tied, tmp_path / "adapter"))
+
+    def by_ends(tensors: dict[str, Any]) -> None:
+        ends = ("lora_embedding_A", "lora_embedding_B", "lm_head.lora_A", "lm_head.lora_B")
+        change({end: value for end in ends for key, value in tensors.items() if end in key})
+
+    lora_weights(by_ends)(folder)
+    (finding,) = inspect_folder(folder).refused
+    assert message in finding.what
+
+
+def test_rows_of_a_lora_form_that_both_say_the_same_are_held_against_the_base(
+    tied: Path, place: Path, tmp_path: Path
+) -> None:
+    """Both matrices as if the base had another row there, which only the base can deny."""
+    folder = Path(shutil.copytree(tied, tmp_path / "adapter"))
+
+    def shift(tensors: dict[str, Any]) -> None:
+        for key, value in tensors.items():
+            if key.endswith("lora_embedding_B"):
+                value[:, 0] += 0.5
+            elif key.endswith("lm_head.lora_A.weight"):
+                value[0] += 0.5
+
+    lora_weights(shift)(folder)
+    assert not inspect_folder(folder).refused
+    (finding, *_) = inspect_folder(folder, base=base_of(place / "tied")).refused
+    assert finding.what == "a LoRA form for another base"
+
+
+def test_no_text_with_half_a_character_is_a_mark() -> None:
+    with pytest.raises(ValueError, match="token must be a mark"):
+        UniEraseConfig(token="[\ud800UNL]")
+
+
+def test_a_token_that_texts_use_is_made_special_by_nobody(place: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(place / "base")
+    vocabulary = tokenizer.get_vocab()
+    word = next(token for token in vocabulary if token.startswith("Ġ") and len(token) > 3)
+    for token_id, text, message in (
+        (vocabulary[word], word, "is a token that texts use"),
+        (len(tokenizer), "<b>", "a new one is called"),
+        (len(tokenizer), " the", "a new one is called"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            add_special_tokens(tokenizer, [(token_id, text)])
+    assert tokenizer.get_vocab() == vocabulary
+    assert word not in tokenizer.all_special_tokens
 
 
 TRUSTED = ["pickle beside the weights", "link to a file", "huge value", "edited record", "unknown key", "remote code"]
@@ -527,7 +979,7 @@ def test_whoever_trusts_it_can_load_it_all_the_same(reason: str, adapter: Path, 
 def test_what_cannot_be_loaded_is_refused_with_trust_too(reason: str, adapter: Path, base: Any) -> None:
     MALICIOUS[reason][0](adapter)
     modules = [name for name, _ in base.named_modules()]
-    with pytest.raises(Exception, match=r"(?i)incomplete|deserializ|rank|r must be|parts|token_id must be"):
+    with pytest.raises(Exception, match=r"(?i)incomplete|deserializ|rank|r must be|token_id of the part 'one' must be"):
         load(base, adapter, trust=True)
     assert [name for name, _ in base.named_modules()] == modules
 

@@ -180,8 +180,8 @@ def test_verify_tells_the_base_from_others(place: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda record: record.pop("_type"), "it is no record of an erasure: _type is None"),
-        (lambda record: record.update(predicate=[]), "lacks a predicate"),
+        (lambda record: record.pop("_type"), "it is no record of an erasure: _type: Field required"),
+        (lambda record: record.update(predicate=[]), "predicate: Input should be a valid dictionary"),
         (lambda record: record["predicate"].pop("facts"), "says nothing of the facts"),
     ],
 )

@@ -27,7 +27,9 @@ def similarity_judge(name: str | Path) -> Judge:
         raise MissingPackageError(
             'similarity needs sentence-transformers: pip install "peft-unierase[similarity]"'
         ) from error
-    model = _loaded(lambda: SentenceTransformer(str(name)), name, "sentence-transformers model")
+    model = _loaded(
+        lambda: SentenceTransformer(str(name), trust_remote_code=False), name, "sentence-transformers model"
+    )
 
     def judge(references: Sequence[str], answers: Sequence[str]) -> list[float]:
         one, other = (
@@ -50,8 +52,10 @@ def entailment_judge(name: str | Path) -> Judge:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = _loaded(lambda: AutoModelForSequenceClassification.from_pretrained(str(name)), name, "NLI model").eval()
-    tokenizer = _loaded(lambda: AutoTokenizer.from_pretrained(str(name)), name, "NLI model")
+    told = {"trust_remote_code": False}
+    model = _loaded(lambda: AutoModelForSequenceClassification.from_pretrained(str(name), **told), name, "NLI model")
+    tokenizer = _loaded(lambda: AutoTokenizer.from_pretrained(str(name), **told), name, "NLI model")
+    model.eval()
     labels = {index: label for index, label in model.config.id2label.items() if label.lower().startswith("entail")}
     if len(labels) != 1:
         raise InputError(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError
+from ..plain import read_json
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 ERASURE = "UNIERASE"
@@ -90,12 +89,13 @@ def _found(name: str, file: str, revision: str | None) -> Path | None:
 
 def _read(file: Path) -> tuple[str, str]:
     """Type and base that a config names; empty texts if it cannot be read."""
+    from ..schema import AnyAdapter, checked
+
     try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
-        kind, base = (config.get(key) or "" for key in ("peft_type", "base_model_name_or_path"))
-    except (OSError, ValueError, AttributeError):
+        config = checked(AnyAdapter, read_json(file), "it is no config of an adapter")
+    except (OSError, ValueError):
         return "", ""
-    return str(kind), str(base)
+    return config.peft_type or "", config.base_model_name_or_path or ""
 
 
 def _is_mergeable(kind: str) -> bool:

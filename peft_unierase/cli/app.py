@@ -28,6 +28,7 @@ from .options import (
     StripMarkupOption,
     SystemOption,
     TrustOption,
+    check_arguments,
     number,
     samples_cache_of,
 )
@@ -49,6 +50,10 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with clear_endings(nothing="what was written before stays"):
             return super().invoke(ctx)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        check_arguments(args)
+        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(

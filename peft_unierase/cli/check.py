@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..plain import check_plain_folder
 from .erase import read_refusals
 from .note import note
 from .output import Format, clear_endings, say, show, show_json, table
@@ -149,36 +150,46 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
     from peft import PeftConfig, PeftModel
     from peft.utils import load_peft_weights
 
-    from ..hub.read import adapter_type
+    from ..hub.read import adapter_type, local_folder
+    from ..source import commit_of
     from ..tuner import guarded
     from .base import load_base, load_onto
     from .rows import brings_rows, give_rows, own_rows, wanted_rows
 
-    def load(name: str) -> tuple[Any, Any]:
-        return load_base(name, plan.dtype, plan.device_map)
+    commits: dict[str, str | None] = {}
 
-    place = plan.model
-    if adapter_type(plan.model) == "UNIERASE" and not plan.trust:
-        place = str(guarded(plan.model))
-    try:
-        config = PeftConfig.from_pretrained(place)
-    except (ValueError, OSError):  # no adapter, so it is to be a model
+    def load(name: str) -> tuple[Any, Any]:
+        return load_base(name, plan.dtype, plan.device_map, commits.setdefault(name, commit_of(name)))
+
+    # Found once: what is looked at is what is loaded, whatever its owner pushes meanwhile.
+    place, revision = plan.model, commit_of(plan.model)
+    kind = adapter_type(place, revision)
+    if kind == "UNIERASE":
+        folder = local_folder(place, revision) if plan.trust else guarded(place, revision=revision)
+        place, revision = str(folder), None
+    else:
+        check_plain_folder(place)
+    if kind is None:  # no adapter, so it is to be a model
         if not plan.base:
             raise InputError(
                 f"{plan.model} is no adapter, so what it is compared with must be named: give the model before the "
                 "erasure with --base"
-            ) from None
+            )
         (model, tokenizer), (base, _) = load(plan.model), load(plan.base)
         return model, tokenizer, base, plan.base
+    try:
+        config = PeftConfig.from_pretrained(place, revision=revision)
+    except Exception as error:  # whatever PEFT raises where a type is unknown or a value is wrong
+        raise InputError(f"cannot read the config of the adapter {plan.model}: {_told(error)}") from error
     base_name = plan.base or config.base_model_name_or_path
     if not base_name:
         raise InputError(f"the adapter in {plan.model} does not say which base it belongs to; name it with --base")
     model, tokenizer = load(base_name)
     if config.peft_type == "UNIERASE":
-        erased = load_onto(model, tokenizer, [Path(plan.model)], allow_resize=True, trust=plan.trust)
+        erased = load_onto(model, tokenizer, [Path(place)], allow_resize=True, trust=plan.trust)
         return erased, tokenizer, None, base_name
     try:
-        weights = load_peft_weights(plan.model, device="cpu")
+        weights = load_peft_weights(plan.model, device="cpu", revision=revision)
         rows, wanted = model.get_input_embeddings().weight.shape[0], wanted_rows(model, config, weights)
         before = own_rows(model) if brings_rows(model, weights) else []
         if wanted != rows:
@@ -188,7 +199,7 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
                 + ("of which the new ones are means" if wanted > rows else "and its last rows are left out")
             )
             give_rows(model, wanted)
-        erased = PeftModel.from_pretrained(model, plan.model).eval()
+        erased = PeftModel.from_pretrained(model, plan.model, revision=revision).eval()
         now = own_rows(erased) if before else []
     except Exception as error:  # whatever PEFT raises where names or shapes do not fit
         raise InputError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..facts import shown
 from ..hub.whole import claimed
+from ..plain import read_text
 from .adapters import ADAPTER, description
 from .output import Format, clear_endings, say, show, show_json
 from .prompting import read_prompting
@@ -89,7 +90,7 @@ def read_refusals(path: Path | None) -> list[str] | None:
     if not path.is_file():
         raise InputError(f"no such file: {path} (--refusals wants a text file with one sentence a line)")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(path, "utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     if not lines:

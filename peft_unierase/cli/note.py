@@ -13,6 +13,7 @@ from ..errors import UniEraseError
 from ..hub import ledger
 from ..hub.record import file_digests
 from ..hub.whole import whole_file
+from ..plain import read_json
 from ..source import home
 from .output import say
 
@@ -64,7 +65,7 @@ def keep_promise(action: str, folder: Path, command: Mapping[str, Any]) -> dict[
     """
     place = _promise(folder)
     try:
-        told = json.loads(place.read_text(encoding="ascii"))
+        told = read_json(place)
         same = told["action"] == action and told["command"] == json.loads(json.dumps(command))
         if not same or not folder.is_dir() or file_digests(folder) != told["what"]["files"]:
             return None

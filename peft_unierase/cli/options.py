@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .output import Format
+from .output import Format, fail
 
 MOST = 1_000_000  # of what a base is asked for: more than anybody waits for
 
@@ -78,3 +79,14 @@ SystemOption = Annotated[
 def samples_cache_of(folder: Path | None, none: bool) -> Path | bool:
     """Both options together, as `erase` and `plan` take them."""
     return False if none else folder or True
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """End with status 2 if an argument holds bytes that are no UTF-8, or NUL: no card and no record can hold them."""
+    for argument in arguments:
+        if "\0" in argument:
+            fail(f"the argument {argument!r} holds a NUL character; leave it out")
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            fail(f"the argument {argument!r} holds bytes that are not UTF-8; rename the file, or write it in UTF-8")

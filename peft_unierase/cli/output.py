@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -24,6 +25,8 @@ BAD_INPUT = 2
 BUG = 70  # EX_SOFTWARE of sysexits.h; 1 is for what was judged and not accepted
 INTERRUPTED = 130
 REPORT_IT = "Please report it with the lines above and the command that you gave, but without your facts (SECURITY.md)"
+# Control characters but tab and line end, other ends of lines, marks that turn the order of letters, half characters.
+UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Format(str, Enum):
@@ -37,21 +40,41 @@ class Format(str, Enum):
     def resolved(self) -> Format:
         if self is not Format.AUTO:
             return self
-        return Format.HUMAN if sys.stdout.isatty() else Format.JSON
+        return Format.HUMAN if sys.stdout and sys.stdout.isatty() else Format.JSON
 
 
 def say(text: str = "") -> None:
     """Talk: a line on stderr."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    with suppress(OSError):  # nobody can be told that nobody can be told
+        _print(text, sys.stderr)
 
 
 def show(text: str = "") -> None:
-    """Data: a line on stdout."""
-    print(text, flush=True)  # noqa: T201
+    """Data: a line on stdout; the process ends where it cannot be written, quietly if its reader has gone."""
+    try:
+        _print(text, sys.stdout)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+    except OSError as error:
+        fail(f"the output cannot be written: {error}")
 
 
 def show_json(value: Any) -> None:
-    show(json.dumps(value, indent=2, ensure_ascii=False))
+    utf8 = "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    show(json.dumps(value, indent=2, ensure_ascii=not utf8))
+
+
+def visible(text: str) -> str:
+    """A text with those characters as escapes, `\\u001b`, that a stream cannot hold or a terminal would act on.
+
+    In JSON such an escape means the same character.
+    """
+    return UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _print(text: str, stream: Any) -> None:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(visible(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

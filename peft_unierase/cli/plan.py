@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..hub.whole import claimed
+from ..plain import read_text
 from .output import Format, clear_endings, show, show_json, table
 from .prompting import read_prompting
 from .sets import Reading
@@ -80,7 +81,7 @@ def read_target(order: PlanOrder) -> tuple[Any, str | None]:
         if not path.is_file():
             raise InputError(f"no such file: {path}; TARGET is a forget set, a text (.txt, .md), or words")
         try:
-            return path.stem, path.read_text(encoding="utf-8-sig")
+            return path.stem, read_text(path, "utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     if path.exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..plain import read_text
 
 if TYPE_CHECKING:
     from ..prompts import PromptFormat
@@ -83,7 +84,7 @@ def _read_template(file: Path) -> str:
     from jinja2 import TemplateSyntaxError
 
     try:
-        template = file.read_text(encoding="utf-8-sig")
+        template = read_text(file, "utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except OSError as error:

@@ -137,13 +137,17 @@ def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
     from .base import load_base, prepare_libraries, resized_for
 
     prepare_libraries()
-    configs = [read_config(str(local_folder(name) if plan.trust else guarded(name))) for name in plan.adapters]
+    # Each is found once: what is looked at is what is loaded, whatever its owner pushes meanwhile.
+    places = {name: local_folder(name) if plan.trust else guarded(name) for name in plan.adapters}
+    configs = [read_config(str(place)) for place in places.values()]
     named = {config.base_model_name_or_path for config in configs}
     if plan.base is None and (len(named) > 1 or None in named or "" in named):
         raise InputError("the erasures do not name one base that they all belong to; name it with --base")
     base = plan.base or named.pop()
     model, tokenizer = load_base(base, plan.dtype, plan.device_map)
+    for config in configs:
+        config.trusted = plan.trust
     resized_for(model, configs)
-    stacked = load(model, list(plan.adapters), trust=plan.trust)
+    stacked = load(model, list(places.values()), names=list(places), trust=plan.trust)
     align_tokenizer(tokenizer, stacked)
     return stacked, tokenizer, base

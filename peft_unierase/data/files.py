@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..facts import FactError, shown
+from ..plain import plain, read_bytes
 from .chats import chats_of_list
 from .hub import HUB_NAME, read_hub
 from .shapes import Known, rows_of_columns, rows_of_object
@@ -65,7 +66,7 @@ def read_table(source: str | Path, split: str, label: str, known: Known) -> Tabl
 
 def _read_text(path: Path, label: str) -> str:
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise FactError(f"{label} cannot be read ({error.strerror}); check its permissions") from error
     try:
@@ -204,7 +205,7 @@ def _read_parquet(path: Path, label: str) -> list[Row]:
             f'{label}: parquet files need pyarrow ({error}); pip install "peft-unierase[data]", or save it as .jsonl'
         ) from error
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(plain(path)) as file:
             if file.metadata.num_rows > MOST_ROWS:
                 raise FactError(
                     f"{label} has {file.metadata.num_rows:,} rows, and at most {MOST_ROWS:,} are read; save the part "

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
+from ..plain import parse_json, plain
 
 KIND = "unierase stage"
 VERSION = 1
@@ -75,7 +76,7 @@ class Checkpoint:
             return None
         path = self._path(name)
         try:
-            found = read_stage(path, self.digest) if path.exists() else None
+            found = read_stage(path, self.digest) if os.path.lexists(path) else None
         except DamagedError as error:
             warnings.warn(f"{path} is damaged ({error}), so its stage is done again", stacklevel=3)
             found = None
@@ -160,19 +161,19 @@ def read_stage(path: Path, digest: str) -> dict[str, Any] | None:
         return None
     checksum = told.pop("checksum")
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(plain(path), "pt") as file:
             # Copies, because sums may depend in their last bit on where in memory their terms begin.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (SafetensorError, OSError) as error:
         raise DamagedError(str(error)) from error
     if _checksum(told, tensors) != checksum:
         raise DamagedError("its checksum is another")
-    return {**tensors, **json.loads(told["values"])}
+    return {**tensors, **parse_json(told["values"])}
 
 
 def _metadata(path: Path) -> dict[str, str]:
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(plain(path), "pt") as file:
             told = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise DamagedError(str(error)) from error

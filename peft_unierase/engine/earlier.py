@@ -53,10 +53,10 @@ def underlying_model(model: Any) -> Any:
             f"adapters {merged} are merged, so the base's own weights are not there; call unmerge_adapter() first, or "
             "make the merged model a base of its own (merge_and_unload)"
         )
-    if any(layer.disable_adapters for layer in layers):
+    if carried(model) and not active_erasures(model):
         raise InputError(
             "the model's adapters are switched off, so a further erasure would not be made on top of them; leave "
-            "`disable_adapter()` first, or call enable_adapter_layers()"
+            "`disable_adapter()` first, call enable_adapter_layers(), or name those that shall be on (set_active)"
         )
     return base
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -23,6 +24,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..facts import Fact
+from ..plain import parse_json, read_text
 from ..prompts import PromptFormat
 from ..source import home
 from .sample_files import write_lines
@@ -71,7 +73,7 @@ def samples_for(
     header = samples_header(model, tokenizer, form, seed) if folder else {}
     cache = folder / f"{_digest(header, ())[7:23]}.jsonl" if folder else None
     blocks: list[list[Fact]] = []
-    if cache and cache.exists():
+    if cache and os.path.lexists(cache):
         try:
             blocks = load_samples(cache, header)
         except (ValueError, OSError) as error:
@@ -165,14 +167,20 @@ def load_samples(path: Path, header: Mapping[str, Any]) -> list[list[Fact]]:
     Raises:
         ValueError: It was edited or cut, or is no such file.
     """
+    from ..schema import KeptSample, KeptSamples, checked, parsed
+
     try:
-        first, *lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        found = json.loads(first)
+        first, *lines = read_text(path).split("\n")[:-1]
+        found = parse_json(first)
+        checked(KeptSamples, found, "the first line is none")
         sizes, told = found.pop("blocks"), found.pop("digest")
         if found != header or told != _digest({**header, "blocks": sizes}, lines):
             raise InputError("its digest is not that of its lines")
-        facts = [Fact(row["question"], row["answer"]) for row in map(json.loads, lines)]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        rows = [parsed(KeptSample, line, "a line is no sample") for line in lines]
+        if sum(sizes) != len(rows):
+            raise InputError("it has another number of lines than it says")
+        facts = [Fact(row.question, row.answer) for row in rows]
+    except ValueError as error:
         raise InputError(f"the retain samples in {path} were edited or cut ({error})") from error
     ends = list(accumulate(sizes))
     return [facts[end - size : end] for end, size in zip(ends, sizes, strict=True)]

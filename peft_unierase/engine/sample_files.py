@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..facts import Fact
+from ..plain import read_text
 
 GENERAL, NEIGHBOUR = "general", "neighbour"
 
@@ -40,26 +41,25 @@ def read_samples(path: str | Path) -> Samples:
     Raises:
         ValueError: There is no such file, or a line of it is no sample; says which and why.
     """
+    from ..schema import Sample, parsed
+
     samples = Samples()
     kinds = {GENERAL: samples.general, NEIGHBOUR: samples.near}
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read samples in {path} ({error}); give a file of --samples-out") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            question, answer = row["question"].strip(), row["answer"].strip()
-            kinds[row.get("kind", GENERAL)].append(Fact(question, answer))
-            if not question or not answer:
-                raise InputError("it is empty")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            sample = parsed(Sample, line, "it is none")
+        except ValueError as error:
             raise InputError(
-                f"{path}, line {number} is no sample ({type(error).__name__}: {error}): {line.strip()[:80]!r}; write "
+                f"{path}, line {number} is no sample ({error}): {line.strip()[:80]!r}; write "
                 f'it like {{"kind": "{GENERAL}" or "{NEIGHBOUR}", "question": "…", "answer": "…"}}, or take it out'
             ) from error
+        kinds[sample.kind].append(Fact(sample.question, sample.answer))
     return samples
 
 

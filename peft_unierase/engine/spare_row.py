@@ -20,21 +20,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from ..errors import InputError
 from ..prompts import encode
 from ..tuner import UniEraseConfig
-from ..tuner.structure import find_token_modules
+from ..tuner.fields import is_mark
+from ..tuner.structure import find_token_modules, ids_in_config
 from ..tuner.undo import MERGED_TOKENS
-from ..tuner.vocabulary import add_special_tokens, dead_tokens
+from ..tuner.vocabulary import OUR_NAME, RESERVED_NAME, add_special_tokens, dead_tokens
 from .rehearsal import rehearse
 
 BEYOND, RESERVED, SPECIAL, RESIZED = "beyond the tokenizer", "reserved", "unused special token", "resized"
 SPARE_TOKENS = 32  # rows to move to beside other erasures
 
-RESERVED_NAME = re.compile(
-    r"(?P<open><\|?|\[|<｜|>>)"  # noqa: RUF001 (DeepSeek's own)
-    r"([\w▁]*(reserved|unused|place[_▁]?holder|dummy)[\w▁]*?\d+(_\w+)?"
-    r"|(control|special|extra|extra_id|pad|padding|blank|filler|empty|spare|free|vacant|madeupword)_?\d+(_token)?)"
-    r"(\|?>|\]|｜>|<<)",  # noqa: RUF001
-    re.IGNORECASE,
-)
 # Tokens that a conversation is made of, also where a template puts their names together.
 TURNS = re.compile(
     r"\W*(\w*(begin|end|start)_?of_?\w+|\w+_?of_?(text|turn|sentence)|im_\w+|eot(_id)?|eom(_id)?|/?s|[be]os|pad"
@@ -48,7 +42,6 @@ JOBS = re.compile(
     r"|object|ref|python|file|repo|lang|task|transl|transcri|time",
     re.IGNORECASE,
 )
-OUR_NAME = re.compile(r"\[UNL(-\d+)?\]")
 
 
 class NoSpareRowError(InputError):
@@ -146,7 +139,8 @@ def find_spare_rows(
             f"model.resize_token_embeddings({vocabulary[last] + 1})"
         )
     used = {token_id for line in texts for token_id in encode(tokenizer, line)}
-    used |= _ids_in_config(model) | {token_id for config in taken if (token_id := config.token_id) is not None}
+    used |= ids_in_config(model) | {token_id for token_id, _ in getattr(model.config, MERGED_TOKENS, [])}
+    used |= {token_id for config in taken if (token_id := config.token_id) is not None}
     names = {config.token for config in taken}
     told: dict[str, Any] = {"text": text, "names": names, "used": used, "texts": texts, "embedding": _embedding(model)}
     failed: dict[str, str] = {}
@@ -214,7 +208,7 @@ def spare_rows(
         for token_id in chain(range(beyond, rows), holes):
             if token_id not in used:
                 yield SpareRow(token_id, next(name), BEYOND)
-    reserved = {token_id for token_id, token in by_id if RESERVED_NAME.fullmatch(token)}
+    reserved = {token_id for token_id, token in by_id if RESERVED_NAME.fullmatch(token) and is_mark(token)}
     if RESERVED not in without:
         for token_id, token in by_id:
             if token_id in reserved and free(token_id, token):
@@ -226,7 +220,7 @@ def spare_rows(
         special = [
             (token_id, str(token))
             for token_id, token in sorted(tokenizer.added_tokens_decoder.items())
-            if token.special and token_id not in reserved and not TURNS.fullmatch(str(token))
+            if token.special and token_id not in reserved and not TURNS.fullmatch(str(token)) and is_mark(str(token))
         ]
         special = [one for one in special if free(*one)]
         far = _distances(embedding, [token_id for token_id, _ in special])
@@ -288,16 +282,6 @@ def _special_ids(tokenizer: Any) -> set[int]:
     named = [str(token) for field, token in tokenizer.special_tokens_map.items() if field not in lists]
     vocabulary = tokenizer.get_vocab()
     return {vocabulary[token] for token in named if token in vocabulary}
-
-
-def _ids_in_config(model: Any) -> set[int]:
-    """Ids that the model's configurations name, those of merged erasures among them."""
-    ids: set[int] = set()
-    for config in (model.config, model.config.get_text_config(), model.generation_config):
-        for key, value in config.to_dict().items() if config is not None else ():
-            if key.endswith(("token_id", "token_ids", "token_index")):
-                ids.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
-    return ids | {token_id for token_id, _ in getattr(model.config, MERGED_TOKENS, [])}
 
 
 def add_to_tokenizer(tokenizer: Any, spare: SpareRow) -> None:

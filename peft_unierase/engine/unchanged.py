@@ -9,6 +9,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from ..tuner.model import take_back
 from ..tuner.swap import SwappingLayer
 from .spare_row import resize_vocabulary
 
@@ -27,15 +28,8 @@ def unchanged_on_failure(model: Any, peft_model: PeftModel | None, adapter_name:
     try:
         yield
     except BaseException:
-        for name, module in list(model.named_modules()):
-            if isinstance(module, SwappingLayer) and module not in active:
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, module.get_base_layer())
+        take_back(model, adapter_name, active)
         for layer, before in active.items():
-            for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
-                held = getattr(layer, attribute)
-                if adapter_name in held:
-                    del held[adapter_name]
             layer._active_adapter = before
         if tuner is None:
             vars(model).pop("peft_config", None)

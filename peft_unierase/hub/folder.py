@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 
 from ..digests import sha256
 from ..errors import InputError
+from ..plain import read_json, read_text
 from ..source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, WEIGHTS_NAME
 from .record import statement
 from .whole import check_name, hides, tidy, whole_folder
@@ -25,7 +26,7 @@ def check_output(folder: Path, overwrite: bool = False) -> None:
     """Refuse a folder that an erasure must not be written to, before any work is done.
 
     Raises:
-        ValueError: It is a file, it holds something else, it holds an erasure and `overwrite` is false or its card
+        ValueError: It is no folder, it holds something else, it holds an erasure and `overwrite` is false or its card
             cannot be read, its name is too long, another process is writing to it, or it cannot be written to.
     """
     check_name(folder)
@@ -45,13 +46,12 @@ def check_new(folder: Path) -> None:
     """Refuse a folder that something is in, before any work is done.
 
     Raises:
-        ValueError: There is, it is a file, its name is too long, another process is writing to it, or it cannot be
+        ValueError: There is, it is no folder, its name is too long, another process is writing to it, or it cannot be
             written to.
     """
     check_name(folder)
     tidy(folder)
-    if folder.is_file():
-        raise InputError(f"{folder} is a file; name a new folder")
+    _check_folder(folder, "name a new folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} is there already; name a new folder")
     _check_writable(folder)
@@ -61,19 +61,23 @@ def check_place(folder: Path) -> None:
     """Refuse a folder that no files can be added to, before any work is done.
 
     Raises:
-        InputError: It is a file, its name is too long, or it cannot be written to.
+        InputError: It is no folder, its name is too long, or it cannot be written to.
     """
     check_name(folder)
-    if folder.is_file():
-        raise InputError(f"{folder} is a file; name a folder")
+    _check_folder(folder, "name a folder")
     _check_writable(folder)
+
+
+def _check_folder(folder: Path, advice: str) -> None:
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InputError(f"{folder} is {'a file' if folder.is_file() else 'something else than a folder'}; {advice}")
 
 
 def _read_card(folder: Path) -> str | None:
     """The card that the owner may have edited."""
     card = folder / CARD_NAME
     try:
-        text = card.read_text(encoding="utf-8") if card.is_file() else None
+        text = read_text(card) if card.is_file() else None
         if text is not None:
             ModelCard(text, ignore_metadata_errors=True)
     except OSError:
@@ -95,8 +99,8 @@ def _check_writable(folder: Path) -> None:
 def holds_erasure(folder: Path) -> bool:
     """Whether an erasure was saved in a folder."""
     try:
-        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / CONFIG_NAME)
+    except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("peft_type") == "UNIERASE"
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..plain import read_bytes, read_text
 from ..source import home
 from .record import Salt, now, read_salt
 
@@ -153,7 +154,7 @@ def look(ledger: Path) -> State:
 
 def _read(ledger: Path) -> State:
     """The files as they are; the lock must be held."""
-    content = ledger.read_bytes() if ledger.exists() else b""
+    content = read_bytes(ledger) if ledger.exists() else b""
     *lines, tail = content.split(b"\n")
     head = _read_head(ledger)
     if tail and _entry(tail):  # only the end of the line is missing
@@ -274,7 +275,7 @@ def _head(ledger: Path) -> Path:
 def _read_head(ledger: Path) -> tuple[int, str]:
     head = _head(ledger)
     try:
-        number, digest = head.read_text(encoding="ascii").split()
+        number, digest = read_text(head, "ascii").split()
         return int(number), digest
     except FileNotFoundError:
         return 0, FIRST

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from ..digests import sha256
 from ..errors import InputError
+from ..plain import MOST_JSON, check_plain_folder, plain, read_json, read_text
 from ..source import (
     CARD_NAME,
     CONFIG_NAME,
@@ -107,7 +108,7 @@ def push_erasure(
     if create_pr and revision is not None:
         raise InputError(f"a pull request goes to the main branch, so leave out either it or the revision {revision!r}")
     names = check_folder(folder)
-    text, results = (folder / CARD_NAME).read_text(encoding="utf-8"), eval_results(read_record(folder))
+    text, results = read_text(folder / CARD_NAME, most=MOST_JSON), eval_results(read_record(folder))
     message = commit_message or f"Push an erasure with peft-unierase {__version__}"
     api = HfApi(token=token, library_name="peft-unierase", library_version=__version__)
 
@@ -121,7 +122,7 @@ def push_erasure(
             )
         old = None
         if CARD_NAME in there and not overwrite_card:
-            old = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=now.sha)).read_text(encoding="utf-8")
+            old = read_text(api.hf_hub_download(repo_id, CARD_NAME, revision=now.sha), most=MOST_JSON)
         card = repo_card(text, repo_id, results, old)
         gone = [name for name in there if name not in names and _any(name, OURS)]
         return api.create_commit(
@@ -148,8 +149,11 @@ def check_folder(folder: Path) -> list[str]:
     Raises:
         ValueError: There is no erasure, part of it is missing, or a file is not what it should be.
     """
+    from ..tuner.guard import inspect_folder
+
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; name one that `unierase erase` or `unierase stack` wrote")
+    check_plain_folder(folder)
     if not holds_erasure(folder):
         raise InputError(f"{folder} holds no erasure: it has no {CONFIG_NAME} of type UNIERASE; name one that does")
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
@@ -184,6 +188,9 @@ def check_folder(folder: Path) -> list[str]:
         )
     if SIGNATURE_NAME in names:
         _check_signature(folder, names)
+    if refused := inspect_folder(folder, only=names).refused:
+        reasons = "\n".join(f"  - {finding}" for finding in refused)
+        raise InputError(f"{folder} is not pushed, because it is not what an erasure should be:\n{reasons}")
     return names
 
 
@@ -199,7 +206,7 @@ def _any(name: str, patterns: Iterable[str]) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = read_json(path)
     except ValueError as error:
         raise InputError(f"{path} is no JSON ({error}); save the erasure again") from error
     if not isinstance(read, dict):
@@ -212,7 +219,7 @@ def _check_weights(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as weights:
+        with safe_open(plain(path), framework="pt") as weights:
             broken = [name for name in weights.keys() if not torch.isfinite(weights.get_tensor(name)).all()]  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(f"{path} cannot be read ({error}); save the erasure again") from error
@@ -222,7 +229,7 @@ def _check_weights(path: Path) -> None:
 
 def _check_card(path: Path) -> None:
     try:
-        empty = empty_sections(path.read_text(encoding="utf-8"))
+        empty = empty_sections(read_text(path, most=MOST_JSON))
     except Exception as error:  # PyYAML has errors of its own
         raise InputError(f"the metadata of {path} cannot be read ({error}); correct it") from error
     if empty:

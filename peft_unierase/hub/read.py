@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..plain import JsonError, check_plain_folder, read_json
 from ..source import CONFIG_NAME, NAMES, RECORD_NAME, SUFFIXES, resolve
 from .record import predicate_of
 
@@ -16,22 +17,36 @@ def local_folder(source: str | Path, revision: str | None = None) -> Path:
 
     Raises:
         ValueError: There is no such folder or repository.
+        OSError: What is in it is not made of files.
     """
-    return resolve(source, revision).folder
+    folder = resolve(source, revision).folder
+    check_plain_folder(folder)
+    return folder
 
 
-def adapter_type(source: str) -> str | None:
-    """The PEFT type that an adapter's config names, without more of it being read; `None` if there is no adapter."""
+def adapter_type(source: str, revision: str | None = None) -> str | None:
+    """The PEFT type that an adapter's config names, without more of it being read; `None` if there is no adapter.
+
+    Raises:
+        ValueError: There is a config, and it is none.
+        OSError: It cannot be read.
+    """
+    from ..schema import AnyAdapter, checked
+
     file = Path(source) / CONFIG_NAME
-    try:
-        if not Path(source).is_dir():
-            from huggingface_hub import hf_hub_download
+    if not Path(source).is_dir():
+        from huggingface_hub import hf_hub_download
 
-            file = Path(hf_hub_download(source, CONFIG_NAME))
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+        try:
+            file = Path(hf_hub_download(source, CONFIG_NAME, revision=revision))
+        except (ValueError, OSError):
+            return None
+    if not os.path.lexists(file):
         return None
-    return found.get("peft_type") if isinstance(found, dict) else None
+    try:
+        return checked(AnyAdapter, read_json(file), f"{file} is no config of an adapter").peft_type
+    except JsonError as error:
+        raise InputError(f"{file} is no JSON: {error}") from error
 
 
 def read_config(source: str) -> Any:
@@ -42,13 +57,17 @@ def read_config(source: str) -> Any:
     """
     from peft import PeftConfig
 
+    from ..facts import shown
+
+    kind = adapter_type(source)
+    if kind is None:
+        raise InputError(f"{source} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id")
+    if kind != "UNIERASE":
+        raise InputError(f"{source} is an adapter of type {shown(kind)}, not an erasure")
     try:
-        config = PeftConfig.from_pretrained(source)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{source} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id") from error
-    if config.peft_type != "UNIERASE":
-        raise InputError(f"{source} is an adapter of type {config.peft_type.value}, not an erasure")
-    return config
+        return PeftConfig.from_pretrained(source)  # which does not ask the guard
+    except TypeError as error:  # keys that no config has are left out by PEFT, others it does not look at
+        raise InputError(f"{Path(source) / CONFIG_NAME} is no config of an erasure: {error}") from error
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -68,12 +87,12 @@ def read_statement(folder: Path) -> dict[str, Any] | None:
         ValueError: It is there and cannot be read, or is no record of an erasure.
     """
     file = folder / RECORD_NAME
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
     try:
-        statement = json.loads(file.read_text(encoding="utf-8"))
+        statement: dict[str, Any] = read_json(file)
         predicate_of(statement)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     return statement
 
@@ -85,6 +104,7 @@ def whole_folder(source: str, revision: str | None = None) -> Path:
         ValueError: There is neither.
     """
     if Path(source).is_dir():
+        check_plain_folder(source)
         return Path(source)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -26,6 +26,7 @@ from typing import Any
 from ..digests import sha256
 from ..errors import InputError
 from ..facts import Fact, shown
+from ..plain import read_text
 from ..source import CARD_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -33,6 +34,7 @@ PREDICATE = "urn:peft-unierase:erasure:v1"
 WITHOUT_DIGEST = (RECORD_NAME, CARD_NAME, REPORT_NAME, SIGNATURE_NAME, "LICENSE*", "NOTICE*", ".*", "*/.*")
 PACKAGES = ("peft", "transformers", "torch", "safetensors")
 SALT_BYTES = 32
+LONGEST_SALT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def read_salt(file: Path, create: bool = False) -> Salt:
         ValueError: There is none and `create` is false, or it is no hex or shorter than 16 bytes.
         OSError: It cannot be written.
     """
-    if not file.exists():
+    if not os.path.lexists(file):
         if not create:
             raise InputError(f"no such file: {file}; it must hold the salt that the erasure was recorded with")
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -72,7 +74,7 @@ def read_salt(file: Path, create: bool = False) -> Salt:
             os.link(new, file)
         new.unlink()
     try:
-        value = bytes.fromhex(file.read_text(encoding="ascii").strip())
+        value = bytes.fromhex(read_text(file, "ascii", LONGEST_SALT).strip())
     except ValueError as error:
         raise InputError(f"{file} is no salt: it must hold hexadecimal digits and nothing else") from error
     if len(value) < 16:
@@ -114,14 +116,11 @@ def predicate_of(record: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: It is no such Statement.
     """
-    if record.get("_type") != STATEMENT or record.get("predicateType") != PREDICATE:
-        raise InputError(
-            f"it is no record of an erasure: _type is {record.get('_type')!r} and predicateType "
-            f"{record.get('predicateType')!r}, and they must be {STATEMENT!r} and {PREDICATE!r}"
-        )
-    if not isinstance(record.get("predicate"), dict) or not isinstance(record.get("subject"), list):
-        raise InputError("it is no record of an erasure: it lacks a predicate or the subjects")
-    return record["predicate"]
+    from ..schema import Statement, checked
+
+    checked(Statement, record, "it is no record of an erasure")
+    predicate: dict[str, Any] = record["predicate"]
+    return predicate
 
 
 def made_with() -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from ..plain import parse_json
 from .results import DATASET
 
 HEADING = re.compile(r"(#{1,6}) +\S.*")
@@ -78,7 +79,14 @@ def _edits(body: str) -> dict[str, str]:
     mark = MARK.search(body)
     if not mark:
         return {}
-    noted: Mapping[str, str] = json.loads(mark[1])
+    from ..schema import CardMark, parsed
+
+    noted = (
+        parsed(
+            CardMark, mark[1], "the comment unierase-card at the end of the card was changed, take it out"
+        ).model_extra
+        or {}
+    )
     return {
         heading: part
         for heading, part in _sections(body[: mark.start()] + "\n").items()
@@ -124,7 +132,7 @@ def _named(body: str, repo_id: str) -> str:
     loading = LOADING.search(body)
     if not loading:
         return body
-    old = json.loads(loading[2]).rsplit("/", 1)[-1]
+    old = str(parse_json(loading[2])).rsplit("/", 1)[-1]
     body = LOADING.sub(lambda found: found[1] + json.dumps(repo_id), body)
     return re.sub(
         rf"^# {re.escape(old)}$", lambda _: f"# {repo_id.rsplit('/', 1)[-1]}", body, count=1, flags=re.MULTILINE

@@ -28,10 +28,12 @@ def eval_results(record: Mapping[str, Any] | None) -> list[EvalResult]:
     check = (record or {}).get("check") or {}
     if not check.get("verdict"):
         return []
-    measured = [(figure["set"], figure["name"], figure["name"], figure["erased"]) for figure in check["figures"]]
+    measured = [
+        (figure["set"], figure["name"], figure["name"], figure["erased"]) for figure in check.get("figures") or []
+    ]
     attacked = [
         ("attacks", attack["unit"], f"{attack['unit']}: {attack['title']}", attack["erased"]["mean"])
-        for attack in check["attacks"]
+        for attack in check.get("attacks") or []
     ]
     return [
         EvalResult(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import InputError, MissingPackageError
+from ..plain import check_plain_folder, read_json
 from ..source import CARD_NAME, SIGNATURE_NAME
 from .verify import FAILS, HOLDS, Finding
 
@@ -28,6 +28,7 @@ def sign(folder: Path, private_key: Path) -> Path:
         raise InputError(
             f"no such file: {private_key}; --key wants a private key in PEM, as `openssl ecparam -genkey` makes"
         )
+    check_plain_folder(folder)
     signature = folder / SIGNATURE_NAME
     config = signing.Config().set_hashing_config(_hashing(folder))
     with TemporaryDirectory() as elsewhere:
@@ -54,6 +55,7 @@ def verify_signature(folder: Path, public_key: Path) -> Finding:
     from ..tuner.guard_files import foreign_links
 
     verifying = _library("verifying")
+    check_plain_folder(folder)
     if not public_key.is_file():
         raise InputError(f"no such file: {public_key}; --public-key wants a public key in PEM")
     signature = folder / SIGNATURE_NAME
@@ -74,12 +76,14 @@ def signed_digests(folder: Path) -> dict[str, str]:
     Raises:
         ValueError: It is no signature.
     """
+    from ..schema import Signature, Signed, checked, parsed
+
     file = folder / SIGNATURE_NAME
     try:
-        envelope = json.loads(file.read_text(encoding="utf-8"))["dsseEnvelope"]
-        resources = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["resources"]
-        return {each["name"]: each["digest"] for each in resources}
-    except (ValueError, KeyError, TypeError) as error:
+        outer = checked(Signature, read_json(file), "it is no signature")
+        inner = parsed(Signed, base64.b64decode(outer.envelope.payload).decode("utf-8"), "it is no signature")
+        return {each.name: each.digest for each in inner.predicate.resources}
+    except (ValueError, OSError) as error:
         raise InputError(f"{file} is no signature that `unierase sign` made; sign again or take it out") from error
 
 

@@ -121,10 +121,10 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
             raise InputError(f"cannot load the weights of {source}: {_told(error)}; save the erasure again") from error
         record = read_record(Path(place))
         if record:
-            records.update(record["parts"] if config.parts else {name: record})
+            records.update((record.get("parts") or {}) if config.parts else {name: record})
     config, tensors = fuse(read)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(places[0])
+        tokenizer = AutoTokenizer.from_pretrained(places[0], trust_remote_code=False)
     except Exception as error:
         raise InputError(f"cannot load the tokenizer of {erasures[0]}: {_told(error)}; save it again") from error
     add_special_tokens(tokenizer, config.tokens)

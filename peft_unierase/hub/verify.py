@@ -56,7 +56,9 @@ def verify_facts(record: dict[str, Any], facts: Sequence[Fact], salt: Salt) -> F
     if not told:
         raise InputError(f"{RECORD_NAME} says nothing of the facts, so they cannot be compared")
     digests = told["digests"]
-    adapter = recorded_digests(record)[WEIGHTS_NAME]
+    adapter = recorded_digests(record).get(WEIGHTS_NAME)
+    if adapter is None:
+        raise InputError(f"{RECORD_NAME} has no digest of {WEIGHTS_NAME}, so the facts cannot be compared")
     missing, left = coverage(facts, digests, salt.key(adapter))
     if not missing and not left:
         return Finding("facts", HOLDS, f"exactly these {len(facts)} were erased")

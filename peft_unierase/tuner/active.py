@@ -7,26 +7,31 @@ that a refusal leaves everything as it was.
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 
-from ..errors import InputError
-from .guard import guarded
-from .model import check_adapter_name, check_unwrapped
-from .swap import SwappingLayer
+from ..errors import InputError, UniEraseError
+from ..plain import check_plain_folder
+from ..source import resolve
+from .config import OF_A_SOURCE
+from .guard import passed
+from .model import check_adapter_name, check_unwrapped, unwrap
+from .swap import SwappingLayer, off_while_named
 from .vocabulary import add_special_tokens
 
-OF_A_SOURCE = ("revision", "subfolder", "token", "cache_dir", "force_download", "local_files_only")
+OF_ADDING = ("low_cpu_mem_usage", "autocast_adapter_dtype")
 
 
 def load(
     base: nn.Module,
     erasures: str | Path | Sequence[str | Path] | Mapping[Any, bool],
     *,
+    names: Sequence[str | Path] | None = None,
     trust: bool = False,
     **told: Any,
 ) -> PeftModel:
@@ -37,6 +42,7 @@ def load(
     Args:
         base: The model that they were made from.
         erasures: Folders or Hub ids: one, several, or which of them are to be on.
+        names: Other names for them, in their order.
         trust: Load what the guard refuses. An erasure that cannot be loaded, or not onto this base, still fails.
         **told: Further arguments of `PeftModel.from_pretrained` and `load_adapter`, for instance `revision`.
 
@@ -45,8 +51,8 @@ def load(
 
     Raises:
         GuardError: The guard refuses one; nothing was loaded.
-        ValueError: There are none, the base is a `PeftModel` (the message says how the two go together), or one cannot
-            be loaded or be on together with another; the base is as it was.
+        ValueError: There are none, or not as many names, the base is a `PeftModel` (the message says how the two go
+            together), or one cannot be loaded or be on together with another; the base is as it was.
 
     Example:
 
@@ -61,49 +67,75 @@ def load(
     wanted = dict(erasures) if isinstance(erasures, Mapping) else dict.fromkeys(erasures, True)
     if not wanted:
         raise InputError("there are no erasures to load; name at least one")
+    if names is not None and len(names) != len(wanted):
+        raise InputError(f"there are {len(wanted)} different erasures and {len(names)} names; give one name for each")
     check_unwrapped(base)
     named: dict[str, Any] = {}
-    for source in wanted:
-        named[adapter_name(str(source), named)] = source
-    places = dict(named)
-    if not trust:
-        where = {key: told.pop(key) for key in OF_A_SOURCE if key in told}
-        places = {name: guarded(source, base, **where) for name, source in named.items()}
+    for source, name in zip(wanted, names or wanted, strict=True):
+        named[adapter_name(str(name), named)] = source
+    where = {key: told.pop(key) for key in OF_A_SOURCE if key in told}
+    # Found once and loaded from there, so that config and weights are of one commit, and those that were looked at.
+    if trust:
+        places = {name: resolve(source, **where).folder for name, source in named.items()}
+        for place in places.values():
+            check_plain_folder(place)
+        configs = {name: _trusted(place) for name, place in places.items()}
+    else:
+        found = {name: passed(source, base, **where) for name, source in named.items()}
+        places = {name: each.folder for name, each in found.items()}
+        configs = {name: each.settings() for name, each in found.items()}
     model: Any = None
     # PEFT takes an offloaded base apart and distributes it anew, with hooks that lose the erasure.
     device_map = vars(base).pop("hf_device_map", None)
     try:
         for name, place in places.items():
             if model is None:
-                model = PeftModel.from_pretrained(base, str(place), adapter_name=name, **told)
+                model = PeftModel.from_pretrained(base, str(place), adapter_name=name, config=configs[name], **told)
             else:
+                configs[name].inference_mode = not told.get("is_trainable", False)
+                casting = {key: told[key] for key in OF_ADDING if key in told}
+                model.add_adapter(name, configs[name], **casting)
                 model.load_adapter(str(place), adapter_name=name, **told)
         set_active(model, [name for name, source in named.items() if wanted[source]])
-    except BaseException:
+    except BaseException as error:
         # Not by `unload`: where the first one's weights cannot be read, there is no `PeftModel` yet.
-        for name, layer in [pair for pair in base.named_modules() if isinstance(pair[1], SwappingLayer)]:
-            base.set_submodule(name, layer.get_base_layer())
-        vars(base).pop("peft_config", None)
-        raise
+        unwrap(base)
+        if isinstance(error, UniEraseError | ValueError | OSError) or not isinstance(error, Exception):
+            raise
+        raise InputError(f"{name} cannot be loaded: {type(error).__name__}: {error}".split("\n")[0]) from error
     finally:
         if device_map is not None:
             base.hf_device_map = device_map
     return model.eval()
 
 
+def _trusted(place: Path) -> Any:
+    """The config of an adapter that the guard is not asked about."""
+    config: Any = PeftConfig.from_pretrained(str(place))
+    config.trusted = True
+    return config
+
+
 def set_active(model: PeftModel, names: Sequence[str]) -> None:
     """Switch on these erasures and no other; none of them gives the base.
 
+    Passes that other threads have begun keep the state that they began with.
+
     Raises:
-        ValueError: There is none of a name, or two cannot be on together; nothing is changed then.
+        ValueError: There is none of a name, two cannot be on together, or it is inside `disable_adapter()`, where none
+            can be on; nothing is changed then.
+        RuntimeError: Erasures are merged, and another thread is in a forward pass of the model.
     """
     names = [names] if isinstance(names, str) else list(names)
-    check_together(model, names)
-    if names:
-        model.base_model.enable_adapter_layers()
+    with model.base_model.switch.change():
+        if model._adapters_disabled and names:
+            raise InputError(off_while_named(names))
+        if model.base_model.is_off() and not model._adapters_disabled:
+            check_together(model, names)
+            model.base_model.enable_adapter_layers()
         model.base_model.set_adapter(names, inference_mode=True)
-    else:
-        model.base_model.disable_adapter_layers()
+        model.base_model.switch.owner = weakref.ref(model)
+        model.active_adapter = names[0] if names else model.active_adapter
 
 
 def check_together(model: PeftModel, names: list[str]) -> None:
@@ -121,18 +153,20 @@ def toggle(model: PeftModel, name: str, on: bool | None = None) -> None:
     Raises:
         ValueError: See [`set_active`].
     """
-    now = active(model)
-    if name in now and not on:
-        now.remove(name)
-    elif name not in now and (on is None or on or name not in model.peft_config):
-        now.append(name)
-    set_active(model, now)
+    with model.base_model.switch.change():  # so that none is lost if two threads do this at once
+        now = active(model)
+        if name in now and not on:
+            now.remove(name)
+        elif name not in now and (on is None or on or name not in model.peft_config):
+            now.append(name)
+        set_active(model, now)
 
 
 def active(model: PeftModel) -> list[str]:
     """The erasures that are on."""
-    off = any(module.disable_adapters for module in model.modules() if isinstance(module, SwappingLayer))
-    return [] if off else list(model.active_adapters)
+    on = model.base_model.active_adapters
+    layers = [module for module in model.modules() if isinstance(module, SwappingLayer)]
+    return list(dict.fromkeys(name for layer in layers for name in layer.merged_adapters if on)) or on
 
 
 def align_tokenizer(tokenizer: Any, model: PeftModel) -> None:

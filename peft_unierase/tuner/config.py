@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from peft.config import PeftConfig
 from peft.utils.other import get_pattern_key
 
 from ..errors import InputError
+from ..facts import shown
 from .fields import MAX_RANK, OF_A_PART, OWN, wrong_values
 from .peft_type import unierase_peft_type
+
+if TYPE_CHECKING:
+    from .guard import Inspection
+
+OF_A_SOURCE = ("revision", "subfolder", "token", "cache_dir", "force_download", "local_files_only")
 
 
 @dataclass
@@ -49,6 +56,10 @@ class UniEraseConfig(PeftConfig):
         ValueError: A field holds what it must not, or a rank is beyond the width of any model.
     """
 
+    # No fields, because none of them is saved. PEFT's own ways of reading a config, for instance that of
+    # `AutoPeftModelForCausalLM`, end in `__init__` with a type that is plain text, and pass by `from_pretrained`.
+    from_file = False  # read from a file, so that what it puts on is loaded and never drawn
+    trusted = False  # whoever loads it answers for it, and the guard is not asked
     r: int = field(default=1, metadata={"help": "Rank of each edit."})
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Other ranks of some modules."})
     target_modules: list[str] | str | None = field(
@@ -84,11 +95,15 @@ class UniEraseConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.from_file = type(vars(self).get("peft_type")) is str
+        self.inspection: Inspection | None = None  # what the guard found
+        self.exactly: frozenset[str] | None = None  # full names of the modules that it may be put on
+        self.checked_on: int | None = None  # `id` of the base that the guard has held it against already
         # From a JSON file the type arrives as a string; PEFT's look-ups need the member.
         self.peft_type = unierase_peft_type()
         own = {name: getattr(self, name) for name in OWN}
         for name, wanted, value in wrong_values(own):
-            raise InputError(f"{name} must be {wanted}, got {value!r:.200}")
+            raise InputError(f"{name} must be {wanted}, got {shown(value)}")
         for name, rank in {"r": self.r, **self.rank_pattern}.items():
             if rank > MAX_RANK:
                 raise InputError(f"the rank {name!r} must be at most {MAX_RANK}, a model's largest width, got {rank}")
@@ -97,6 +112,10 @@ class UniEraseConfig(PeftConfig):
                 raise InputError(
                     f"the part {part['name']!r} has {unknown[0]!r}, which is no field of an erasure by itself"
                 )
+            for name, wanted, value in wrong_values(part):
+                raise InputError(f"{name} of the part {part['name']!r} must be {wanted}, got {shown(value)}")
+            if missing := [key for key in OF_A_PART if key not in part]:
+                raise InputError(f"the part {part['name']!r} has no {missing[0]!r}; each has values of its own")
         for item in fields(self):  # the order of a set differs from run to run, and the saved file should not
             if isinstance(value := getattr(self, item.name), set):
                 setattr(self, item.name, sorted(value))
@@ -105,12 +124,36 @@ class UniEraseConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise InputError("layers_pattern needs layers_to_transform to be given too")
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """Read the config of an erasure that the guard passes; see `PeftConfig.from_pretrained`.
+
+        PEFT calls it for whatever it loads, so that `PeftModel.from_pretrained` and `load_adapter` ask the guard too.
+
+        Raises:
+            GuardError: The guard refuses it.
+            ValueError: There is no erasure.
+        """
+        if cls.trusted:
+            return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        from .guard import passed
+
+        told = {key: value for key, value in kwargs.items() if key in OF_A_SOURCE and value is not None}
+        return passed(pretrained_model_name_or_path, subfolder=subfolder, **told).settings()
+
+    def replaced(self, **changes: Any) -> UniEraseConfig:
+        """A copy with other values of some fields, which was read from the same file."""
+        copy = replace(self, **changes)
+        copy.from_file, copy.trusted = self.from_file, self.trusted
+        copy.inspection, copy.checked_on = self.inspection, self.checked_on
+        return copy
+
     def split(self) -> list[UniEraseConfig]:
         """The erasures in it, each as a config of its own: itself, unless several were fused."""
         if not self.parts:
             return [self]
         return [
-            replace(self, parts=[], **{key: value for key, value in part.items() if key != "name"})
+            self.replaced(parts=[], **{key: value for key, value in part.items() if key != "name"})
             for part in self.parts
         ]
 

@@ -40,10 +40,15 @@ class EditLayer(nn.Module, SwappingLayer):
         self.update_layer(adapter_name, config, rank)
 
     def update_layer(self, adapter_name: str, config: UniEraseConfig, rank: int | None = None) -> None:
-        """Add an adapter: `A` of shape `(r, d_in)` at random, `B` of shape `(d_out, r)` zero unless told otherwise."""
+        """Add an adapter: `A` of shape `(r, d_in)` at random, `B` of shape `(d_out, r)` zero unless told otherwise.
+
+        Both are zero for one that was read from files, whose weights are loaded next.
+        """
         rank = rank or config.r
-        self.unierase_A[adapter_name] = nn.Parameter(torch.randn(rank, self.in_features) / self.in_features**0.5)
-        b = torch.zeros(self.out_features, rank) if config.init_weights else torch.randn(self.out_features, rank)
+        draw = torch.zeros if config.from_file else torch.randn
+        a = draw(rank, self.in_features) / self.in_features**0.5
+        b = (torch.zeros if config.init_weights else draw)(self.out_features, rank)
+        self.unierase_A[adapter_name] = nn.Parameter(a)
         self.unierase_B[adapter_name] = nn.Parameter(b)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)

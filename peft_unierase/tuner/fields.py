@@ -2,81 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-# The residual width of the widest open models. A rank beyond the width adds nothing to an edit.
-MAX_RANK = 16_384
+from ..schema import MAX_RANK, ConfigOfPeft, ErasureConfig, is_mark, wrong_fields
 
+__all__ = ["MAX_RANK", "OF_A_PART", "OF_PEFT", "OWN", "is_mark", "wrong_values"]
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _positive(value: Any) -> bool:
-    return _whole(value) and value > 0
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _several(value: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping) and all(map(fits, value))
-
-
-def _names(value: Any) -> bool:
-    return _several(value, _text)
-
-
-def _ranks(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(_text(name) and _positive(value[name]) for name in value)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _spare(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and _whole(value[0]) and _text(value[1])
-
-
-def _part(value: Any) -> bool:
-    return isinstance(value, Mapping) and _text(value.get("name")) and all(map(_text, value))
-
-
-# What each must be, and whether a value is that; `None` is taken care of by `wrong_values`.
-_NAMES = ("None, a name, an expression or a list of names", lambda value: _text(value) or _names(value))
-_LAYERS = ("None, a whole number or a list of them", lambda value: _number(value) or _several(value, _number))
-_STRING = ("None or a text", lambda value: isinstance(value, str))
-_BOOL = ("True or False", lambda value: isinstance(value, bool))
-NEVER_NONE = ("r", "rank_pattern", "token", "spare_tokens", "parts", "init_weights", "inference_mode")
-OWN: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "r": ("a positive integer", _positive),
-    "rank_pattern": ("a mapping of module names to positive integers", _ranks),
-    "target_modules": _NAMES,
-    "exclude_modules": _NAMES,
-    "layers_to_transform": _LAYERS,
-    "layers_pattern": ("None, a name or a list of names", lambda value: isinstance(value, str) or _names(value)),
-    "token_id": ("None or a whole number of at least 0", _whole),
-    "token": ("a text", _text),
-    "spare_tokens": ("a list of [id, text] pairs", lambda value: _several(value, _spare)),
-    "parts": ("a list of mappings with a name each", lambda value: _several(value, _part)),
-    "token_modules": ("None or a list of names", _names),
-    "modules_to_save": ("None or a list of names", _names),
-    "init_weights": _BOOL,
-    "base_fingerprint": _STRING,
-    "base_dtype": _STRING,
-}
-OF_PEFT: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "task_type": _STRING,
-    "peft_type": _STRING,
-    "auto_mapping": ("None or a mapping", lambda value: isinstance(value, Mapping)),
-    "peft_version": _STRING,
-    "base_model_name_or_path": _STRING,
-    "revision": _STRING,
-    "inference_mode": _BOOL,
-}
+# What each must be, in words.
+OWN = {name: str(field.description) for name, field in ErasureConfig.model_fields.items()}
+OF_PEFT = {name: str(field.description) for name, field in ConfigOfPeft.model_fields.items()}
 # What an erasure that was fused into another has values of its own for.
 OF_A_PART = (
     *("r", "rank_pattern", "target_modules", "token_id", "token", "spare_tokens"),
@@ -86,9 +21,6 @@ OF_A_PART = (
 
 def wrong_values(values: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
     """The fields among `values` that hold what they must not, each with what it must be and the value."""
-    known = {**OWN, **OF_PEFT}
-    return [
-        (name, known[name][0], value)
-        for name, value in values.items()
-        if name in known and not (known[name][1](value) if value is not None else name not in NEVER_NONE)
-    ]
+    wanted = {**OWN, **OF_PEFT}
+    wrong = {*wrong_fields(ErasureConfig, values), *wrong_fields(ConfigOfPeft, values)}
+    return [(name, wanted[name], values[name]) for name in values if name in wrong]

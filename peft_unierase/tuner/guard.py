@@ -10,18 +10,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..digests import recorded_digests
 from ..errors import InputError
+from ..schema import Statement, checked
 from ..source import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, WEIGHTS_NAME, resolve
 from .config import UniEraseConfig
 from .fields import MAX_RANK, OF_A_PART, wrong_values
-from .guard_base import check_on_base
+from .guard_base import check_on_base, own_module
 from .guard_files import (
     MAX_CONFIG,
     Finding,
@@ -36,13 +38,25 @@ from .guard_files import (
     refuse,
     too_large,
 )
-from .guard_weights import IN_A_LAYER, MAX_MODULES, Edited, check_modules, check_values, edited_modules
+from .guard_lora import check_lora
+from .guard_weights import (
+    IN_A_LAYER,
+    MAX_MODULES,
+    Edited,
+    check_modules,
+    check_values,
+    edited_modules,
+    holders_of,
+)
+from .structure import projection_shape
 
 FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 MODULE = re.compile(r"[\w-]+(\.[\w-]+)*")
 DTYPE = re.compile(r"[a-z0-9_]{1,32}")
 REMOTE_CODE = "auto_map"
+WHOLE_MODULES = "modules that are replaced as a whole"
 MAX_PARTS = 256
+MAX_SPARE = 1024
 TOLD = 20
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -58,7 +72,7 @@ class GuardError(InputError):
         lines = "\n".join(told)
         super().__init__(
             f"{source} is not loaded, because it is not what an erasure should be:\n{lines}\n"
-            "If you trust whoever made it, pass trust=True (on the command line --trust)"
+            "If you trust whoever made it, use `peft_unierase.load` with trust=True (on the command line --trust)"
         )
 
 
@@ -75,6 +89,8 @@ class Inspection:
         modules: What the weights have for each module.
         norms: For each the largest norm of a row of `A`, a column of `B` and a token's row, and that of the edit `BA`.
         parameters, bytes: Of the weights.
+        declared: The config, if nothing is wrong with it by itself.
+        base: The base that it was held against.
     """
 
     folder: Path
@@ -86,11 +102,26 @@ class Inspection:
     norms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     parameters: int = 0
     bytes: int = 0
+    declared: UniEraseConfig | None = None
+    base: nn.Module | None = None
 
     @property
     def refused(self) -> tuple[Finding, ...]:
         """Findings for which it must not be loaded without trust."""
         return tuple(finding for finding in self.findings if finding.level == "refuse")
+
+    def settings(self) -> UniEraseConfig:
+        """Its config, to load it with what was looked at.
+
+        Raises:
+            ValueError: It is none.
+        """
+        if self.declared is None:
+            raise InputError(f"the config of {self.folder} is none of an erasure; `unierase inspect` says why")
+        config = self.declared.replaced()
+        config.inspection = replace(self, base=None)
+        config.checked_on = None if self.base is None else id(self.base)
+        return config
 
     def facts(self) -> dict[str, Any]:
         """What it is made of, as plain values for JSON."""
@@ -130,7 +161,10 @@ class Inspection:
 
 
 def inspect_folder(
-    folder: str | Path, listed: Mapping[str, int | None] | None = None, base: nn.Module | None = None
+    folder: str | Path,
+    listed: Mapping[str, int | None] | None = None,
+    base: nn.Module | None = None,
+    only: Collection[str] | None = None,
 ) -> Inspection:
     """Look at an erasure without loading it.
 
@@ -138,6 +172,7 @@ def inspect_folder(
         folder: Where it is.
         listed: Files of its repository on the Hub that may not be there, with their sizes.
         base: The model that it is to be loaded on, if that is there.
+        only: Files to look at, and no others.
 
     Raises:
         ValueError: There is no adapter in the folder, or one of another type.
@@ -146,6 +181,9 @@ def inspect_folder(
     if not folder.is_dir():
         raise InputError(f"{folder} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id")
     files, findings = check_files(folder)
+    if only is not None:
+        files, findings = {name: size for name, size in files.items() if name in only}, []
+    findings += _check_size(files, listed or {})
     findings += _check_listed(listed or {}, files)
     if not os.path.lexists(folder / CONFIG_NAME):
         raise InputError(f"{folder} is no adapter: neither a folder with {CONFIG_NAME} nor such a Hub id")
@@ -175,9 +213,11 @@ def inspect_folder(
         findings += found + (check_modules(config, modules) if config else [])
         norms, found = check_values(folder / WEIGHTS_NAME, modules)
         findings += found
-        findings += _check_lora(folder, files, modules)
-        if base is not None and config:
-            findings += check_on_base(base, config.split(), modules, norms)
+        # What is refused already need not fit the base, and is not compared with its LoRA form.
+        if config and not any(finding.level == "refuse" for finding in findings):
+            if base is not None:
+                findings += check_on_base(base, config.split(), modules, norms)
+            findings += check_lora(folder, files, config, modules, base)
     findings += _check_tokenizer(folder, files)
     record, found = read_json(folder, RECORD_NAME) if RECORD_NAME in files else ({}, [])
     findings += found
@@ -193,11 +233,18 @@ def inspect_folder(
         norms,
         header.parameters if header else 0,
         header.bytes if header else 0,
+        config,
+        base,
     )
 
 
 def guarded(source: str | Path, base: nn.Module | None = None, **told: Any) -> Path:
-    """The folder of an erasure that the guard passes; see [`inspect_folder`] for `base`, [`resolve`] for `told`.
+    """The folder of an erasure that the guard passes; see [`passed`]."""
+    return passed(source, base, **told).folder
+
+
+def passed(source: str | Path, base: nn.Module | None = None, **told: Any) -> Inspection:
+    """What was found of an erasure that the guard passes; see [`inspect_folder`] for `base`, [`resolve`] for `told`.
 
     Raises:
         GuardError: It refuses it.
@@ -210,7 +257,52 @@ def guarded(source: str | Path, base: nn.Module | None = None, **told: Any) -> P
         raise InputError(f"{source} cannot be read: {error}") from error
     if inspection.refused:
         raise GuardError(str(source), inspection.refused)
-    return place.folder
+    return inspection
+
+
+def check_declared(base: nn.Module, config: UniEraseConfig) -> list[Finding]:
+    """What is wrong with an erasure on a base, from its config and what was found in its files.
+
+    PEFT has ways of its own to read a config. If one of those was taken the files were not looked at, and what the
+    config declares is held against the base as if they had just that.
+    """
+    inspection = config.inspection
+    if inspection is None:
+        parts, modules = config.split(), {}
+        findings = _check_policy(vars(config)) + [each for part in config.parts for each in _check_policy(part)]
+        if config.modules_to_save:
+            findings.append(
+                refuse(WHOLE_MODULES, f"modules_to_save {config.modules_to_save!r}", "no erasure needs that")
+            )
+        if findings:
+            return findings
+        declared = dict.fromkeys(name for part in parts for name in part.target_modules or ())
+        for name in [*declared, *(config.token_modules or ())]:
+            if own_module(base, name) is None:
+                advice = "name each by its full name, or take the base that the erasure was made for"
+                findings.append(refuse("a module that the base does not have", name, advice))
+        if findings:
+            return findings
+        for name in declared:
+            rank = sum(part.rank_of(name) for part in holders_of(parts, name))
+            inputs, outputs = projection_shape(own_module(base, name)) or (0, 0)
+            modules[name] = Edited({"A": (rank, inputs), "B": (outputs, rank)}, {}, {})
+        rows = [None for part in parts if part.token_id is not None]
+        for name in config.token_modules or () if rows else ():
+            weight = getattr(own_module(base, name), "weight", torch.zeros(0, 0))
+            shape = (len(rows), weight.shape[-1]) if config.parts else (weight.shape[-1],)
+            modules[name] = Edited({"row": shape}, {}, {})
+        return check_modules(config, modules) or check_on_base(base, parts, modules, {})
+    return check_on_base(base, config.split(), inspection.modules, inspection.norms)
+
+
+def _check_size(files: Mapping[str, int], listed: Mapping[str, int | None]) -> list[Finding]:
+    """Refuse files that are together larger than one may be."""
+    total = sum(files.values()) + sum(size or 0 for name, size in listed.items() if name not in files)
+    if total <= MAX_BYTES or any(size > MAX_BYTES for size in files.values()):
+        return []
+    what = f"files that together are larger than {MAX_BYTES:,} bytes"
+    return [refuse(what, f"{total:,} bytes", "no erasure needs that")]
 
 
 def _check_listed(listed: Mapping[str, int | None], files: Mapping[str, int]) -> list[Finding]:
@@ -241,8 +333,9 @@ def _check_config(values: Mapping[str, Any]) -> list[Finding]:
     for each in (values, *parts):
         findings += _check_policy(each)
     if values.get("modules_to_save"):
-        what = "modules that are replaced as a whole"
-        findings.append(refuse(what, f"modules_to_save {values['modules_to_save']!r}", "no erasure needs that"))
+        findings.append(
+            refuse(WHOLE_MODULES, f"modules_to_save {values['modules_to_save']!r}", "no erasure needs that")
+        )
     mapping = values.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, Mapping) else None
     if mapping is not None and (not isinstance(library, str) or library.partition(".")[0] != "transformers"):
@@ -264,6 +357,8 @@ def _check_policy(values: Mapping[str, Any]) -> list[Finding]:
     ranks = [rank for rank in (values.get("r"), *pattern.values()) if isinstance(rank, int) and rank > MAX_RANK]
     if ranks:
         findings.append(refuse("a rank beyond the width of any model", max(ranks), f"at most {MAX_RANK} makes sense"))
+    if isinstance(spare := values.get("spare_tokens"), list) and len(spare) > MAX_SPARE:
+        findings.append(refuse(f"more than {MAX_SPARE} spare tokens", len(spare), "an erasure has a few dozen"))
     targets = values.get("target_modules", [])
     if not isinstance(targets, list):
         what = "modules that are not named one by one"
@@ -321,25 +416,16 @@ def _check_tokenizer(folder: Path, files: Mapping[str, int]) -> list[Finding]:
     return findings
 
 
-def _check_lora(folder: Path, files: Mapping[str, int], modules: Mapping[str, Edited]) -> list[Finding]:
-    """The LoRA form must edit what the erasure does; its values are not looked at."""
-    name = f"{LORA_NAME}/{WEIGHTS_NAME}"
-    if name not in files:
-        return []
-    header, findings = read_header(folder / name, name)
-    keys = header.tensors if header else ()
-    edited = {re.sub(r"\.(lora_|token_adapter\.).*$", "", key.removeprefix("base_model.model.")) for key in keys}
-    if extra := sorted(edited - modules.keys()):
-        what = "a LoRA form that edits what the erasure does not"
-        findings.append(refuse(what, ", ".join(extra), "make it anew with `unierase export`"))
-    return findings
-
-
 def _check_record(
     folder: Path, files: Mapping[str, int], record: Mapping[str, Any], listed: Mapping[str, int | None]
 ) -> list[Finding]:
     findings = []
-    if not record:
+    if record:
+        try:
+            checked(Statement, record, f"{RECORD_NAME} is no Statement")
+        except ValueError as error:
+            findings.append(refuse("a record that is none", f"{error}", "get it anew from where it came from"))
+    else:
         findings.append(note("no record", f"{RECORD_NAME} is missing", "nothing says how it was made and measured"))
     for name, digest in recorded_digests(record).items():
         path = PurePosixPath(name)

@@ -5,7 +5,6 @@ Nothing is followed out of the folder, nothing is unpickled, and nothing large i
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,9 @@ from typing import Any
 
 from ..digests import sha256
 from ..errors import InputError
+from ..facts import shown
+from ..plain import open_plain, parse_json, read_bytes
+from ..schema import is_line
 from ..source import MAX_BYTES, NAMES, SUFFIXES, is_allowed
 
 MAX_FILES = 1000
@@ -22,6 +24,7 @@ MAX_DEPTH = 4
 MAX_CONFIG = 4 << 20
 MAX_JSON = 16 << 20
 MAX_HEADER = 1 << 20
+MAX_PARAMETERS = 1 << 28
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 # Of git and of downloads into a folder; nothing that loads an adapter reads them.
 SKIPPED = (".git", ".cache")
@@ -77,13 +80,15 @@ def too_large(name: str, size: int) -> Finding:
 
 def printable(value: Any) -> str:
     """A short text of a foreign value that does nothing to a terminal."""
-    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    text = value if isinstance(value, str) and value.isprintable() else shown(value, SHOWN)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def check_names(names: Iterable[str]) -> list[Finding]:
     """What is wrong with the names of files, whether they are there or on the Hub."""
-    return [
+    names = list(names)
+    odd = [refuse("a file whose name is no text", name, "rename it") for name in names if not is_line(name)]
+    return odd + [
         refuse(
             "a file of a kind that may run code",
             name,
@@ -156,8 +161,8 @@ def read_json(folder: Path, name: str, most: int = MAX_JSON) -> tuple[Any, list[
     if (size := file.stat().st_size) > most:
         return None, [refuse(f"{name} is larger than {most:,} bytes", f"{size:,} bytes", "it should hold settings")]
     try:
-        value = json.loads(file.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = parse_json(read_bytes(file, most).decode("utf-8"))
+    except ValueError as error:
         return None, [refuse(f"{name} is no JSON", f"{error}", "get the file anew from where it came from")]
     if not isinstance(value, dict):
         return None, [refuse(f"{name} holds no JSON object", value, "get the file anew from where it came from")]
@@ -170,20 +175,20 @@ def read_header(file: Path, name: str) -> tuple[Header | None, list[Finding]]:
     anew = "get the file anew from where it came from"
     if size > MAX_BYTES:
         return None, []  # which `check_files` has said
-    with file.open("rb") as opened:
+    with open_plain(file) as opened:
         length = int.from_bytes(opened.read(8), "little")
         if length > MAX_HEADER:
             what = f"the header of {name} is larger than {MAX_HEADER:,} bytes"
             return None, [refuse(what, f"{length:,} bytes", "it should name a few hundred tensors at the most")]
         head = opened.read(length)
     try:
-        described = json.loads(head.decode("utf-8"))
+        described = parse_json(head.decode("utf-8"))
         described.pop("__metadata__", None)
         tensors = {key: (told["dtype"], tuple(told["shape"])) for key, told in described.items()}
         sizes = [told["data_offsets"][1] for told in described.values()]
         if not all(type(number) is int and number >= 0 for _, shape in tensors.values() for number in (*shape, *sizes)):
             raise InputError("a shape is no list of whole numbers")
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         return None, [refuse(f"{name} has no header of safetensors", f"{type(error).__name__}: {error}", anew)]
     if odd := {key: dtype for key, (dtype, _) in tensors.items() if dtype not in ITEM_BYTES}:
         key, dtype = next(iter(odd.items()))
@@ -192,6 +197,9 @@ def read_header(file: Path, name: str) -> tuple[Header | None, list[Finding]]:
     if header.bytes > MAX_BYTES:
         what = f"the tensors of {name} are larger than {MAX_BYTES:,} bytes"
         return None, [refuse(what, f"{header.bytes:,} bytes", "no erasure needs that")]
+    if header.parameters > MAX_PARAMETERS:
+        what = f"more than {MAX_PARAMETERS:,} parameters in {name}"
+        return None, [refuse(what, f"{header.parameters:,}", "no erasure needs that")]
     if 8 + length + header.bytes != size:
         what = f"{name} is not as long as its header says"
         return None, [refuse(what, f"{size:,} bytes instead of {8 + length + header.bytes:,}", anew)]

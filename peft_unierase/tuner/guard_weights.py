@@ -19,7 +19,8 @@ from .structure import ATTENTION
 # The largest found in an erasure is 19 (docs/guard.md); fp16 ends at 65504.
 MAX_NORM = 10_000.0
 MAX_MODULES = 1024
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 512
+VALUES_AT_ONCE = 1 << 22
 KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.unierase_(?P<kind>A|B|row)")
 IN_A_LAYER = re.compile(r"(^|\.)[0-9]{1,5}\.")
 OUTSIDE = "an edit outside the MLPs of the layers"
@@ -70,20 +71,39 @@ def edited_modules(header: Header) -> tuple[dict[str, Edited], list[Finding]]:
 
 
 def check_modules(config: UniEraseConfig, modules: Mapping[str, Edited]) -> list[Finding]:
-    """Hold the modules that a file has tensors for against those that a config declares."""
+    """Hold the modules that a file has tensors for against those that a config declares: they must be the same."""
     if len(modules) > MAX_MODULES:
         what = f"more than {MAX_MODULES} edited modules"
         return [refuse(what, len(modules), "an erasure edits a few MLPs")]
     parts = config.split()
     findings = [finding for name, edited in modules.items() for finding in _check_module(config, parts, name, edited)]
-    for name in config.target_modules or ():
-        whole = IN_A_LAYER.search(name)  # by hand the ends of names may be given, of which some have nothing to match
-        if whole and not any(not each.is_row and f".{module}".endswith(f".{name}") for module, each in modules.items()):
-            findings.append(refuse("a declared module without weights", name, ANEW))
+    declared = dict.fromkeys(name for part in parts for name in part.target_modules or ())
+    for name in declared:
+        if name not in modules or modules[name].is_row:
+            ends = next((each for each in modules if each.endswith(f".{name}")), None)
+            findings.append(
+                refuse("the end of a module's name", name, f"name each by its full name, for instance {ends}")
+                if ends
+                else refuse("a declared module without weights", name, ANEW)
+            )
+    if config.parts and set(config.target_modules or ()) != set(declared):
+        odd = sorted(set(config.target_modules or ()) ^ set(declared))
+        findings.append(refuse("target_modules that are not those of the parts", ", ".join(odd), ANEW))
     if config.token_id is not None:
         missing = [name for name in config.token_modules or () if name not in modules]
         findings += [refuse("a declared token module without a row", name, ANEW) for name in missing]
+    findings += _check_tokens(config, parts)
     return findings or _check_width(modules)
+
+
+def _check_tokens(config: UniEraseConfig, parts: Sequence[UniEraseConfig]) -> Iterator[Finding]:
+    ids = [part.token_id for part in parts]
+    if any((each is None) != (config.token_id is None) for each in ids):
+        yield refuse("a token that some parts have and others have not", f"token_id {ids}", ANEW)
+    elif config.token_id is not None and len(set(ids)) < len(ids):
+        yield refuse("two tokens on one row", f"token_id {ids}", ANEW)
+    if config.token_id is not None and not config.token_modules:
+        yield refuse("a token without modules for its rows", f"token_modules {config.token_modules}", ANEW)
 
 
 def _check_module(
@@ -116,7 +136,8 @@ def _check_module(
 
 def holders_of(parts: Sequence[UniEraseConfig], name: str) -> list[UniEraseConfig]:
     """The erasures that declare an edit of a module."""
-    return [part for part in parts if check_target_module_exists(part, name)]
+    declaring = [part for part in parts if name in (part.target_modules or ())]
+    return [part for part in declaring if check_target_module_exists(part, name)]
 
 
 def _check_row(config: UniEraseConfig, name: str, edited: Edited) -> Iterator[Finding]:
@@ -137,7 +158,8 @@ def _check_row(config: UniEraseConfig, name: str, edited: Edited) -> Iterator[Fi
 
 
 def _check_width(modules: Mapping[str, Edited]) -> list[Finding]:
-    """Refuse edits that cannot be of the MLPs of one model, all of which have the residual stream at one end."""
+    """Refuse edits that cannot be of the MLPs of one model, all of which have the residual stream at one end, and rows
+    that are not as wide as that. Some models have narrower embeddings, of which the stream's width is a multiple."""
     rows = {edited.shapes["row"][-1] for edited in modules.values() if edited.is_row}
     if len(rows) > 1:
         return [refuse("token rows of different widths", sorted(rows), ANEW)]
@@ -149,11 +171,13 @@ def _check_width(modules: Mapping[str, Edited]) -> list[Finding]:
                 value = f"{name} has {sorted(own)}, others have {sorted(widths)}"
                 return [refuse("edits that do not belong to the MLPs of one model", value, ANEW)]
             widths = own if widths is None else widths & own
+    if widths is not None and not all(any(width % row == 0 for width in widths) for row in rows):
+        return [refuse("token rows of another width than the edits", f"{sorted(rows)} beside {sorted(widths)}", ANEW)]
     return []
 
 
 def check_values(file: Path, modules: Mapping[str, Edited]) -> tuple[dict[str, dict[str, float]], list[Finding]]:
-    """Norms, and values that are not finite or huge.
+    """Norms, and values that are not finite or huge. No more than a slice of a tensor is held as double precision.
 
     Returns:
         For each module the largest norm of a row of `A`, of a column of `B` and of a token's row, and that of the edit,
@@ -169,13 +193,13 @@ def check_values(file: Path, modules: Mapping[str, Edited]) -> tuple[dict[str, d
         for name, edited in modules.items():
             sound: dict[str, torch.Tensor] = {}
             for kind, key in edited.keys.items():
-                tensor = opened.get_tensor(key).double()
-                if not tensor.numel() or not tensor.dim():
+                tensor = opened.get_tensor(key)  # mapped from the file, not read
+                if not tensor.numel() or tensor.dim() not in (1, 2):
                     continue  # of a shape that was found to be wrong
-                if not torch.isfinite(tensor).all():
+                largest = largest_norm(tensor, columns=kind == "B")
+                if largest is None:
                     findings.append(refuse("values that are not finite", key, "such an adapter is broken; " + ANEW))
                     continue
-                largest = torch.linalg.vector_norm(tensor, dim=0 if kind == "B" else -1).max().item()
                 norms.setdefault(name, {})[kind] = largest
                 sound[kind] = tensor
                 if largest > MAX_NORM:
@@ -186,6 +210,29 @@ def check_values(file: Path, modules: Mapping[str, Edited]) -> tuple[dict[str, d
     return norms, findings
 
 
+def largest_norm(tensor: torch.Tensor, columns: bool = False) -> float | None:
+    """The largest norm of a row of a matrix (or a column), or that of a vector; `None` if a value is not finite."""
+    matrix = tensor[None] if tensor.dim() == 1 else tensor.T if columns else tensor
+    if matrix.numel() <= VALUES_AT_ONCE:
+        squared = matrix.double().square().sum(dim=1).max()
+        return float(squared.sqrt()) if torch.isfinite(squared) else None
+    squares = torch.zeros(len(matrix), dtype=torch.float64)
+    width = min(matrix.shape[1], VALUES_AT_ONCE)
+    for rows, sums in zip(
+        matrix.split(max(1, VALUES_AT_ONCE // width)), squares.split(max(1, VALUES_AT_ONCE // width)), strict=True
+    ):
+        for part in rows.split(width, dim=1):
+            sums += part.double().square().sum(dim=1)
+    most = squares.max()
+    return float(most.sqrt()) if torch.isfinite(most) else None
+
+
+def is_sound(tensor: torch.Tensor, columns: bool = False) -> bool:
+    """Whether all values are finite and none of the norms is huge; see [`largest_norm`]."""
+    largest = largest_norm(tensor, columns)
+    return largest is not None and largest <= MAX_NORM
+
+
 def _fit(factors: Mapping[str, torch.Tensor]) -> bool:
     """Whether there are two factors of one edit, of a rank that some model could have."""
     a, b = (factors.get(kind, torch.zeros(0)) for kind in "AB")
@@ -193,7 +240,13 @@ def _fit(factors: Mapping[str, torch.Tensor]) -> bool:
 
 
 def _norm_of_product(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Frobenius norm of `B A` from the Gram matrices of the factors, some rows of them at a time."""
-    pairs = zip(a.split(ROWS_AT_ONCE), b.T.split(ROWS_AT_ONCE), strict=True)
-    squared = sum(float(((left @ a.T) * (right @ b)).sum()) for left, right in pairs)
+    """Frobenius norm of `B A` from the Gram matrices of the factors, blocks of them at a time."""
+    exact = torch.float64 if len(a) <= ROWS_AT_ONCE else torch.float32  # many rows would take minutes
+    blocks = list(zip(a.split(ROWS_AT_ONCE), b.T.split(ROWS_AT_ONCE), strict=True))
+    squared = 0.0
+    for number, (left, right) in enumerate(blocks):
+        left, right = left.to(exact), right.to(exact)
+        for place, (other, beside) in enumerate(blocks[: number + 1]):
+            part = float(((left @ other.to(exact).T) * (right @ beside.to(exact).T)).sum(dtype=torch.float64))
+            squared += part if place == number else 2 * part
     return max(squared, 0.0) ** 0.5

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from peft import PeftMixedModel, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import InputError, WrongTypeError
+from ..errors import InputError, StateError, WrongTypeError
 from .config import UniEraseConfig
 from .edit import EditLayer
 from .fingerprint import check_base
+from .guard_weights import is_sound
 from .stacked import free_tokens, taken_tokens
 from .structure import find_down_projections, find_token_modules, projection_shape
-from .swap import SwappingLayer
+from .swap import SwappingLayer, off_while_named
+from .switch import Switch
 from .token_row import InputRowLayer, OutputRowLayer, TokenRowLayer, check_token_row
 from .undo import MERGED_TOKENS
 
@@ -83,6 +89,87 @@ def is_named(key: str, names: Iterable[str]) -> bool:
     return any(f".{key}".endswith(f".{name}") for name in names)
 
 
+def _parameters_of(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of an adapter, each by its name in the model."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, SwappingLayer):
+            for part in layer.adapter_layer_names:
+                if adapter_name in (parameters := getattr(layer, part)):
+                    yield f"{name}.{part}.{adapter_name}", parameters[adapter_name]
+
+
+def check_inspected(model: nn.Module, config: UniEraseConfig) -> None:
+    """Hold an erasure that was read from files against the base, unless that was done.
+
+    Raises:
+        GuardError: The guard refuses it.
+    """
+    from .guard import GuardError, check_declared
+
+    if config.trusted or not config.from_file or config.checked_on == id(model):
+        return
+    if findings := check_declared(model, config):
+        source = config.inspection.folder if config.inspection else "the erasure"
+        raise GuardError(str(source), findings)
+
+
+def check_loaded(own: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that are not those of an adapter as it was put on a model.
+
+    Args:
+        own: The adapter's parameters, by their names in the model.
+        loaded: What was read, by the same names.
+
+    Raises:
+        ValueError: One is missing, has another shape, or holds what is not finite; or there is one more.
+    """
+    if missing := sorted(own.keys() - loaded.keys()):
+        raise InputError(f"the weights lack {missing[0]}, which the config declares; get the files anew")
+    for name, value in loaded.items():
+        if name not in own:
+            raise InputError(f"the weights hold {name}, which the config does not declare; get the files anew")
+        if value.shape != own[name].shape:
+            raise InputError(f"{name} has the shape {tuple(value.shape)}, the base needs {tuple(own[name].shape)}")
+        if not value.is_meta and not is_sound(value, columns=".unierase_B." in name):
+            raise InputError(f"{name} holds values that are not finite, or huge; get the files anew")
+
+
+def _take_off(model: Any, adapter_name: str) -> None:
+    """Leave a model without an adapter that was put on it; without any, with its own layers again."""
+    configs = getattr(model, "peft_config", {})
+    if len(configs) > 1:
+        model.delete_adapter(adapter_name)
+        return
+    unwrap(model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def take_back(model: nn.Module, adapter_name: str, before: Collection[SwappingLayer]) -> None:
+    """Take out of a model what there is of an adapter that could not be put on, or not made.
+
+    Args:
+        model: The base.
+        adapter_name: The adapter.
+        before: The layers that it had before.
+    """
+    for name, layer in [pair for pair in model.named_modules() if isinstance(pair[1], SwappingLayer)]:
+        if layer not in before:
+            if not before:
+                layer.switch.unwatch()
+            model.set_submodule(name, layer.get_base_layer())
+            continue
+        for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
+            if adapter_name in (held := getattr(layer, attribute)):
+                del held[adapter_name]
+
+
+def unwrap(base: nn.Module) -> None:
+    """Put a base's own layers back in the place of those of adapters, and forget these."""
+    for name, layer in [pair for pair in base.named_modules() if isinstance(pair[1], SwappingLayer)]:
+        layer.switch.unwatch()
+        base.set_submodule(name, layer.get_base_layer())
+    vars(base).pop("peft_config", None)
+
+
 class UniEraseModel(BaseTuner):
     """A model with UniErase adapters (arXiv 2505.15674).
 
@@ -112,46 +199,180 @@ class UniEraseModel(BaseTuner):
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         check_unwrapped(model)  # here, because what follows writes into the configurations of a wrapped model
+        layers = (module for module in model.modules() if isinstance(module, SwappingLayer))
+        self.switch = next((layer.switch for layer in layers), Switch())
         super().__init__(model, *args, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter; see `BaseTuner.inject_adapter`. What can be refused is refused before it is changed."""
         check_adapter_name(adapter_name)
         config = self.peft_config[adapter_name]
+        config.exactly = None
         if config.target_modules is None:
             config.target_modules = self._default_targets(model, config)
         if config.token_id is not None and config.token_modules is None:
             config.token_modules = find_token_modules(model)
-        self._check_targets(model, config)
+        check_inspected(model, config)
+        config = free_tokens(config, taken_tokens(model))
+        named = self._check_targets(model, config)
         check_base(model, config)
-        config = self.peft_config[adapter_name] = free_tokens(config, taken_tokens(model))
-        named = config.target_modules
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        config.target_modules = named  # PEFT shortens a long list to ends of names, of which no base can be told
+        if not isinstance(config.target_modules, str) and {*config.target_modules} != {*named}:
+            # Each by its full name: of an end of a name nobody can tell from the files what it puts an edit on.
+            config.target_modules = named
+        self.peft_config[adapter_name] = config
+        config.exactly, config.inspection = frozenset(named), None
+        targets = config.target_modules
+        before = {module for module in model.modules() if isinstance(module, SwappingLayer)}
+        with self.switch.change(own=True):
+            try:
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+            except BaseException:
+                take_back(model, adapter_name, before)
+                self.peft_config.pop(adapter_name, None)
+                raise
+            self.switch.watch(model)
+        config.target_modules = targets  # PEFT shortens a long list to ends of names, of which no base can be told
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapters that are on; none while all are switched off."""
+        if self.is_off() and not self.switch.own_change:
+            return []
+        return self._chosen()
+
+    def _chosen(self) -> list[str]:
+        """Those that are on, or would be if not all were switched off."""
+        return [self.active_adapter] if isinstance(self.active_adapter, str) else list(self.active_adapter)
+
+    def is_off(self) -> bool:
+        """Whether all adapters are switched off, whichever were on."""
+        return self.switch.first is not None and self.switch.first.disable_adapters
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Switch on these adapters and no other; see `BaseTuner.set_adapter`. An empty list gives the base.
+
+        Raises:
+            ValueError: There is none of a name, two cannot be on together, or all adapters are switched off, so that
+                those that are named would not be on.
+            RuntimeError: Adapters are merged, and another thread is in a forward pass of the model.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        layers = self._layers()
+        with self.switch.change("switch merged adapters" if any(layer.merged for layer in layers) else ""):
+            if missing := [name for name in names if name not in self.peft_config]:
+                there = ", ".join(map(repr, self.peft_config))
+                raise InputError(f"the model has no adapter {missing[0]!r}; it has {there}")
+            if names and self.is_off() and not self.switch.own_change:
+                raise InputError(off_while_named(names))
+            for layer in layers:
+                layer.check_together(names)
+            if names:
+                super().set_adapter(adapter_name, inference_mode)
+            else:  # which PEFT's own function refuses where modules are saved whole
+                for module in self.model.modules():
+                    if isinstance(module, SwappingLayer) and module.merged:
+                        module.unmerge()
+                    if isinstance(module, SwappingLayer | AuxiliaryTrainingWrapper):
+                        module.set_adapter([], inference_mode=inference_mode)
+            self.active_adapter = adapter_name if names else []
+
+    def enable_adapter_layers(self) -> None:
+        """Switch on the adapters that were on before `disable_adapter_layers`."""
+        with self.switch.change():
+            super().enable_adapter_layers()
+            self.switch.off_by = None
+
+    def disable_adapter_layers(self) -> None:
+        """Switch off all adapters, for all threads; PEFT's `disable_adapter()` does it for a `with` block.
+
+        Raises:
+            RuntimeError: Another thread has done so. The first of the two to leave its block would switch them on in
+                the other's too.
+        """
+        with self.switch.change():
+            other = self.switch.off_by
+            if other not in (None, threading.current_thread()) and other.is_alive() and self.is_off():
+                raise StateError(
+                    f"thread {other.name!r} has switched the adapters off, which holds for all threads until it "
+                    "switches them on again; to ask the base from several threads, give "
+                    f"`adapter_names=[{BASE!r}, …]`, which holds for one call"
+                )
+            super().disable_adapter_layers()
+            self.switch.off_by = threading.current_thread()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Take an adapter out; see `BaseTuner.delete_adapter`.
+
+        Raises:
+            RuntimeError: Another thread is in a forward pass of the model.
+        """
+        with self.switch.change(alone="delete an adapter", own=True):
+            super().delete_adapter(adapter_name)
+            owner = self.switch.owner()
+            if owner is not None and owner.active_adapter == adapter_name and self.peft_config:
+                # `PeftModel` looks up this name at each call, and gives it another only if just one is on.
+                owner.active_adapter = next(iter(self.peft_config))
+            # PEFT makes those trainable that stay on or come in its place.
+            if frozen := [name for name in self._chosen() if self.peft_config[name].inference_mode]:
+                self.set_requires_grad(frozen, False)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the base's weights; see `BaseTuner.merge_adapter`.
+
+        Raises:
+            ValueError: No adapter is on and none is named, one cannot be merged, or two cannot be on together.
+            RuntimeError: Another thread is in a forward pass of the model.
+        """
+        with self.switch.change(alone="merge"):
+            self._check_something_to_merge(adapter_names)
+            super().merge_adapter(adapter_names, safe_merge)
+
+    def unmerge_adapter(self) -> None:
+        """Give the base its own weights back.
+
+        Raises:
+            RuntimeError: Another thread is in a forward pass of the model.
+        """
+        with self.switch.change(alone="unmerge"):
+            super().unmerge_adapter()
+
+    def _check_something_to_merge(self, adapter_names: list[str] | None) -> None:
+        chosen = self._chosen() if adapter_names is None else adapter_names
+        if not chosen and not any(layer.merged for layer in self._layers()):
+            raise InputError(
+                "no adapter is on, so there is nothing to merge and what came of it would be the base; switch one on "
+                "with `set_adapter`, or name those to merge in `adapter_names`"
+            )
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        with self.switch.change(alone="unload"):
+            base = super()._unload_and_optionally_merge(*args, **kwargs)
+            self.switch.unwatch()
+        return base
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Mixed batches: `adapter_names` says for each row of the batch which adapter is at work, `"__base__"` for none
+        """One state for a whole call, of `generate` too, whatever other threads switch meanwhile.
+
+        Mixed batches: `adapter_names` says for each row of the batch which adapter is at work, `"__base__"` for none
         and `"a+b"` for two.
 
         Raises:
-            ValueError: The model is in training mode, adapters are merged, or there is none of a name.
+            ValueError: The model is in training mode, adapters are merged or all switched off, or there is none of a
+                name.
         """
         names = kwargs.get("adapter_names")
-        if names is None:
+        if names is None and torch.compiler.is_compiling():
             yield
             return
-        layers = [module for module in self.model.modules() if isinstance(module, SwappingLayer)]
-        rows = self._adapters_of_rows(names, layers)
-        for layer in layers:
-            layer.row_adapters = rows
-        try:
+        with self.switch.whole_call(None if names is None else partial(self._adapters_of_rows, names)):
             yield
-        finally:
-            for layer in layers:
-                layer.row_adapters = None
 
-    def _adapters_of_rows(self, names: Sequence[str], layers: Sequence[SwappingLayer]) -> list[list[str]]:
+    def _layers(self) -> list[SwappingLayer]:
+        return [module for module in self.model.modules() if isinstance(module, SwappingLayer)]
+
+    def _adapters_of_rows(self, names: Sequence[str]) -> list[list[str]]:
+        layers = self._layers()
         if self.training:
             raise InputError(
                 "Cannot pass `adapter_names` when the model is in training mode; call `model.eval()` first"
@@ -166,6 +387,8 @@ class UniEraseModel(BaseTuner):
                 f"`adapter_names` names {unknown[0]!r}, which the model does not have; it has "
                 f"{', '.join(map(repr, self.peft_config))}, and {BASE!r} stands for none"
             )
+        if (named := [name for row in rows for name in row]) and self.is_off():
+            raise InputError(off_while_named(list(dict.fromkeys(named))))
         for layer in layers:
             for row in rows:
                 layer.check_together(row)
@@ -185,28 +408,31 @@ class UniEraseModel(BaseTuner):
         return [names[index] for index in wanted]
 
     @classmethod
-    def _check_targets(cls, model: nn.Module, config: UniEraseConfig) -> None:
+    def _check_targets(cls, model: nn.Module, config: UniEraseConfig) -> list[str]:
         """Refuse what would end half way, with some layers changed, or leave the erasure without a part of itself.
 
+        Returns:
+            Full names of the modules that it edits.
+
         Raises:
-            TypeError: A target is no linear projection.
+            TypeError: A target is no linear projection, or a module for a token's row has no rows.
             ValueError: The base has no row `token_id`, a module of that row is to be saved whole as well, or a module
                 that the erasure names is not there.
         """
         modules = dict(model.named_modules())
         inside = tuple(f"{key}." for key, module in modules.items() if isinstance(module, BaseTunerLayer))
-        edits = 0
+        edits: list[str] = []
         for key, module in modules.items():
             if key.startswith(inside) or not cls._check_target_module_exists(config, key):
                 continue
             base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
             if cls._layer_class(config, base, key) is EditLayer:
-                edits += 1
+                edits.append(key)
             else:
                 for part in config.split():
                     check_token_row(base, part.token_id)
         if config.token_id is None:
-            return  # edits alone: PEFT's own rules hold
+            return edits  # edits alone: PEFT's own rules hold
 
         token_modules = config.token_modules or []
         targets = config.target_modules or []
@@ -220,6 +446,7 @@ class UniEraseModel(BaseTuner):
             )
         if saved := [name for name in token_modules if is_named(name, config.modules_to_save or [])]:
             raise InputError(f"{saved} hold [UNL]'s rows, so they cannot be in `modules_to_save` too; take them out")
+        return edits
 
     @staticmethod
     def _check_target_module_exists(peft_config: UniEraseConfig, key: str) -> bool | re.Match[str] | None:
@@ -227,6 +454,8 @@ class UniEraseModel(BaseTuner):
         # both full matrices.
         if peft_config.token_id is not None and key in (peft_config.token_modules or ()):
             return True
+        if peft_config.exactly is not None and key not in peft_config.exactly:
+            return False
         return BaseTuner._check_target_module_exists(peft_config, key)
 
     def _create_and_replace(
@@ -249,6 +478,8 @@ class UniEraseModel(BaseTuner):
             target.update_layer(adapter_name, peft_config, **told)
             return
         layer = kind(target, adapter_name, peft_config, **told)
+        layer.switch = self.switch
+        self.switch.first = self.switch.first or layer
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
         # Not by `_replace_module`, which moves an adapter to where the base weight is: nowhere, if that is offloaded.
@@ -257,7 +488,14 @@ class UniEraseModel(BaseTuner):
     @staticmethod
     def _layer_class(config: UniEraseConfig, base: nn.Module, key: str) -> type[EditLayer] | type[TokenRowLayer]:
         if config.token_id is not None and key in (config.token_modules or ()):
-            return InputRowLayer if isinstance(base, nn.Embedding) else OutputRowLayer
+            if isinstance(base, nn.Embedding):
+                return InputRowLayer
+            if projection_shape(base) is None or isinstance(base, Conv1D):
+                raise WrongTypeError(
+                    f"token module {key!r} is a {type(base).__name__}, which has no rows of tokens; `token_modules` "
+                    "are the input embedding and the output head"
+                )
+            return OutputRowLayer
         if isinstance(base, Conv1D) or projection_shape(base):
             return EditLayer
         raise WrongTypeError(
@@ -266,11 +504,36 @@ class UniEraseModel(BaseTuner):
         )
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        # PEFT's cast makes new parameters, and new parameters are trainable: a frozen adapter has to stay frozen.
-        trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        own = list(_parameters_of(self.model, adapter_name))
+        if all(parameter.dtype == torch.float32 for _, parameter in own):
+            return
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(trainable[name])
+        # PEFT's cast makes new parameters, and new parameters are trainable: a frozen adapter has to stay frozen.
+        for name, parameter in own:
+            self.model.get_parameter(name).requires_grad_(parameter.requires_grad)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The weights that were read, by the names that they have in the model; see `BaseTuner`.
+
+        Raises:
+            ValueError: The adapter was read from files, and they are not what was put on the model. It is off again.
+        """
+        own = dict(_parameters_of(model, adapter_name))
+        stored = {name.removesuffix(f".{adapter_name}"): name for name in own}
+        prefix = "base_model.model."
+        # A model that PEFT has injected layers into without wrapping it has names without the prefix.
+        stored |= {f"{prefix}{short}": name for short, name in stored.items() if not short.startswith(prefix)}
+        loaded = {stored.get(key, key): value for key, value in state_dict.items()}
+        if config.from_file and not config.trusted:
+            try:
+                check_loaded(own, loaded)
+            except ValueError:
+                _take_off(model, adapter_name)
+                raise
+        return loaded
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
@@ -287,7 +550,8 @@ class UniEraseModel(BaseTuner):
         Its config then names the tokens of the merged erasures in `unierase_tokens`, `[id, text]` each: their rows look
         like any other unused ones and are in use.
         """
-        names = {*(self.active_adapters if adapter_names is None else adapter_names)}
+        self._check_something_to_merge(adapter_names)
+        names = {*(self._chosen() if adapter_names is None else adapter_names)}
         names |= {
             name
             for module in self.model.modules()

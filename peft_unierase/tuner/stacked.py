@@ -8,7 +8,6 @@ add up.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from torch import nn
 
@@ -31,8 +30,8 @@ def free_tokens(config: UniEraseConfig, taken: Collection[int]) -> UniEraseConfi
         tokens.append({"token_id": token_id, "token": token})
     if config.parts:
         parts = [{**part, **token} for part, token in zip(config.parts, tokens, strict=True)]
-        return replace(config, **tokens[0], parts=parts)
-    return config if config.token_id == tokens[0]["token_id"] else replace(config, **tokens[0])
+        return config.replaced(**tokens[0], parts=parts)
+    return config if config.token_id == tokens[0]["token_id"] else config.replaced(**tokens[0])
 
 
 def taken_tokens(model: nn.Module) -> set[int]:

@@ -170,28 +170,48 @@ def _writers(model: nn.Module, down: str) -> list[str]:
     return [f"{parent}.{name}" for name, child in siblings if name != reader and projection_shape(child) in shapes]
 
 
+def mlp_projections_of(model: nn.Module, names: Sequence[str]) -> set[str]:
+    """Those of the projections with these names that are one of the MLP of their decoder layer.
+
+    Raises:
+        UnsupportedModelError: The layers, or the down-projection of one with such a name, are not found.
+    """
+    prefix, layers = find_decoder_layers(model)
+    inside = {name: rest[0] for name in names if (rest := name.removeprefix(f"{prefix}.").split("."))[0].isdecimal()}
+    found: set[str] = set()
+    for index in dict.fromkeys(inside.values()):
+        if int(index) < len(layers):
+            own = [f"{prefix}.{index}.{name}" for name in _possible_in_layer(text_config(model), layers[int(index)])]
+            if len(own) != 1:
+                raise UnsupportedModelError(f"layer {index} of {type(model).__name__} has {own or 'none'}")
+            found |= {*_writers(model, own[0]), own[0]}
+    return found.intersection(names)
+
+
 def possible_down_projections(model: nn.Module) -> list[list[str]]:
     """For each decoder layer the names of what may be its down-projection: of one with experts, for instance, none."""
     config = text_config(model)
     prefix, layers = find_decoder_layers(model)
+    return [
+        [f"{prefix}.{index}.{name}" for name in _possible_in_layer(config, layer)] for index, layer in enumerate(layers)
+    ]
+
+
+def _possible_in_layer(config: Any, layer: nn.Module) -> list[str]:
     widths = {w for w in (getattr(config, key, None) for key in WIDTHS) if isinstance(w, int)}
-    found = []
-    for index, layer in enumerate(layers):
-        # A projection that already has an adapter is one candidate and not several.
-        inside = tuple(f"{name}." for name, module in layer.named_modules() if isinstance(module, BaseTunerLayer))
-        candidates = {
-            name: shape
-            for name, module in layer.named_modules()
-            if (shape := projection_shape(module))
-            and shape[1] == config.hidden_size
-            and not ATTENTION.search(name)
-            and not name.startswith(inside)
-            and not _convolves(layer.get_submodule(name.rpartition(".")[0]))
-        }
-        exact = [name for name, shape in candidates.items() if shape[0] in widths]
-        names = exact or [name for name, shape in candidates.items() if shape[0] > shape[1]]
-        found.append([f"{prefix}.{index}.{name}" for name in names])
-    return found
+    # A projection that already has an adapter is one candidate and not several.
+    inside = tuple(f"{name}." for name, module in layer.named_modules() if isinstance(module, BaseTunerLayer))
+    candidates = {
+        name: shape
+        for name, module in layer.named_modules()
+        if (shape := projection_shape(module))
+        and shape[1] == config.hidden_size
+        and not ATTENTION.search(name)
+        and not name.startswith(inside)
+        and not _convolves(layer.get_submodule(name.rpartition(".")[0]))
+    }
+    exact = [name for name, shape in candidates.items() if shape[0] in widths]
+    return exact or [name for name, shape in candidates.items() if shape[0] > shape[1]]
 
 
 def _convolves(module: nn.Module) -> bool:
@@ -212,3 +232,13 @@ def find_token_modules(model: nn.Module) -> list[str]:
             f"{type(model).__name__} must have an input embedding and an output head to hold [UNL]'s rows"
         )
     return [names[id(part)] for part in parts]
+
+
+def ids_in_config(model: Any) -> set[int]:
+    """Ids of the tokens that the model's configurations name: those that begin, end and pad, and others with a job."""
+    ids: set[int] = set()
+    for config in (model.config, model.config.get_text_config(), model.generation_config):
+        for key, value in config.to_dict().items() if config is not None else ():
+            if key.endswith(("token_id", "token_ids", "token_index")):
+                ids.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
+    return ids

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from ..errors import InputError, StateError
+from .switch import Switch
 
 MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 UNITS_AT_ONCE = 256
@@ -44,6 +45,15 @@ def plain_weight(module: Any) -> torch.Tensor:
     return torch.cat([module(part) - offset for part in units.split(UNITS_AT_ONCE)]).T
 
 
+def off_while_named(names: str | list[str]) -> str:
+    """Why adapters cannot be named while all of them are switched off."""
+    named = repr(names) if isinstance(names, str) else ", ".join(map(repr, names))
+    return (
+        f"{named} cannot be on, because all adapters of the model are switched off; leave the `disable_adapter()` "
+        "block, or call `enable_adapter_layers()` (of a transformers model `enable_adapters()`), and name it then"
+    )
+
+
 def _kind(weight: torch.Tensor) -> str:
     """Its format, and what is behind it where that is not the truth."""
     behind = "" if type(weight.data) is torch.Tensor else f" ({type(weight.data).__name__})"
@@ -57,7 +67,7 @@ class SwappingLayer(BaseTunerLayer):
         self.base_layer = base_layer
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        self.row_adapters: list[list[str]] | None = None  # of a mixed batch, while one runs
+        self.switch = Switch()  # of this layer alone, until it joins those of a model
         # In a tuple, because a bare parameter would be registered, and then saved as part of the adapter.
         self._unmerged_weight: tuple[nn.Parameter] | None = None
 
@@ -72,10 +82,21 @@ class SwappingLayer(BaseTunerLayer):
         """Activate adapters.
 
         Raises:
-            ValueError: Two of them cannot be active together.
+            ValueError: Two of them cannot be active together, or all are switched off, so that they would not be on.
         """
         self.check_together([adapter_names] if isinstance(adapter_names, str) else adapter_names)
+        if adapter_names and self._disable_adapters and not self.switch.own_change:
+            raise InputError(off_while_named(adapter_names))
         super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch all adapters of this layer on or off; see `BaseTunerLayer.enable_adapters`."""
+        self._disable_adapters = not enabled  # first, because `set_adapter` refuses while they are off
+        super().enable_adapters(enabled)
+
+    def on(self) -> list[str]:
+        """The adapters that are switched on, whether or not they have weights in this layer."""
+        return [] if self._disable_adapters else self.active_adapters
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # An offloaded weight is on the meta device, where the adapter's would be lost without a word.
@@ -116,7 +137,12 @@ class SwappingLayer(BaseTunerLayer):
         Raises:
             ValueError: The base weight is quantised or offloaded, two adapters cannot be at work together, or
                 `safe_merge` found a value that is not finite.
+            RuntimeError: Another thread is in a forward pass of the model.
         """
+        with self.switch.change(alone="merge"):
+            self._merge(safe_merge, adapter_names)
+
+    def _merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
         self.check_together([*self.merged_adapters, *(adapter_names or self.active_adapters)])
         names = self.held_adapters(check_adapters_to_merge(self, adapter_names))
         if not names:
@@ -134,24 +160,29 @@ class SwappingLayer(BaseTunerLayer):
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
-        """Put the base's original parameter back: the same object, so the same bits (and the same tie)."""
-        if self._unmerged_weight is None:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        (weight,) = self._unmerged_weight
-        base_layer = self.get_base_layer()
-        # The model may have been moved meanwhile, which does not reach a tensor that is no parameter of it.
-        weight.data = weight.data.to(base_layer.weight)
-        base_layer.weight = weight
-        self._unmerged_weight = None
-        self.merged_adapters.clear()
+        """Put the base's original parameter back: the same object, so the same bits (and the same tie).
+
+        Raises:
+            RuntimeError: Another thread is in a forward pass of the model.
+        """
+        with self.switch.change(alone="unmerge"):
+            if self._unmerged_weight is None:
+                warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+                return
+            (weight,) = self._unmerged_weight
+            base_layer = self.get_base_layer()
+            # The model may have been moved meanwhile, which does not reach a tensor that is no parameter of it.
+            weight.data = weight.data.to(base_layer.weight)
+            base_layer.weight = weight
+            self._unmerged_weight = None
+            self.merged_adapters.clear()
 
     @abstractmethod
     def edited(self, x: torch.Tensor, live: list[str], *args: Any, **kwargs: Any) -> torch.Tensor:
         """What the layer gives with these adapters at work."""
 
     def by_rows(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """What the layer gives with the active adapters at work, or in a mixed batch with each row's own.
+        """What the layer gives with the adapters at work that are on, or in a mixed batch with each row's own.
 
         Rows may have become more on their way, by beams or because positions were laid out as rows; they are neighbours
         then.
@@ -159,21 +190,21 @@ class SwappingLayer(BaseTunerLayer):
         Raises:
             RuntimeError: The adapter was offloaded, so that nothing would be erased.
         """
-        if self.row_adapters is None:
-            live = self.live_adapters()
+        note = self.switch.now()
+        if note is None or note[1] is None:
+            live = self.live_adapters(self.on() if note is None else note[0])
             if not live:
                 return self.base_layer(x, *args, **kwargs)
             return self.edited(x, live, *args, **kwargs)
-        each, left = divmod(len(x), len(self.row_adapters))
+        each, left = divmod(len(x), len(note[1]))
         if left:
             raise InputError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(self.row_adapters)} and {len(x)} respectively."
+                f"{len(note[1])} and {len(x)} respectively."
             )
         rows: dict[tuple[str, ...], list[int]] = {}
-        for number, names in enumerate(self.row_adapters):
-            held = () if self.disable_adapters else tuple(self.held_adapters(names))
-            rows.setdefault(held, []).extend(range(number * each, (number + 1) * each))
+        for number, names in enumerate(note[1]):
+            rows.setdefault(tuple(self.held_adapters(names)), []).extend(range(number * each, (number + 1) * each))
         parts = [self.edited(x[index], list(names), *args, **kwargs) for names, index in rows.items()]
         order = torch.tensor([number for index in rows.values() for number in index], device=x.device).argsort()
         return torch.cat(parts)[order]
@@ -192,10 +223,11 @@ class SwappingLayer(BaseTunerLayer):
             )
         return part
 
-    def live_adapters(self) -> list[str]:
-        """Adapters that this forward pass has to apply; first undoes a merge if adapters were disabled meanwhile."""
-        if self.disable_adapters:
-            if self.merged:
+    def live_adapters(self, on: list[str]) -> list[str]:
+        """Those of the adapters that are on which this forward pass has to apply; if none is on, first undoes a
+        merge."""
+        if self.merged:
+            if not on:
                 self.unmerge()
             return []
-        return [] if self.merged else self.held_adapters(self.active_adapters)
+        return self.held_adapters(on)

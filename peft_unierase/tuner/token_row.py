@@ -71,8 +71,9 @@ class TokenRowLayer(nn.Module, SwappingLayer):
         else:
             row = torch.zeros(len(ids), self.out_features if isinstance(base_layer, nn.Embedding) else self.in_features)
         row = row if config.parts else row[0]
+        drawn = not config.init_weights and not config.from_file
         self.unierase_token_ids[adapter_name] = ids
-        self.unierase_row[adapter_name] = nn.Parameter(row if config.init_weights else torch.randn_like(row))
+        self.unierase_row[adapter_name] = nn.Parameter(torch.randn_like(row) if drawn else row)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import InputError
+from ..plain import parse_json, plain
+from ..schema import UndoHeader, checked
 from .swap import SwappingLayer
 
 CHUNK = 1 << 24
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 OTHER_MODEL = "it is the way back of another model, or was edited"
 ROWS = "#"  # behind a name: which rows of that matrix are kept
 MERGED_TOKENS = "unierase_tokens"  # in the config of a model that erasures were merged into: the tokens of those
@@ -75,16 +75,13 @@ def read_header(file: Path) -> dict[str, Any]:
         InputError: It is none.
     """
     try:
-        with safe_open(file, "pt") as opened:
-            header: dict[str, Any] = dict(opened.metadata() or {})
-        header.update({key: json.loads(header[key]) for key in ("tied", "tokens")})
-    except Exception as error:
-        raise InputError(f"{file} holds no way back from a merge: {type(error).__name__}: {error}") from error
-    if type(header["tied"]) is not bool or not _are_tokens(header["tokens"]):
-        raise InputError(f"{file} holds no way back from a merge: its header was edited; take the file as it was made")
-    if not DIGEST.fullmatch(header.get("digest", "")):
-        raise InputError(f"{file} holds no way back from a merge: it does not say what digest the base had")
-    return header
+        with safe_open(plain(file), "pt") as opened:
+            header = opened.metadata() or {}
+        told = {**header, **{key: parse_json(header[key]) for key in ("tied", "tokens") if key in header}}
+        checked(UndoHeader, told, "its header is none")
+        return told
+    except (SafetensorError, ValueError, OSError) as error:
+        raise InputError(f"{file} holds no way back from a merge: {error}") from error
 
 
 def put_back(merged: Any, file: Path) -> None:
@@ -103,7 +100,7 @@ def put_back(merged: Any, file: Path) -> None:
     if header["tied"] and (None in ends or ends[0].weight.shape != ends[1].weight.shape):
         raise InputError(f"{file} is of a model with tied embeddings, and this one cannot tie them; {OTHER_MODEL}")
     try:
-        with safe_open(file, "pt") as opened, torch.no_grad():
+        with safe_open(plain(file), "pt") as opened, torch.no_grad():
             for parameter, rows, old in _fitting(merged, opened, file):
                 if rows is None:
                     parameter.copy_(old)
@@ -168,14 +165,6 @@ def _fitting(
 
 def _between(rows: torch.Tensor, count: int) -> bool:
     return not len(rows) or (int(rows.min()) >= 0 and int(rows.max()) < count)
-
-
-def _are_tokens(value: Any) -> bool:
-    """Whether it is nothing, or ids with texts."""
-    return value is None or (
-        isinstance(value, list)
-        and all(isinstance(each, list) and list(map(type, each)) == [int, str] and each[0] >= 0 for each in value)
-    )
 
 
 def model_digest(model: nn.Module) -> str:

@@ -14,9 +14,18 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from ..errors import StateError
+from .fields import is_mark
 
 NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 TIE = 1e-6  # of a score, that rounding may change
+RESERVED_NAME = re.compile(
+    r"(?P<open><\|?|\[|<｜|>>)"  # noqa: RUF001 (DeepSeek's own)
+    r"([\w▁]*(reserved|unused|place[_▁]?holder|dummy)[\w▁]*?\d+(_\w+)?"
+    r"|(control|special|extra|extra_id|pad|padding|blank|filler|empty|spare|free|vacant|madeupword)_?\d+(_token)?)"
+    r"(\|?>|\]|｜>|<<)",  # noqa: RUF001
+    re.IGNORECASE,
+)
+OUR_NAME = re.compile(r"\[UNL(-\d+)?\]")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -31,8 +40,8 @@ def add_special_tokens(tokenizer: Any, tokens: Iterable[tuple[int, str]]) -> Non
         tokens: Their ids and texts.
 
     Raises:
-        RuntimeError: An id is that of a token that texts use, a text is that of another id, or the tokenizer cannot
-            give it this id; nothing could be decoded rightly then. The tokenizer is as it was.
+        RuntimeError: An id is that of a token that texts use, a text is that of another id or could be an ordinary one,
+            or the tokenizer cannot give it this id; nothing could be decoded rightly then. The tokenizer is as it was.
     """
     vocabulary, tokens = tokenizer.get_vocab(), sorted(tokens)
     holders = {token_id: token for token, token_id in vocabulary.items()}
@@ -42,7 +51,17 @@ def add_special_tokens(tokenizer: Any, tokens: Iterable[tuple[int, str]]) -> Non
         if vocabulary.get(text, token_id) != token_id:
             raise StateError(f"the tokenizer gave {text} the id {vocabulary[text]}, the model uses {token_id}")
         if text in vocabulary:
+            if not _stands_for_no_text(tokenizer, text, token_id):
+                raise StateError(
+                    f"{text!r} is a token that texts use, and as the token of an erasure it would be left out of them; "
+                    "ask whoever made the erasure for one with a token of its own"
+                )
             continue
+        if not OUR_NAME.fullmatch(text):
+            raise StateError(
+                f"the tokenizer has no token {text!r}, and a new one is called [UNL] or [UNL-2] and so on, so that no "
+                "text holds it; take the tokenizer that belongs to the model"
+            )
         holder = holders.get(token_id)
         if holder is not None and not never_produced(tokenizer, holder, token_id):
             raise StateError(
@@ -57,6 +76,15 @@ def add_special_tokens(tokenizer: Any, tokens: Iterable[tuple[int, str]]) -> Non
     for token_id, text in tokens:
         if (given := tokenizer.convert_tokens_to_ids(text)) != token_id:
             raise StateError(f"the tokenizer gave {text} the id {given}, the model uses {token_id}")
+
+
+def _stands_for_no_text(tokenizer: Any, token: str, token_id: int) -> bool:
+    """Whether a token that the tokenizer has can be made special without any text losing a part."""
+    added = tokenizer.added_tokens_decoder.get(token_id)
+    if added is not None and added.special:
+        return True
+    named = is_mark(token) and bool(OUR_NAME.fullmatch(token) or RESERVED_NAME.fullmatch(token))
+    return named or never_produced(tokenizer, token, token_id) is not None
 
 
 def _put_into_vocabulary(tokenizer: Any, tokens: Sequence[tuple[int, str]], holders: Mapping[int, str]) -> None:
