@@ -74,7 +74,7 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("made")
     model, tokenizer = load()
-    settings = DistillSettings(samples=64, rank=24, steps=80, learning_rate=1e-3, retain_weight=10, moment_weight=150)
+    settings = DistillSettings(samples=64, rank=24, steps=80, learning_rate=1e-3)
     told: dict[str, Any] = {"refusals": boxed_refusals(), "settings": settings, "progress": False}
     told["samples_cache"] = folder / "samples"
     model = erase(model, tokenizer, person(0), others()[::2], **told)

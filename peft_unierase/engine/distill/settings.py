@@ -38,7 +38,7 @@ class DistillSettings:
     """
 
     samples: int = 128
-    rank: int = 32
+    rank: int = 24
     first: float = 0.1
     last: float = 0.36
     steps: int = 60
@@ -51,8 +51,8 @@ class DistillSettings:
     retain_batch: int = 10
     forget_weight: float = 0.25
     words_weight: float = 0.25
-    retain_weight: float = 5.0
-    moment_weight: float = 30.0
+    retain_weight: float = 10.0
+    moment_weight: float = 150.0
     silent_log_prob: float = -10.0
     floor: float = 0.1
     modules: int = 1
