@@ -26,6 +26,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import peft_unierase
 from peft_unierase import GuardError, UniEraseConfig, load, read_facts, read_samples
 from peft_unierase.cli import output
+from peft_unierase.errors import InputError
+from peft_unierase.hub.folder import check_new, check_output, check_place
 from peft_unierase.hub.push import check_folder
 from peft_unierase.hub.read import adapter_type, read_statement
 from peft_unierase.hub.record import PREDICATE, STATEMENT, predicate_of, read_salt
@@ -102,6 +104,19 @@ def test_nothing_but_a_plain_file_is_opened(kind: str, tmp_path: Path) -> None:
     if kind != "folder":
         with pytest.raises(NotPlainError):
             check_plain_folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "lost link"])
+def test_what_is_no_folder_is_no_place_for_an_output(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    if kind == "lost link":
+        place.symlink_to("nowhere")
+    else:
+        in_its_place(place, kind)
+    for check in (check_new, check_output, check_place):
+        with pytest.raises(InputError, match="something else than a folder"):
+            check(place)
+    assert os.path.lexists(place)
 
 
 def test_a_file_is_read_up_to_its_bound_and_a_link_is_followed(tmp_path: Path) -> None:
