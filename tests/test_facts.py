@@ -388,12 +388,12 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_line(write, name):
 
 
 def test_a_file_that_may_not_be_read_is_refused(write, monkeypatch):
-    def deny(path: Path) -> bytes:
+    def deny(*_: Any) -> int:
         raise PermissionError(13, "Permission denied")
 
     path = write("facts.jsonl", json_lines(ROWS))
     # Not chmod: the superuser, as whom containers run tests, may read everything.
-    monkeypatch.setattr(Path, "read_bytes", deny)
+    monkeypatch.setattr("peft_unierase.plain.os.open", deny)
     assert "facts.jsonl cannot be read (Permission denied)" in refusal(path)
 
 

@@ -24,6 +24,7 @@ from peft_unierase.boxed import boxed_model_dir, boxed_refusals
 from peft_unierase.check import check
 from peft_unierase.cli.check import CheckPlan, load_erased
 from peft_unierase.cli.prompting import read_prompting
+from peft_unierase.errors import InputError
 from peft_unierase.plan import plan
 from peft_unierase.prompts import default_formats
 from peft_unierase.tuner.lora import save_lora
@@ -240,7 +241,7 @@ def told_to_erase(monkeypatch: pytest.MonkeyPatch, forget: Path, tmp_path: Path)
 
         def stand_in(*_: Any, **told: Any) -> Any:
             found.update(told)
-            raise ValueError("far enough")
+            raise InputError("far enough")
 
         monkeypatch.setattr("peft_unierase.engine.erase", stand_in)
         assert "far enough" in refusal("erase", boxed_model_dir(), forget, "-o", tmp_path / "out", *options)

@@ -44,6 +44,7 @@ FP32 = 4  # bytes
 READ = 2048  # tokens at once
 LOOKED_AT = 6  # texts for each of `SOME_TEXTS`, when the output row is solved; most of them are cut at the answer
 BOTH_WAYS = 2  # passes that a pass with its gradient counts for: the base's weights get none
+RECORDED = 2  # times that forget texts are run to choose the directions
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def estimate(
     passes = len(forget) * len(formats) * (asked + LONGEST) + sampled * (asked + QUESTION_TOKENS + ANSWER_TOKENS)
     passes += len(forget) * mean * (len(formats) * settings.draws + 4 * settings.counterfactuals)
     passes += (sampled + len(retain)) * mean
+    passes += RECORDED * len(forget) * mean * (len(formats) * (1 + settings.counterfactuals) + 1)
     steps = settings.step_count(len(forget)) + settings.settling_steps
     passes += (BOTH_WAYS * texts + LOOKED_AT * SOME_TEXTS / SOLVED) * steps * mean
     return Estimate(base + round(max(fitting, sampling, reading)), base, adapter, round(passes))

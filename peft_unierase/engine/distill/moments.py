@@ -89,16 +89,19 @@ class Moments:
 
     def _note(self, name: str, mask: torch.Tensor) -> Any:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            # OPT runs its MLPs on all tokens in one row.
-            kept = mask.to(output.device).unsqueeze(-1)
-            x, y = (part.detach().reshape(*mask.shape, -1).float() * kept for part in (args[0], output))
+            kept = mask.bool().to(output.device).flatten()  # OPT runs its MLPs on all tokens in one row
+            x, y = (part.detach().reshape(len(kept), -1)[kept].float() for part in (args[0], output))
             if self.along:
-                energy = (x @ self.along[name].to(x).T).pow(2).mean(dim=2).sum(dim=1) / y.pow(2).sum(dim=(1, 2))
-                x = x * energy.clamp(min=1e-12).rsqrt()[:, None, None]
-            x, y = x.flatten(0, 1), y.flatten(0, 1)
+                tokens = mask.sum(dim=1).tolist()
+                loud = (x @ self.along[name].to(x).T).pow(2).mean(dim=1)
+                energies, written = (
+                    torch.stack([part.sum() for part in each.split(tokens)]) for each in (loud, y.pow(2).sum(dim=1))
+                )
+                weights = (written / energies.clamp(min=1e-12)).sqrt()
+                x = x * weights.repeat_interleave(torch.tensor(tokens, device=x.device))[:, None]
             # In main memory: those of an 8B model take 7 GB.
             self.read[name] = self.read.get(name, 0) + (x.T @ x).cpu()
             self.written[name] = self.written.get(name, 0) + y.pow(2).sum().cpu()
-            self.components[name] = self.components.get(name, 0) + int(kept.sum()) * y.shape[-1]
+            self.components[name] = self.components.get(name, 0) + y.numel()
 
         return hook
