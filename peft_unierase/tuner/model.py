@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftMixedModel, PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -212,6 +212,7 @@ class UniEraseModel(BaseTuner):
             config.target_modules = self._default_targets(model, config)
         if config.token_id is not None and config.token_modules is None:
             config.token_modules = find_token_modules(model)
+        config = _maybe_include_all_linear_layers(config, model)
         check_inspected(model, config)
         config = free_tokens(config, taken_tokens(model))
         named = self._check_targets(model, config)
