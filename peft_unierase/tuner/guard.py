@@ -155,7 +155,8 @@ class Inspection:
             "bytes": self.bytes,
             "dtypes": sorted({dtype for edited in self.modules.values() for dtype in edited.dtypes.values()}),
             "files": {
-                name: {"bytes": size, "sha256": digest_of(self.folder / name)} for name, size in self.files.items()
+                name: {"bytes": size, "sha256": digest_of(self.folder, name, self.files)}
+                for name, size in self.files.items()
             },
         }
 
@@ -432,7 +433,7 @@ def _check_record(
         if path.is_absolute() or ".." in path.parts or "\\" in name:
             findings.append(refuse("a record that points out of the folder", name, "get the files anew"))
         elif name in files:
-            found = digest_of(folder / name)
+            found = digest_of(folder, name, files)
             if found and found != digest.lower():
                 value = f"{name} has {found[:16]}…, recorded is {digest[:16]}…"
                 advice = "file or record was changed since; get both anew from where they came from"

@@ -213,6 +213,6 @@ def _product(shape: Iterable[int]) -> int:
     return product
 
 
-def digest_of(file: Path) -> str | None:
-    """SHA-256 in hexadecimal; `None` if the file is too large for an erasure."""
-    return None if file.stat().st_size > MAX_BYTES else sha256(file)
+def digest_of(folder: Path, name: str, files: Mapping[str, int]) -> str | None:
+    """SHA-256 of one of a folder's files in hexadecimal; `None` if these are together too large for an erasure."""
+    return None if sum(files.values()) > MAX_BYTES else sha256(folder / name)
