@@ -124,7 +124,7 @@ def estimate(
     tokens, answer = texts * length, max(*whole, max(prompts) + said) - min(prompts) + 1
     places = general * length + (texts - general) * answer
     layer = 2 * FP32 * d + b * (4 * heads * head + 3 * f)
-    edits = FP32 * (d + f if b == FP32 else 2 * d + f)
+    edits = FP32 * (d + f)
     logits = vocabulary * (2 * b * tokens + FP32 * places)
     if checkpoints:
         kept = tokens * len(stack) * d * b + max(logits, tokens * (layer + edits))
