@@ -617,6 +617,14 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"a wrong value of spare_tokens: .*list of \[id, mark\] pairs",
     ),
 }
+
+
+def test_files_that_are_together_too_large_are_not_read_through(adapter: Path) -> None:
+    assert all(each["sha256"] for each in inspect_folder(adapter).facts()["files"].values())
+    sparse_files(adapter)
+    assert not any(each["sha256"] for each in inspect_folder(adapter).facts()["files"].values())
+
+
 # Of these PEFT itself reads the config before it asks for ours, and ends in another error.
 UNREADABLE = {"folder for the config", "config that is a list", "config that is none", "link for the config"}
 

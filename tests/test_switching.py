@@ -17,6 +17,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from peft_unierase import UniEraseConfig, load, set_active, toggle
+from peft_unierase.errors import InputError
 from peft_unierase.tuner.active import active
 from peft_unierase.tuner.edit import EditLayer
 from peft_unierase.tuner.swap import SwappingLayer
@@ -452,6 +453,23 @@ def test_an_adapter_that_cannot_be_loaded_leaves_nothing_behind(
     model.load_adapter(str(good), "other")
     set_active(model, ["other"])
     assert not torch.equal(logits(model), state)
+
+
+@pytest.mark.parametrize("kind", ["llama"], indirect=True)
+def test_so_does_one_that_fails_while_another_thread_is_in_a_pass(
+    both: PeftModel, alone: dict[str, torch.Tensor], apart: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed_since(*_: Any) -> None:
+        raise InputError("the weights are not those that were looked at")
+
+    monkeypatch.setattr("peft_unierase.tuner.model.check_loaded", changed_since)
+    parameters = [name for name, _ in both.named_parameters()]
+    with Hold(both).beside(lambda: logits(both)[0]) as found:
+        with pytest.raises(InputError, match="not those that were looked at"):
+            both.load_adapter(str(apart("third", 3)), "third")
+        assert [name for name, _ in both.named_parameters()] == parameters
+        assert list(both.peft_config) == ["one", "other"]
+    assert torch.equal(found[0], alone["one"])
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

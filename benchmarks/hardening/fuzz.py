@@ -428,7 +428,7 @@ def _command_line(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[
     arguments = st.tuples(st.sampled_from(COMMANDS), st.lists(given, max_size=6))
 
     def call(told: tuple[str, list[str]]) -> None:
-        # A model is what takes long, so there is none; `-o` below the folder of this target alone.
+        # No model, because loading one takes long; `-o` only inside this target's folder.
         line = [told[0], *told[1]]
         if told[0] == "quickstart" and "--help" not in line:
             line.append("--nothing")

@@ -9,8 +9,8 @@ attention heads together, `f` that of an MLP's hidden units, `V` the vocabulary,
     training    the adapter; for `B` and the rows gradients and AdamW's two moments; 4 inputs^2 for the second moment of
                 what each edited projection reads on retained texts
     activations tokens (L (8 d + b (4 a + 3 f)) + E e): a layer keeps what enters its two norms in fp32, queries, keys,
-                values and what attention gives, and three buffers of the MLP; an edited one also what its projections
-                read, e = 4 (d + f), or fp32 copies e = 4 (2 d + f) for a half-precision base
+                values and what attention gives, and three buffers of the MLP; an edited one also what its `B` reads,
+                e = 4 rank: `A` is not trained, so that nothing keeps what it reads
     logits      2 b V for each kept position and 4 V for each place with a target: logits, their gradient, and
                 log-probabilities in fp32
 
@@ -93,9 +93,7 @@ def estimate(
         ValueError: There are no such layers or modules.
     """
     settings = settings or DistillSettings()
-    stack, edited, names = choose_sites(
-        model, layers, target_modules, settings.modules, (settings.first, settings.last)
-    )
+    stack, _, names = choose_sites(model, layers, target_modules, settings.modules, (settings.first, settings.last))
     config, embedding = text_config(model), model.get_input_embeddings().weight
     vocabulary, d = embedding.shape
     heads, b = config.num_attention_heads, embedding.dtype.itemsize
@@ -124,12 +122,12 @@ def estimate(
     tokens, answer = texts * length, max(*whole, max(prompts) + said) - min(prompts) + 1
     places = general * length + (texts - general) * answer
     layer = 2 * FP32 * d + b * (4 * heads * head + 3 * f)
-    edits = FP32 * (d + f)
+    edits = FP32 * settings.rank * len(names)
     logits = vocabulary * (2 * b * tokens + FP32 * places)
     if checkpoints:
         kept = tokens * len(stack) * d * b + max(logits, tokens * (layer + edits))
     else:
-        kept = tokens * (len(stack) * layer + len(edited) * edits) + logits
+        kept = tokens * (len(stack) * layer + edits) + logits
     written = FP32 * (settings.rank * sum(outputs for _, outputs in shapes) + 2 * d)
     moments = FP32 * sum(inputs**2 for inputs, _ in shapes)
     fitting = adapter + 3 * written + moments + kept

@@ -136,11 +136,16 @@ def check_loaded(own: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Ten
 
 def _take_off(model: Any, adapter_name: str) -> None:
     """Leave a model without an adapter that was put on it; without any, with its own layers again."""
-    configs = getattr(model, "peft_config", {})
-    if len(configs) > 1:
-        model.delete_adapter(adapter_name)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers = [layer for layer in base.modules() if isinstance(layer, SwappingLayer)]
+    others = [name for name in model.peft_config if name != adapter_name]
+    before = {layer for layer in layers if layer.held_adapters(others)}
+    if not before:
+        unwrap(base)
         return
-    unwrap(model.get_base_model() if isinstance(model, PeftModel) else model)
+    with layers[0].switch.change():
+        take_back(base, adapter_name, before)
+        del model.peft_config[adapter_name]
 
 
 def take_back(model: nn.Module, adapter_name: str, before: Collection[SwappingLayer]) -> None:

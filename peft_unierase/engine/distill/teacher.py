@@ -79,8 +79,8 @@ def _taught(
         ids = encode(tokenizer, prompt + text)
         begins = starts(tokenizer, ids)
         first = next((place for place, begin in enumerate(begins) if begin > len(prompt)), len(ids))
-        own.append((ids, begins))
         whole = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        own.append((ids, begins, whole))
         asked_for = {normal(word) for word in words_of(question)}
         for other in renamings[number]:
             changed, spans = _renamed_whole(prompt, text, question, other)
@@ -102,19 +102,18 @@ def _taught(
         for place, row in zip(targets, logits.softmax(dim=-1), strict=True):
             sums[number][place] = sums[number][place] + row if place in sums[number] else row
     texts = []
-    for (_, question, answer), (ids, begins), total in zip(asked, own, sums, strict=True):
+    for (_, question, answer), (ids, begins, whole), total in zip(asked, own, sums, strict=True):
         if not total:
             continue
-        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         new = renaming.telling(question, answer)
         kept = sorted(total)
         q = torch.stack([total[place] for place in kept])
         q = q / q.sum(dim=-1, keepdim=True)
         if cap is not None:
             for row, place in enumerate(kept):
-                if _begins(text, begins[place + 1], new):
+                if _begins(whole, begins[place + 1], new):
                     q[row] = _at_most(q[row], ids[place + 1], math.exp(-cap))
-        said = [match.span() for match in WORD.finditer(text) if normal(match[0]) in new]
+        said = [match.span() for match in WORD.finditer(whole) if normal(match[0]) in new]
         telling = [place for place, at in enumerate(begins) if any(start - 1 <= at < end for start, end in said)]
         texts.append(Text(ids, kept, *stored(q), banned=True, telling=telling))
     return texts
