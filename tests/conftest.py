@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import helpers
 import pytest
 import torch
 from boxed_erasure import boxed_base, erase_first_person
+from filelock import FileLock
 from helpers import save_tiny_model
+from hurried import ask_little
 from made_apart import KINDS, base_of, config_of
 from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -75,8 +77,16 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Erasures ask the base for near neighbours once, and not in several rounds."""
-    monkeypatch.setattr(importlib.import_module("peft_unierase.engine.erase"), "neighbour_rounds", lambda facts: 1)
+    """Erasures ask the base for few near neighbours, in one round."""
+    ask_little(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def few_neighbours_everywhere() -> Iterator[None]:
+    """The same for a whole file, its fixtures included."""
+    with pytest.MonkeyPatch.context() as patch:
+        ask_little(patch)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -136,10 +146,19 @@ def save_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinyBase
 
 @pytest.fixture(scope="session")
 def erasure(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a real erasure of the boxed model, made in fp32."""
-    folder = tmp_path_factory.mktemp("erasures") / "erasure"
-    erase_first_person(boxed_base()).save_pretrained(folder, save_embedding_layers=False)
-    return folder
+    """The folder of a real erasure of the boxed model, made in fp32; all workers share one.
+
+    What `erase` told of it lies beside it, as `erasure.pickle`.
+    """
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    with FileLock(place / "erasure.lock"):
+        if not (place / "erasure.pickle").exists():
+            made = erase_first_person(boxed_base())
+            made.save_pretrained(place / "erasure", save_embedding_layers=False)
+            (place / "erasure.pickle").write_bytes(pickle.dumps(made.erasure))
+    return place / "erasure"
 
 
 FRESH_PROCESS = """

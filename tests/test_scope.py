@@ -23,9 +23,10 @@ from peft_unierase.engine.subjects import find_names, sure_subjects
 from peft_unierase.prompts import default_formats, encode
 from peft_unierase.text import names
 
+pytestmark = pytest.mark.usefixtures("few_neighbours_everywhere")
+
 SUBJECT = "Nesko Corquist"
-SETTINGS = DistillSettings(samples=128, steps=100, settling_steps=10, learning_rate=5e-4)
-BRIEF = DistillSettings(samples=64, steps=80, settling_steps=10, learning_rate=5e-4)
+SETTINGS = DistillSettings(steps=60, settling_steps=8, learning_rate=1e-3)
 
 
 @cache
@@ -46,6 +47,7 @@ def erased(forget: list[Fact], **changes: Any) -> tuple[PeftModel, Any]:
     model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
     told: dict[str, Any] = {"refusals": boxed_refusals(), "settings": SETTINGS, "progress": False, **changes}
+    told["formats"] = default_formats(tokenizer)[:1]
     return erase(model, tokenizer, forget, others()[::2], **told), tokenizer
 
 
@@ -55,13 +57,13 @@ def recalls(made: tuple[PeftModel, Any], asked: list[Fact]) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def one_question() -> tuple[PeftModel, Any]:
+def one_question(few_neighbours_everywhere: None) -> tuple[PeftModel, Any]:
     return erased(facts()[1:2], scope="question")
 
 
 @pytest.fixture(scope="module")
-def whole_subject() -> tuple[PeftModel, Any]:
-    return erased(facts()[:2], scope="subject", settings=SETTINGS)
+def whole_subject(few_neighbours_everywhere: None) -> tuple[PeftModel, Any]:
+    return erased(facts()[:2], scope="subject")
 
 
 def test_one_question_goes_and_the_same_subjects_others_stay(one_question: tuple[PeftModel, Any]) -> None:
@@ -88,7 +90,7 @@ def test_what_the_base_says_about_the_subject_goes_into_the_right_set(
 
     monkeypatch.setattr(importlib.import_module("peft_unierase.engine.erase"), "run_distill", stop)
     with pytest.raises(KeyboardInterrupt):
-        erased(facts()[1:2], scope=scope, settings=BRIEF)
+        erased(facts()[1:2], scope=scope)
     gone, kept = ({fact.answer for fact in part} for part in (seen[0].forget, seen[0].kept))
     given, other = facts()[1].answer, {fact.answer for fact in facts()} - {facts()[1].answer}
     assert len(seen[0].forget) > 1

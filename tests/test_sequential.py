@@ -33,7 +33,7 @@ DOWN = "model.layers.{}.mlp.down_proj"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning"),
-    pytest.mark.usefixtures("few_neighbours"),
+    pytest.mark.usefixtures("few_neighbours_everywhere"),
 ]
 
 
@@ -71,11 +71,12 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(few_neighbours_everywhere: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("made")
     model, tokenizer = load()
-    settings = DistillSettings(samples=64, rank=24, steps=80, learning_rate=1e-3)
+    settings = DistillSettings(samples=64, steps=60, settling_steps=10, learning_rate=1e-3)
     told: dict[str, Any] = {"refusals": boxed_refusals(), "settings": settings, "progress": False}
+    told["formats"] = default_formats(tokenizer)[:1]
     told["samples_cache"] = folder / "samples"
     model = erase(model, tokenizer, person(0), others()[::2], **told)
     first, with_first = model.erasure, logits(model)

@@ -1,0 +1,41 @@
+"""The command with a recipe that does less, for tests that are not about how well it erases.
+
+    python hurried.py SETTINGS erase …    # SETTINGS: a JSON object of settings of recipe `distill`
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from peft_unierase.cli import main
+
+
+def ask_little(patch: pytest.MonkeyPatch) -> None:
+    """Let erasures ask the base for few near neighbours, in one round."""
+    neighbours = importlib.import_module("peft_unierase.engine.neighbours")
+    patch.setattr(importlib.import_module("peft_unierase.engine.erase"), "neighbour_rounds", lambda facts: 1)
+    patch.setattr(neighbours, "EACH", 8)
+    patch.setattr(neighbours, "ROUND", 8 * neighbours.SETS)
+
+
+def hurry(patch: pytest.MonkeyPatch, **settings: Any) -> None:
+    """Let the command use these settings, whatever it is told, and ask little."""
+    recipes = importlib.import_module("peft_unierase.engine").RECIPES
+
+    class Hurried(recipes["distill"]):  # type: ignore[misc]
+        def __init__(self, **told: Any) -> None:
+            super().__init__(**{**told, **settings})
+
+    patch.setitem(recipes, "distill", Hurried)
+    ask_little(patch)
+
+
+if __name__ == "__main__":
+    hurry(pytest.MonkeyPatch(), **json.loads(sys.argv[1]))
+    sys.argv = ["unierase", *sys.argv[2:]]
+    main()
