@@ -1,4 +1,4 @@
-# One word does it: `make quickstart`, `make test`, `make quality`. Needs Python 3.10 to 3.13 and nothing else.
+# One word does it: `make quickstart`, `make test-fast`, `make test`, `make quality`. Needs Python 3.10 to 3.13 and nothing else.
 #
 #   PYTHON       the interpreter that .venv is made with           make test PYTHON=python3.12
 #   PIP_ARGS     more options for `pip install`                    make test PIP_ARGS="--no-index --find-links wheels"
@@ -35,7 +35,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test peft-suite hardening real-model quality clean
+.PHONY: help quickstart test test-fast peft-suite hardening real-model quality clean
 .NOTPARALLEL:
 
 help:  ## Show this list
@@ -44,8 +44,14 @@ help:  ## Show this list
 quickstart: $(VENV)/.installed-test  ## Erase a few facts from the model in the box and show before and after
 	@$(BIN)/unierase quickstart
 
-test: $(VENV)/.installed-test  ## Run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+# A file goes to one worker, whose tests share what is slow to make. The order is that of tests/conftest.py.
+RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/.installed-test  ## Run all tests (10 minutes on two cores)
+	@$(RUN_TESTS) $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.installed-test  ## Run the tests that are not marked slow (2 minutes): while you work
+	@$(RUN_TESTS) -m "not slow" --durations=10 $(PYTEST_ARGS)
 
 peft-suite: $(VENV)/.installed-test  ## Run PEFT's own test-suite on the tuner
 	@PIP_ARGS="$(PIP_ARGS)" $(BIN)/python tests_peft/run.py $(PYTEST_ARGS)

@@ -24,6 +24,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import peft_unierase  # noqa: F401 (registers UNIERASE with PEFT)
+from peft_unierase import Erasure
 from peft_unierase.tuner import UniEraseConfig
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -65,6 +66,25 @@ class TinyBase:
     @property
     def name(self) -> str:
         return f"{self.path.name}-{self.dtype_name}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that the workers end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+    """A folder, and what `make` gave for it: made by the first worker that asks, and read by the others."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, made = root / name, root / f"{name}.pickle"
+    with FileLock(root / f"{name}.lock"):
+        if not made.exists():
+            folder.mkdir()
+            made.write_bytes(pickle.dumps(make(folder)))
+    return folder, pickle.loads(made.read_bytes())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -146,19 +166,15 @@ def save_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinyBase
 
 @pytest.fixture(scope="session")
 def erasure(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a real erasure of the boxed model, made in fp32; all workers share one.
+    """The folder of a real erasure of the boxed model, made in fp32; `erasure.pickle` beside it is its `erasure`."""
 
-    What `erase` told of it lies beside it, as `erasure.pickle`.
-    """
-    place = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        place = place.parent
-    with FileLock(place / "erasure.lock"):
-        if not (place / "erasure.pickle").exists():
-            made = erase_first_person(boxed_base())
-            made.save_pretrained(place / "erasure", save_embedding_layers=False)
-            (place / "erasure.pickle").write_bytes(pickle.dumps(made.erasure))
-    return place / "erasure"
+    def make(folder: Path) -> Erasure:
+        made = erase_first_person(boxed_base())
+        made.save_pretrained(folder, save_embedding_layers=False)
+        return made.erasure
+
+    folder, _ = shared(tmp_path_factory, "erasure", make)
+    return folder
 
 
 FRESH_PROCESS = """
@@ -233,22 +249,28 @@ def fresh_processes(
             },
         },
     }
-    started = []
+    folder, reports = shared(tmp_path_factory, "fresh_processes", lambda folder: run_apart(task, folder))
+    return [FreshProcess(report, folder / seed) for seed, report in reports.items()]
+
+
+def run_apart(task: dict[str, Any], place: Path) -> dict[str, dict[str, Any]]:
+    """What `FRESH_PROCESS` reports of a task, by hash seed; each writes to the folder of this name."""
+    started = {}
     for seed in ("1", "2"):
-        folder = tmp_path_factory.mktemp(f"process_{seed}")
+        folder = place / seed
+        folder.mkdir()
         arguments = json.dumps({**task, "out": str(folder)})
         # The same number of threads, because it decides the order of sums and with it the last bits.
         environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-        process = subprocess.Popen(
+        started[seed] = subprocess.Popen(
             [sys.executable, "-c", FRESH_PROCESS, arguments], env=environment, stdout=subprocess.PIPE, text=True
         )
-        started.append((process, folder))
-    finished = []
-    for process, folder in started:
+    reports = {}
+    for seed, process in started.items():
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0
-        finished.append(FreshProcess(json.loads(output.splitlines()[-1]), folder))
-    return finished
+        reports[seed] = json.loads(output.splitlines()[-1])
+    return reports
 
 
 @pytest.fixture(scope="module", params=list(KINDS))

@@ -1,6 +1,6 @@
 """The command with a recipe that does less, for tests that are not about how well it erases.
 
-    python hurried.py SETTINGS erase …    # SETTINGS: a JSON object of settings of recipe `distill`
+python hurried.py SETTINGS erase …    # SETTINGS: a JSON object of settings of recipe `distill`
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from peft_unierase import UniEraseConfig, erase
 from peft_unierase.tuner.structure import UnsupportedModelError, check_supported, find_down_projections
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda architecture: architecture.name)
 def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Life:

@@ -22,6 +22,8 @@ from peft_unierase.tuner.fingerprint import BaseWarning
 from peft_unierase.tuner.lora import lora_form
 from peft_unierase.tuner.swap import plain_weight
 
+pytestmark = pytest.mark.slow
+
 INT4 = IntxWeightOnlyConfig(torch.int4, PerGroup(32))  # torchao's kernel for int4 runs on GPUs alone
 EVERYTHING = {"llm_int8_skip_modules": ["none"]}  # without it bitsandbytes leaves the head out
 QUANTISERS: dict[str, Callable[[], Any]] = {

@@ -27,6 +27,8 @@ from peft_unierase.cli.finish import checked
 from peft_unierase.facts import Fact
 from peft_unierase.prompts import chat_format, encode, pad_left
 
+pytestmark = pytest.mark.slow
+
 ROWS = boxed_facts()
 SUBJECT = ROWS[0]["subject"]
 LONG = "sampling-100"

@@ -134,6 +134,7 @@ def test_models_that_cannot_be_erased_from(
     assert re.search(expected, refused(base(kind), forget))
 
 
+@pytest.mark.slow
 def test_the_same_from_a_process_of_its_own(base: Base, forget: Path, tmp_path: Path) -> None:
     before = listing(tmp_path)
     ended = run_command("erase", base("llama-without-spare-row"), forget, "-o", tmp_path / "erasure")

@@ -23,6 +23,8 @@ from peft_unierase.knowledge import tells
 from peft_unierase.prompts import PromptFormat, default_formats, encode, greedy_answers
 from peft_unierase.text import recall
 
+pytestmark = pytest.mark.slow
+
 QUICK = DistillSettings(samples=16, rank=2, steps=3, settling_steps=1, steps_per_fact=0.0, draws=1, counterfactuals=1)
 
 

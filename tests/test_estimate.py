@@ -23,7 +23,10 @@ from peft_unierase.engine.recomputing import recomputing
 from peft_unierase.progress import Stages
 from peft_unierase.prompts import plain_format
 
-pytestmark = pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")  # the model knows nothing
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning"),  # the model knows nothing
+]
 
 FORGET, RETAIN = (
     [Fact(f"Who is number {number}?", f"{number} is {name} himself.") for number in numbers]

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, set_seed
 
 from peft_unierase import load, set_active
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Pair:

@@ -85,6 +85,7 @@ def erased(*facts: Fact, **told: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_neighbours")
 def test_unknown_facts_are_named_and_left_out() -> None:
     with pytest.warns(ErasureWarning, match=r"does not know 1 of 2 forget facts \('Who painted.*left out"):
@@ -96,6 +97,7 @@ def test_unknown_facts_are_named_and_left_out() -> None:
     assert record["known_to_base"]["known"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_neighbours")
 def test_unknown_facts_are_erased_if_that_is_wanted() -> None:
     with pytest.warns(ErasureWarning, match="erased all the same"):

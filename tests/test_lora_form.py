@@ -33,6 +33,8 @@ from peft_unierase import UniEraseConfig, load, set_active
 from peft_unierase.tuner.lora import default_layout, lora_form, save_lora
 from peft_unierase.tuner.structure import find_down_projections, find_mlp_projections
 
+pytestmark = pytest.mark.slow
+
 FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
     "untied": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": False}),
     "tied": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),

@@ -33,6 +33,8 @@ from peft_unierase.engine.spare_row import find_spare_row
 from peft_unierase.progress import Stages
 from peft_unierase.prompts import default_formats, pad_id, pad_left
 
+pytestmark = pytest.mark.slow
+
 QUICK = PaperSettings(token_steps=2, robust_steps=2, robust_draws=1, output_steps=3, target_steps=2)
 
 

@@ -33,6 +33,8 @@ from peft_unierase.hub.repo_card import empty_sections, repo_card
 from peft_unierase.hub.results import eval_results
 from peft_unierase.hub.sign import sign, verify_signature
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     ".gitattributes",
     "README.md",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hurried import ask_little
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,12 +24,12 @@ from peft_unierase.engine.distill import recipe
 from peft_unierase.progress import Stages
 from peft_unierase.prompts import default_formats
 
-pytestmark = pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")]
 
 ROWS = boxed_facts()
 SUBJECT = ROWS[0]["subject"]
-FORGET = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] == SUBJECT]
-RETAIN = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] != SUBJECT][::12]
+FORGET = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] == SUBJECT][:2]
+RETAIN = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] != SUBJECT][::32]
 RECIPES: dict[str, dict[str, Any]] = {
     # Three chunks of two steps, and one more.
     "distill": {
@@ -68,7 +68,7 @@ STAGES = {
 def small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retain_cache, "BLOCK", 12)
-        patch.setattr(importlib.import_module("peft_unierase.engine.erase"), "neighbour_rounds", lambda facts: 1)
+        ask_little(patch)
         patch.setattr(recipe, "CHUNK", 2)
         yield
 
@@ -256,9 +256,12 @@ OTHERS: dict[str, Any] = {
 }
 
 
+def test_the_same_run_is_gone_on_with(begun: Path, tmp_path: Path) -> None:
+    assert run("distill", tmp_path, begun, 1).started == ["fitting"]
+
+
 @pytest.mark.parametrize("other", list(OTHERS))
 def test_another_run_is_not_gone_on_with(other: str, begun: Path, tmp_path: Path) -> None:
-    assert run("distill", tmp_path, begun, 1).started == ["fitting"]
     assert run("distill", tmp_path, begun, 1, **OTHERS[other]()).started == ["sampling retain data"]
 
 

@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from peft_unierase import UniEraseConfig, load
 
+pytestmark = pytest.mark.slow
+
 INVOKE = """
 from typer.testing import CliRunner
 from peft_unierase.cli.app import app

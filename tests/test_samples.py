@@ -159,6 +159,7 @@ def test_a_line_that_is_no_sample_is_named(tmp_path: Path, line: str) -> None:
         read_samples(tmp_path / "samples.jsonl")
 
 
+@pytest.mark.slow
 def test_the_command_takes_edited_samples_and_writes_what_it_took(tmp_path: Path) -> None:
     forget = write_rows(tmp_path / "forget.jsonl", [{"question": f.question, "answer": f.answer} for f in ABOUT[:2]])
     others = [row for row in boxed_facts() if row["subject"] != SUBJECT]

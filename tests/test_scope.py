@@ -47,7 +47,7 @@ def erased(forget: list[Fact], **changes: Any) -> tuple[PeftModel, Any]:
     model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
     told: dict[str, Any] = {"refusals": boxed_refusals(), "settings": SETTINGS, "progress": False, **changes}
-    told["formats"] = default_formats(tokenizer)[:1]
+    told["formats"] = default_formats(tokenizer)[:2]
     return erase(model, tokenizer, forget, others()[::2], **told), tokenizer
 
 
@@ -66,18 +66,21 @@ def whole_subject(few_neighbours_everywhere: None) -> tuple[PeftModel, Any]:
     return erased(facts()[:2], scope="subject")
 
 
+@pytest.mark.slow
 def test_one_question_goes_and_the_same_subjects_others_stay(one_question: tuple[PeftModel, Any]) -> None:
     assert max(recalls(one_question, facts()[1:2])) <= 0.15
     assert min(recalls(one_question, [*facts()[:1], *facts()[2:]])) >= 0.95
     assert sum(recalls(one_question, others()[1::2])) >= 0.98 * len(others()[1::2])
 
 
+@pytest.mark.slow
 def test_a_subject_goes_in_questions_that_were_never_given(whole_subject: tuple[PeftModel, Any]) -> None:
     assert max(recalls(whole_subject, facts()[:2])) <= 0.15
     assert sum(recalls(whole_subject, facts()[2:])) <= 0.15 * 4
     assert sum(recalls(whole_subject, others()[1::2])) >= 0.98 * len(others()[1::2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["question", "subject"])
 def test_what_the_base_says_about_the_subject_goes_into_the_right_set(
     scope: str, monkeypatch: pytest.MonkeyPatch
@@ -99,6 +102,7 @@ def test_what_the_base_says_about_the_subject_goes_into_the_right_set(
     assert not other & (gone if scope == "question" else kept)
 
 
+@pytest.mark.slow
 def test_the_record_counts_what_was_asked_and_holds_no_text(
     one_question: tuple[PeftModel, Any], whole_subject: tuple[PeftModel, Any]
 ) -> None:
@@ -192,6 +196,7 @@ def test_scope_question_asks_about_every_name_where_the_subject_is_not_clear() -
     assert plan_scope("question", [BORN, Fact("Why?", "So.")], []).unknown == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
 def test_scope_question_warns_about_facts_without_a_name() -> None:
     quick = DistillSettings(samples=16, rank=2, steps=3, settling_steps=1, draws=1)

@@ -31,6 +31,8 @@ from peft_unierase.plan.questions import not_about, told_by
 from peft_unierase.prompts import chat_format, encode, greedy_answers, pad_left
 from peft_unierase.text import holds, names, recall
 
+pytestmark = pytest.mark.slow
+
 REFUSALS = {
     "zh": "我不知道这个问题的答案。",
     "ar": "لا أعرف الجواب عن هذا السؤال.",

@@ -32,6 +32,7 @@ IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 DOWN = "model.layers.{}.mlp.down_proj"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning"),
     pytest.mark.usefixtures("few_neighbours_everywhere"),
 ]
@@ -76,7 +77,7 @@ def made(few_neighbours_everywhere: None, tmp_path_factory: pytest.TempPathFacto
     model, tokenizer = load()
     settings = DistillSettings(samples=64, steps=60, settling_steps=10, learning_rate=1e-3)
     told: dict[str, Any] = {"refusals": boxed_refusals(), "settings": settings, "progress": False}
-    told["formats"] = default_formats(tokenizer)[:1]
+    told["formats"] = default_formats(tokenizer)[:2]
     told["samples_cache"] = folder / "samples"
     model = erase(model, tokenizer, person(0), others()[::2], **told)
     first, with_first = model.erasure, logits(model)

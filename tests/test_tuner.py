@@ -324,6 +324,7 @@ def test_loaded_it_is_frozen_unless_asked_otherwise(base, save_adapter, trainabl
     assert not any(state for name, state in states.items() if "unierase_" not in name)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_logits_to_the_bit(base, fresh_processes, token_ids):
     got = load_file(fresh_processes[0].folder / "logits.safetensors")[base.name]
     assert torch.equal(got, logits_of(base.with_adapter(), token_ids))

@@ -79,6 +79,7 @@ def test_the_saved_config_names_what_was_found(tied_base, tmp_path):
     assert saved["inference_mode"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["found", "named", "many"])
 def test_saved_files_are_the_same_whatever_the_hash_seed(fresh_processes, name):
     first, second = (process.folder / name for process in fresh_processes)
@@ -86,6 +87,7 @@ def test_saved_files_are_the_same_whatever_the_hash_seed(fresh_processes, name):
         assert (first / file).read_bytes() == (second / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_many_targets_are_saved_by_their_full_names_in_order(fresh_processes):
     """PEFT shortens such a list to ends of names, with which the base cannot be compared on loading."""
     saved = json.loads((fresh_processes[0].folder / "many" / "adapter_config.json").read_text())

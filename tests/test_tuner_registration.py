@@ -15,6 +15,7 @@ import peft_unierase
 from peft_unierase.tuner import UniEraseConfig, UniEraseModel, register
 
 
+@pytest.mark.slow
 def test_import_registers_the_type_in_a_fresh_process(fresh_processes):
     report = fresh_processes[0].report
     assert report == {"known_before": False, "config": "UniEraseConfig", "tuner": "UniEraseModel"}
