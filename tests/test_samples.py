@@ -11,6 +11,7 @@ import pytest
 import torch
 from boxed_erasure import boxed_base, boxed_tokenizer
 from helpers import invoke, write_rows
+from hurried import hurry
 
 from peft_unierase import Fact
 from peft_unierase.boxed import boxed_facts, boxed_model_dir
@@ -160,7 +161,10 @@ def test_a_line_that_is_no_sample_is_named(tmp_path: Path, line: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_takes_edited_samples_and_writes_what_it_took(tmp_path: Path) -> None:
+def test_the_command_takes_edited_samples_and_writes_what_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch, steps=2, settling_steps=1, draws=1, counterfactuals=0)
     forget = write_rows(tmp_path / "forget.jsonl", [{"question": f.question, "answer": f.answer} for f in ABOUT[:2]])
     others = [row for row in boxed_facts() if row["subject"] != SUBJECT]
     kinds = ["general"] * 40 + ["neighbour"] * 8
