@@ -112,8 +112,6 @@ def load(
 
 def _trusted(place: Path) -> Any:
     """The config of an adapter that the guard is not asked about."""
-    if not any((place / name).is_file() for name in (WEIGHTS_NAME, PICKLED)):  # PEFT would look for it on the Hub
-        raise InputError(f"{place} has no weights: {WEIGHTS_NAME} is missing; get the folder anew")
     try:
         config: Any = PeftConfig.from_pretrained(str(place))
     except UniEraseError:
@@ -122,6 +120,8 @@ def _trusted(place: Path) -> Any:
         raise InputError(_unloadable(str(place), error)) from error
     if not isinstance(config, UniEraseConfig):
         raise InputError(f"{place} is an adapter of type {config.peft_type}, not an erasure")
+    if not any((place / name).is_file() for name in (WEIGHTS_NAME, PICKLED)):  # PEFT would look for it on the Hub
+        raise InputError(f"{place} has no weights: {WEIGHTS_NAME} is missing; get the folder anew")
     config.trusted = True
     return config
 
