@@ -20,13 +20,14 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import Fact, UniEraseConfig
+from peft_unierase.cli import erase as cli_erase
 from peft_unierase.cli import ship
-from peft_unierase.cli.note import note
+from peft_unierase.cli.note import note, promise
 from peft_unierase.digests import recorded_digests
 from peft_unierase.errors import InputError
 from peft_unierase.hub import ledger, whole
 from peft_unierase.hub.folder import save_erasure
-from peft_unierase.hub.record import Salt, coverage, fact_digests, predicate_of, read_salt
+from peft_unierase.hub.record import Salt, coverage, fact_digests, file_digests, predicate_of, read_salt
 from peft_unierase.tuner.fingerprint import base_dtype, base_fingerprint
 from peft_unierase.tuner.undo import merged_tokens, put_back
 
@@ -524,6 +525,37 @@ def test_so_do_other_commands_that_end_with_a_line_in_the_ledger(
     assert listing(tmp_path / "out") == before
     assert "is there already" in invoke(*command).stderr
     assert [entry.action for entry in ledger.read(tmp_path / "home" / "ledger.jsonl")] == [action]
+
+
+@pytest.mark.parametrize("place", [False], ids=["untied"], indirect=True)
+def test_an_erasure_that_was_killed_before_its_line_is_not_made_again(
+    place: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNIERASE_HOME", str(tmp_path / "home"))
+    facts = write_rows(tmp_path / "facts.jsonl", [{"question": "Who was it?", "answer": "Ada."}])
+    command = ("erase", place / "base", facts, "-o", copied, "--no-check", "--format", "json")
+    asked: list[Any] = []
+
+    def killed(*told: Any) -> None:
+        asked.extend(told)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cli_erase, "keep_promise", killed)
+        assert invoke(*command).exit_code == 130
+    action, folder, what = asked
+    promise(action, folder, what, base="base", facts=1, files=file_digests(copied))
+    (tmp_path / ".erasure.unfinished").mkdir()
+    before = listing(copied)
+    again = invoke(*command)
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["output"] == str(copied)
+    assert listing(copied) == before
+    assert not (tmp_path / ".erasure.unfinished").exists()
+    assert [entry.what["facts"] for entry in ledger.read(tmp_path / "home" / "ledger.jsonl")] == [1]
+    promise(action, folder, what, base="base", facts=1, files=file_digests(copied))
+    write_rows(facts, [{"question": "Who else was it?", "answer": "Bo."}])
+    assert "already holds an erasure" in invoke(*command).stderr
 
 
 def test_without_room_for_the_way_back_nothing_is_merged(
