@@ -992,6 +992,26 @@ def test_what_cannot_be_loaded_is_refused_with_trust_too(reason: str, adapter: P
     assert [name for name, _ in base.named_modules()] == modules
 
 
+@pytest.mark.parametrize("command", ["merge", "stack"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda f: config(f, task_type="a\u2028b"),
+        lambda f: config(f, task_type="a\x00"),
+        lambda f: (f / WEIGHTS).unlink(),
+        lambda f: ((f / WEIGHTS).unlink(), (f / WEIGHTS).symlink_to(WEIGHTS)),
+    ],
+)
+def test_with_trust_what_cannot_be_loaded_is_bad_input_and_no_bug(
+    spoil: Callable[[Path], Any], command: str, adapter: Path, place: Path, tmp_path: Path
+) -> None:
+    spoil(adapter)
+    base = ["--base", place / "base"] if command == "merge" else []
+    ended = invoke(command, adapter, "-o", tmp_path / "out", "--trust", *base)
+    assert ended.exit_code == 2, ended.output
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["nested 100,000 deep", "a pipe"])
 def test_a_config_that_peft_reads_before_the_guard_ends_and_loads_nothing(kind: str, adapter: Path, base: Any) -> None:
     """`load` refuses it by name; PEFT's own way ends in an error of PEFT's or Python's (SECURITY.md)."""
