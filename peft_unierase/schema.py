@@ -177,6 +177,12 @@ class AnyAdapter(Foreign):
     base_model_name_or_path: Line | None = None
 
 
+class MergedModel(Foreign):
+    """What the `config.json` of a model says of erasures that were merged into it."""
+
+    unierase_tokens: list[Pair] | None = None
+
+
 class Shards(Foreign):
     """The index of a base's weights in several files: for each tensor the file that holds it."""
 

@@ -119,6 +119,10 @@ def a_lora(apart: Callable[..., Path]) -> list[Path]:
     ("made", "message"),
     [
         (lambda apart: [apart("one", 1), apart("other", 2, spare_tokens=[])], "have the same row for a token and none"),
+        (
+            lambda apart: [apart("one", 1), apart("other", 2, token_id=40)],
+            r"have the same text for .*: \[UNL\]; make one",
+        ),
         (other_base, "'other' has base_model_name_or_path 'elsewhere' and the first one .*not made for one base"),
         (lambda apart: [apart("one", 1), apart("one", 2)], None),
         (a_lora, "of type LORA, not an erasure"),

@@ -992,6 +992,79 @@ def test_what_cannot_be_loaded_is_refused_with_trust_too(reason: str, adapter: P
     assert [name for name, _ in base.named_modules()] == modules
 
 
+@pytest.mark.parametrize("command", ["merge", "stack"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda f: config(f, task_type="a\u2028b"),
+        lambda f: config(f, task_type="a\x00"),
+        lambda f: (f / WEIGHTS).unlink(),
+        lambda f: ((f / WEIGHTS).unlink(), (f / WEIGHTS).symlink_to(WEIGHTS)),
+    ],
+)
+def test_with_trust_what_cannot_be_loaded_is_bad_input_and_no_bug(
+    spoil: Callable[[Path], Any], command: str, adapter: Path, place: Path, tmp_path: Path
+) -> None:
+    spoil(adapter)
+    base = ["--base", place / "base"] if command == "merge" else []
+    ended = invoke(command, adapter, "-o", tmp_path / "out", "--trust", *base)
+    assert ended.exit_code == 2, ended.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["nested 100,000 deep", "a pipe"])
+def test_a_config_that_peft_reads_before_the_guard_ends_and_loads_nothing(kind: str, adapter: Path, base: Any) -> None:
+    """`load` refuses it by name; PEFT's own way ends in an error of PEFT's or Python's (SECURITY.md)."""
+    (adapter / CONFIG).unlink()
+    if kind == "a pipe":
+        os.mkfifo(adapter / CONFIG)
+    else:
+        (adapter / CONFIG).write_bytes(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    modules = [name for name, _ in base.named_modules()]
+    with pytest.raises((ValueError, RecursionError)):
+        PeftModel.from_pretrained(base, str(adapter))
+    with pytest.raises(GuardError, match=r"must be a plain file|nested more than 64 deep"):
+        load(base, adapter)
+    assert [name for name, _ in base.named_modules()] == modules
+
+
+def test_each_value_is_looked_at_once_in_the_file_and_once_as_it_was_loaded(
+    place: Path, base: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    largest = guard_weights.largest_norm
+
+    def noted(tensor: torch.Tensor, columns: bool = False) -> float | None:
+        looked.append(tensor.numel())
+        return largest(tensor, columns)
+
+    monkeypatch.setattr(guard_weights, "largest_norm", noted)
+    assert (place / "clean" / "lora").is_dir()
+    load(base, place / "clean")
+    stored = sum(tensor.numel() for tensor in load_file(place / "clean" / WEIGHTS).values())
+    assert sum(looked) == 2 * stored
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7,), (3, 5)])
+def test_norms_are_exact_and_what_is_not_finite_has_none(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    matrix = values.double().reshape(-1, shape[-1])
+    assert guard_weights.largest_norm(values) == pytest.approx(float(matrix.norm(dim=1).max()), rel=1e-6)
+    if len(shape) == 2:
+        assert guard_weights.largest_norm(values, columns=True) == pytest.approx(
+            float(matrix.norm(dim=0).max()), rel=1e-6
+        )
+    for odd in (float("nan"), float("inf"), float("-inf")):
+        spoilt = values.clone()
+        spoilt.view(-1)[-1] = odd
+        assert guard_weights.largest_norm(spoilt) is None
+    if dtype in (torch.float32, torch.bfloat16):  # whose squares overflow in single precision
+        assert guard_weights.largest_norm(torch.full(shape, 1e30, dtype=dtype)) == pytest.approx(
+            shape[-1] ** 0.5 * 1e30, rel=1e-2
+        )
+
+
 def test_of_several_all_are_looked_at_before_one_is_loaded(adapter: Path, place: Path, base: Any) -> None:
     pickled(adapter)
     modules = [name for name, _ in base.named_modules()]

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,15 +20,16 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import Fact, UniEraseConfig
+from peft_unierase.cli import erase as cli_erase
 from peft_unierase.cli import ship
-from peft_unierase.cli.note import note
+from peft_unierase.cli.note import note, promise
 from peft_unierase.digests import recorded_digests
 from peft_unierase.errors import InputError
 from peft_unierase.hub import ledger, whole
 from peft_unierase.hub.folder import save_erasure
-from peft_unierase.hub.record import Salt, coverage, fact_digests, predicate_of, read_salt
+from peft_unierase.hub.record import Salt, coverage, fact_digests, file_digests, predicate_of, read_salt
 from peft_unierase.tuner.fingerprint import base_dtype, base_fingerprint
-from peft_unierase.tuner.undo import put_back
+from peft_unierase.tuner.undo import merged_tokens, put_back
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 FACTS = [Fact("Where was Ada Finch born?", "In Oslo."), Fact("What does Ada Finch collect?", "Blue glass.")]
@@ -491,6 +493,71 @@ def test_a_merge_that_was_killed_goes_on_when_it_is_given_again(
     assert "is there already" in invoke(*command).stderr
 
 
+@pytest.mark.parametrize("place", [False], ids=["untied"], indirect=True)
+@pytest.mark.parametrize("end", ["after the folder", "after the ledger"])
+@pytest.mark.parametrize("action", ["export", "stack", "restore"])
+def test_so_do_other_commands_that_end_with_a_line_in_the_ledger(
+    merged: tuple[Path, Path], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, end: str
+) -> None:
+    monkeypatch.setenv("UNIERASE_HOME", str(tmp_path / "home"))
+    told: dict[str, tuple[Any, ...]] = {
+        "export": (place / "erasure", "--base", place / "base"),
+        "stack": (place / "erasure",),
+        "restore": (merged[0], "--undo", merged[1]),
+    }
+    command = (action, *told[action], "-o", tmp_path / "out", "--format", "json")
+
+    def killed(*told: Any, **what: Any) -> None:
+        if end == "after the ledger":
+            append(*told)
+        raise KeyboardInterrupt
+
+    append = ledger.append
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "append", killed)
+        assert invoke(*command).exit_code == 130
+    assert (tmp_path / "out").is_dir()
+    before = listing(tmp_path / "out")
+    again = invoke(*command)
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["output"] == str(tmp_path / "out")
+    assert [entry.action for entry in ledger.read(tmp_path / "home" / "ledger.jsonl")] == [action]
+    assert listing(tmp_path / "out") == before
+    assert "is there already" in invoke(*command).stderr
+    assert [entry.action for entry in ledger.read(tmp_path / "home" / "ledger.jsonl")] == [action]
+
+
+@pytest.mark.parametrize("place", [False], ids=["untied"], indirect=True)
+def test_an_erasure_that_was_killed_before_its_line_is_not_made_again(
+    place: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNIERASE_HOME", str(tmp_path / "home"))
+    facts = write_rows(tmp_path / "facts.jsonl", [{"question": "Who was it?", "answer": "Ada."}])
+    command = ("erase", place / "base", facts, "-o", copied, "--no-check", "--format", "json")
+    asked: list[Any] = []
+
+    def killed(*told: Any) -> None:
+        asked.extend(told)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cli_erase, "keep_promise", killed)
+        assert invoke(*command).exit_code == 130
+    action, folder, what = asked
+    promise(action, folder, what, base="base", facts=1, files=file_digests(copied))
+    (tmp_path / ".erasure.unfinished").mkdir()
+    before = listing(copied)
+    again = invoke(*command)
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["output"] == str(copied)
+    assert listing(copied) == before
+    assert not (tmp_path / ".erasure.unfinished").exists()
+    assert [entry.what["facts"] for entry in ledger.read(tmp_path / "home" / "ledger.jsonl")] == [1]
+    promise(action, folder, what, base="base", facts=1, files=file_digests(copied))
+    write_rows(facts, [{"question": "Who else was it?", "answer": "Bo."}])
+    assert "already holds an erasure" in invoke(*command).stderr
+
+
 def test_without_room_for_the_way_back_nothing_is_merged(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -583,6 +650,27 @@ def merged(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     undo = ("--undo", folder / "undo")
     invoke("merge", place / "erasure", "--base", place / "base", "-o", folder / "merged", *undo)
     return folder / "merged", folder / "undo"
+
+
+@pytest.mark.parametrize("place", [False], ids=["untied"], indirect=True)
+def test_what_a_base_says_of_merged_tokens_is_checked_before_anything_is_written(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNIERASE_HOME", str(tmp_path / "home"))
+    for name, content in listing(place / "base").items():
+        (tmp_path / "base").mkdir(exist_ok=True)
+        (tmp_path / "base" / name).write_bytes(content or b"")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "unierase_tokens": [["1", 1]]}))
+    ended = invoke("merge", place / "erasure", "--base", tmp_path / "base", "-o", tmp_path / "merged")
+    assert ended.exit_code == 2
+    assert "unierase_tokens in the config of the model is no list of [id, mark] pairs" in " ".join(ended.stderr.split())
+    assert not (tmp_path / "merged").exists()
+    for odd in (5, "a", {}, [1], [[1]], [[1, "[UNL]", 2]], [[-1, "[UNL]"]], [[1, " the"]], [[1 << 40, "[UNL]"]]):
+        with pytest.raises(InputError, match="unierase_tokens in the config of the model"):
+            merged_tokens(SimpleNamespace(config=SimpleNamespace(unierase_tokens=odd)))
+    assert merged_tokens(SimpleNamespace(config=SimpleNamespace(unierase_tokens=[[1, "[UNL]"]]))) == [(1, "[UNL]")]
+    assert merged_tokens(SimpleNamespace(config=SimpleNamespace())) == []
 
 
 def test_without_a_way_back_none_is_kept(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -364,6 +364,44 @@ def test_two_threads_cannot_have_a_block_without_adapters_at_once(
 
 
 @pytest.mark.parametrize("kind", ["llama"], indirect=True)
+def test_one_of_two_threads_that_enter_such_a_block_at_one_moment_is_refused_and_leaves_the_other_as_it_is(
+    both: PeftModel, alone: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT reads whether adapters are on before it switches them off, and afterwards switches on what it saw on."""
+    looked, entered, told = threading.Event(), threading.Event(), []
+    status = both.get_model_status
+
+    def slow() -> Any:
+        found = status()
+        if threading.current_thread() is not threading.main_thread():
+            looked.set()
+            entered.wait(30)
+        return found
+
+    def second() -> None:
+        try:
+            with both.disable_adapter():
+                told.append("inside")
+        except RuntimeError as error:
+            told.append(str(error))
+
+    monkeypatch.setattr(both, "get_model_status", slow)
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert looked.wait(30)
+    with both.disable_adapter():
+        entered.set()
+        thread.join(30)
+        assert torch.equal(logits(both)[0], alone["__base__"])
+        with pytest.raises(ValueError, match="all adapters of the model are switched off"):
+            set_active(both, ["one"])
+    assert len(told) == 1
+    assert "adapter_names=['__base__', …]" in told[0]
+    assert torch.allclose(by_rows(both, "other")[0], alone["other"], atol=1e-4)
+    set_active(both, ["one"])
+
+
+@pytest.mark.parametrize("kind", ["llama"], indirect=True)
 def test_an_error_or_an_interruption_leaves_no_state_behind(both: PeftModel, alone: dict[str, torch.Tensor]) -> None:
     layer = next(module for module in both.modules() if isinstance(module, EditLayer))
     for error in (ValueError, KeyboardInterrupt):

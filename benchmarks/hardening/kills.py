@@ -43,7 +43,6 @@ class Killed:
         output: What it writes; a hub's repository if `None`.
         prepare: Makes everything as it is before the command, in the folder of one attempt.
         whole: What is wrong with the output; empty if nothing is.
-        may_be_refused: Whether the same command may find the whole output there and refuse.
     """
 
     name: str
@@ -51,7 +50,6 @@ class Killed:
     output: str | None
     prepare: Callable[[Path], None]
     whole: Callable[[Path], str]
-    may_be_refused: bool = True
 
 
 def run(tally: Tally, folder: Path, cases: int, seed: int, only: str | None = None) -> None:
@@ -99,8 +97,10 @@ def _kill_once(tally: Tally, attacked: Killed, whole: Ended, place: Path, seed: 
     for name, digest in untouched.items():
         tally.hold(_digest(place / name) == digest, f"{where}: it changed {name}")
     _check_ledger(tally, place, before, where)
+    noted = _done(place, attacked.name) > 0
     again = forked(command(*attacked.arguments(place)), place, seconds=SECONDS)
-    refused = attacked.may_be_refused and there and again.status == 2
+    # Killed when all was written, its line in the ledger too, it has nothing left to do and says so.
+    refused = noted and there and again.status == 2
     tally.hold(again.is_clean, f"{where}: the same command then fails: {last_line(again.text)}")
     tally.hold(again.status == 0 or refused, f"{where}: it is not resumed: {last_line(again.text)}")
     tally.hold(not (wrong := attacked.whole(place)), f"{where}: not whole after the same command again: {wrong}")
@@ -184,7 +184,6 @@ def _attacked(folder: Path) -> list[Killed]:
             "out",
             an_erasure,
             _whole_erasure,
-            may_be_refused=False,
         ),
         Killed(
             "merge",
@@ -192,7 +191,6 @@ def _attacked(folder: Path) -> list[Killed]:
             "out",
             nothing,
             _whole_model(made / "merged", with_undo=True),
-            may_be_refused=False,
         ),
         Killed("stack", lambda p: ["stack", first, second, "-o", p / "out"], "out", nothing, _whole_erasure),
         Killed("export", lambda p: ["export", first, "-o", p / "out", "--base", base], "out", nothing, _whole_lora),
@@ -203,14 +201,13 @@ def _attacked(folder: Path) -> list[Killed]:
             merged,
             _whole_model(base),
         ),
-        Killed("push", lambda p: ["push", p / "in", _repository(p)], None, to_push, _whole_repository, False),
+        Killed("push", lambda p: ["push", p / "in", _repository(p)], None, to_push, _whole_repository),
         Killed(
             "sign",
             lambda p: ["sign", p / "out", "--key", key],
             "out/model.sig",
             to_sign,
             lambda place: _signed(place / "out", public),
-            may_be_refused=False,
         ),
     ]
 

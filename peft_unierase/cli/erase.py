@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from ..facts import shown
 from ..hub.whole import claimed
 from ..plain import read_text
 from .adapters import ADAPTER, description
+from .note import keep_promise
 from .output import Format, clear_endings, say, show, show_json
 from .prompting import read_prompting
 from .sets import Reading
@@ -164,6 +166,12 @@ def _run(plan: ErasePlan, style: Format) -> None:
     forget, retain = plan.reading.forget(plan.forget), plan.reading.retain(plan.retain) if plan.retain else []
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
+    command = {name: str(value) for name, value in vars(plan).items()}
+    # The files may have changed since, which their names do not tell.
+    command["texts"] = hashlib.sha256(repr((forget, retain, refusals, prompting)).encode()).hexdigest()
+    if keep_promise("erase", plan.output, command) is not None:
+        _show_finished(plan, style)
+        return
     check_samples_out(plan)
     check_output(plan.output, plan.overwrite)
     check_onto(plan.onto, plan.output)
@@ -246,6 +254,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
         plan.overwrite,
         salt,
         prompts=prompting.record(),
+        command=command,
         **words,
     )
     discard(plan.work_dir)
@@ -261,4 +270,18 @@ def _run(plan: ErasePlan, style: Format) -> None:
         size, row = record["adapter"], erased.erasure.token
         show(f"[UNL] sits on row {row.token_id}: {row.why}.")
         show(f"Saved to {plan.output}: {size['bytes']:,} bytes of weights, {size['share']:.3%} of the parameters.")
+        show(f"Next, in Python:\n\n{loading_lines(plan.output, plan.onto)}")
+
+
+def _show_finished(plan: ErasePlan, style: Format) -> None:
+    """End a command that was killed when all but its line in the ledger was written."""
+    from ..engine.checkpoint import discard
+    from ..hub.read import read_record
+    from .finish import loading_lines
+
+    discard(plan.work_dir)
+    if style is Format.JSON:
+        show_json({"output": str(plan.output), **(read_record(plan.output) or {}), "seconds": {}, "estimate": None})
+    elif style is Format.HUMAN:
+        show(f"Saved to {plan.output}, by the same command before it was interrupted.")
         show(f"Next, in Python:\n\n{loading_lines(plan.output, plan.onto)}")

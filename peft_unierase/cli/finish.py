@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,9 @@ from ..engine.estimate import Estimate
 from ..facts import Fact
 from ..hub.card import erasure_card, public_name
 from ..hub.folder import save_erasure
-from ..hub.record import Salt, fact_digests, made_with, now
+from ..hub.record import Salt, fact_digests, file_digests, made_with, now
 from ..version import __version__
-from .note import note
+from .note import note, promise
 from .output import say, table
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def finish(
     license: str | None = None,
     base_id: str | None = None,
     prompts: dict[str, Any] | None = None,
+    command: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Save an erasure with card and record, put it down in the ledger, and return the record.
 
@@ -85,6 +86,7 @@ def finish(
         license: The erasure's licence, for the card.
         base_id: What the base is called on the Hub, where it was loaded from a folder.
         prompts: Which prompt formats were told, for the record.
+        command: What was asked for, if the same command is to go on after a kill between folder and ledger.
     """
     config = erased.peft_config[erased.erasure.adapter]
     if base_id is not None:
@@ -107,16 +109,20 @@ def finish(
     def facts(adapter: str) -> dict[str, Any]:
         return {"algorithm": "hmac-sha256", "digests": fact_digests(erased.erasure.facts, salt.key(adapter))}
 
-    save_erasure(erased, tokenizer, output, record, str(card), overwrite, erased.erasure.adapter, facts)
-    verdict = None if isinstance(report, str) else report.verdict.level
-    note(
-        "erase",
-        output,
-        base=base,
-        fingerprint=config.base_fingerprint,
-        facts=len(erased.erasure.facts),
-        verdict=verdict,
-    )
+    told: dict[str, Any] = {
+        "base": base,
+        "fingerprint": config.base_fingerprint,
+        "facts": len(erased.erasure.facts),
+        "verdict": None if isinstance(report, str) else report.verdict.level,
+    }
+
+    def written(place: Path) -> None:
+        told["files"] = file_digests(place)
+        if command is not None:
+            promise("erase", output, command, **told)
+
+    save_erasure(erased, tokenizer, output, record, str(card), overwrite, erased.erasure.adapter, facts, written)
+    note("erase", output, **told)
     return record
 
 

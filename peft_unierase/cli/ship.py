@@ -102,28 +102,41 @@ def undo_file(files: Mapping[str, str]) -> Path:
 
 
 def run_export(plan: ShipPlan, style: Format) -> None:
-    """Write the stock LoRA form; ends the process with status 2 on bad input."""
+    """Write the stock LoRA form, then the ledger; ends the process with status 2 on bad input.
+
+    Killed between the two, the same command goes on.
+    """
     with clear_endings(), claimed(plan.output):
-        from ..hub.folder import check_new, write_folder
-
-        check_new(plan.output)
-        from ..tuner.lora import default_layout, save_lora
-
-        model, tokenizer, base = load_stack(plan)
-        layout, rank = plan.layout or default_layout(model), 0
-
-        def write(place: Path) -> None:
-            nonlocal rank
-            rank = save_lora(model, place, layout=layout).r
-            tokenizer.save_pretrained(place)
-
-        write_folder(plan.output, write)
-    note("export", plan.output, base=base, erasures=list(plan.adapters), layout=layout)
+        command = {name: str(value) for name, value in vars(plan).items()}
+        told = keep_promise("export", plan.output, command) or _export(plan, command)
+    base, layout, rank = told["base"], told["layout"], told["rank"]
     if style is Format.JSON:
         show_json({"output": str(plan.output), "base": base, "layout": layout, "rank": rank})
     elif style is Format.HUMAN:
         show(f"Saved to {plan.output}: a LoRA of rank {rank} in layout {layout} for {base}. Plain peft loads it:\n")
         show(f'    model = PeftModel.from_pretrained(base, "{plan.output}")')
+
+
+def _export(plan: ShipPlan, command: dict[str, str]) -> dict[str, Any]:
+    from ..hub.folder import check_new, write_folder
+    from ..hub.record import file_digests
+
+    check_new(plan.output)
+    from ..tuner.lora import default_layout, save_lora
+
+    model, tokenizer, base = load_stack(plan)
+    layout = plan.layout or default_layout(model)
+    told: dict[str, Any] = {"base": base, "erasures": list(plan.adapters), "layout": layout}
+
+    def write(place: Path) -> None:
+        told["rank"] = save_lora(model, place, layout=layout).r
+        tokenizer.save_pretrained(place)
+        told["files"] = file_digests(place)
+        promise("export", plan.output, command, **told)
+
+    write_folder(plan.output, write)
+    note("export", plan.output, **told)
+    return told
 
 
 def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:

@@ -22,7 +22,7 @@ from ..prompts import encode
 from ..tuner import UniEraseConfig
 from ..tuner.fields import is_mark
 from ..tuner.structure import find_token_modules, ids_in_config
-from ..tuner.undo import MERGED_TOKENS
+from ..tuner.undo import merged_tokens
 from ..tuner.vocabulary import OUR_NAME, RESERVED_NAME, add_special_tokens, dead_tokens
 from .rehearsal import rehearse
 
@@ -139,7 +139,7 @@ def find_spare_rows(
             f"model.resize_token_embeddings({vocabulary[last] + 1})"
         )
     used = {token_id for line in texts for token_id in encode(tokenizer, line)}
-    used |= ids_in_config(model) | {token_id for token_id, _ in getattr(model.config, MERGED_TOKENS, [])}
+    used |= ids_in_config(model) | {token_id for token_id, _ in merged_tokens(model)}
     used |= {token_id for config in taken if (token_id := config.token_id) is not None}
     names = {config.token for config in taken}
     told: dict[str, Any] = {"text": text, "names": names, "used": used, "texts": texts, "embedding": _embedding(model)}

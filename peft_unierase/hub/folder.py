@@ -148,6 +148,7 @@ def save_erasure(
     overwrite: bool = False,
     adapter: str = "default",
     facts: Callable[[str], Mapping[str, Any]] | None = None,
+    written: Callable[[Path], None] | None = None,
 ) -> None:
     """Save an erasure: adapter, the same as a stock LoRA, tokenizer with [UNL] in it, record, report and card.
 
@@ -160,6 +161,7 @@ def save_erasure(
         overwrite: Replace an erasure that is there; what its owner edited in the card stays.
         adapter: Name of the erasure in the model. It alone is saved, and not those that it was made on top of.
         facts: What goes into the record about the facts, by the SHA-256 of the weights.
+        written: Called with the place where all of it is, just before that becomes the folder.
 
     Raises:
         ValueError: See `check_output`.
@@ -185,6 +187,8 @@ def save_erasure(
             _write_json(place / REPORT_NAME, record["check"])
         told = facts(sha256(place / WEIGHTS_NAME)) if facts else None
         write_record(place, {**record, "facts": told} if told else record)
+        if written is not None:
+            written(place)
 
     write_folder(folder, write, overwrite)
 

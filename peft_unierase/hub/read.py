@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, UniEraseError
 from ..plain import JsonError, check_plain_folder, read_json
 from ..source import CONFIG_NAME, NAMES, RECORD_NAME, SUFFIXES, resolve
 from .record import predicate_of
@@ -66,8 +66,11 @@ def read_config(source: str) -> Any:
         raise InputError(f"{source} is an adapter of type {shown(kind)}, not an erasure")
     try:
         return PeftConfig.from_pretrained(source)  # which does not ask the guard
-    except TypeError as error:  # keys that no config has are left out by PEFT, others it does not look at
-        raise InputError(f"{Path(source) / CONFIG_NAME} is no config of an erasure: {error}") from error
+    except UniEraseError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:  # keys that no config has are left out by PEFT
+        why = " ".join(str(error).split())[:500]
+        raise InputError(f"{Path(source) / CONFIG_NAME} is no config of an erasure: {why}; get it anew") from error
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

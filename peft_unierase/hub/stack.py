@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, StateError
 from ..source import CARD_NAME, WEIGHTS_NAME
 from .card import stacked_card
 from .folder import check_new, write_folder, write_record
@@ -53,8 +54,12 @@ class Stack:
             records={each: record for each, record in self.records.items() if each != name},
         )
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, written: Callable[[Path], None] | None = None) -> None:
         """Write adapter, tokenizer, records and card to a new folder, whole or not at all.
+
+        Args:
+            folder: Where to.
+            written: Called with the place where all of it is, just before that becomes the folder.
 
         Raises:
             ValueError: There is something in the folder, or it cannot be written to.
@@ -77,6 +82,8 @@ class Stack:
             save_file(self.tensors, place / WEIGHTS_NAME, metadata={"format": "pt"})
             card.save(place / CARD_NAME)
             write_record(place, {"parts": self.records})
+            if written is not None:
+                written(place)
 
         write_folder(folder, write)
 
@@ -127,7 +134,11 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
         tokenizer = AutoTokenizer.from_pretrained(places[0], trust_remote_code=False)
     except Exception as error:
         raise InputError(f"cannot load the tokenizer of {erasures[0]}: {_told(error)}; save it again") from error
-    add_special_tokens(tokenizer, config.tokens)
+    try:
+        add_special_tokens(tokenizer, config.tokens)
+    except StateError as error:
+        why = f"the tokenizer of {erasures[0]} does not take the tokens of all of them: {error}"
+        raise InputError(f"{why}. Name first the erasure that was made last, or save that one again") from error
     return Stack([part["name"] for part in config.parts], config, tensors, tokenizer, records)
 
 

@@ -17,14 +17,15 @@ from torch import nn
 
 from ..errors import InputError, UniEraseError
 from ..plain import check_plain_folder
-from ..source import resolve
-from .config import OF_A_SOURCE
+from ..source import WEIGHTS_NAME, resolve
+from .config import OF_A_SOURCE, UniEraseConfig
 from .guard import passed
 from .model import check_adapter_name, check_unwrapped, unwrap
 from .swap import SwappingLayer, off_while_named
 from .vocabulary import add_special_tokens
 
 OF_ADDING = ("low_cpu_mem_usage", "autocast_adapter_dtype")
+PICKLED = "adapter_model.bin"  # which PEFT takes if there are no safetensors, and the guard refuses
 
 
 def load(
@@ -100,9 +101,9 @@ def load(
     except BaseException as error:
         # Not by `unload`: where the first one's weights cannot be read, there is no `PeftModel` yet.
         unwrap(base)
-        if isinstance(error, UniEraseError | ValueError | OSError) or not isinstance(error, Exception):
+        if isinstance(error, UniEraseError | OSError) or not isinstance(error, Exception):
             raise
-        raise InputError(f"{name} cannot be loaded: {type(error).__name__}: {error}".split("\n")[0]) from error
+        raise InputError(_unloadable(name, error)) from error
     finally:
         if device_map is not None:
             base.hf_device_map = device_map
@@ -111,9 +112,23 @@ def load(
 
 def _trusted(place: Path) -> Any:
     """The config of an adapter that the guard is not asked about."""
-    config: Any = PeftConfig.from_pretrained(str(place))
+    try:
+        config: Any = PeftConfig.from_pretrained(str(place))
+    except UniEraseError:
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError) as error:  # whatever PEFT makes of what is in it
+        raise InputError(_unloadable(str(place), error)) from error
+    if not isinstance(config, UniEraseConfig):
+        raise InputError(f"{place} is an adapter of type {config.peft_type}, not an erasure")
+    if not any((place / name).is_file() for name in (WEIGHTS_NAME, PICKLED)):  # PEFT would look for it on the Hub
+        raise InputError(f"{place} has no weights: {WEIGHTS_NAME} is missing; get the folder anew")
     config.trusted = True
     return config
+
+
+def _unloadable(name: str, error: Exception) -> str:
+    """What an error of PEFT's, or of another library, says of an adapter, in one line."""
+    return f"{name} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:500]}; save it again"
 
 
 def set_active(model: PeftModel, names: Sequence[str]) -> None:
@@ -128,9 +143,11 @@ def set_active(model: PeftModel, names: Sequence[str]) -> None:
     """
     names = [names] if isinstance(names, str) else list(names)
     with model.base_model.switch.change():
-        if model._adapters_disabled and names:
+        off = model.base_model.is_off()
+        # PEFT's note of a block without adapters alone can be out of date, if threads have begun and left some at once.
+        if names and off and model._adapters_disabled:
             raise InputError(off_while_named(names))
-        if model.base_model.is_off() and not model._adapters_disabled:
+        if off and not model._adapters_disabled:
             check_together(model, names)
             model.base_model.enable_adapter_layers()
         model.base_model.set_adapter(names, inference_mode=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -143,10 +144,14 @@ class UniEraseConfig(PeftConfig):
 
     def replaced(self, **changes: Any) -> UniEraseConfig:
         """A copy with other values of some fields, which was read from the same file."""
-        copy = replace(self, **changes)
-        copy.from_file, copy.trusted = self.from_file, self.trusted
-        copy.inspection, copy.checked_on = self.inspection, self.checked_on
-        return copy
+        if not changes:  # of which everything has been checked
+            same = copy(self)
+            same.exactly = None
+            return same
+        changed = replace(self, **changes)
+        changed.from_file, changed.trusted = self.from_file, self.trusted
+        changed.inspection, changed.checked_on = self.inspection, self.checked_on
+        return changed
 
     def split(self) -> list[UniEraseConfig]:
         """The erasures in it, each as a config of its own: itself, unless several were fused."""

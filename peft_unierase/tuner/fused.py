@@ -43,7 +43,8 @@ def fuse(erasures: Mapping[str, tuple[UniEraseConfig, Tensors]]) -> tuple[UniEra
         for key, tensor in own.items():
             tensors.setdefault(key, []).append(tensor if config.parts or tensor.dim() == 2 else tensor[None])
     config = free_tokens(_config(first, parts), ())
-    _check_tokens(config.parts)
+    _check_tokens(config.parts, "token_id", "row", "with another seed, or ")
+    _check_tokens(config.parts, "token", "text")
     return config, {key: torch.cat(each, dim=_dimension(key)).contiguous() for key, each in tensors.items()}
 
 
@@ -101,13 +102,13 @@ def _check_alike(name: str, config: UniEraseConfig, first: UniEraseConfig) -> No
             )
 
 
-def _check_tokens(parts: list[dict[str, Any]]) -> None:
+def _check_tokens(parts: list[dict[str, Any]], key: str, what: str, otherwise: str = "") -> None:
     owners: dict[Any, str] = {}
     for part in parts:
-        if owners.setdefault(part["token_id"], part["name"]) != part["name"]:
+        if owners.setdefault(part[key], part["name"]) != part["name"]:
             raise InputError(
-                f"{owners[part['token_id']]!r} and {part['name']!r} have the same row for a token and none to move to; "
-                "make one of them anew with another seed, or on top of the other (on the command line `--onto`)"
+                f"{owners[part[key]]!r} and {part['name']!r} have the same {what} for a token and none to move to: "
+                f"{part[key]}; make one of them anew {otherwise}on top of the other (on the command line `--onto`)"
             )
 
 

@@ -195,8 +195,7 @@ def inspect_folder(
     findings += found
     if values is not None and values.get("peft_type") != "UNIERASE":
         raise InputError(f"{folder} is an adapter of type {printable(values.get('peft_type'))}, not an erasure")
-    found = _check_config(values) if values is not None else []
-    config = None if values is None or found else UniEraseConfig(**values)
+    config, found = _check_config(values) if values is not None else (None, [])
     if values is not None:
         found += _notes(values)
     findings += found
@@ -315,8 +314,8 @@ def _check_listed(listed: Mapping[str, int | None], files: Mapping[str, int]) ->
     return findings
 
 
-def _check_config(values: Mapping[str, Any]) -> list[Finding]:
-    """What is wrong with a config: `UniEraseConfig` can be made of one with which nothing is."""
+def _check_config(values: Mapping[str, Any]) -> tuple[UniEraseConfig | None, list[Finding]]:
+    """The config that values are, and what is wrong with them if they are none."""
     findings = []
     known = {each.name for each in fields(UniEraseConfig)}
     for name in sorted(values.keys() - known):
@@ -324,7 +323,7 @@ def _check_config(values: Mapping[str, Any]) -> list[Finding]:
     wrong = wrong_values(values)
     parts = [part for part in _listed(values.get("parts")) if isinstance(part, Mapping)]
     if len(parts) > MAX_PARTS:
-        return [*findings, refuse(f"more than {MAX_PARTS} parts", len(parts), "load them one beside the other")]
+        return None, [*findings, refuse(f"more than {MAX_PARTS} parts", len(parts), "load them one beside the other")]
     for part in parts:
         wrong += [(f"parts: {name}", wanted, value) for name, wanted, value in wrong_values(part)]
         for name in sorted(part.keys() - {"name", *OF_A_PART}, key=str):
@@ -342,12 +341,14 @@ def _check_config(values: Mapping[str, Any]) -> list[Finding]:
     if mapping is not None and (not isinstance(library, str) or library.partition(".")[0] != "transformers"):
         what = "an auto_mapping that imports something else than transformers"
         findings.append(refuse(what, mapping, "take it out; no erasure needs it"))
-    if not findings:
-        try:
-            UniEraseConfig(**values).split()
-        except (TypeError, ValueError) as error:
-            findings.append(refuse("a config that cannot be", f"{error}", "get it anew from where it came from"))
-    return findings
+    if findings:
+        return None, findings
+    try:
+        config = UniEraseConfig(**values)
+        config.split()
+    except (TypeError, ValueError) as error:
+        return None, [refuse("a config that cannot be", f"{error}", "get it anew from where it came from")]
+    return config, []
 
 
 def _check_policy(values: Mapping[str, Any]) -> list[Finding]:

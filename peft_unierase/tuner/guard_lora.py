@@ -195,22 +195,22 @@ class _Form:
         """
         differences: dict[str, torch.Tensor] = {}
         for name, keys in self.keys.items():
-            for key in keys.values():
-                if not is_sound(lora.get_tensor(key), columns=key.endswith((".lora_B.weight", ".lora_embedding_B"))):
-                    yield refuse("a LoRA form with values that are not finite or huge", key, ANEW)
-                    return
             found = {kind: lora.get_tensor(key) for kind, key in keys.items()}
             own = {kind: native.get_tensor(key) for kind, key in self.modules[name].keys.items()}
+            # What is the same as the erasure's own values, which are sound, is sound.
             if name in self.edits:
                 same = _padded(found["A"], own["A"]) and _padded(found["B"].T, own["B"].T)
             elif self.layout == "T":
                 same = _same(found["row"], own["row"].reshape(len(self.ids), -1)[self._order()])
             else:
                 change = self._change(name, found)
-                same = change is not None
+                same = change is not None and is_sound(change)
                 if change is not None:
                     differences[name] = own["row"].reshape(len(self.ids), -1).float() - change
             if not same:
+                if odd := [keys[kind] for kind in keys if not is_sound(found[kind], columns=kind == "B")]:
+                    yield refuse("a LoRA form with values that are not finite or huge", odd[0], ANEW)
+                    return
                 yield refuse("a LoRA form with other values than the erasure", name, ANEW)
         yield from self._check_rows(differences)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -214,8 +215,12 @@ def largest_norm(tensor: torch.Tensor, columns: bool = False) -> float | None:
     """The largest norm of a row of a matrix (or a column), or that of a vector; `None` if a value is not finite."""
     matrix = tensor[None] if tensor.dim() == 1 else tensor.T if columns else tensor
     if matrix.numel() <= VALUES_AT_ONCE:
-        squared = matrix.double().square().sum(dim=1).max()
-        return float(squared.sqrt()) if torch.isfinite(squared) else None
+        # In single precision nothing is copied, and what overflows there is looked at again.
+        for dtype in (torch.float32, torch.float64) if matrix.dtype != torch.float64 else (torch.float64,):
+            most = float(torch.linalg.vector_norm(matrix, dim=1, dtype=dtype).max())
+            if math.isfinite(most):
+                return most
+        return None
     squares = torch.zeros(len(matrix), dtype=torch.float64)
     width = min(matrix.shape[1], VALUES_AT_ONCE)
     for rows, sums in zip(
@@ -223,8 +228,8 @@ def largest_norm(tensor: torch.Tensor, columns: bool = False) -> float | None:
     ):
         for part in rows.split(width, dim=1):
             sums += part.double().square().sum(dim=1)
-    most = squares.max()
-    return float(most.sqrt()) if torch.isfinite(most) else None
+    most = float(squares.max())
+    return math.sqrt(most) if math.isfinite(most) else None
 
 
 def is_sound(tensor: torch.Tensor, columns: bool = False) -> bool:

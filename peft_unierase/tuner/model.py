@@ -7,6 +7,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from .structure import find_down_projections, find_token_modules, projection_sha
 from .swap import SwappingLayer, off_while_named
 from .switch import Switch
 from .token_row import InputRowLayer, OutputRowLayer, TokenRowLayer, check_token_row
-from .undo import MERGED_TOKENS
+from .undo import MERGED_TOKENS, merged_tokens
 
 BASE = "__base__"  # what PEFT calls a row of a mixed batch without an adapter
 
@@ -82,6 +83,13 @@ def check_unwrapped(model: nn.Module) -> None:
         "model, so an erasure (UNIERASE) cannot be loaded onto it as it is"
     )
     raise InputError(f"{why}; {', or '.join(ways)}")
+
+
+def _off_elsewhere(other: threading.Thread) -> str:
+    return (
+        f"thread {other.name!r} has switched the adapters off, which holds for all threads until it switches them on "
+        f"again; to ask the base from several threads, give `adapter_names=[{BASE!r}, …]`, which holds for one call"
+    )
 
 
 def is_named(key: str, names: Iterable[str]) -> bool:
@@ -219,7 +227,8 @@ class UniEraseModel(BaseTuner):
             config.token_modules = find_token_modules(model)
         config = _maybe_include_all_linear_layers(config, model)
         check_inspected(model, config)
-        config = free_tokens(config, taken_tokens(model))
+        before = {module for module in model.modules() if isinstance(module, SwappingLayer)}
+        config = free_tokens(config, taken_tokens(before))
         named = self._check_targets(model, config)
         check_base(model, config)
         if not isinstance(config.target_modules, str) and {*config.target_modules} != {*named}:
@@ -228,7 +237,6 @@ class UniEraseModel(BaseTuner):
         self.peft_config[adapter_name] = config
         config.exactly, config.inspection = frozenset(named), None
         targets = config.target_modules
-        before = {module for module in model.modules() if isinstance(module, SwappingLayer)}
         with self.switch.change(own=True):
             try:
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -283,10 +291,20 @@ class UniEraseModel(BaseTuner):
             self.active_adapter = adapter_name if names else []
 
     def enable_adapter_layers(self) -> None:
-        """Switch on the adapters that were on before `disable_adapter_layers`."""
+        """Switch on the adapters that were on before `disable_adapter_layers`.
+
+        Raises:
+            RuntimeError: Another thread has switched them off, and this one was refused when it tried that too. PEFT's
+                `disable_adapter()` switches on what it saw on when it began, even if it was refused then.
+        """
         with self.switch.change():
+            other = self._switched_off_elsewhere()
+            if other is not None and get_ident() in self.switch.refused:
+                self.switch.refused.discard(get_ident())
+                raise StateError(_off_elsewhere(other))
             super().enable_adapter_layers()
             self.switch.off_by = None
+            self.switch.refused.clear()
 
     def disable_adapter_layers(self) -> None:
         """Switch off all adapters, for all threads; PEFT's `disable_adapter()` does it for a `with` block.
@@ -296,15 +314,18 @@ class UniEraseModel(BaseTuner):
                 the other's too.
         """
         with self.switch.change():
-            other = self.switch.off_by
-            if other not in (None, threading.current_thread()) and other.is_alive() and self.is_off():
-                raise StateError(
-                    f"thread {other.name!r} has switched the adapters off, which holds for all threads until it "
-                    "switches them on again; to ask the base from several threads, give "
-                    f"`adapter_names=[{BASE!r}, …]`, which holds for one call"
-                )
+            if (other := self._switched_off_elsewhere()) is not None:
+                self.switch.refused.add(get_ident())
+                raise StateError(_off_elsewhere(other))
             super().disable_adapter_layers()
             self.switch.off_by = threading.current_thread()
+
+    def _switched_off_elsewhere(self) -> threading.Thread | None:
+        """The other thread that keeps the adapters switched off, if there is one."""
+        other = self.switch.off_by
+        if other is None or other is threading.current_thread() or not other.is_alive() or not self.is_off():
+            return None
+        return other
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Take an adapter out; see `BaseTuner.delete_adapter`.
@@ -565,10 +586,10 @@ class UniEraseModel(BaseTuner):
             for name in module.merged_adapters
         }
         tokens = [pair for name in names if name in self.peft_config for pair in self.peft_config[name].tokens]
+        there = merged_tokens(self.model) if tokens and hasattr(self.model, "config") else []
         merged = super().merge_and_unload(progressbar, safe_merge, adapter_names)
         config = getattr(merged, "config", None)
         if tokens and config is not None:
-            there = [tuple(pair) for pair in getattr(config, MERGED_TOKENS, [])]
             setattr(config, MERGED_TOKENS, [list(pair) for pair in sorted({*there, *tokens})])
         return merged
 

@@ -7,7 +7,7 @@ add up.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from torch import nn
 
@@ -34,7 +34,7 @@ def free_tokens(config: UniEraseConfig, taken: Collection[int]) -> UniEraseConfi
     return config if config.token_id == tokens[0]["token_id"] else config.replaced(**tokens[0])
 
 
-def taken_tokens(model: nn.Module) -> set[int]:
-    """The rows that the model's adapters have for their tokens."""
-    layers = [module for module in model.modules() if isinstance(module, TokenRowLayer)]
-    return {token_id for layer in layers for ids in layer.unierase_token_ids.values() for token_id in ids}
+def taken_tokens(layers: Iterable[nn.Module]) -> set[int]:
+    """The rows that the adapters in these layers have for their tokens."""
+    rows = [layer for layer in layers if isinstance(layer, TokenRowLayer)]
+    return {token_id for layer in rows for ids in layer.unierase_token_ids.values() for token_id in ids}

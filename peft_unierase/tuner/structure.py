@@ -238,7 +238,7 @@ def ids_in_config(model: Any) -> set[int]:
     """Ids of the tokens that the model's configurations name: those that begin, end and pad, and others with a job."""
     ids: set[int] = set()
     for config in (model.config, model.config.get_text_config(), model.generation_config):
-        for key, value in config.to_dict().items() if config is not None else ():
+        for key, value in vars(config).items() if config is not None else ():
             if key.endswith(("token_id", "token_ids", "token_index")):
                 ids.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
     return ids

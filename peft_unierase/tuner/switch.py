@@ -36,6 +36,7 @@ class Switch:
         self.notes: dict[int, Note] = {}
         self.mixed = 0  # how many calls with mixed batches are under way
         self.off_by: threading.Thread | None = None
+        self.refused: set[int] = set()  # threads that were not let off beside the one that is
         self.own_change = False
         self.owner: Callable[[], Any] = lambda: None  # the `PeftModel` around it, as far as it is known
         self.hooks: list[Any] = []

@@ -19,13 +19,24 @@ from torch import nn
 
 from ..errors import InputError
 from ..plain import parse_json, plain
-from ..schema import UndoHeader, checked
+from ..schema import MergedModel, UndoHeader, checked
 from .swap import SwappingLayer
 
 CHUNK = 1 << 24
 OTHER_MODEL = "it is the way back of another model, or was edited"
 ROWS = "#"  # behind a name: which rows of that matrix are kept
 MERGED_TOKENS = "unierase_tokens"  # in the config of a model that erasures were merged into: the tokens of those
+
+
+def merged_tokens(model: Any) -> list[tuple[int, str]]:
+    """Ids and texts of the tokens of erasures that were merged into a model, as its config says.
+
+    Raises:
+        InputError: It says something else there.
+    """
+    told = {MERGED_TOKENS: getattr(model.config, MERGED_TOKENS, None)}
+    what = f"{MERGED_TOKENS} in the config of the model is no list of [id, mark] pairs; correct it, or take it out"
+    return [(int(pair[0]), str(pair[1])) for pair in checked(MergedModel, told, what).unierase_tokens or ()]
 
 
 class Before:
@@ -42,7 +53,7 @@ class Before:
                 for key, parameter in layer.get_base_layer().named_parameters():
                     self.weights[f"{name}.{key}"] = parameter.detach()
         self.tied = bool(getattr(base.config, "tie_word_embeddings", False))
-        self.tokens = getattr(base.config, MERGED_TOKENS, None)
+        self.tokens = [list(pair) for pair in merged_tokens(base)] or None
         self.digest = model_digest(base)
 
     def save(self, merged: nn.Module, file: Path, **told: str) -> None:
