@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, shown
 from .text import comparable, normal
 
 
@@ -112,15 +112,6 @@ def merge_repeats(facts: Iterable[Fact]) -> list[Fact]:
 def fact_row(fact: Fact) -> dict[str, Any]:
     """A fact as a row of a file that `read_facts` reads back; what it does not have is left out."""
     return {name: list(held) if isinstance(held, tuple) else held for name, held in asdict(fact).items() if held}
-
-
-def shown(value: Any, most: int = 80) -> str:
-    """A value for an error message, cut where it is longer than `most` characters."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
-        return f"a {type(value).__name__} that is too large to show"
-    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def _together(repeats: Sequence[Fact]) -> Fact:

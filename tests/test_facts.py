@@ -393,7 +393,7 @@ def test_a_file_that_may_not_be_read_is_refused(write, monkeypatch):
 
     path = write("facts.jsonl", json_lines(ROWS))
     # Not chmod: the superuser, as whom containers run tests, may read everything.
-    monkeypatch.setattr("peft_unierase.plain.os.open", deny)
+    monkeypatch.setattr("peft_unierase.storage.plain.os.open", deny)
     assert "facts.jsonl cannot be read (Permission denied)" in refusal(path)
 
 

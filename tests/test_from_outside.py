@@ -32,7 +32,15 @@ from peft_unierase.hub.push import check_folder
 from peft_unierase.hub.read import adapter_type, read_statement
 from peft_unierase.hub.record import PREDICATE, STATEMENT, predicate_of, read_salt
 from peft_unierase.hub.sign import signed_digests
-from peft_unierase.plain import DEEPEST, JsonError, NotPlainError, check_plain_folder, parse_json, plain, read_bytes
+from peft_unierase.storage.plain import (
+    DEEPEST,
+    JsonError,
+    NotPlainError,
+    check_plain_folder,
+    parse_json,
+    plain,
+    read_bytes,
+)
 from peft_unierase.tuner import inspect_folder
 from peft_unierase.tuner.undo import read_header
 

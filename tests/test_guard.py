@@ -26,10 +26,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import GuardError, UniEraseConfig, load, stack
 from peft_unierase.cli.base import load_onto
-from peft_unierase.digests import recorded_digests
 from peft_unierase.hub.read import local_folder
 from peft_unierase.hub.record import PREDICATE, STATEMENT
-from peft_unierase.source import resolve
+from peft_unierase.storage.digests import recorded_digests
+from peft_unierase.storage.source import resolve
 from peft_unierase.tuner import guard_weights, inspect_folder
 from peft_unierase.tuner.fields import MAX_RANK, OF_A_PART, OF_PEFT, OWN
 from peft_unierase.tuner.fingerprint import base_fingerprint

@@ -21,11 +21,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from peft_unierase import Fact, UniEraseConfig
 from peft_unierase.cli import ship
 from peft_unierase.cli.note import note
-from peft_unierase.digests import recorded_digests
 from peft_unierase.errors import InputError
-from peft_unierase.hub import ledger, whole
+from peft_unierase.hub import ledger
 from peft_unierase.hub.folder import save_erasure
 from peft_unierase.hub.record import Salt, coverage, fact_digests, predicate_of, read_salt
+from peft_unierase.storage import whole
+from peft_unierase.storage.digests import recorded_digests
 from peft_unierase.tuner.fingerprint import base_dtype, base_fingerprint
 from peft_unierase.tuner.undo import put_back
 

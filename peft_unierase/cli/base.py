@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..plain import check_plain_folder
-from ..source import commit_of
+from ..storage.plain import check_plain_folder
+from ..storage.source import commit_of
 from .adapters import refuse_adapter
 from .output import say
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..plain import check_plain_folder
+from ..storage.plain import check_plain_folder
 from .erase import read_refusals
 from .note import note
 from .output import Format, clear_endings, say, show, show_json, table
@@ -151,7 +151,7 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
     from peft.utils import load_peft_weights
 
     from ..hub.read import adapter_type, local_folder
-    from ..source import commit_of
+    from ..storage.source import commit_of
     from ..tuner import guarded
     from .base import load_base, load_onto
     from .rows import brings_rows, give_rows, own_rows, wanted_rows

@@ -8,10 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
-from ..facts import shown
-from ..hub.whole import claimed
-from ..plain import read_text
+from ..errors import InputError, shown
+from ..storage.plain import read_text
+from ..storage.whole import claimed
 from .adapters import ADAPTER, description
 from .output import Format, clear_endings, say, show, show_json
 from .prompting import read_prompting

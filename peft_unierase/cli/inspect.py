@@ -20,7 +20,7 @@ MADE = ("created", "created_at", "finished", "date")
 def run_inspect(adapter: str, revision: str | None, style: Format) -> None:
     """Show it; ends the process with 0 where the guard passes it, 1 where it does not, 2 where there is no erasure."""
     with clear_endings():
-        from ..source import resolve
+        from ..storage.source import resolve
 
         place = resolve(adapter, revision)
         logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)

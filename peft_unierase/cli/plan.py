@@ -8,8 +8,8 @@ from textwrap import shorten
 from typing import Any
 
 from ..errors import InputError
-from ..hub.whole import claimed
-from ..plain import read_text
+from ..storage.plain import read_text
+from ..storage.whole import claimed
 from .output import Format, clear_endings, show, show_json, table
 from .prompting import read_prompting
 from .sets import Reading

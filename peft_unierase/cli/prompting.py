@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..plain import read_text
+from ..storage.plain import read_text
 
 if TYPE_CHECKING:
     from ..prompts import PromptFormat

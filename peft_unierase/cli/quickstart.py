@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ..hub.whole import claimed
+from ..storage.whole import claimed
 from .output import clear_endings, show, table
 
 FORGOTTEN_PEOPLE = 2

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, MissingPackageError
-from ..facts import shown
-from ..hub.whole import claimed
+from ..errors import InputError, MissingPackageError, shown
+from ..storage.whole import claimed
 from .output import Format, clear_endings, say, show, show_json, table
 from .prompting import read_prompting
 from .sets import Reading

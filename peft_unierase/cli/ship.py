@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..hub.whole import claimed
+from ..storage.whole import claimed
 from .note import keep_promise, note, promise
 from .output import Format, clear_endings, show, show_json
 
@@ -52,7 +52,7 @@ def _merge(plan: ShipPlan, command: dict[str, str]) -> dict[str, Any]:
     from ..hub.card import merged_card
     from ..hub.folder import check_new, write_errors, write_folder
     from ..hub.record import file_digests
-    from ..hub.whole import check_name, whole_file
+    from ..storage.whole import check_name, whole_file
     from ..tuner.undo import Before
 
     check_new(plan.output)
@@ -95,7 +95,7 @@ def undo_file(files: Mapping[str, str]) -> Path:
     Args:
         files: Digests of its files.
     """
-    from ..source import home
+    from ..storage.source import home
 
     weights = [digest for name, digest in files.items() if name.endswith(".safetensors")]
     return home() / "undo" / f"{hashlib.sha256(' '.join(weights).encode()).hexdigest()[:32]}.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..hub.whole import claimed
+from ..storage.whole import claimed
 from .note import note
 from .output import Format, clear_endings, show, show_json
 

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..facts import FactError, shown
-from ..plain import plain, read_bytes
+from ..errors import shown
+from ..facts import FactError
+from ..storage.plain import plain, read_bytes
 from .chats import chats_of_list
 from .hub import HUB_NAME, read_hub
 from .shapes import Known, rows_of_columns, rows_of_object

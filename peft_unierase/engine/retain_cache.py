@@ -24,9 +24,9 @@ from torch import nn
 
 from ..errors import InputError
 from ..facts import Fact
-from ..plain import parse_json, read_text
 from ..prompts import PromptFormat
-from ..source import home
+from ..storage.plain import parse_json, read_text
+from ..storage.source import home
 from .sample_files import write_lines
 from .samples import SAMPLE_STEPS, sample_facts
 
@@ -167,7 +167,7 @@ def load_samples(path: Path, header: Mapping[str, Any]) -> list[list[Fact]]:
     Raises:
         ValueError: It was edited or cut, or is no such file.
     """
-    from ..schema import KeptSample, KeptSamples, checked, parsed
+    from ..storage.schema import KeptSample, KeptSamples, checked, parsed
 
     try:
         first, *lines = read_text(path).split("\n")[:-1]

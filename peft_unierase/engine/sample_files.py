@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..facts import Fact
-from ..plain import read_text
+from ..storage.plain import read_text
 
 GENERAL, NEIGHBOUR = "general", "neighbour"
 
@@ -41,7 +41,7 @@ def read_samples(path: str | Path) -> Samples:
     Raises:
         ValueError: There is no such file, or a line of it is no sample; says which and why.
     """
-    from ..schema import Sample, parsed
+    from ..storage.schema import Sample, parsed
 
     samples = Samples()
     kinds = {GENERAL: samples.general, NEIGHBOUR: samples.near}

@@ -12,12 +12,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from ..digests import sha256
 from ..errors import InputError
-from ..plain import read_json, read_text
-from ..source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, WEIGHTS_NAME
+from ..storage.digests import sha256
+from ..storage.plain import read_json, read_text
+from ..storage.source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, WEIGHTS_NAME
+from ..storage.whole import check_name, hides, tidy, whole_folder
 from .record import statement
-from .whole import check_name, hides, tidy, whole_folder
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 

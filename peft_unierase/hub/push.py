@@ -17,18 +17,10 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..digests import sha256
 from ..errors import InputError
-from ..plain import MOST_JSON, check_plain_folder, plain, read_json, read_text
-from ..source import (
-    CARD_NAME,
-    CONFIG_NAME,
-    LORA_NAME,
-    RECORD_NAME,
-    REPORT_NAME,
-    SIGNATURE_NAME,
-    WEIGHTS_NAME,
-)
+from ..storage.digests import sha256
+from ..storage.plain import MOST_JSON, check_plain_folder, plain, read_json, read_text
+from ..storage.source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME, WEIGHTS_NAME
 from ..version import __version__
 from .card import public_name
 from .errors import check_repo_id, patiently, plain_errors

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..plain import JsonError, check_plain_folder, read_json
-from ..source import CONFIG_NAME, NAMES, RECORD_NAME, SUFFIXES, resolve
+from ..storage.plain import JsonError, check_plain_folder, read_json
+from ..storage.source import CONFIG_NAME, NAMES, RECORD_NAME, SUFFIXES, resolve
 from .record import predicate_of
 
 
@@ -31,7 +31,7 @@ def adapter_type(source: str, revision: str | None = None) -> str | None:
         ValueError: There is a config, and it is none.
         OSError: It cannot be read.
     """
-    from ..schema import AnyAdapter, checked
+    from ..storage.schema import AnyAdapter, checked
 
     file = Path(source) / CONFIG_NAME
     if not Path(source).is_dir():
@@ -57,7 +57,7 @@ def read_config(source: str) -> Any:
     """
     from peft import PeftConfig
 
-    from ..facts import shown
+    from ..errors import shown
 
     kind = adapter_type(source)
     if kind is None:

@@ -23,11 +23,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..digests import sha256
-from ..errors import InputError
-from ..facts import Fact, shown
-from ..plain import read_text
-from ..source import CARD_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME
+from ..errors import InputError, shown
+from ..facts import Fact
+from ..storage.digests import sha256
+from ..storage.plain import read_text
+from ..storage.source import CARD_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:peft-unierase:erasure:v1"
@@ -116,7 +116,7 @@ def predicate_of(record: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: It is no such Statement.
     """
-    from ..schema import Statement, checked
+    from ..storage.schema import Statement, checked
 
     checked(Statement, record, "it is no record of an erasure")
     predicate: dict[str, Any] = record["predicate"]

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import InputError, MissingPackageError
-from ..plain import check_plain_folder, read_json
-from ..source import CARD_NAME, SIGNATURE_NAME
+from ..storage.plain import check_plain_folder, read_json
+from ..storage.source import CARD_NAME, SIGNATURE_NAME
 from .verify import FAILS, HOLDS, Finding
 
 PARTIAL_NAME = f".{SIGNATURE_NAME}"  # a new one, until it is whole
@@ -76,7 +76,7 @@ def signed_digests(folder: Path) -> dict[str, str]:
     Raises:
         ValueError: It is no signature.
     """
-    from ..schema import Signature, Signed, checked, parsed
+    from ..storage.schema import Signature, Signed, checked, parsed
 
     file = folder / SIGNATURE_NAME
     try:

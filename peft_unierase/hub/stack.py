@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..source import CARD_NAME, WEIGHTS_NAME
+from ..storage.source import CARD_NAME, WEIGHTS_NAME
 from .card import stacked_card
 from .folder import check_new, write_folder, write_record
 

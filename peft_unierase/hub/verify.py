@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..digests import recorded_digests
 from ..errors import InputError
 from ..facts import Fact
-from ..source import RECORD_NAME, WEIGHTS_NAME
+from ..storage.digests import recorded_digests
+from ..storage.source import RECORD_NAME, WEIGHTS_NAME
 from .record import Salt, coverage, file_digests, predicate_of
 
 HOLDS, FAILS, OPEN = "holds", "FAILS", "not compared"

@@ -16,8 +16,8 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 
 from ..errors import InputError, UniEraseError
-from ..plain import check_plain_folder
-from ..source import resolve
+from ..storage.plain import check_plain_folder
+from ..storage.source import resolve
 from .config import OF_A_SOURCE
 from .guard import passed
 from .model import check_adapter_name, check_unwrapped, unwrap

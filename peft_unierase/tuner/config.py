@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peft.config import PeftConfig
 from peft.utils.other import get_pattern_key
 
-from ..errors import InputError
-from ..facts import shown
+from ..errors import InputError, shown
 from .fields import MAX_RANK, OF_A_PART, OWN, wrong_values
 from .peft_type import unierase_peft_type
 

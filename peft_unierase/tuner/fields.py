@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..schema import MAX_RANK, ConfigOfPeft, ErasureConfig, is_mark, wrong_fields
+from ..storage.schema import MAX_RANK, ConfigOfPeft, ErasureConfig, is_mark, wrong_fields
 
 __all__ = ["MAX_RANK", "OF_A_PART", "OF_PEFT", "OWN", "is_mark", "wrong_values"]
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..digests import recorded_digests
 from ..errors import InputError
-from ..schema import Statement, checked
-from ..source import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, WEIGHTS_NAME, resolve
+from ..storage.digests import recorded_digests
+from ..storage.schema import Statement, checked
+from ..storage.source import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, WEIGHTS_NAME, resolve
 from .config import UniEraseConfig
 from .fields import MAX_RANK, OF_A_PART, wrong_values
 from .guard_base import check_on_base, own_module

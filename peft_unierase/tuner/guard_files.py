@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..digests import sha256
-from ..errors import InputError
-from ..facts import shown
-from ..plain import open_plain, parse_json, read_bytes
-from ..schema import is_line
-from ..source import MAX_BYTES, NAMES, SUFFIXES, is_allowed
+from ..errors import InputError, shown
+from ..storage.digests import sha256
+from ..storage.plain import open_plain, parse_json, read_bytes
+from ..storage.schema import is_line
+from ..storage.source import MAX_BYTES, NAMES, SUFFIXES, is_allowed
 
 MAX_FILES = 1000
 MAX_DEPTH = 4

@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ..plain import plain, read_json
-from ..schema import Shards, checked
+from ..storage.plain import plain, read_json
+from ..storage.schema import Shards, checked
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

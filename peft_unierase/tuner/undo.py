@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import InputError
-from ..plain import parse_json, plain
-from ..schema import UndoHeader, checked
+from ..storage.plain import parse_json, plain
+from ..storage.schema import UndoHeader, checked
 from .swap import SwappingLayer
 
 CHUNK = 1 << 24

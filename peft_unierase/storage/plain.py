@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import InputError
+from ..errors import InputError
 
 MOST_JSON = 16 << 20
 DEEPEST = 64

@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import InputError
-from ..facts import shown
-from ..source import home
+from ..errors import InputError, shown
+from .source import home
 
 try:
     import fcntl
