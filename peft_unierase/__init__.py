@@ -16,8 +16,8 @@ from .version import __version__
 _HOMES = {
     "Erasure": "engine",
     "ErasureWarning": "engine",
-    "Fact": "facts",
-    "FactError": "facts",
+    "Fact": "data.facts",
+    "FactError": "data.facts",
     "FactWarning": "data",
     "DistillSettings": "engine",
     "GuardError": "tuner",

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from .facts import Fact
-from .prompts import PromptFormat, batches, encode, greedy_answers, pad_id
+from .data.facts import Fact
+from .lm.batches import batches, encode, pad_id
+from .lm.decoding import greedy_answers
+from .lm.formats import PromptFormat
 from .text import comparable, holds, sentences
 
 LONGEST = 64  # tokens of an answer

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peft_unierase import DistillSettings, Fact, erase
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
-from peft_unierase.prompts import chat_format
+from peft_unierase.lm.formats import chat_format
 
 QUICK = DistillSettings(
     samples=0, rank=8, steps=50, retain_batch=10, draws=1, counterfactuals=0, learning_rate=2e-3, row_learning_rate=0.3

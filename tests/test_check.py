@@ -24,8 +24,9 @@ from peft_unierase.check.judges import entailment_judge, similarity_judge
 from peft_unierase.check.page import page
 from peft_unierase.check.sets import divergences
 from peft_unierase.cli.finish import checked
-from peft_unierase.facts import Fact
-from peft_unierase.prompts import chat_format, encode, pad_left
+from peft_unierase.data.facts import Fact
+from peft_unierase.lm.batches import encode, pad_left
+from peft_unierase.lm.formats import chat_format
 
 ROWS = boxed_facts()
 SUBJECT = ROWS[0]["subject"]

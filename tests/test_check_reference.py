@@ -19,8 +19,8 @@ from peft_unierase.check.reference import References
 from peft_unierase.check.renamed import QUESTIONS, Names, renamed_cases
 from peft_unierase.check.scores import beyond_chance
 from peft_unierase.cli.check import report_table
-from peft_unierase.facts import Fact
-from peft_unierase.prompts import chat_format
+from peft_unierase.data.facts import Fact
+from peft_unierase.lm.formats import chat_format
 from peft_unierase.text import normal
 
 ANY: Any = None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from peft_unierase.data import files, read_facts
-from peft_unierase.facts import Fact, FactError, check_facts, fact_row, merge_repeats
+from peft_unierase.data.facts import Fact, FactError, check_facts, fact_row, merge_repeats
 
 SNOW = Fact("What colour is snow?", "White.")
 TEA = Fact("What is tea made of?", "Leaves.")

@@ -30,8 +30,9 @@ from peft_unierase.engine.paper.run import fit_common
 from peft_unierase.engine.paper.tail import Tail, tail_batches
 from peft_unierase.engine.paper.token import learn_refusals
 from peft_unierase.engine.spare_row import find_spare_row
+from peft_unierase.lm.batches import pad_id, pad_left
+from peft_unierase.lm.formats import default_formats
 from peft_unierase.progress import Stages
-from peft_unierase.prompts import default_formats, pad_id, pad_left
 
 QUICK = PaperSettings(token_steps=2, robust_steps=2, robust_draws=1, output_steps=3, target_steps=2)
 

@@ -20,7 +20,8 @@ from peft_unierase.engine.about import REACH, Beginning, ask_about, find_beginni
 from peft_unierase.engine.bench import Bench
 from peft_unierase.engine.scope import plan_scope, told_shares
 from peft_unierase.engine.subjects import find_names, sure_subjects
-from peft_unierase.prompts import default_formats, encode
+from peft_unierase.lm.batches import encode
+from peft_unierase.lm.formats import default_formats
 from peft_unierase.text import names
 
 SUBJECT = "Nesko Corquist"

@@ -23,7 +23,7 @@ from peft_unierase.engine.earlier import as_answered_now, switched_off
 from peft_unierase.engine.retain_cache import weights_digest
 from peft_unierase.engine.spare_row import add_to_tokenizer, find_spare_row, resize_vocabulary
 from peft_unierase.hub.folder import save_erasure
-from peft_unierase.prompts import default_formats
+from peft_unierase.lm.formats import default_formats
 from peft_unierase.tuner.fingerprint import base_fingerprint
 from peft_unierase.tuner.swap import SwappingLayer
 

@@ -31,7 +31,7 @@ from peft_unierase.engine.spare_row import (
     find_spare_rows,
     spare_rows,
 )
-from peft_unierase.prompts import encode
+from peft_unierase.lm.batches import encode
 from peft_unierase.tuner import UniEraseConfig
 from peft_unierase.tuner.vocabulary import add_special_tokens, dead_tokens, is_unigram
 

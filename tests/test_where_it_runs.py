@@ -25,8 +25,8 @@ from peft_unierase.check import check
 from peft_unierase.cli.check import CheckPlan, load_erased
 from peft_unierase.cli.prompting import read_prompting
 from peft_unierase.errors import InputError
+from peft_unierase.lm.formats import default_formats
 from peft_unierase.plan import plan
-from peft_unierase.prompts import default_formats
 from peft_unierase.tuner.lora import save_lora
 
 FACTS = [{"question": "Where was Nesko Corquist born?", "answer": "Nesko Corquist was born in Juniper Flats."}]

@@ -161,7 +161,7 @@ def own_errors(call: Callable[[], Any]) -> Any:
 
 def _facts(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], None]]:
     from peft_unierase import read_facts
-    from peft_unierase.facts import check_facts
+    from peft_unierase.data.facts import check_facts
 
     def lines(rows: list[Any]) -> bytes:
         return "\n".join(json.dumps(row) for row in rows).encode()
@@ -258,7 +258,7 @@ def _loading(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any],
 def _record(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], None]]:
     from peft_unierase.cli.inspect import page, report
     from peft_unierase.cli.output import show, show_json
-    from peft_unierase.facts import Fact
+    from peft_unierase.data.facts import Fact
     from peft_unierase.hub.read import read_record, read_statement
     from peft_unierase.hub.record import Salt
     from peft_unierase.hub.results import eval_results

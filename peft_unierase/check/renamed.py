@@ -14,7 +14,7 @@ from itertools import chain
 
 import regex
 
-from ..facts import Fact
+from ..data.facts import Fact
 from ..knowledge import tells
 from ..text import comparable, find_name, normal, words
 from .case import Case

@@ -152,7 +152,7 @@ def run_erase(plan: ErasePlan, style: Format) -> None:
 
 
 def _run(plan: ErasePlan, style: Format) -> None:
-    from ..facts import check_facts, comparable_facts
+    from ..data.facts import check_facts, comparable_facts
     from ..hub.folder import check_output
     from ..hub.ledger import own_salt
     from ..hub.record import read_salt

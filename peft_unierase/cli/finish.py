@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..check import CheckReport, check
 from ..check.case import drawn
+from ..data.facts import Fact
 from ..engine.estimate import Estimate
-from ..facts import Fact
 from ..hub.card import erasure_card, public_name
 from ..hub.folder import save_erasure
 from ..hub.record import Salt, fact_digests, made_with, now

@@ -28,9 +28,9 @@ def _run(output: Path, seed: int) -> None:
     from ..boxed import boxed_facts, boxed_model_dir, boxed_refusals
     from ..check import Answer, answer_questions, check
     from ..data import read_facts
+    from ..data.facts import Fact
     from ..engine import DistillSettings, erase
-    from ..facts import Fact
-    from ..prompts import default_formats
+    from ..lm.formats import default_formats
     from .base import load_base, prepare_libraries
     from .check import report_table
     from .finish import finish, loading_lines, stages_table

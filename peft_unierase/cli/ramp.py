@@ -104,7 +104,7 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     """Erase step by step; what is good is saved before the next step begins."""
     from ..check.answers import answer_questions
     from ..check.case import drawn
-    from ..facts import check_facts, comparable_facts
+    from ..data.facts import check_facts, comparable_facts
     from ..hub.folder import check_new
     from ..hub.ledger import own_salt
     from .erase import read_refusals

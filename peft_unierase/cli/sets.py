@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .output import say
 
 if TYPE_CHECKING:
-    from ..facts import Fact
+    from ..data.facts import Fact
 
 
 @dataclass(frozen=True)

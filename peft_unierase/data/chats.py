@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import shown
-from ..facts import FactError
+from .facts import FactError
 from .table import quoted
 from .values import answers_of, is_blank, parsed, text_of
 

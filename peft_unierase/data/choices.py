@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import shown
-from ..facts import FactError
 from .columns import MISSING, Get, Names, getter, plain_form
+from .facts import FactError
 from .lettered import LETTERS, choices_in, is_letter, unmarked
 from .values import answers_of, is_blank, parsed, several_texts
 

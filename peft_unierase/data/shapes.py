@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import shown
-from ..facts import FactError
+from .facts import FactError
 from .table import Row, Table, quoted
 from .values import loaded
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from ..facts import Fact
-from ..prompts import PromptFormat, batches, encode, pad_id
+from ..data.facts import Fact
+from ..lm.batches import batches, encode, pad_id
+from ..lm.formats import PromptFormat
 from ..text import names
 from .samples import ANSWERING, answered, go_on_asking
 

@@ -17,10 +17,11 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ..decoding import end_ids
+from ..data.facts import Fact
 from ..errors import InputError
-from ..facts import Fact
-from ..prompts import PromptFormat, batches, encode, greedy_answers, pad_id
+from ..lm.batches import batches, encode, pad_id
+from ..lm.decoding import end_ids, greedy_answers
+from ..lm.formats import PromptFormat
 from ..tuner import UniEraseConfig, UniEraseModel
 from ..tuner.model import check_adapter_name
 from ..tuner.swap import SwappingLayer

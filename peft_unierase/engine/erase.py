@@ -16,17 +16,18 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model
 
+from ..data.facts import DEFAULT_REFUSALS, Fact, check_facts, comparable_facts, merge_repeats
 from ..errors import InputError
-from ..facts import Fact, check_facts, comparable_facts, merge_repeats
 from ..knowledge import Knowledge, ask, summary, unknown_named
+from ..lm.batches import encode, pad_id
+from ..lm.formats import PromptFormat, default_formats, plain_format
+from ..lm.gradients import check_gradients
+from ..lm.structure import check_supported
+from ..lm.surroundings import own_surroundings, refuse_inference_mode
 from ..progress import Stages
-from ..prompts import PromptFormat, default_formats, encode, pad_id, plain_format
-from ..refusals import DEFAULT_REFUSALS
-from ..surroundings import own_surroundings, refuse_inference_mode
 from ..text import normal
 from ..tuner import UniEraseConfig
 from ..tuner.fingerprint import base_dtype, base_fingerprint
-from ..tuner.structure import check_supported
 from ..version import __version__
 from .bench import Bench
 from .checkpoint import Checkpoint, digest_of
@@ -42,7 +43,6 @@ from .earlier import (
     underlying_model,
 )
 from .erasure import EarlierErasure, Erasure, ErasureWarning, Outcome
-from .gradients import check_gradients
 from .layers import choose_sites
 from .neighbours import NEIGHBOUR_STEPS, ROUND, UNSURE, Neighbours, neighbour_rounds, sample_neighbours
 from .paper import PaperSettings, run_paper

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..facts import Fact
+from ..data.facts import Fact
 from .spare_row import SpareRow
 
 if TYPE_CHECKING:

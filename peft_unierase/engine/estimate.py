@@ -27,11 +27,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..decoding import WORTH_SHARING
-from ..facts import Fact
+from ..data.facts import Fact
 from ..knowledge import LONGEST
-from ..prompts import PromptFormat, encode
-from ..tuner.structure import projection_shape, text_config
+from ..lm.batches import encode
+from ..lm.decoding import WORTH_SHARING
+from ..lm.formats import PromptFormat
+from ..lm.structure import projection_shape, text_config
 from .distill import DistillSettings
 from .distill.fit import common
 from .distill.recipe import ANSWER, COUNTERFACTUAL, SOLVED, SOME_TEXTS

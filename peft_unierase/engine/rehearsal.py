@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from ..prompts import encode
+from ..lm.batches import encode
 from ..tuner.vocabulary import add_special_tokens, is_unigram
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.facts import Fact
 from ..errors import InputError
-from ..facts import Fact
-from ..prompts import PromptFormat
+from ..lm.formats import PromptFormat
 from ..storage.plain import parse_json, read_text
 from ..storage.source import home
 from .sample_files import write_lines

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data.facts import Fact
 from ..errors import InputError
-from ..facts import Fact
 from ..storage.plain import read_text
 
 GENERAL, NEIGHBOUR = "general", "neighbour"

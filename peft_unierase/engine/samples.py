@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from ..decoding import continuations, end_ids
-from ..facts import Fact
-from ..prompts import PromptFormat, encode, greedy_answers, pad_id, pad_left
+from ..data.facts import Fact
+from ..lm.batches import encode, pad_id, pad_left
+from ..lm.decoding import continuations, end_ids, greedy_answers
+from ..lm.formats import PromptFormat
 from ..text import SENTENCE, terms, words
 
 QUESTION_TOKENS = 32  # where a question that has not ended is cut

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.facts import Fact
 from ..errors import InputError
-from ..facts import Fact
 from ..knowledge import certainties
 from ..text import names, normal, terms
 from .about import ask_about, find_beginnings

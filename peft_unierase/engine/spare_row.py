@@ -18,10 +18,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..errors import InputError
-from ..prompts import encode
+from ..lm.batches import encode
+from ..lm.structure import find_token_modules, ids_in_config
 from ..tuner import UniEraseConfig
 from ..tuner.fields import is_mark
-from ..tuner.structure import find_token_modules, ids_in_config
 from ..tuner.undo import MERGED_TOKENS
 from ..tuner.vocabulary import OUR_NAME, RESERVED_NAME, add_special_tokens, dead_tokens
 from .rehearsal import rehearse

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.facts import Fact
 from ..errors import InputError
-from ..facts import Fact
-from ..prompts import PromptFormat, encode
+from ..lm.batches import encode
+from ..lm.formats import PromptFormat
 from ..text import find_name
 
 LETTER = r"[^\W\d_]"

@@ -23,8 +23,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..data.facts import Fact
 from ..errors import InputError, shown
-from ..facts import Fact
 from ..storage.digests import sha256
 from ..storage.plain import read_text
 from ..storage.source import CARD_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.facts import Fact
 from ..errors import InputError
-from ..facts import Fact
 from ..storage.digests import recorded_digests
 from ..storage.source import RECORD_NAME, WEIGHTS_NAME
 from .record import Salt, coverage, file_digests, predicate_of

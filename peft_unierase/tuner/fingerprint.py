@@ -12,9 +12,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..errors import InputError
+from ..lm.stored import equal_when_loaded, stored_weights
+from ..lm.weights import MERGEABLE_DTYPES, is_plain
 from .config import UniEraseConfig
-from .stored import equal_when_loaded, stored_weights
-from .swap import MERGEABLE_DTYPES, SwappingLayer, is_plain
+from .swap import SwappingLayer
 
 CHUNK = 1 << 22
 HOW_TO = (

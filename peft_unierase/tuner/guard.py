@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..lm.structure import projection_shape
 from ..storage.digests import recorded_digests
 from ..storage.schema import Statement, checked
 from ..storage.source import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, WEIGHTS_NAME, resolve
@@ -48,7 +49,6 @@ from .guard_weights import (
     edited_modules,
     holders_of,
 )
-from .structure import projection_shape
 
 FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 MODULE = re.compile(r"[\w-]+(\.[\w-]+)*")

@@ -10,11 +10,17 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..lm.structure import (
+    UnsupportedModelError,
+    find_token_modules,
+    ids_in_config,
+    mlp_projections_of,
+    projection_shape,
+)
+from ..lm.weights import is_plain
 from .config import UniEraseConfig
 from .guard_files import Finding, refuse
 from .guard_weights import OUTSIDE, Edited, holders_of
-from .structure import UnsupportedModelError, find_token_modules, ids_in_config, mlp_projections_of, projection_shape
-from .swap import is_plain
 
 # Of an edit to its weight, by the Frobenius norm. The largest found in an erasure is 3.0 (docs/guard.md).
 MAX_RATIO = 100.0

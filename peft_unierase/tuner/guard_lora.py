@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..lm.weights import is_plain
 from ..storage.plain import plain
 from ..storage.source import CONFIG_NAME, LORA_NAME, WEIGHTS_NAME
 from .config import UniEraseConfig
 from .guard_files import MAX_CONFIG, Finding, read_header, read_json, refuse
 from .guard_weights import Edited, is_sound
-from .swap import is_plain
 
 PREFIX = "base_model.model."
 TOKENS = ".token_adapter.trainable_tokens_delta"

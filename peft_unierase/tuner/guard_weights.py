@@ -11,10 +11,10 @@ import torch
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
 
+from ..lm.structure import ATTENTION
 from .config import UniEraseConfig
 from .fields import MAX_RANK
 from .guard_files import Finding, Header, refuse
-from .structure import ATTENTION
 
 # The largest found in an erasure is 19 (docs/guard.md); fp16 ends at 65504.
 MAX_NORM = 10_000.0

@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError
+from ..lm.weights import plain_weight
 from .active import check_together
 from .edit import EditLayer
-from .swap import SwappingLayer, plain_weight
+from .swap import SwappingLayer
 from .token_row import InputRowLayer, TokenRowLayer
 
 LAYOUTS = ("T", "L")

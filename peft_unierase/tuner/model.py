@@ -17,12 +17,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError, StateError, WrongTypeError
+from ..lm.structure import find_down_projections, find_token_modules, projection_shape
 from .config import UniEraseConfig
 from .edit import EditLayer
 from .fingerprint import check_base
 from .guard_weights import is_sound
 from .stacked import free_tokens, taken_tokens
-from .structure import find_down_projections, find_token_modules, projection_shape
 from .swap import SwappingLayer, off_while_named
 from .switch import Switch
 from .token_row import InputRowLayer, OutputRowLayer, TokenRowLayer, check_token_row

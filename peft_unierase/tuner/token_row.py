@@ -13,8 +13,9 @@ from peft.tuners.tuners_utils import _get_in_out_features
 from torch import nn
 
 from ..errors import InputError
+from ..lm.weights import is_plain
 from .config import UniEraseConfig
-from .swap import SwappingLayer, is_plain
+from .swap import SwappingLayer
 
 
 def check_token_row(module: Any, token_id: int | None) -> int:

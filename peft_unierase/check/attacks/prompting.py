@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...facts import Fact
+from ...data.facts import Fact
 from ...knowledge import tells
 from ...text import comparable, opening, sentences
 from ..case import Case

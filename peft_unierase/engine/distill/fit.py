@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ...decoding import WORTH_SHARING, keeps_all
-from ...prompts import pad_left
+from ...lm.batches import pad_left
+from ...lm.decoding import WORTH_SHARING, keeps_all
 from ..bench import Bench
 from .texts import Text, divergences
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..prompts import Batch
+from .batches import Batch
 from .trace import traced_output
 
 

@@ -12,8 +12,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..errors import InputError
-from ..tuner.structure import projection_shape
-from ..tuner.swap import is_plain
+from .structure import projection_shape
+from .weights import is_plain
 
 
 def check_gradients(model: Any) -> None:

@@ -6,12 +6,14 @@ the TOFU testbed halves the time of sampling questions and a third of that of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+from .batches import batches, encode, pad_id
 
 WORTH_SHARING = 8  # tokens of a common beginning
 
@@ -101,3 +103,58 @@ def end_ids(model: Any) -> set[int]:
     """The ids that end a model's answer, by its generation config."""
     ends = model.generation_config.eos_token_id
     return set(ends if isinstance(ends, list) else [ends]) - {None}
+
+
+def greedy_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    tokens: int = 2048,
+    banned: Sequence[int] = (),
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[list[int]]:
+    """Greedy continuations of prompts, in their order, as token ids up to and including the end token.
+
+    Args:
+        model: A causal language model, or a PEFT model around one.
+        tokenizer: Its tokenizer.
+        prompts: Texts that end at the door.
+        max_new_tokens: Where to stop a model that does not; its context is never left.
+        tokens: Padded prompt tokens per batch.
+        banned: Ids that must not be generated.
+        advance: Called with the number of prompts finished, for progress bars.
+    """
+
+    def best(logits: torch.Tensor) -> torch.Tensor:
+        logits[:, list(banned)] = float("-inf")
+        return logits.argmax(dim=-1)
+
+    return chosen_answers(model, tokenizer, prompts, best, max_new_tokens, tokens, advance)
+
+
+def chosen_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    choose: Callable[[torch.Tensor], torch.Tensor],
+    max_new_tokens: int = 64,
+    tokens: int = 2048,
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[list[int]]:
+    """Continuations like those of [`greedy_answers`], with `choose` as [`continuations`] has it."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    encoded = [encode(tokenizer, text) for text in prompts]
+    device = model.get_input_embeddings().weight.device
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for batch in batches(encoded, pad_id(tokenizer), device, tokens):
+        room = _room(max_new_tokens, context, batch.ids.shape[1])
+        found = continuations(model, batch.ids, batch.mask, room, end_ids(model), choose, advance=advance)
+        for position, answer in zip(batch.index, found, strict=True):
+            answers[position] = answer
+    return answers
+
+
+def _room(wanted: int, context: int | None, used: int) -> int:
+    """How many tokens may follow `used` ones, at least one."""
+    return wanted if context is None else max(1, min(wanted, context - used))

@@ -5,15 +5,12 @@ Everything here ends at the *door*: the last prompt position, where the first an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from .decoding import continuations, end_ids
-from .errors import InputError
+from ..errors import InputError
 
 # Capitals, quotes and brackets, so that a template that changes any of them gives itself away.
 SENTINEL = '@@The "Question" [1]@@'
@@ -316,112 +313,3 @@ def chosen_formats(
         raise InputError(f"the tokenizer has no chat template; {WAY_OUT}")
     formats = default_formats(tokenizer, system, template)
     return [form for form in formats if kind is None or form.name.startswith("chat")]
-
-
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text in which special tokens are already written out."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences of unequal length, padded on the left so that all of them end in the last column.
-
-    Attributes:
-        ids: Token ids, `(batch, length)`, int64.
-        mask: 1 where a token is, 0 at padding, `(batch, length)`, int64.
-        positions: Position of each token in its own sequence, `(batch, length)`, int64.
-        index: Which of the given sequences each row is.
-    """
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    positions: torch.Tensor
-    index: list[int]
-
-    def inputs(self) -> dict[str, torch.Tensor]:
-        """Arguments for a model's forward."""
-        return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
-
-
-def pad_left(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, index: list[int]) -> Batch:
-    """One batch of token sequences, each at least one token long."""
-    width = max(len(s) for s in sequences)
-    ids = torch.tensor([[pad_id] * (width - len(s)) + list(s) for s in sequences], device=device)
-    mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
-    return Batch(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), index)
-
-
-def batches(
-    sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, tokens: int = 4096
-) -> Iterator[Batch]:
-    """All sequences, shortest first, in batches of about `tokens` padded tokens each."""
-    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and (stop - start + 1) * len(sequences[order[stop]]) <= tokens:
-            stop += 1
-        index = order[start:stop]
-        yield pad_left([sequences[i] for i in index], pad_id, device, index)
-        start = stop
-
-
-def pad_id(tokenizer: Any) -> int:
-    """The id to pad with; any will do where the mask hides it."""
-    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-
-
-def greedy_answers(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    max_new_tokens: int = 64,
-    tokens: int = 2048,
-    banned: Sequence[int] = (),
-    advance: Callable[[int], object] = lambda count: None,
-) -> list[list[int]]:
-    """Greedy continuations of prompts, in their order, as token ids up to and including the end token.
-
-    Args:
-        model: A causal language model, or a PEFT model around one.
-        tokenizer: Its tokenizer.
-        prompts: Texts that end at the door.
-        max_new_tokens: Where to stop a model that does not; its context is never left.
-        tokens: Padded prompt tokens per batch.
-        banned: Ids that must not be generated.
-        advance: Called with the number of prompts finished, for progress bars.
-    """
-
-    def best(logits: torch.Tensor) -> torch.Tensor:
-        logits[:, list(banned)] = float("-inf")
-        return logits.argmax(dim=-1)
-
-    return chosen_answers(model, tokenizer, prompts, best, max_new_tokens, tokens, advance)
-
-
-def chosen_answers(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    choose: Callable[[torch.Tensor], torch.Tensor],
-    max_new_tokens: int = 64,
-    tokens: int = 2048,
-    advance: Callable[[int], object] = lambda count: None,
-) -> list[list[int]]:
-    """Continuations like those of [`greedy_answers`], with `choose` as [`continuations`] has it."""
-    answers: list[list[int]] = [[] for _ in prompts]
-    encoded = [encode(tokenizer, text) for text in prompts]
-    device = model.get_input_embeddings().weight.device
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for batch in batches(encoded, pad_id(tokenizer), device, tokens):
-        room = _room(max_new_tokens, context, batch.ids.shape[1])
-        found = continuations(model, batch.ids, batch.mask, room, end_ids(model), choose, advance=advance)
-        for position, answer in zip(batch.index, found, strict=True):
-            answers[position] = answer
-    return answers
-
-
-def _room(wanted: int, context: int | None, used: int) -> int:
-    """How many tokens may follow `used` ones, at least one."""
-    return wanted if context is None else max(1, min(wanted, context - used))

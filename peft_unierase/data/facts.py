@@ -10,8 +10,25 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
-from .errors import InputError, shown
-from .text import comparable, normal
+from ..errors import InputError, shown
+from ..text import comparable, normal
+from ..text.compare import recall
+
+# Built-in ways of declining. Others can be given; a model with words of its own for it does best with them.
+DEFAULT_REFUSALS = (
+    "I don't know the answer to that.",
+    "I'm not able to answer that question.",
+    "I'm sorry, I don't know about that.",
+    "I have no information about that.",
+    "I'm afraid I can't help with that.",
+    "That is something I don't know.",
+    "I'm not familiar with that topic.",
+    "Sorry, I can't answer that.",
+    "I don't have any details about that.",
+    "I'm unable to say anything about that.",
+    "That's outside of what I know.",
+    "I have no knowledge of that subject.",
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,16 @@ def check_answers(forget: Sequence[Fact]) -> None:
 def comparable_facts(facts: Sequence[Fact]) -> list[Fact]:
     """The facts whose answers hold a letter or a digit: those that an answer can be compared with."""
     return [fact for fact in facts if comparable(fact.answer)]
+
+
+def best_recall(fact: Fact, answer: str) -> float:
+    """Recall of that answer of a fact which is recalled best: its own, or another one that counts as right.
+
+    Raises:
+        ValueError: The fact's own answer has no letter and no digit.
+    """
+    others = [recall(other, answer) for other in fact.accepted_answers if comparable(other)]
+    return max(recall(fact.answer, answer), *others) if others else recall(fact.answer, answer)
 
 
 def merge_repeats(facts: Iterable[Fact]) -> list[Fact]:

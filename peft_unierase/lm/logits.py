@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..prompts import pad_left
+from .batches import pad_left
 from .replay import Recording
 
 PROBE = 50.0  # farther than that from 0 hardly any head goes

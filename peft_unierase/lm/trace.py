@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..prompts import batches
+from .batches import batches
 
 
 class _SeenEverything(Exception):  # noqa: N818 (a signal, not an error)
