@@ -15,26 +15,26 @@ from .version import __version__
 
 _HOMES = {
     "Erasure": "engine",
-    "ErasureWarning": "engine",
+    "ErasureWarning": "errors",
     "Fact": "data.facts",
     "FactError": "data.facts",
     "FactWarning": "data",
     "DistillSettings": "engine",
-    "GuardError": "tuner",
+    "GuardError": "guard",
     "PaperSettings": "engine",
-    "Samples": "engine",
-    "UniEraseConfig": "tuner",
+    "Samples": "retain.sample_files",
+    "UniEraseConfig": "guard",
     "UniEraseError": "errors",
-    "UniEraseModel": "tuner",
-    "align_tokenizer": "tuner",
+    "UniEraseModel": "adapter.model",
+    "align_tokenizer": "adapter.active",
     "erase": "engine",
-    "load": "tuner",
+    "load": "guard",
     "push_erasure": "hub",
     "read_facts": "data",
-    "read_samples": "engine",
-    "set_active": "tuner",
+    "read_samples": "retain.sample_files",
+    "set_active": "adapter.active",
     "stack": "hub",
-    "toggle": "tuner",
+    "toggle": "adapter.active",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -48,4 +48,4 @@ def __getattr__(name: str) -> Any:
 
 # The `unierase` command passes through here too, and its `--help` shall not wait for torch; it registers later.
 if PurePath(sys.argv[0] if sys.argv else "").name not in ("unierase", "unierase.exe"):
-    importlib.import_module(".tuner", __name__).register()
+    importlib.import_module(".guard", __name__).register()

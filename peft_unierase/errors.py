@@ -36,3 +36,7 @@ def shown(value: Any, most: int = 80) -> str:
     except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
         return f"a {type(value).__name__} that is too large to show"
     return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+class ErasureWarning(UserWarning):
+    """The run went through, but its erasure may not be what was asked for; the text says why, with figures."""

@@ -29,9 +29,9 @@ from peft_unierase.check.attacks.states import layers_of, streams, without
 from peft_unierase.check.attacks.updates import largest_out, removed, scaled, smallest_out
 from peft_unierase.check.attacks.weights import direction_out, directions_out, top_directions
 from peft_unierase.data.facts import Fact
+from peft_unierase.guard.config import UniEraseConfig
 from peft_unierase.lm.batches import encode
 from peft_unierase.lm.formats import chat_format, plain_format
-from peft_unierase.tuner import UniEraseConfig
 
 CONFIGS = {
     "unierase": UniEraseConfig(layers_to_transform=[2, 3], r=4, init_weights=False, task_type="CAUSAL_LM"),

@@ -18,11 +18,11 @@ from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import Answer, answer_questions, figures
 from peft_unierase.engine import erase as erase_module_verb
 from peft_unierase.engine.distill import recipe
-from peft_unierase.engine.neighbours import Neighbours
-from peft_unierase.knowledge import tells
 from peft_unierase.lm.batches import encode
 from peft_unierase.lm.decoding import greedy_answers
 from peft_unierase.lm.formats import PromptFormat, default_formats
+from peft_unierase.retain.knowledge import tells
+from peft_unierase.retain.neighbours import Neighbours
 from peft_unierase.text import recall
 
 QUICK = DistillSettings(samples=16, rank=2, steps=3, settling_steps=1, steps_per_fact=0.0, draws=1, counterfactuals=1)

@@ -25,8 +25,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import peft_unierase
 from peft_unierase import GuardError, UniEraseConfig, load, read_facts, read_samples
+from peft_unierase.adapter.undo import read_header
 from peft_unierase.cli import output
 from peft_unierase.errors import InputError
+from peft_unierase.guard.inspect import inspect_folder
 from peft_unierase.hub.folder import check_new, check_output, check_place
 from peft_unierase.hub.push import check_folder
 from peft_unierase.hub.read import adapter_type, read_statement
@@ -41,8 +43,6 @@ from peft_unierase.storage.plain import (
     plain,
     read_bytes,
 )
-from peft_unierase.tuner import inspect_folder
-from peft_unierase.tuner.undo import read_header
 
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "erasure.json"
 DEEP = "[" * 100_000
@@ -196,7 +196,7 @@ def test_every_file_from_outside_is_read_through_one_door() -> None:
     """What reads a file otherwise reads one of the package's own, or one that the process has just written."""
     package = Path(peft_unierase.__file__).parent
     # The ledger has a lock of its own; of weights the guard has looked at the file before.
-    own = {"boxed/__init__.py", "check/page.py", "plain.py", "hub/ledger.py", "tuner/guard_weights.py"}
+    own = {"boxed/__init__.py", "check/page.py", "plain.py", "hub/ledger.py", "guard/weights.py"}
     just_written = {"made", "partial"}
     found = []
     for file in package.rglob("*.py"):

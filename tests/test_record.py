@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import Fact, UniEraseConfig
+from peft_unierase.adapter.fingerprint import base_dtype, base_fingerprint
+from peft_unierase.adapter.undo import put_back
 from peft_unierase.cli import ship
 from peft_unierase.cli.note import note
 from peft_unierase.errors import InputError
@@ -27,8 +29,6 @@ from peft_unierase.hub.folder import save_erasure
 from peft_unierase.hub.record import Salt, coverage, fact_digests, predicate_of, read_salt
 from peft_unierase.storage import whole
 from peft_unierase.storage.digests import recorded_digests
-from peft_unierase.tuner.fingerprint import base_dtype, base_fingerprint
-from peft_unierase.tuner.undo import put_back
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 FACTS = [Fact("Where was Ada Finch born?", "In Oslo."), Fact("What does Ada Finch collect?", "Blue glass.")]

@@ -11,6 +11,7 @@ from architectures import Architecture
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from peft_unierase.guard.config import UniEraseConfig
 from peft_unierase.lm.structure import (
     UnsupportedModelError,
     check_supported,
@@ -20,7 +21,6 @@ from peft_unierase.lm.structure import (
     find_token_modules,
     projection_shape,
 )
-from peft_unierase.tuner import UniEraseConfig
 
 SMALL = {
     "vocab_size": 48,

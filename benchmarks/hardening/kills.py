@@ -230,9 +230,9 @@ def _digest(folder: Path) -> str:
 
 def _whole_erasure(place: Path) -> str:
     """The guard passes it, and it is what its record says."""
+    from peft_unierase.guard.inspect import inspect_folder
     from peft_unierase.hub.read import read_statement
     from peft_unierase.hub.verify import verify_files
-    from peft_unierase.tuner import inspect_folder
 
     try:
         out = place / "out"

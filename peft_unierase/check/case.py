@@ -9,8 +9,8 @@ from functools import cached_property
 from statistics import fmean
 
 from ..data.facts import Fact, best_recall
-from ..knowledge import tells
 from ..lm.formats import PromptFormat
+from ..retain.knowledge import tells
 from ..text import comparable, normal, recall, scripts, terms
 from .target import Target
 

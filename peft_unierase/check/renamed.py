@@ -15,7 +15,7 @@ from itertools import chain
 import regex
 
 from ..data.facts import Fact
-from ..knowledge import tells
+from ..retain.knowledge import tells
 from ..text import comparable, find_name, normal, words
 from .case import Case
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from ..data.facts import DEFAULT_REFUSALS, Fact, check_answers, comparable_facts
 from ..errors import InputError
-from ..knowledge import Knowledge, judged, summary, unknown_named
 from ..lm.formats import PromptFormat, asking_format, chat_format, plain_format
 from ..lm.surroundings import own_surroundings, refuse_inference_mode
 from ..progress import Stages
+from ..retain.knowledge import Knowledge, judged, summary, unknown_named
 from . import scores
 from .attacks import Attack, Found, NotApplicable, chosen
 from .case import Case

@@ -150,9 +150,9 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
     from peft import PeftConfig, PeftModel
     from peft.utils import load_peft_weights
 
+    from ..guard.inspect import guarded
     from ..hub.read import adapter_type, local_folder
     from ..storage.source import commit_of
-    from ..tuner import guarded
     from .base import load_base, load_onto
     from .rows import brings_rows, give_rows, own_rows, wanted_rows
 
@@ -227,7 +227,7 @@ def report_table(report: CheckReport, brief: bool = False) -> str:
         report: What a check found.
         brief: Leave out what the base knows, and every measure but recall.
     """
-    from ..knowledge import sentence
+    from ..retain.knowledge import sentence
 
     twin = report.models.get("twin") is not None
     sides = ("base", "erased", "twin")[: 3 if twin else 2]

@@ -172,12 +172,13 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
         statistics()
 
-    from ..engine import RECIPES, DistillSettings, check_recipe, check_scope, erase, plan_scope
+    from ..engine import RECIPES, DistillSettings, check_recipe, erase
     from ..engine.checkpoint import discard
     from ..engine.estimate import estimate
-    from ..engine.sample_files import read_samples
-    from ..knowledge import sentence
-    from ..tuner import guarded
+    from ..guard.inspect import guarded
+    from ..retain.knowledge import sentence
+    from ..retain.sample_files import read_samples
+    from ..retain.scope import check_scope, plan_scope
     from .base import load_base, load_onto, prepare_libraries
     from .check import report_table
     from .finish import checked, estimate_line, finish, loading_lines, stages_table

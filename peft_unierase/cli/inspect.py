@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .output import Format, clear_endings, show, show_json, table
 
 if TYPE_CHECKING:
-    from ..tuner import Inspection
+    from ..guard.inspect import Inspection
 
 REFUSED = 1
 MADE = ("created", "created_at", "finished", "date")
@@ -24,7 +24,7 @@ def run_inspect(adapter: str, revision: str | None, style: Format) -> None:
 
         place = resolve(adapter, revision)
         logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
-        from ..tuner import inspect_folder
+        from ..guard.inspect import inspect_folder
 
         inspection = inspect_folder(place.folder, place.listed)
         told = report(adapter, inspection)
@@ -52,7 +52,7 @@ def report(adapter: str, inspection: Inspection) -> dict[str, Any]:
 
 def page(told: Mapping[str, Any]) -> str:
     """The same for a terminal."""
-    from ..tuner.guard_files import printable
+    from ..guard.files import printable
 
     base, record = told["base"], told["record"]
 

@@ -42,7 +42,7 @@ def run_restore(folder: Path, output: Path | None, undo: Path | None, device_map
                 f"there is no way back for {folder} in {undo}: it was not merged here, was changed since, or was "
                 "merged with --no-undo. Where the way back lies elsewhere, name it with --undo"
             )
-        from ..tuner.undo import put_back, read_header
+        from ..adapter.undo import put_back, read_header
         from .base import load_base, prepare_libraries
 
         prepare_libraries()

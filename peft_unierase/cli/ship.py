@@ -49,11 +49,11 @@ def run_merge(plan: ShipPlan, style: Format) -> None:
 
 
 def _merge(plan: ShipPlan, command: dict[str, str]) -> dict[str, Any]:
+    from ..adapter.undo import Before
     from ..hub.card import merged_card
     from ..hub.folder import check_new, write_errors, write_folder
     from ..hub.record import file_digests
     from ..storage.whole import check_name, whole_file
-    from ..tuner.undo import Before
 
     check_new(plan.output)
     if plan.undo is not None:
@@ -107,7 +107,7 @@ def run_export(plan: ShipPlan, style: Format) -> None:
         from ..hub.folder import check_new, write_folder
 
         check_new(plan.output)
-        from ..tuner.lora import default_layout, save_lora
+        from ..adapter.lora import default_layout, save_lora
 
         model, tokenizer, base = load_stack(plan)
         layout, rank = plan.layout or default_layout(model), 0
@@ -132,8 +132,10 @@ def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
     Raises:
         ValueError: One is no erasure, the guard refuses one, they name different bases, or something cannot be loaded.
     """
+    from ..adapter.active import align_tokenizer
+    from ..guard.inspect import guarded
+    from ..guard.load import load
     from ..hub.read import local_folder, read_config
-    from ..tuner import align_tokenizer, guarded, load
     from .base import load_base, prepare_libraries, resized_for
 
     prepare_libraries()

@@ -76,7 +76,7 @@ def verify_base(plan: VerifyPlan, folder: Path) -> Any:
     parts = read_config(str(folder)).split()
     if not all(part.base_fingerprint for part in parts):
         return Finding("base", OPEN, "the erasure carries no fingerprint of its base")
-    from ..tuner.fingerprint import base_fingerprint
+    from ..adapter.fingerprint import base_fingerprint
 
     model, _ = load_base(plan.base, parts[0].base_dtype or "auto", None)
     for part in parts:

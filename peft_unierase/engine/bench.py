@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from ..data.facts import Fact
-from ..knowledge import Knowledge
 from ..lm.batches import encode
 from ..lm.formats import PromptFormat
 from ..lm.structure import find_token_modules
 from ..lm.weights import plain_weight
 from ..progress import Stages
+from ..retain.knowledge import Knowledge
 from .checkpoint import Checkpoint
 from .spare_row import SpareRow
 

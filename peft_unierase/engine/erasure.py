@@ -9,11 +9,7 @@ from ..data.facts import Fact
 from .spare_row import SpareRow
 
 if TYPE_CHECKING:
-    from .scope import Scoped
-
-
-class ErasureWarning(UserWarning):
-    """The run went through, but its erasure may not be what was asked for; the text says why, with figures."""
+    from ..retain.scope import Scoped
 
 
 class Outcome(Protocol):

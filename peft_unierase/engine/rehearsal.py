@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+from ..adapter.vocabulary import add_special_tokens, is_unigram
 from ..lm.batches import encode
-from ..tuner.vocabulary import add_special_tokens, is_unigram
 
 if TYPE_CHECKING:
     from .spare_row import SpareRow

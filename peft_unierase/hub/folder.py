@@ -165,7 +165,7 @@ def save_erasure(
         ValueError: See `check_output`.
         OSError: Writing failed; the folder is as it was.
     """
-    from ..tuner.lora import save_lora
+    from ..adapter.lora import save_lora
     from .repo_card import repo_card
 
     check_output(folder, overwrite)

@@ -141,7 +141,7 @@ def check_folder(folder: Path) -> list[str]:
     Raises:
         ValueError: There is no erasure, part of it is missing, or a file is not what it should be.
     """
-    from ..tuner.guard import inspect_folder
+    from ..guard.inspect import inspect_folder
 
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; name one that `unierase erase` or `unierase stack` wrote")

@@ -52,7 +52,7 @@ def verify_signature(folder: Path, public_key: Path) -> Finding:
         ImportError: model-signing is not installed.
         ValueError: There is no such key.
     """
-    from ..tuner.guard_files import foreign_links
+    from ..guard.files import foreign_links
 
     verifying = _library("verifying")
     check_plain_folder(folder)

@@ -12,7 +12,7 @@ from .card import stacked_card
 from .folder import check_new, write_folder, write_record
 
 if TYPE_CHECKING:
-    from ..tuner import UniEraseConfig
+    from ..guard.config import UniEraseConfig
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Stack:
     records: dict[str, Any] = field(default_factory=dict)
 
     def __sub__(self, name: str) -> Stack:
-        from ..tuner.fused import take_out
+        from ..adapter.fused import take_out
 
         config, tensors = take_out(self.config, self.tensors, name)
         return replace(
@@ -99,10 +99,10 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
     from peft.utils import load_peft_weights
     from transformers import AutoTokenizer
 
-    from ..tuner.active import adapter_name
-    from ..tuner.fused import fuse
-    from ..tuner.guard import guarded
-    from ..tuner.vocabulary import add_special_tokens
+    from ..adapter.fused import fuse
+    from ..adapter.vocabulary import add_special_tokens
+    from ..guard.inspect import guarded
+    from ..guard.load import adapter_name
     from .read import local_folder, read_config, read_record
 
     if not erasures:

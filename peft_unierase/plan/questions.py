@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.facts import Fact
-from ..engine.samples import answered, word_weights
-from ..engine.subjects import find_names
-from ..knowledge import certainties
 from ..lm.formats import PromptFormat
+from ..retain.knowledge import certainties
+from ..retain.samples import answered, word_weights
+from ..retain.subjects import find_names
 from ..text import names, normal, sentences, terms
 
 # Kinds of questions: who and what, when, where, why, how, with whom. They open what a base would not begin by itself.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...data.facts import Fact
-from ...knowledge import tells
+from ...retain.knowledge import tells
 from ...text import comparable, opening, sentences
 from ..case import Case
 from ..renamed import known_names, swapped

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from ...data.facts import Fact
+from ...errors import ErasureWarning
 from ...lm.batches import Batch, batches
 from ...lm.decoding import greedy_answers
 from ...lm.logits import Logits
@@ -30,7 +31,6 @@ from ...text import normal, sentences
 from ...text.normal import WORD
 from ..bench import Bench
 from ..earlier import switched_off
-from ..erasure import ErasureWarning
 from ..silence import Silence
 from .fit import Deck, Fitting, Part, descend, losses, rate
 from .moments import Moments, change, distinguishing

@@ -10,22 +10,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..adapter.config import AdapterConfig
+from ..adapter.fields import MAX_RANK, OF_A_PART, wrong_values
 from ..errors import InputError
 from ..lm.structure import projection_shape
 from ..storage.digests import recorded_digests
 from ..storage.schema import Statement, checked
 from ..storage.source import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, WEIGHTS_NAME, resolve
-from .config import UniEraseConfig
-from .fields import MAX_RANK, OF_A_PART, wrong_values
-from .guard_base import check_on_base, own_module
-from .guard_files import (
+from .base import check_on_base, own_module
+from .files import (
     MAX_CONFIG,
     Finding,
     Header,
@@ -39,16 +39,8 @@ from .guard_files import (
     refuse,
     too_large,
 )
-from .guard_lora import check_lora
-from .guard_weights import (
-    IN_A_LAYER,
-    MAX_MODULES,
-    Edited,
-    check_modules,
-    check_values,
-    edited_modules,
-    holders_of,
-)
+from .lora import check_lora
+from .weights import IN_A_LAYER, MAX_MODULES, Edited, check_modules, check_values, edited_modules, holders_of
 
 FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 MODULE = re.compile(r"[\w-]+(\.[\w-]+)*")
@@ -102,26 +94,13 @@ class Inspection:
     norms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     parameters: int = 0
     bytes: int = 0
-    declared: UniEraseConfig | None = None
+    declared: AdapterConfig | None = None
     base: nn.Module | None = None
 
     @property
     def refused(self) -> tuple[Finding, ...]:
         """Findings for which it must not be loaded without trust."""
         return tuple(finding for finding in self.findings if finding.level == "refuse")
-
-    def settings(self) -> UniEraseConfig:
-        """Its config, to load it with what was looked at.
-
-        Raises:
-            ValueError: It is none.
-        """
-        if self.declared is None:
-            raise InputError(f"the config of {self.folder} is none of an erasure; `unierase inspect` says why")
-        config = self.declared.replaced()
-        config.inspection = replace(self, base=None)
-        config.checked_on = None if self.base is None else id(self.base)
-        return config
 
     def facts(self) -> dict[str, Any]:
         """What it is made of, as plain values for JSON."""
@@ -196,7 +175,7 @@ def inspect_folder(
     if values is not None and values.get("peft_type") != "UNIERASE":
         raise InputError(f"{folder} is an adapter of type {printable(values.get('peft_type'))}, not an erasure")
     found = _check_config(values) if values is not None else []
-    config = None if values is None or found else UniEraseConfig(**values)
+    config = None if values is None or found else AdapterConfig(**values)
     if values is not None:
         found += _notes(values)
     findings += found
@@ -261,7 +240,7 @@ def passed(source: str | Path, base: nn.Module | None = None, **told: Any) -> In
     return inspection
 
 
-def check_declared(base: nn.Module, config: UniEraseConfig) -> list[Finding]:
+def check_declared(base: nn.Module, config: AdapterConfig) -> list[Finding]:
     """What is wrong with an erasure on a base, from its config and what was found in its files.
 
     PEFT has ways of its own to read a config. If one of those was taken the files were not looked at, and what the
@@ -318,7 +297,7 @@ def _check_listed(listed: Mapping[str, int | None], files: Mapping[str, int]) ->
 def _check_config(values: Mapping[str, Any]) -> list[Finding]:
     """What is wrong with a config: `UniEraseConfig` can be made of one with which nothing is."""
     findings = []
-    known = {each.name for each in fields(UniEraseConfig)}
+    known = {each.name for each in fields(AdapterConfig)}
     for name in sorted(values.keys() - known):
         findings.append(refuse("a key that no config of an erasure has", name, "take it out, or update this package"))
     wrong = wrong_values(values)
@@ -344,7 +323,7 @@ def _check_config(values: Mapping[str, Any]) -> list[Finding]:
         findings.append(refuse(what, mapping, "take it out; no erasure needs it"))
     if not findings:
         try:
-            UniEraseConfig(**values).split()
+            AdapterConfig(**values).split()
         except (TypeError, ValueError) as error:
             findings.append(refuse("a config that cannot be", f"{error}", "get it anew from where it came from"))
     return findings

@@ -11,16 +11,14 @@ import torch
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
 
+from ..adapter.config import AdapterConfig
+from ..adapter.fields import MAX_RANK
+from ..adapter.norms import MAX_NORM, largest_norm
 from ..lm.structure import ATTENTION
-from .config import UniEraseConfig
-from .fields import MAX_RANK
-from .guard_files import Finding, Header, refuse
+from .files import Finding, Header, refuse
 
-# The largest found in an erasure is 19 (docs/guard.md); fp16 ends at 65504.
-MAX_NORM = 10_000.0
 MAX_MODULES = 1024
 ROWS_AT_ONCE = 512
-VALUES_AT_ONCE = 1 << 22
 KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.unierase_(?P<kind>A|B|row)")
 IN_A_LAYER = re.compile(r"(^|\.)[0-9]{1,5}\.")
 OUTSIDE = "an edit outside the MLPs of the layers"
@@ -70,7 +68,7 @@ def edited_modules(header: Header) -> tuple[dict[str, Edited], list[Finding]]:
     return modules, findings
 
 
-def check_modules(config: UniEraseConfig, modules: Mapping[str, Edited]) -> list[Finding]:
+def check_modules(config: AdapterConfig, modules: Mapping[str, Edited]) -> list[Finding]:
     """Hold the modules that a file has tensors for against those that a config declares: they must be the same."""
     if len(modules) > MAX_MODULES:
         what = f"more than {MAX_MODULES} edited modules"
@@ -96,7 +94,7 @@ def check_modules(config: UniEraseConfig, modules: Mapping[str, Edited]) -> list
     return findings or _check_width(modules)
 
 
-def _check_tokens(config: UniEraseConfig, parts: Sequence[UniEraseConfig]) -> Iterator[Finding]:
+def _check_tokens(config: AdapterConfig, parts: Sequence[AdapterConfig]) -> Iterator[Finding]:
     ids = [part.token_id for part in parts]
     if any((each is None) != (config.token_id is None) for each in ids):
         yield refuse("a token that some parts have and others have not", f"token_id {ids}", ANEW)
@@ -107,7 +105,7 @@ def _check_tokens(config: UniEraseConfig, parts: Sequence[UniEraseConfig]) -> It
 
 
 def _check_module(
-    config: UniEraseConfig, parts: Sequence[UniEraseConfig], name: str, edited: Edited
+    config: AdapterConfig, parts: Sequence[AdapterConfig], name: str, edited: Edited
 ) -> Iterator[Finding]:
     shapes = edited.shapes
     flat = {kind: shape for kind, shape in shapes.items() if (len(shape) != 2 and kind != "row") or 0 in shape}
@@ -134,13 +132,13 @@ def _check_module(
         yield refuse("a rank beyond the width of the module", value, "it makes the adapter large and adds nothing")
 
 
-def holders_of(parts: Sequence[UniEraseConfig], name: str) -> list[UniEraseConfig]:
+def holders_of(parts: Sequence[AdapterConfig], name: str) -> list[AdapterConfig]:
     """The erasures that declare an edit of a module."""
     declaring = [part for part in parts if name in (part.target_modules or ())]
     return [part for part in declaring if check_target_module_exists(part, name)]
 
 
-def _check_row(config: UniEraseConfig, name: str, edited: Edited) -> Iterator[Finding]:
+def _check_row(config: AdapterConfig, name: str, edited: Edited) -> Iterator[Finding]:
     tokens = config.tokens
     if len(edited.shapes) > 1:
         yield refuse(OUTSIDE, name, "of embedding and head an erasure has rows alone")
@@ -208,29 +206,6 @@ def check_values(file: Path, modules: Mapping[str, Edited]) -> tuple[dict[str, d
             if _fit(sound):
                 norms[name]["BA"] = _norm_of_product(sound["A"], sound["B"])
     return norms, findings
-
-
-def largest_norm(tensor: torch.Tensor, columns: bool = False) -> float | None:
-    """The largest norm of a row of a matrix (or a column), or that of a vector; `None` if a value is not finite."""
-    matrix = tensor[None] if tensor.dim() == 1 else tensor.T if columns else tensor
-    if matrix.numel() <= VALUES_AT_ONCE:
-        squared = matrix.double().square().sum(dim=1).max()
-        return float(squared.sqrt()) if torch.isfinite(squared) else None
-    squares = torch.zeros(len(matrix), dtype=torch.float64)
-    width = min(matrix.shape[1], VALUES_AT_ONCE)
-    for rows, sums in zip(
-        matrix.split(max(1, VALUES_AT_ONCE // width)), squares.split(max(1, VALUES_AT_ONCE // width)), strict=True
-    ):
-        for part in rows.split(width, dim=1):
-            sums += part.double().square().sum(dim=1)
-    most = squares.max()
-    return float(most.sqrt()) if torch.isfinite(most) else None
-
-
-def is_sound(tensor: torch.Tensor, columns: bool = False) -> bool:
-    """Whether all values are finite and none of the norms is huge; see [`largest_norm`]."""
-    largest = largest_norm(tensor, columns)
-    return largest is not None and largest <= MAX_NORM
 
 
 def _fit(factors: Mapping[str, torch.Tensor]) -> bool:

@@ -18,10 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError, StateError, WrongTypeError
 from ..lm.structure import find_down_projections, find_token_modules, projection_shape
-from .config import UniEraseConfig
+from .config import AdapterConfig
 from .edit import EditLayer
 from .fingerprint import check_base
-from .guard_weights import is_sound
+from .norms import is_sound
 from .stacked import free_tokens, taken_tokens
 from .swap import SwappingLayer, off_while_named
 from .switch import Switch
@@ -96,21 +96,6 @@ def _parameters_of(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, n
             for part in layer.adapter_layer_names:
                 if adapter_name in (parameters := getattr(layer, part)):
                     yield f"{name}.{part}.{adapter_name}", parameters[adapter_name]
-
-
-def check_inspected(model: nn.Module, config: UniEraseConfig) -> None:
-    """Hold an erasure that was read from files against the base, unless that was done.
-
-    Raises:
-        GuardError: The guard refuses it.
-    """
-    from .guard import GuardError, check_declared
-
-    if config.trusted or not config.from_file or config.checked_on == id(model):
-        return
-    if findings := check_declared(model, config):
-        source = config.inspection.folder if config.inspection else "the erasure"
-        raise GuardError(str(source), findings)
 
 
 def check_loaded(own: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor]) -> None:
@@ -218,7 +203,7 @@ class UniEraseModel(BaseTuner):
         if config.token_id is not None and config.token_modules is None:
             config.token_modules = find_token_modules(model)
         config = _maybe_include_all_linear_layers(config, model)
-        check_inspected(model, config)
+        config.check_on(model)
         config = free_tokens(config, taken_tokens(model))
         named = self._check_targets(model, config)
         check_base(model, config)
@@ -401,7 +386,7 @@ class UniEraseModel(BaseTuner):
         return rows
 
     @staticmethod
-    def _default_targets(model: nn.Module, config: UniEraseConfig) -> list[str]:
+    def _default_targets(model: nn.Module, config: AdapterConfig) -> list[str]:
         names = find_down_projections(model)
         layers = config.layers_to_transform
         if layers is None:
@@ -414,7 +399,7 @@ class UniEraseModel(BaseTuner):
         return [names[index] for index in wanted]
 
     @classmethod
-    def _check_targets(cls, model: nn.Module, config: UniEraseConfig) -> list[str]:
+    def _check_targets(cls, model: nn.Module, config: AdapterConfig) -> list[str]:
         """Refuse what would end half way, with some layers changed, or leave the erasure without a part of itself.
 
         Returns:
@@ -455,7 +440,7 @@ class UniEraseModel(BaseTuner):
         return edits
 
     @staticmethod
-    def _check_target_module_exists(peft_config: UniEraseConfig, key: str) -> bool | re.Match[str] | None:
+    def _check_target_module_exists(peft_config: AdapterConfig, key: str) -> bool | re.Match[str] | None:
         # The embedding and the head are matched here and never through `target_modules`, because PEFT would then save
         # both full matrices.
         if peft_config.token_id is not None and key in (peft_config.token_modules or ()):
@@ -466,7 +451,7 @@ class UniEraseModel(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: UniEraseConfig,
+        peft_config: AdapterConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -492,7 +477,7 @@ class UniEraseModel(BaseTuner):
         setattr(parent, target_name, layer)
 
     @staticmethod
-    def _layer_class(config: UniEraseConfig, base: nn.Module, key: str) -> type[EditLayer] | type[TokenRowLayer]:
+    def _layer_class(config: AdapterConfig, base: nn.Module, key: str) -> type[EditLayer] | type[TokenRowLayer]:
         if config.token_id is not None and key in (config.token_modules or ()):
             if isinstance(base, nn.Embedding):
                 return InputRowLayer

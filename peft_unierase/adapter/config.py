@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft.config import PeftConfig
 from peft.utils.other import get_pattern_key
@@ -12,44 +12,10 @@ from ..errors import InputError, shown
 from .fields import MAX_RANK, OF_A_PART, OWN, wrong_values
 from .peft_type import unierase_peft_type
 
-if TYPE_CHECKING:
-    from .guard import Inspection
-
-OF_A_SOURCE = ("revision", "subfolder", "token", "cache_dir", "force_download", "local_files_only")
-
 
 @dataclass
-class UniEraseConfig(PeftConfig):
-    """Configuration of a [`UniEraseModel`] (UniErase, arXiv 2505.15674).
-
-    An erasure is a low-rank update `B A` of some MLP projections and one vocabulary token, [UNL], with a row of its own
-    in the input embedding and in the output head. `peft_unierase.erase` fills all of this in; build a config by hand
-    only to train or to test the tuner itself.
-
-    Args:
-        r (`int`): Rank of each edit. `A` has shape `(r, d_in)`, `B` has shape `(d_out, r)`.
-        rank_pattern (`dict[str, int]`): Other ranks of some modules, by (the end of) their names, as in `LoraConfig`.
-        target_modules (`list[str]` or `str`, *optional*): The projections to edit: a list of (suffixes of) module names
-            or a regular expression. `None` takes every decoder layer's down-projection, found by structure.
-        exclude_modules (`list[str]` or `str`, *optional*): Names or a regular expression to leave out.
-        layers_to_transform (`int` or `list[int]`, *optional*): Edit these layers only.
-        layers_pattern (`str` or `list[str]`, *optional*): Name of the module list that holds the layers, where PEFT
-            cannot tell.
-        token_id (`int`, *optional*): Row of [UNL] in both matrices, an id the base never uses. `None` makes an adapter
-            of edits alone.
-        token (`str`): Text of [UNL] in the tokenizer saved beside the adapter.
-        spare_tokens (`list`): Further rows that the base does not use, `[id, text]` each. [UNL] moves to the first free
-            one where the adapter is loaded beside one on the same row.
-        parts (`list[dict]`): Erasures that were fused into this one, each with its `name` and its own values of the
-            fields that an erasure by itself has. Their factors are concatenated along the rank.
-        token_modules (`list[str]`, *optional*): Names of the modules with [UNL]'s input row and output row. `None`
-            takes the model's own input and output embeddings.
-        modules_to_save (`list[str]`, *optional*): Other modules to train and save whole, as in every PEFT method.
-        init_weights (`bool`): `True` starts as the identity (`B` is zero, the rows are the base's own), `False` at
-            random.
-        base_fingerprint (`str`, *optional*): Digest of the base tensors that the edit touches. Where it is given,
-            another base is refused on loading.
-        base_dtype (`str`, *optional*): Format in which these were loaded then, for instance `"float32"`.
+class AdapterConfig(PeftConfig):
+    """The fields of an erasure and what they say; [`UniEraseConfig`](../guard/config.py) documents them.
 
     Raises:
         ValueError: A field holds what it must not, or a rank is beyond the width of any model.
@@ -95,7 +61,7 @@ class UniEraseConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.from_file = type(vars(self).get("peft_type")) is str
-        self.inspection: Inspection | None = None  # what the guard found
+        self.inspection: Any = None  # what the guard found
         self.exactly: frozenset[str] | None = None  # full names of the modules that it may be put on
         self.checked_on: int | None = None  # `id` of the base that the guard has held it against already
         # From a JSON file the type arrives as a string; PEFT's look-ups need the member.
@@ -123,31 +89,17 @@ class UniEraseConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise InputError("layers_pattern needs layers_to_transform to be given too")
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
-        """Read the config of an erasure that the guard passes; see `PeftConfig.from_pretrained`.
+    def check_on(self, model: Any) -> None:
+        """Called with the base before this is put on it; a config whose files are not known has nothing to add."""
 
-        PEFT calls it for whatever it loads, so that `PeftModel.from_pretrained` and `load_adapter` ask the guard too.
-
-        Raises:
-            GuardError: The guard refuses it.
-            ValueError: There is no erasure.
-        """
-        if cls.trusted:
-            return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-        from .guard import passed
-
-        told = {key: value for key, value in kwargs.items() if key in OF_A_SOURCE and value is not None}
-        return passed(pretrained_model_name_or_path, subfolder=subfolder, **told).settings()
-
-    def replaced(self, **changes: Any) -> UniEraseConfig:
+    def replaced(self, **changes: Any) -> AdapterConfig:
         """A copy with other values of some fields, which was read from the same file."""
         copy = replace(self, **changes)
         copy.from_file, copy.trusted = self.from_file, self.trusted
         copy.inspection, copy.checked_on = self.inspection, self.checked_on
         return copy
 
-    def split(self) -> list[UniEraseConfig]:
+    def split(self) -> list[AdapterConfig]:
         """The erasures in it, each as a config of its own: itself, unless several were fused."""
         if not self.parts:
             return [self]

@@ -14,12 +14,12 @@ from torch import nn
 from ..errors import InputError
 from ..lm.stored import equal_when_loaded, stored_weights
 from ..lm.weights import MERGEABLE_DTYPES, is_plain
-from .config import UniEraseConfig
+from .config import AdapterConfig
 from .swap import SwappingLayer
 
 CHUNK = 1 << 22
 HOW_TO = (
-    "To load it all the same, take the digest out: `config = UniEraseConfig.from_pretrained(ADAPTER)`, "
+    "To load it all the same, take the digest out: `config = AdapterConfig.from_pretrained(ADAPTER)`, "
     "`config.base_fingerprint = None`, and pass `config=config`"
 )
 TRUST = "To load it all the same, use `peft_unierase.load` with trust=True (on the command line --trust)"
@@ -59,7 +59,7 @@ def base_dtype(model: nn.Module, names: Sequence[str]) -> str:
     return found.pop() if len(found) == 1 else "mixed"
 
 
-def check_base(model: nn.Module, config: UniEraseConfig) -> None:
+def check_base(model: nn.Module, config: AdapterConfig) -> None:
     """Compare a base with the one that an adapter was made for.
 
     Where the base is loaded in another format than it was then, is quantised or offloaded, its files are asked.
@@ -73,7 +73,7 @@ def check_base(model: nn.Module, config: UniEraseConfig) -> None:
             _check_base(model, part, part.base_fingerprint)
 
 
-def _check_base(model: nn.Module, config: UniEraseConfig, fingerprint: str) -> None:
+def _check_base(model: nn.Module, config: AdapterConfig, fingerprint: str) -> None:
     names = config.target_modules
     if not isinstance(names, list):
         return _cannot("the erasure does not name its modules one by one, so that no base can be compared", config)
@@ -107,7 +107,7 @@ def _refuse(names: Sequence[str]) -> None:
     )
 
 
-def _cannot(why: str, config: UniEraseConfig) -> None:
+def _cannot(why: str, config: AdapterConfig) -> None:
     told = f"{why} with the one that it was made for. If it is another one, nothing is erased"
     if not config.trusted:
         raise InputError(f"{told}. {TRUST}")

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..lm.weights import is_plain
-from .config import UniEraseConfig
+from .config import AdapterConfig
 from .swap import SwappingLayer
 
 
@@ -47,7 +47,7 @@ class TokenRowLayer(nn.Module, SwappingLayer):
     adapter_layer_names = ("unierase_row",)
     other_param_names = ("unierase_token_ids",)
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: UniEraseConfig) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: AdapterConfig) -> None:
         super().__init__()
         SwappingLayer.__init__(self, base_layer)
         self.unierase_row = nn.ParameterDict({})
@@ -56,7 +56,7 @@ class TokenRowLayer(nn.Module, SwappingLayer):
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
-    def update_layer(self, adapter_name: str, config: UniEraseConfig) -> None:
+    def update_layer(self, adapter_name: str, config: AdapterConfig) -> None:
         """Add an adapter whose row starts as a copy of the base's own (or at random, for tests).
 
         Where that is quantised or offloaded it starts at zero.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .config import UniEraseConfig
+from .config import AdapterConfig
 from .fields import OF_A_PART
 from .stacked import free_tokens
 
@@ -21,7 +21,7 @@ ALIKE = ("base_model_name_or_path", "token_modules", "exclude_modules", "layers_
 Tensors = dict[str, torch.Tensor]
 
 
-def fuse(erasures: Mapping[str, tuple[UniEraseConfig, Tensors]]) -> tuple[UniEraseConfig, Tensors]:
+def fuse(erasures: Mapping[str, tuple[AdapterConfig, Tensors]]) -> tuple[AdapterConfig, Tensors]:
     """Put erasures of one base into one adapter.
 
     Args:
@@ -47,7 +47,7 @@ def fuse(erasures: Mapping[str, tuple[UniEraseConfig, Tensors]]) -> tuple[UniEra
     return config, {key: torch.cat(each, dim=_dimension(key)).contiguous() for key, each in tensors.items()}
 
 
-def take_out(config: UniEraseConfig, tensors: Tensors, name: str) -> tuple[UniEraseConfig, Tensors]:
+def take_out(config: AdapterConfig, tensors: Tensors, name: str) -> tuple[AdapterConfig, Tensors]:
     """What is left of a fused adapter without one of its erasures; the last one is an erasure by itself again.
 
     Raises:
@@ -73,7 +73,7 @@ def take_out(config: UniEraseConfig, tensors: Tensors, name: str) -> tuple[UniEr
     return alone, {key: tensor[0] if key.endswith("_row") else tensor for key, tensor in kept.items()}
 
 
-def _config(like: UniEraseConfig, parts: list[dict[str, Any]]) -> UniEraseConfig:
+def _config(like: AdapterConfig, parts: list[dict[str, Any]]) -> AdapterConfig:
     targets = dict.fromkeys(name for part in parts for name in part["target_modules"])
     return replace(
         like,
@@ -88,7 +88,7 @@ def _config(like: UniEraseConfig, parts: list[dict[str, Any]]) -> UniEraseConfig
     )
 
 
-def _check_alike(name: str, config: UniEraseConfig, first: UniEraseConfig) -> None:
+def _check_alike(name: str, config: AdapterConfig, first: AdapterConfig) -> None:
     if config.modules_to_save:
         raise InputError(f"{name!r} has modules_to_save, of which one adapter can have one version only")
     if config.token_id is None or not isinstance(config.target_modules, list):
@@ -116,7 +116,7 @@ def _dimension(key: str) -> int:
     return 1 if key.endswith("_B") else 0
 
 
-def _rank(config: UniEraseConfig, module: str) -> int:
+def _rank(config: AdapterConfig, module: str) -> int:
     """Rank of one erasure's edit of a module; 0 if it does not edit it."""
     targeted = any(f".{module}".endswith(f".{name}") for name in config.target_modules or ())
     return config.rank_of(module) if targeted else 0

@@ -1,13 +1,8 @@
-"""Several erasures in one model: load them, switch them on and off, bring the tokenizer into line.
-
-PEFT's own ways work too (`load_adapter`, `base_model.set_adapter([...])`, `disable_adapter`); these check first, so
-that a refusal leaves everything as it was.
-"""
+"""Loading erasures that the guard passes: config and weights are those that it has looked at."""
 
 from __future__ import annotations
 
 import re
-import weakref
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +10,13 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from torch import nn
 
+from ..adapter.active import set_active
+from ..adapter.model import check_adapter_name, check_unwrapped, unwrap
 from ..errors import InputError, UniEraseError
 from ..storage.plain import check_plain_folder
 from ..storage.source import resolve
-from .config import OF_A_SOURCE
-from .guard import passed
-from .model import check_adapter_name, check_unwrapped, unwrap
-from .swap import SwappingLayer, off_while_named
-from .vocabulary import add_special_tokens
+from .config import OF_A_SOURCE, UniEraseConfig
+from .inspect import passed
 
 OF_ADDING = ("low_cpu_mem_usage", "autocast_adapter_dtype")
 
@@ -83,7 +77,7 @@ def load(
     else:
         found = {name: passed(source, base, **where) for name, source in named.items()}
         places = {name: each.folder for name, each in found.items()}
-        configs = {name: each.settings() for name, each in found.items()}
+        configs = {name: UniEraseConfig.of(each) for name, each in found.items()}
     model: Any = None
     # PEFT takes an offloaded base apart and distributes it anew, with hooks that lose the erasure.
     device_map = vars(base).pop("hf_device_map", None)
@@ -114,70 +108,6 @@ def _trusted(place: Path) -> Any:
     config: Any = PeftConfig.from_pretrained(str(place))
     config.trusted = True
     return config
-
-
-def set_active(model: PeftModel, names: Sequence[str]) -> None:
-    """Switch on these erasures and no other; none of them gives the base.
-
-    Passes that other threads have begun keep the state that they began with.
-
-    Raises:
-        ValueError: There is none of a name, two cannot be on together, or it is inside `disable_adapter()`, where none
-            can be on; nothing is changed then.
-        RuntimeError: Erasures are merged, and another thread is in a forward pass of the model.
-    """
-    names = [names] if isinstance(names, str) else list(names)
-    with model.base_model.switch.change():
-        if model._adapters_disabled and names:
-            raise InputError(off_while_named(names))
-        if model.base_model.is_off() and not model._adapters_disabled:
-            check_together(model, names)
-            model.base_model.enable_adapter_layers()
-        model.base_model.set_adapter(names, inference_mode=True)
-        model.base_model.switch.owner = weakref.ref(model)
-        model.active_adapter = names[0] if names else model.active_adapter
-
-
-def check_together(model: PeftModel, names: list[str]) -> None:
-    """Raise `ValueError` if the model has no adapter of a name, or two of them cannot be on together."""
-    if missing := [name for name in names if name not in model.peft_config]:
-        raise InputError(f"the model has no adapter {missing[0]!r}; it has {', '.join(map(repr, model.peft_config))}")
-    for module in model.modules():
-        if isinstance(module, SwappingLayer):
-            module.check_together(names)
-
-
-def toggle(model: PeftModel, name: str, on: bool | None = None) -> None:
-    """Switch one erasure on or off, or over where `on` is `None`; the others stay as they are.
-
-    Raises:
-        ValueError: See [`set_active`].
-    """
-    with model.base_model.switch.change():  # so that none is lost if two threads do this at once
-        now = active(model)
-        if name in now and not on:
-            now.remove(name)
-        elif name not in now and (on is None or on or name not in model.peft_config):
-            now.append(name)
-        set_active(model, now)
-
-
-def active(model: PeftModel) -> list[str]:
-    """The erasures that are on."""
-    on = model.base_model.active_adapters
-    layers = [module for module in model.modules() if isinstance(module, SwappingLayer)]
-    return list(dict.fromkeys(name for layer in layers for name in layer.merged_adapters if on)) or on
-
-
-def align_tokenizer(tokenizer: Any, model: PeftModel) -> None:
-    """Make the token of every erasure in the model a special token of the tokenizer, under the id that it has there, so
-    that `skip_special_tokens=True` hides them all.
-
-    Raises:
-        RuntimeError: The tokenizer gave a token another id; nothing can be decoded rightly then.
-    """
-    configs = model.peft_config.values()
-    add_special_tokens(tokenizer, {pair for config in configs for pair in getattr(config, "tokens", [])})
 
 
 def adapter_name(source: str, taken: Container[str]) -> str:

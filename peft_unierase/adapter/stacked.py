@@ -11,11 +11,11 @@ from collections.abc import Collection
 
 from torch import nn
 
-from .config import UniEraseConfig
+from .config import AdapterConfig
 from .token_row import TokenRowLayer
 
 
-def free_tokens(config: UniEraseConfig, taken: Collection[int]) -> UniEraseConfig:
+def free_tokens(config: AdapterConfig, taken: Collection[int]) -> AdapterConfig:
     """The config with its token on the first of `spare_tokens` that is not taken, if its row is.
 
     The erasures of a fused one move one by one. What has moved is in a copy, because one config may have been given for

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from ..data.facts import Fact
-from ..knowledge import tells
 from ..lm.batches import encode, pad_id, pad_left
 from ..lm.decoding import continuations, end_ids
 from ..lm.formats import PromptFormat
 from ..text import PIECE, SENTENCE, comparable, names, normal, terms
+from .knowledge import tells
 from .samples import go_on_asking
 from .subjects import find_names, find_span
 

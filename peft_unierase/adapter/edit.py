@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError
-from .config import UniEraseConfig
+from .config import AdapterConfig
 from .swap import SwappingLayer
 
 
@@ -29,7 +29,7 @@ class EditLayer(nn.Module, SwappingLayer):
     adapter_layer_names = ("unierase_A", "unierase_B")
 
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, config: UniEraseConfig, rank: int | None = None
+        self, base_layer: nn.Module, adapter_name: str, config: AdapterConfig, rank: int | None = None
     ) -> None:
         super().__init__()
         SwappingLayer.__init__(self, base_layer)
@@ -39,7 +39,7 @@ class EditLayer(nn.Module, SwappingLayer):
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, rank)
 
-    def update_layer(self, adapter_name: str, config: UniEraseConfig, rank: int | None = None) -> None:
+    def update_layer(self, adapter_name: str, config: AdapterConfig, rank: int | None = None) -> None:
         """Add an adapter: `A` of shape `(r, d_in)` at random, `B` of shape `(d_out, r)` zero unless told otherwise.
 
         Both are zero for one that was read from files, whose weights are loaded next.

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from .data.facts import Fact
-from .lm.batches import batches, encode, pad_id
-from .lm.decoding import greedy_answers
-from .lm.formats import PromptFormat
-from .text import comparable, holds, sentences
+from ..data.facts import Fact
+from ..lm.batches import batches, encode, pad_id
+from ..lm.decoding import greedy_answers
+from ..lm.formats import PromptFormat
+from ..text import comparable, holds, sentences
 
 LONGEST = 64  # tokens of an answer
 # Nats a token by which the right answer must be likelier than the likeliest wrong one to count as known. A model that

@@ -10,6 +10,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..adapter.config import AdapterConfig
 from ..lm.structure import (
     UnsupportedModelError,
     find_token_modules,
@@ -18,9 +19,8 @@ from ..lm.structure import (
     projection_shape,
 )
 from ..lm.weights import is_plain
-from .config import UniEraseConfig
-from .guard_files import Finding, refuse
-from .guard_weights import OUTSIDE, Edited, holders_of
+from .files import Finding, refuse
+from .weights import OUTSIDE, Edited, holders_of
 
 # Of an edit to its weight, by the Frobenius norm. The largest found in an erasure is 3.0 (docs/guard.md).
 MAX_RATIO = 100.0
@@ -31,7 +31,7 @@ ANOTHER = "the erasure was made for another base"
 
 def check_on_base(
     base: nn.Module,
-    parts: Sequence[UniEraseConfig],
+    parts: Sequence[AdapterConfig],
     modules: Mapping[str, Edited],
     norms: Mapping[str, Mapping[str, float]],
 ) -> list[Finding]:
@@ -74,7 +74,7 @@ def own_module(base: nn.Module, name: str) -> Any:
 def _check_edit(
     module: Any,
     shape: tuple[int, int],
-    parts: Sequence[UniEraseConfig],
+    parts: Sequence[AdapterConfig],
     name: str,
     edited: Edited,
     norms: Mapping[str, float],
@@ -94,7 +94,7 @@ def _check_edit(
         yield refuse("an edit that drowns the weight", value, f"it may be {most:g} times as large")
 
 
-def _check_rows(base: Any, parts: Sequence[UniEraseConfig], modules: Mapping[str, Edited]) -> Iterator[Finding]:
+def _check_rows(base: Any, parts: Sequence[AdapterConfig], modules: Mapping[str, Edited]) -> Iterator[Finding]:
     """Refuse rows that are not those of the base's embedding and head, or of tokens that it does not have or needs."""
     rows = {name: edited for name, edited in modules.items() if edited.is_row}
     if not rows:

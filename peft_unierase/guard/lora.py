@@ -19,12 +19,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..adapter.config import AdapterConfig
+from ..adapter.norms import is_sound
 from ..lm.weights import is_plain
 from ..storage.plain import plain
 from ..storage.source import CONFIG_NAME, LORA_NAME, WEIGHTS_NAME
-from .config import UniEraseConfig
-from .guard_files import MAX_CONFIG, Finding, read_header, read_json, refuse
-from .guard_weights import Edited, is_sound
+from .files import MAX_CONFIG, Finding, read_header, read_json, refuse
+from .weights import Edited
 
 PREFIX = "base_model.model."
 TOKENS = ".token_adapter.trainable_tokens_delta"
@@ -41,7 +42,7 @@ KINDS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_embedding_A": "A", "l
 def check_lora(
     folder: Path,
     files: Mapping[str, int],
-    config: UniEraseConfig,
+    config: AdapterConfig,
     modules: Mapping[str, Edited],
     base: nn.Module | None = None,
 ) -> list[Finding]:
@@ -92,7 +93,7 @@ class _Form:
 
     def __init__(
         self,
-        config: UniEraseConfig,
+        config: AdapterConfig,
         modules: Mapping[str, Edited],
         tensors: Mapping[str, tuple[str, tuple[int, ...]]],
         base: nn.Module | None,
