@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peft_unierase import DistillSettings, Fact, erase
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.lm.formats import chat_format
 
 QUICK = DistillSettings(

@@ -20,8 +20,8 @@ import pytest
 from helpers import COMMAND, ENVIRONMENT, invoke, listing, run_command, save_tiny_model, without_colours, write_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.cli.output import Format
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 
 FACTS = boxed_facts()
 SUBJECT = FACTS[0]["subject"]

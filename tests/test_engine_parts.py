@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.data.facts import Fact
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.paper.cached_prompts import CachedPrompts
 from peft_unierase.lm.batches import batches, encode
 from peft_unierase.lm.decoding import greedy_answers

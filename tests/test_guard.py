@@ -33,10 +33,9 @@ from peft_unierase.adapter.vocabulary import add_special_tokens
 from peft_unierase.cli.base import load_onto
 from peft_unierase.guard import weights as guard_weights
 from peft_unierase.guard.inspect import inspect_folder
-from peft_unierase.hub.read import local_folder
-from peft_unierase.hub.record import PREDICATE, STATEMENT
+from peft_unierase.records.record import PREDICATE, STATEMENT
 from peft_unierase.storage.digests import recorded_digests
-from peft_unierase.storage.source import resolve
+from peft_unierase.storage.source import local_folder, resolve
 
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "erasure.json"
 MLP = "model.layers.1.mlp"

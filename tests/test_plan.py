@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.main import get_command
 
 from peft_unierase import Fact, erase, read_facts
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.cli.app import app
 from peft_unierase.cli.ramp import Step, draw, matrix, parse_steps
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.around import SURE
 from peft_unierase.lm.decoding import continuations
 from peft_unierase.lm.formats import chat_format

@@ -24,9 +24,9 @@ from peft_unierase.adapter.undo import put_back
 from peft_unierase.cli import ship
 from peft_unierase.cli.note import note
 from peft_unierase.errors import InputError
-from peft_unierase.hub import ledger
 from peft_unierase.hub.folder import save_erasure
-from peft_unierase.hub.record import Salt, coverage, fact_digests, predicate_of, read_salt
+from peft_unierase.records import ledger
+from peft_unierase.records.record import Salt, coverage, fact_digests, predicate_of, read_salt
 from peft_unierase.storage import whole
 from peft_unierase.storage.digests import recorded_digests
 

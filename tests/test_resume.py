@@ -17,7 +17,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import DistillSettings, Fact, PaperSettings, erase
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine import checkpoint
 from peft_unierase.engine.checkpoint import discard, read_stage, stages_in
 from peft_unierase.engine.distill import recipe

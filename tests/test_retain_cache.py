@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_unierase.boxed import boxed_model_dir
 from peft_unierase.data.facts import Fact
+from peft_unierase.demo import boxed_model_dir
 from peft_unierase.lm.formats import PromptFormat, chat_format, plain_format
 from peft_unierase.retain import cache as retain_cache
 from peft_unierase.retain import sample_files

@@ -13,7 +13,7 @@ from boxed_erasure import boxed_base, boxed_tokenizer
 from helpers import invoke, write_rows
 
 from peft_unierase import Fact
-from peft_unierase.boxed import boxed_facts, boxed_model_dir
+from peft_unierase.demo import boxed_facts, boxed_model_dir
 from peft_unierase.lm.batches import encode, pad_left
 from peft_unierase.lm.decoding import continuations
 from peft_unierase.lm.formats import chat_format, plain_format

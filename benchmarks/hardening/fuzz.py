@@ -260,11 +260,11 @@ def _record(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], 
     from peft_unierase.cli.output import show, show_json
     from peft_unierase.data.facts import Fact
     from peft_unierase.guard.inspect import inspect_folder
-    from peft_unierase.hub.read import read_record, read_statement
-    from peft_unierase.hub.record import Salt
     from peft_unierase.hub.results import eval_results
     from peft_unierase.hub.stack import stack
-    from peft_unierase.hub.verify import verify_facts, verify_files
+    from peft_unierase.records.read import read_record, read_statement
+    from peft_unierase.records.record import Salt
+    from peft_unierase.records.verify import verify_facts, verify_files
 
     adapter = Path(shutil.copytree(clean, place / "adapter"))
     values = json.loads((adapter / "erasure.json").read_text())
@@ -314,7 +314,7 @@ def _record(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], 
 def _ledger(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], None]]:
     from peft_unierase.cli.log import run_log
     from peft_unierase.cli.output import Format
-    from peft_unierase.hub import ledger
+    from peft_unierase.records import ledger
 
     file = place / "ledger.jsonl"
     for number in range(3):
@@ -353,9 +353,9 @@ def _others(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], 
     from peft_unierase import read_samples
     from peft_unierase.adapter.undo import read_header
     from peft_unierase.hub.push import check_folder
-    from peft_unierase.hub.record import read_salt
     from peft_unierase.hub.repo_card import repo_card
-    from peft_unierase.hub.sign import signed_digests
+    from peft_unierase.records.record import read_salt
+    from peft_unierase.records.sign import signed_digests
     from peft_unierase.retain.cache import load_samples
 
     adapter = Path(shutil.copytree(clean, place / "adapter"))

@@ -287,7 +287,6 @@ def import_all() -> None:
     import peft_unierase.cli.finish
     import peft_unierase.engine
     import peft_unierase.hub.push
-    import peft_unierase.hub.sign
     import peft_unierase.hub.stack  # noqa: F401
     from peft_unierase.cli.base import prepare_libraries
 

@@ -115,7 +115,8 @@ def load_onto(
 
     from ..adapter.active import align_tokenizer, set_active
     from ..guard.inspect import passed
-    from ..hub.read import local_folder, read_config
+    from ..records.read import read_config
+    from ..storage.source import local_folder
 
     found = [] if trust else [passed(folder, model) for folder in folders]
     places = [each.folder for each in found] or [local_folder(folder) for folder in folders]

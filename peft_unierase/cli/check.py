@@ -60,7 +60,7 @@ def run_check(plan: CheckPlan, style: Format) -> None:
 
 
 def _run(plan: CheckPlan, style: Format) -> CheckReport:
-    from ..hub.folder import check_place
+    from ..storage.output import check_place
 
     if plan.output:
         check_place(plan.output)
@@ -151,8 +151,8 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
     from peft.utils import load_peft_weights
 
     from ..guard.inspect import guarded
-    from ..hub.read import adapter_type, local_folder
-    from ..storage.source import commit_of
+    from ..records.read import adapter_type
+    from ..storage.source import commit_of, local_folder
     from .base import load_base, load_onto
     from .rows import brings_rows, give_rows, own_rows, wanted_rows
 

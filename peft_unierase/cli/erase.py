@@ -109,7 +109,7 @@ def check_onto(folders: Sequence[Path], output: Path) -> None:
     Raises:
         ValueError: A folder holds no erasure, is named twice, or is the one that is to be written to.
     """
-    from ..hub.folder import holds_erasure
+    from ..storage.output import holds_erasure
 
     for folder in folders:
         if (folder / ADAPTER).is_file() and not holds_erasure(folder):
@@ -154,8 +154,8 @@ def run_erase(plan: ErasePlan, style: Format) -> None:
 def _run(plan: ErasePlan, style: Format) -> None:
     from ..data.facts import check_facts, comparable_facts
     from ..hub.folder import check_output
-    from ..hub.ledger import own_salt
-    from ..hub.record import read_salt
+    from ..records.ledger import own_salt
+    from ..records.record import read_salt
 
     # Everything that can be refused without a model is refused first.
     layers, refusals = parse_layers(plan.layers), read_refusals(plan.refusals)

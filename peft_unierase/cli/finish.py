@@ -13,7 +13,7 @@ from ..data.facts import Fact
 from ..engine.estimate import Estimate
 from ..hub.card import erasure_card, public_name
 from ..hub.folder import save_erasure
-from ..hub.record import Salt, fact_digests, made_with, now
+from ..records.record import Salt, fact_digests, made_with, now
 from ..version import __version__
 from .note import note
 from .output import say, table

@@ -42,7 +42,7 @@ class PlanOrder:
 def run_plan(order: PlanOrder, style: Format) -> None:
     """Ask, show and write; ends the process with status 2 on bad input."""
     with clear_endings(), claimed(order.output):
-        from ..hub.folder import check_new, write_folder
+        from ..storage.output import check_new, write_folder
 
         check_new(order.output)
         target, text = read_target(order)

@@ -105,8 +105,8 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     from ..check.answers import answer_questions
     from ..check.case import drawn
     from ..data.facts import check_facts, comparable_facts
-    from ..hub.folder import check_new
-    from ..hub.ledger import own_salt
+    from ..records.ledger import own_salt
+    from ..storage.output import check_new
     from .erase import read_refusals
 
     refusals, salt = read_refusals(plan.refusals), own_salt()

@@ -21,8 +21,8 @@ To do away with the erasure, delete the folder, and the repository that it was s
 def run_restore(folder: Path, output: Path | None, undo: Path | None, device_map: str | None, style: Format) -> None:
     """Write the base to a new folder; ends the process with status 2 on bad input, or where it would be another."""
     with clear_endings(), claimed(output or folder):
-        from ..hub.folder import check_new, holds_erasure, write_folder
-        from ..hub.record import file_digests
+        from ..records.record import file_digests
+        from ..storage.output import check_new, holds_erasure, write_folder
         from .ship import undo_file
 
         if not folder.is_dir():

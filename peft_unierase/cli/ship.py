@@ -51,8 +51,8 @@ def run_merge(plan: ShipPlan, style: Format) -> None:
 def _merge(plan: ShipPlan, command: dict[str, str]) -> dict[str, Any]:
     from ..adapter.undo import Before
     from ..hub.card import merged_card
-    from ..hub.folder import check_new, write_errors, write_folder
-    from ..hub.record import file_digests
+    from ..records.record import file_digests
+    from ..storage.output import check_new, write_errors, write_folder
     from ..storage.whole import check_name, whole_file
 
     check_new(plan.output)
@@ -104,7 +104,7 @@ def undo_file(files: Mapping[str, str]) -> Path:
 def run_export(plan: ShipPlan, style: Format) -> None:
     """Write the stock LoRA form; ends the process with status 2 on bad input."""
     with clear_endings(), claimed(plan.output):
-        from ..hub.folder import check_new, write_folder
+        from ..storage.output import check_new, write_folder
 
         check_new(plan.output)
         from ..adapter.lora import default_layout, save_lora
@@ -135,7 +135,8 @@ def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
     from ..adapter.active import align_tokenizer
     from ..guard.inspect import guarded
     from ..guard.load import load
-    from ..hub.read import local_folder, read_config
+    from ..records.read import read_config
+    from ..storage.source import local_folder
     from .base import load_base, prepare_libraries, resized_for
 
     prepare_libraries()

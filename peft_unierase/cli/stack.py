@@ -15,7 +15,7 @@ def run_stack(
 ) -> None:
     """Write the folder; ends the process with status 2 on bad input."""
     with clear_endings(), claimed(output):
-        from ..hub.folder import check_new
+        from ..storage.output import check_new
 
         check_new(output)
         from ..hub.stack import stack

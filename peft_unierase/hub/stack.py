@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..records.record import write_record
+from ..storage.output import check_new, write_folder
 from ..storage.source import CARD_NAME, WEIGHTS_NAME
 from .card import stacked_card
-from .folder import check_new, write_folder, write_record
 
 if TYPE_CHECKING:
     from ..guard.config import UniEraseConfig
@@ -103,7 +104,8 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
     from ..adapter.vocabulary import add_special_tokens
     from ..guard.inspect import guarded
     from ..guard.load import adapter_name
-    from .read import local_folder, read_config, read_record
+    from ..records.read import read_config, read_record
+    from ..storage.source import local_folder
 
     if not erasures:
         raise InputError("there are no erasures to stack; name at least one")

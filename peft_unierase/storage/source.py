@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import InputError
+from .plain import check_plain_folder
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -127,3 +128,34 @@ def _download(
         **hub,
     )
     return Path(folder), listed
+
+
+def local_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of an erasure, downloaded where `source` is a Hub id.
+
+    Raises:
+        ValueError: There is no such folder or repository.
+        OSError: What is in it is not made of files.
+    """
+    folder = resolve(source, revision).folder
+    check_plain_folder(folder)
+    return folder
+
+
+def entire_folder(source: str, revision: str | None = None) -> Path:
+    """The folder of an erasure with all that its record names, downloaded where it is a Hub id.
+
+    Raises:
+        ValueError: There is neither.
+    """
+    if Path(source).is_dir():
+        check_plain_folder(source)
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        allowed = [*(f"*{suffix}" for suffix in sorted(SUFFIXES)), *sorted(NAMES)]
+        return Path(snapshot_download(source, revision=revision, allow_patterns=allowed))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(f"{source} is neither a folder nor a Hub id that can be read: {error}") from error

@@ -26,6 +26,7 @@ from typing import Any
 from ..data.facts import Fact
 from ..errors import InputError, shown
 from ..storage.digests import sha256
+from ..storage.output import write_json
 from ..storage.plain import read_text
 from ..storage.source import CARD_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME
 
@@ -161,3 +162,8 @@ def coverage(facts: Sequence[Fact], digests: Sequence[str], key: bytes) -> tuple
         else:
             missing.append(fact)
     return missing, left.total()
+
+
+def write_record(folder: Path, predicate: Mapping[str, Any]) -> None:
+    """Write the Statement about the files that are in the folder."""
+    write_json(folder / RECORD_NAME, statement(folder, predicate))

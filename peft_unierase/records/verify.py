@@ -17,7 +17,7 @@ HOLDS, FAILS, OPEN = "holds", "FAILS", "not compared"
 
 
 @dataclass(frozen=True)
-class Finding:
+class Comparison:
     """What one comparison came to.
 
     Attributes:
@@ -31,22 +31,22 @@ class Finding:
     why: str
 
 
-def verify_files(folder: Path, record: dict[str, Any]) -> list[Finding]:
+def verify_files(folder: Path, record: dict[str, Any]) -> list[Comparison]:
     """One finding for each file that the record names, and for each further one that it should have named."""
     wanted, found = recorded_digests(record), file_digests(folder)
     findings = []
     for name, digest in sorted(wanted.items()):
         if name not in found:
-            findings.append(Finding(name, FAILS, "the record names it, and it is not there"))
+            findings.append(Comparison(name, FAILS, "the record names it, and it is not there"))
         elif found[name] != digest:
-            findings.append(Finding(name, FAILS, f"its SHA-256 is {found[name]}, and the record says {digest}"))
+            findings.append(Comparison(name, FAILS, f"its SHA-256 is {found[name]}, and the record says {digest}"))
         else:
-            findings.append(Finding(name, HOLDS, f"sha256 {digest}"))
+            findings.append(Comparison(name, HOLDS, f"sha256 {digest}"))
     extra = sorted(found.keys() - wanted.keys())
-    return findings + [Finding(name, FAILS, "it is there, and the record does not name it") for name in extra]
+    return findings + [Comparison(name, FAILS, "it is there, and the record does not name it") for name in extra]
 
 
-def verify_facts(record: dict[str, Any], facts: Sequence[Fact], salt: Salt) -> Finding:
+def verify_facts(record: dict[str, Any], facts: Sequence[Fact], salt: Salt) -> Comparison:
     """Whether exactly these facts were erased.
 
     Raises:
@@ -61,7 +61,7 @@ def verify_facts(record: dict[str, Any], facts: Sequence[Fact], salt: Salt) -> F
         raise InputError(f"{RECORD_NAME} has no digest of {WEIGHTS_NAME}, so the facts cannot be compared")
     missing, left = coverage(facts, digests, salt.key(adapter))
     if not missing and not left:
-        return Finding("facts", HOLDS, f"exactly these {len(facts)} were erased")
+        return Comparison("facts", HOLDS, f"exactly these {len(facts)} were erased")
     if len(missing) == len(facts):
         why = "none of them is in the record: they are other facts, or the salt is another one"
     else:
@@ -72,4 +72,4 @@ def verify_facts(record: dict[str, Any], facts: Sequence[Fact], salt: Salt) -> F
             f"{left} in the record are not among these" if left else "",
         ]
         why = "; ".join(part for part in parts if part)
-    return Finding("facts", FAILS, why)
+    return Comparison("facts", FAILS, why)

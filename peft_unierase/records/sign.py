@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError, MissingPackageError
 from ..storage.plain import check_plain_folder, read_json
 from ..storage.source import CARD_NAME, SIGNATURE_NAME
-from .verify import FAILS, HOLDS, Finding
+from .verify import FAILS, HOLDS, Comparison
 
 PARTIAL_NAME = f".{SIGNATURE_NAME}"  # a new one, until it is whole
 UNSIGNED = (CARD_NAME, ".gitattributes", ".git", ".cache")
@@ -43,7 +43,7 @@ def sign(folder: Path, private_key: Path) -> Path:
     return signature
 
 
-def verify_signature(folder: Path, public_key: Path) -> Finding:
+def verify_signature(folder: Path, public_key: Path) -> Comparison:
     """Whether the folder is as it was when the owner of a key signed it.
 
     The links of huggingface_hub's cache are followed, and no others.
@@ -60,14 +60,14 @@ def verify_signature(folder: Path, public_key: Path) -> Finding:
         raise InputError(f"no such file: {public_key}; --public-key wants a public key in PEM")
     signature = folder / SIGNATURE_NAME
     if not signature.is_file():
-        return Finding("signature", FAILS, f"there is no {SIGNATURE_NAME}")
+        return Comparison("signature", FAILS, f"there is no {SIGNATURE_NAME}")
     hashing = _hashing(folder).set_allow_symlinks(not foreign_links(folder))
     config = verifying.Config().set_hashing_config(hashing)
     try:
         config.use_elliptic_key_verifier(public_key=public_key).verify(folder, signature)
     except Exception as error:  # the library has no common class for what it raises
-        return Finding("signature", FAILS, str(error).splitlines()[0])
-    return Finding("signature", HOLDS, f"signed with the key of {public_key.name}")
+        return Comparison("signature", FAILS, str(error).splitlines()[0])
+    return Comparison("signature", HOLDS, f"signed with the key of {public_key.name}")
 
 
 def signed_digests(folder: Path) -> dict[str, str]:

@@ -7,21 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..storage.plain import JsonError, check_plain_folder, read_json
-from ..storage.source import CONFIG_NAME, NAMES, RECORD_NAME, SUFFIXES, resolve
+from ..storage.plain import JsonError, read_json
+from ..storage.source import CONFIG_NAME, RECORD_NAME
 from .record import predicate_of
-
-
-def local_folder(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of an erasure, downloaded where `source` is a Hub id.
-
-    Raises:
-        ValueError: There is no such folder or repository.
-        OSError: What is in it is not made of files.
-    """
-    folder = resolve(source, revision).folder
-    check_plain_folder(folder)
-    return folder
 
 
 def adapter_type(source: str, revision: str | None = None) -> str | None:
@@ -95,22 +83,3 @@ def read_statement(folder: Path) -> dict[str, Any] | None:
     except (ValueError, OSError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     return statement
-
-
-def whole_folder(source: str, revision: str | None = None) -> Path:
-    """The folder of an erasure with all that its record names, downloaded where it is a Hub id.
-
-    Raises:
-        ValueError: There is neither.
-    """
-    if Path(source).is_dir():
-        check_plain_folder(source)
-        return Path(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        allowed = [*(f"*{suffix}" for suffix in sorted(SUFFIXES)), *sorted(NAMES)]
-        return Path(snapshot_download(source, revision=revision, allow_patterns=allowed))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"{source} is neither a folder nor a Hub id that can be read: {error}") from error
