@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import DistillSettings, Fact, erase, read_facts
 from peft_unierase.check import CheckReport, answer_questions, figures
-from peft_unierase.cli.erase import read_refusals
+from peft_unierase.cli.sets import read_refusals
 from peft_unierase.lm.formats import chat_format
 
 RECIPES: dict[str, dict[str, Any]] = {"paper": {"recipe": "paper"}, "default": {}}

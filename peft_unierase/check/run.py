@@ -24,7 +24,8 @@ from .case import Case
 from .fluency import fluency
 from .judges import Judge
 from .reference import References
-from .report import FLOOR, HOLDS, LEAKS, MAY_LEAK, RENAMED, TWIN, AttackResult, CheckReport, Curve, Example, Figure
+from .report import HOLDS, LEAKS, MAY_LEAK, AttackResult, CheckReport, Curve, Example, Figure
+from .scores import FLOOR, RENAMED, TWIN
 from .sets import DIVERGENCE, PERPLEXITY, Measured, divergences, measure, perplexity
 from .target import Target
 from .verdict import Thresholds, decide

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..storage.plain import check_plain_folder
-from .erase import read_refusals
 from .note import note
 from .output import Format, clear_endings, say, show, show_json, table
 from .prompting import read_prompting
-from .sets import Reading
+from .sets import Reading, read_refusals
 
 if TYPE_CHECKING:
     from ..check import CheckReport

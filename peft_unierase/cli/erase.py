@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, shown
-from ..storage.plain import read_text
 from ..storage.whole import claimed
 from .adapters import ADAPTER, description
 from .output import Format, clear_endings, say, show, show_json
 from .prompting import read_prompting
-from .sets import Reading
+from .sets import Reading, read_refusals
 
 SHOWN = 10
 MOST_LAYERS = 10_000
@@ -76,25 +75,6 @@ def parse_layers(text: str | None) -> list[int] | None:
         if len(layers) > MOST_LAYERS:
             raise InputError(f"--layers {shown(text)} names more layers than a model has; write it like 2,3 or 4-8")
     return layers
-
-
-def read_refusals(path: Path | None) -> list[str] | None:
-    """The sentences of a file, one a line.
-
-    Raises:
-        ValueError: The file is missing, empty, or not UTF-8.
-    """
-    if path is None:
-        return None
-    if not path.is_file():
-        raise InputError(f"no such file: {path} (--refusals wants a text file with one sentence a line)")
-    try:
-        lines = [line.strip() for line in read_text(path, "utf-8-sig").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    if not lines:
-        raise InputError(f"{path} has no sentence in it; write one way of declining a line")
-    return lines
 
 
 def unfinished(output: Path) -> Path:

@@ -46,7 +46,7 @@ def run_plan(order: PlanOrder, style: Format) -> None:
 
         check_new(order.output)
         target, text = read_target(order)
-        from .erase import read_refusals
+        from .sets import read_refusals
 
         refusals = read_refusals(order.refusals)
         prompting = read_prompting(order.prompt_format, order.system)

@@ -107,7 +107,7 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     from ..data.facts import check_facts, comparable_facts
     from ..records.ledger import own_salt
     from ..storage.output import check_new
-    from .erase import read_refusals
+    from .sets import read_refusals
 
     refusals, salt = read_refusals(plan.refusals), own_salt()
     prompting = read_prompting(plan.prompt_format, plan.system)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from ..data.facts import Fact
 from ..errors import InputError
 from ..storage.plain import read_text
+from ..storage.whole import write_text
 
 GENERAL, NEIGHBOUR = "general", "neighbour"
 
@@ -66,9 +66,4 @@ def read_samples(path: str | Path) -> Samples:
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Write a text file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, "".join(f"{line}\n" for line in lines))

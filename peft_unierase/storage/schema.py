@@ -1,8 +1,8 @@
 """What values from outside must be: one pydantic model for each kind of file that this package reads back.
 
 Types, bounds and texts alone. What a value means, and whether a stranger may ask for it, others say (`guard`,
-`records.verify`). pydantic is imported when the first of these is needed, so this module is imported inside functions where
-a command must answer at once.
+`records.verify`). pydantic is imported when the first of these is needed, so this module is imported inside functions
+if a command must answer at once.
 """
 
 from __future__ import annotations

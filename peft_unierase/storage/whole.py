@@ -145,24 +145,33 @@ def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(file: Path, mode: int) -> Iterator[Path]:
+def whole_file(file: Path, mode: int | None = None) -> Iterator[Path]:
     """A place to write to that becomes `file` when the block ends well, and is gone when it does not.
 
     Args:
         file: Where to; a file that is there is replaced.
-        mode: Who may read and write it.
+        mode: Who may read and write it; by default whoever the umask says.
     """
     tidy(file)
     file = _real(file)
     partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
     try:
         yield partial
-        partial.chmod(mode)
+        if mode is not None:
+            partial.chmod(mode)
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(file: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all; its folder is made where there is none."""
+    place = Path(file)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(place) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def hides(path: Path, other: str | bytes | int) -> bool:
