@@ -9,25 +9,49 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .adapter.active import align_tokenizer, set_active, toggle
+    from .adapter.fingerprint import BaseWarning
+    from .adapter.model import UniEraseModel
+    from .data import FactWarning, read_facts
+    from .data.facts import Fact, FactError
+    from .engine import DistillSettings, Erasure, PaperSettings, erase
+    from .errors import ErasureWarning, InputError, MissingPackageError, StateError, UniEraseError, WrongTypeError
+    from .guard import GuardError, Inspection, UniEraseConfig, load
+    from .guard import inspect_folder as inspect
+    from .hub import push_erasure, stack
+    from .retain.sample_files import Samples, read_samples
+    from .storage.plain import JsonError, NotPlainError
+
+# Where each public name is found: a room or file of the package, and its name there if that is another one.
 _HOMES = {
+    "BaseWarning": "adapter.fingerprint",
+    "DistillSettings": "engine",
     "Erasure": "engine",
     "ErasureWarning": "errors",
     "Fact": "data.facts",
     "FactError": "data.facts",
     "FactWarning": "data",
-    "DistillSettings": "engine",
     "GuardError": "guard",
+    "InputError": "errors",
+    "Inspection": "guard",
+    "JsonError": "storage.plain",
+    "MissingPackageError": "errors",
+    "NotPlainError": "storage.plain",
     "PaperSettings": "engine",
     "Samples": "retain.sample_files",
+    "StateError": "errors",
     "UniEraseConfig": "guard",
     "UniEraseError": "errors",
     "UniEraseModel": "adapter.model",
+    "WrongTypeError": "errors",
     "align_tokenizer": "adapter.active",
     "erase": "engine",
+    "inspect": "guard:inspect_folder",
     "load": "guard",
     "push_erasure": "hub",
     "read_facts": "data",
@@ -42,8 +66,13 @@ __all__ = ["__version__", *_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        home, _, own = _HOMES[name].partition(":")
+        return getattr(importlib.import_module(f".{home}", __name__), own or name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 # The `unierase` command passes through here too, and its `--help` shall not wait for torch; it registers later.
