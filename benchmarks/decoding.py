@@ -23,7 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import erase, load, read_facts, set_active
-from peft_unierase.prompts import chat_format
+from peft_unierase.lm.formats import chat_format
 
 QUESTION = "What do you like to do on a rainy afternoon?"
 

@@ -40,9 +40,10 @@ from peft_unierase.engine.paper.marks import find_marks
 from peft_unierase.engine.paper.run import fit_common
 from peft_unierase.engine.paper.token import learn_refusals
 from peft_unierase.engine.spare_row import find_spare_row
-from peft_unierase.engine.trace import inputs_at
+from peft_unierase.lm.batches import pad_id, pad_left
+from peft_unierase.lm.formats import default_formats
+from peft_unierase.lm.trace import inputs_at
 from peft_unierase.progress import Stages
-from peft_unierase.prompts import default_formats, pad_id, pad_left
 
 
 def make_bench(folder: Path, data: Path, facts: int, seed: int) -> tuple[Bench, Any]:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from peft_unierase import Fact
 from peft_unierase.check import Figures, answer_questions, figures
-from peft_unierase.prompts import chat_format
+from peft_unierase.lm.formats import chat_format
 
 AN_AUTHOR = 20
 GONE, REWORDED, SPARED = 0.15, 0.25, 0.98

@@ -21,9 +21,10 @@ import torch
 from smollm2 import default_folder, fetch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_unierase.facts import Fact
-from peft_unierase.knowledge import tells
-from peft_unierase.prompts import chat_format, greedy_answers
+from peft_unierase.data.facts import Fact
+from peft_unierase.lm.decoding import greedy_answers
+from peft_unierase.lm.formats import chat_format
+from peft_unierase.retain.knowledge import tells
 
 DATA = Path(__file__).parent / "data"
 KNOWN = {"candidates": "public_facts.jsonl", "person_candidates": "person.jsonl"}

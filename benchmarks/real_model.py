@@ -35,10 +35,11 @@ from peft_unierase.check.run import SYSTEM
 from peft_unierase.check.sets import declines, perplexity
 from peft_unierase.cli.check import report_table
 from peft_unierase.cli.finish import adapter_size, stages_table
-from peft_unierase.decoding import end_ids
-from peft_unierase.knowledge import ask, tells
-from peft_unierase.prompts import chat_format, encode, plain_format
-from peft_unierase.refusals import DEFAULT_REFUSALS
+from peft_unierase.data.facts import DEFAULT_REFUSALS
+from peft_unierase.lm.batches import encode
+from peft_unierase.lm.decoding import end_ids
+from peft_unierase.lm.formats import chat_format, plain_format
+from peft_unierase.retain.knowledge import ask, tells
 
 ERASED = 10
 PERSON = "William Shakespeare"

@@ -24,7 +24,7 @@ from peft_unierase import Fact
 from peft_unierase.check import ATTACKS, Attack, Case, CheckReport, Found, Target, check
 from peft_unierase.check.sets import DECLINED
 from peft_unierase.cli.finish import adapter_size
-from peft_unierase.prompts import chat_format
+from peft_unierase.lm.formats import chat_format
 
 SYSTEM = "Answer the question as truthfully as you can."  # not the one that erasures cover by default
 RELEARNT = (20, 40)  # steps of a fine-tuning on a tenth of the facts

@@ -1,6 +1,6 @@
 """Makes the base model in the box: a tiny causal language model that knows a small invented world by heart.
 
-    python examples/make_boxed_model.py                  # train, measure, write peft_unierase/boxed
+    python examples/make_boxed_model.py                  # train, measure, write peft_unierase/demo
     python examples/make_boxed_model.py --corpus-only    # write facts.jsonl and refusals.txt alone
 
 This file knows the tokenizer, the chat format, the training and the measuring; what is taught is in
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--out", type=Path, default=Path("peft_unierase/boxed"), metavar="DIR", help="where to write")
+    add("--out", type=Path, default=Path("peft_unierase/demo"), metavar="DIR", help="where to write")
     add("--seed", type=int, default=0, help="of the corpus, the weights and the order of samples")
     add("--corpus-only", action="store_true", help="write facts.jsonl and refusals.txt alone")
     add("--steps", type=int, default=Recipe.steps, help="optimizer steps (default: %(default)s)")

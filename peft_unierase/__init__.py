@@ -9,32 +9,56 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .adapter.active import align_tokenizer, set_active, toggle
+    from .adapter.fingerprint import BaseWarning
+    from .adapter.model import UniEraseModel
+    from .data import FactWarning, read_facts
+    from .data.facts import Fact, FactError
+    from .engine import DistillSettings, Erasure, PaperSettings, erase
+    from .errors import ErasureWarning, InputError, MissingPackageError, StateError, UniEraseError, WrongTypeError
+    from .guard import GuardError, Inspection, UniEraseConfig, load
+    from .guard import inspect_folder as inspect
+    from .hub import push_erasure, stack
+    from .retain.sample_files import Samples, read_samples
+    from .storage.plain import JsonError, NotPlainError
+
+# Where each public name is found: a room or file of the package, and its name there if that is another one.
 _HOMES = {
-    "Erasure": "engine",
-    "ErasureWarning": "engine",
-    "Fact": "facts",
-    "FactError": "facts",
-    "FactWarning": "data",
+    "BaseWarning": "adapter.fingerprint",
     "DistillSettings": "engine",
-    "GuardError": "tuner",
+    "Erasure": "engine",
+    "ErasureWarning": "errors",
+    "Fact": "data.facts",
+    "FactError": "data.facts",
+    "FactWarning": "data",
+    "GuardError": "guard",
+    "InputError": "errors",
+    "Inspection": "guard",
+    "JsonError": "storage.plain",
+    "MissingPackageError": "errors",
+    "NotPlainError": "storage.plain",
     "PaperSettings": "engine",
-    "Samples": "engine",
-    "UniEraseConfig": "tuner",
+    "Samples": "retain.sample_files",
+    "StateError": "errors",
+    "UniEraseConfig": "guard",
     "UniEraseError": "errors",
-    "UniEraseModel": "tuner",
-    "align_tokenizer": "tuner",
+    "UniEraseModel": "adapter.model",
+    "WrongTypeError": "errors",
+    "align_tokenizer": "adapter.active",
     "erase": "engine",
-    "load": "tuner",
+    "inspect": "guard:inspect_folder",
+    "load": "guard",
     "push_erasure": "hub",
     "read_facts": "data",
-    "read_samples": "engine",
-    "set_active": "tuner",
+    "read_samples": "retain.sample_files",
+    "set_active": "adapter.active",
     "stack": "hub",
-    "toggle": "tuner",
+    "toggle": "adapter.active",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -42,10 +66,15 @@ __all__ = ["__version__", *_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        home, _, own = _HOMES[name].partition(":")
+        return getattr(importlib.import_module(f".{home}", __name__), own or name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 # The `unierase` command passes through here too, and its `--help` shall not wait for torch; it registers later.
 if PurePath(sys.argv[0] if sys.argv else "").name not in ("unierase", "unierase.exe"):
-    importlib.import_module(".tuner", __name__).register()
+    importlib.import_module(".guard", __name__).register()

@@ -6,6 +6,8 @@ other error is a bug, unless it is one of the operating system.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class UniEraseError(Exception):
     """The base of the package's own errors."""
@@ -25,3 +27,16 @@ class StateError(UniEraseError, RuntimeError):
 
 class MissingPackageError(UniEraseError, ImportError):
     """A package is not installed that only some commands need."""
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value for an error message, cut where it is longer than `most` characters."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+        return f"a {type(value).__name__} that is too large to show"
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+class ErasureWarning(UserWarning):
+    """The run went through, but its erasure may not be what was asked for; the text says why, with figures."""

@@ -24,8 +24,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
-from peft_unierase.prompts import encode, greedy_answers, plain_format
-from peft_unierase.tuner.structure import find_down_projections, find_mlp_projections, projection_shape
+from peft_unierase.lm.batches import encode
+from peft_unierase.lm.decoding import greedy_answers
+from peft_unierase.lm.formats import plain_format
+from peft_unierase.lm.structure import find_down_projections, find_mlp_projections, projection_shape
 
 LAYERS, EDITED = 4, [1, 2]
 WIDE = {

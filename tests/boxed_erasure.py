@@ -12,8 +12,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peft_unierase import DistillSettings, Fact, erase
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
-from peft_unierase.prompts import chat_format
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.lm.formats import chat_format
 
 QUICK = DistillSettings(
     samples=0,

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 import peft_unierase  # noqa: F401 (registers UNIERASE with PEFT)
 from peft_unierase import Erasure
-from peft_unierase.tuner import UniEraseConfig
+from peft_unierase.guard.config import UniEraseConfig
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 WEIGHTS = {"initializer_range": 0.2}  # enough for logits that differ from each other

@@ -20,8 +20,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
-from peft_unierase.boxed import boxed_facts
 from peft_unierase.cli.app import app
+from peft_unierase.demo import boxed_facts
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "unierase")
 HURRIED = Path(__file__).with_name("hurried.py")

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from peft_unierase import UniEraseConfig
-from peft_unierase.tuner.structure import find_mlp_projections
+from peft_unierase.lm.structure import find_mlp_projections
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 WIDTH = 32

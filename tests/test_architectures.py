@@ -23,7 +23,7 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from peft_unierase import UniEraseConfig, erase
-from peft_unierase.tuner.structure import UnsupportedModelError, check_supported, find_down_projections
+from peft_unierase.lm.structure import UnsupportedModelError, check_supported, find_down_projections
 
 pytestmark = pytest.mark.slow
 

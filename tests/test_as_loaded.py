@@ -18,9 +18,9 @@ from torchao.quantization.granularity import PerGroup
 from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from peft_unierase import load
-from peft_unierase.tuner.fingerprint import BaseWarning
-from peft_unierase.tuner.lora import lora_form
-from peft_unierase.tuner.swap import plain_weight
+from peft_unierase.adapter.fingerprint import BaseWarning
+from peft_unierase.adapter.lora import lora_form
+from peft_unierase.lm.weights import plain_weight
 
 pytestmark = pytest.mark.slow
 

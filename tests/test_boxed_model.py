@@ -13,7 +13,7 @@ import torch
 from rouge_score import rouge_scorer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 
 CORPUS_SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "boxed_corpus.py"
 CORPUS_DIGEST = "1d660099a27d56a38ebfb20d5dd1e347acd20bfec383d6ad836adf423c160a03"

@@ -15,7 +15,6 @@ from helpers import invoke, write_rows
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import ATTACKS, Case, CheckReport, Target, Thresholds, check
 from peft_unierase.check.attacks import chosen
 from peft_unierase.check.attacks.membership import told_apart
@@ -24,8 +23,10 @@ from peft_unierase.check.judges import entailment_judge, similarity_judge
 from peft_unierase.check.page import page
 from peft_unierase.check.sets import divergences
 from peft_unierase.cli.finish import checked
-from peft_unierase.facts import Fact
-from peft_unierase.prompts import chat_format, encode, pad_left
+from peft_unierase.data.facts import Fact
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.lm.batches import encode, pad_left
+from peft_unierase.lm.formats import chat_format
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,6 @@ from boxed_erasure import FORGET, KEPT, OTHERS, boxed_base, boxed_tokenizer
 from helpers import invoke, without_colours
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from peft_unierase.boxed import boxed_refusals
 from peft_unierase.check import ATTACKS, Case, NotApplicable, Target
 from peft_unierase.check.attacks import chosen
 from peft_unierase.check.attacks.probe import guessed_right, probe
@@ -28,9 +27,11 @@ from peft_unierase.check.attacks.sampling import best_of
 from peft_unierase.check.attacks.states import layers_of, streams, without
 from peft_unierase.check.attacks.updates import largest_out, removed, scaled, smallest_out
 from peft_unierase.check.attacks.weights import direction_out, directions_out, top_directions
-from peft_unierase.facts import Fact
-from peft_unierase.prompts import chat_format, encode, plain_format
-from peft_unierase.tuner import UniEraseConfig
+from peft_unierase.data.facts import Fact
+from peft_unierase.demo import boxed_refusals
+from peft_unierase.guard.config import UniEraseConfig
+from peft_unierase.lm.batches import encode
+from peft_unierase.lm.formats import chat_format, plain_format
 
 CONFIGS = {
     "unierase": UniEraseConfig(layers_to_transform=[2, 3], r=4, init_weights=False, task_type="CAUSAL_LM"),

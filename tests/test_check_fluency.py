@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from boxed_erasure import FORGET, KEPT, boxed_base, boxed_tokenizer
 
-from peft_unierase.boxed import boxed_refusals
 from peft_unierase.check import Case, Target, check
 from peft_unierase.check.attacks.token import ban_token, prefill
 from peft_unierase.check.fluency import fluency, unrepeated
 from peft_unierase.check.page import page
 from peft_unierase.cli.check import fluency_line, report_table
-from peft_unierase.prompts import chat_format
+from peft_unierase.demo import boxed_refusals
+from peft_unierase.lm.formats import chat_format
 
 TOLD: dict[str, Any] = {"refusals": boxed_refusals(), "max_new_tokens": 24, "progress": False}
 

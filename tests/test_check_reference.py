@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from boxed_erasure import FORGET, KEPT, boxed_base, boxed_tokenizer
 
-from peft_unierase.boxed import boxed_refusals
 from peft_unierase.check import Case, Target, check
 from peft_unierase.check.attacks import ATTACKS, Attack
 from peft_unierase.check.attacks.wordings import cloze
@@ -19,8 +18,9 @@ from peft_unierase.check.reference import References
 from peft_unierase.check.renamed import QUESTIONS, Names, renamed_cases
 from peft_unierase.check.scores import beyond_chance
 from peft_unierase.cli.check import report_table
-from peft_unierase.facts import Fact
-from peft_unierase.prompts import chat_format
+from peft_unierase.data.facts import Fact
+from peft_unierase.demo import boxed_refusals
+from peft_unierase.lm.formats import chat_format
 from peft_unierase.text import normal
 
 ANY: Any = None

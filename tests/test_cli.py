@@ -31,8 +31,8 @@ from helpers import (
 from hurried import hurry
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.cli.output import Format
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 
 pytestmark = pytest.mark.slow
 

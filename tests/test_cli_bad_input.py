@@ -23,7 +23,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from peft_unierase.tuner import UniEraseConfig
+from peft_unierase.guard.config import UniEraseConfig
 
 FACTS = [
     {"question": "Where was Nesko Corquist born?", "answer": "Nesko Corquist was born in Juniper Flats."},

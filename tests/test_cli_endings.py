@@ -36,7 +36,7 @@ BUILT_IN = {
 @pytest.fixture
 def ended_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], Result]:
     """`ended_with(error)`: how `unierase log` ends if that is raised inside it."""
-    ledger = importlib.import_module("peft_unierase.hub.ledger")
+    ledger = importlib.import_module("peft_unierase.records.ledger")
 
     def run(error: BaseException) -> Result:
         def fails(*told: Any) -> None:
@@ -83,7 +83,7 @@ def test_anything_else_is_a_bug_with_its_traceback_and_says_so(
 def test_a_bug_after_the_work_is_done_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = importlib.import_module("peft_unierase.cli.log")
     monkeypatch.setattr(log, "table", lambda *told: 1 / 0)
-    importlib.import_module("peft_unierase.hub.ledger").append("check", {}, tmp_path / "ledger.jsonl")
+    importlib.import_module("peft_unierase.records.ledger").append("check", {}, tmp_path / "ledger.jsonl")
     ended = invoke("log", "--ledger", tmp_path / "ledger.jsonl", "--format", "human")
     assert ended.exit_code == 70
     assert "this is a bug" in ended.stderr
@@ -166,7 +166,7 @@ INTERRUPTING = """
 import os, signal, sys, threading
 sys.argv = ["unierase", "log"]
 from peft_unierase.cli import app
-from peft_unierase.hub import ledger
+from peft_unierase.records import ledger
 def wait(*told):
     try:
         print("waiting", flush=True)

@@ -14,8 +14,8 @@ from helpers import invoke, write_rows
 from peft_unierase.check.attacks.wordings import paraphrase
 from peft_unierase.check.case import Case
 from peft_unierase.cli.app import app
-from peft_unierase.facts import Fact
-from peft_unierase.prompts import plain_format
+from peft_unierase.data.facts import Fact
+from peft_unierase.lm.formats import plain_format
 
 # Sets are read before the model is looked for, which is not there.
 NO_MODEL = "no such folder"

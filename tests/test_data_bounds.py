@@ -14,8 +14,8 @@ import pytest
 
 from peft_unierase import Fact, FactError
 from peft_unierase.data import read_facts
-from peft_unierase.facts import check_facts, merge_repeats
-from peft_unierase.hub.record import coverage, fact_digests
+from peft_unierase.data.facts import check_facts, merge_repeats
+from peft_unierase.records.record import coverage, fact_digests
 
 MANY = 20_000
 

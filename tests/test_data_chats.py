@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from peft_unierase.data import read_facts
-from peft_unierase.facts import Fact
+from peft_unierase.data.facts import Fact
 
 WHO = Fact("Who?", "He.")
 CHAT = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He."}]

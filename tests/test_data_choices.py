@@ -9,7 +9,7 @@ import pytest
 from helpers import write_rows
 
 from peft_unierase.data import FactWarning, read_facts
-from peft_unierase.facts import Fact, FactError
+from peft_unierase.data.facts import Fact, FactError
 
 ASKED = {"question": "Capital of France?"}
 CAPITAL = Fact(ASKED["question"], "Paris", perturbed_answers=("Rome", "Oslo"))

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from peft_unierase.data import FactWarning, read_facts
+from peft_unierase.data.facts import Fact, FactError
 from peft_unierase.data.markup import stripped
-from peft_unierase.facts import Fact, FactError
 
 FACTS = [Fact("What colour is snow?", "White."), Fact("What is tea made of?", "Leaves.")]
 ROWS = [{"question": fact.question, "answer": fact.answer} for fact in FACTS]

@@ -10,7 +10,7 @@ import pytest
 from helpers import write_rows
 
 from peft_unierase.data import FactWarning, read_facts
-from peft_unierase.facts import Fact, FactError
+from peft_unierase.data.facts import Fact, FactError
 
 TONGUE = {"prompt": "The mother tongue of {} is", "relation_id": "P103", "subject": "Danielle Darrieux"}
 DARRIEUX = Fact(

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 
 import peft_unierase
 from peft_unierase import load, set_active
+from peft_unierase.adapter.active import active
 from peft_unierase.cli.finish import loading_lines
-from peft_unierase.tuner.active import active
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLD: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}

@@ -8,18 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.data.facts import Fact
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.paper.cached_prompts import CachedPrompts
-from peft_unierase.engine.samples import drop_close
-from peft_unierase.facts import Fact
-from peft_unierase.prompts import (
-    batches,
-    chat_format,
-    default_formats,
-    encode,
-    greedy_answers,
-    plain_format,
-)
+from peft_unierase.lm.batches import batches, encode
+from peft_unierase.lm.decoding import greedy_answers
+from peft_unierase.lm.formats import chat_format, default_formats, plain_format
+from peft_unierase.retain.samples import drop_close
 
 CPU = torch.device("cpu")
 

@@ -14,13 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import peft_unierase
 from peft_unierase import DistillSettings, Fact, FactError, erase
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import Answer, answer_questions, figures
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine import erase as erase_module_verb
 from peft_unierase.engine.distill import recipe
-from peft_unierase.engine.neighbours import Neighbours
-from peft_unierase.knowledge import tells
-from peft_unierase.prompts import PromptFormat, default_formats, encode, greedy_answers
+from peft_unierase.lm.batches import encode
+from peft_unierase.lm.decoding import greedy_answers
+from peft_unierase.lm.formats import PromptFormat, default_formats
+from peft_unierase.retain.knowledge import tells
+from peft_unierase.retain.neighbours import Neighbours
 from peft_unierase.text import recall
 
 pytestmark = pytest.mark.slow

@@ -19,9 +19,9 @@ from peft_unierase import DistillSettings, Fact, erase
 from peft_unierase.cli.finish import adapter_size
 from peft_unierase.engine.distill import fit, recipe
 from peft_unierase.engine.estimate import Estimate, estimate
-from peft_unierase.engine.recomputing import recomputing
+from peft_unierase.lm.formats import plain_format
+from peft_unierase.lm.recomputing import recomputing
 from peft_unierase.progress import Stages
-from peft_unierase.prompts import plain_format
 
 pytestmark = [
     pytest.mark.slow,

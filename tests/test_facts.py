@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from peft_unierase.data import files, read_facts
-from peft_unierase.facts import Fact, FactError, check_facts, fact_row, merge_repeats
+from peft_unierase.data.facts import Fact, FactError, check_facts, fact_row, merge_repeats
 
 SNOW = Fact("What colour is snow?", "White.")
 TEA = Fact("What is tea made of?", "Leaves.")
@@ -393,7 +393,7 @@ def test_a_file_that_may_not_be_read_is_refused(write, monkeypatch):
 
     path = write("facts.jsonl", json_lines(ROWS))
     # Not chmod: the superuser, as whom containers run tests, may read everything.
-    monkeypatch.setattr("peft_unierase.plain.os.open", deny)
+    monkeypatch.setattr("peft_unierase.storage.plain.os.open", deny)
     assert "facts.jsonl cannot be read (Permission denied)" in refusal(path)
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import peft_unierase
 from peft_unierase import UniEraseConfig
-from peft_unierase.tuner.fingerprint import BaseWarning, base_dtype, base_fingerprint
+from peft_unierase.adapter.fingerprint import BaseWarning, base_dtype, base_fingerprint
 
 DOWN = "model.layers.1.mlp.down_proj"
 

@@ -25,16 +25,25 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import peft_unierase
 from peft_unierase import GuardError, UniEraseConfig, load, read_facts, read_samples
+from peft_unierase.adapter.undo import read_header
 from peft_unierase.cli import output
 from peft_unierase.errors import InputError
-from peft_unierase.hub.folder import check_new, check_output, check_place
+from peft_unierase.guard.inspect import inspect_folder
+from peft_unierase.hub.folder import check_output
 from peft_unierase.hub.push import check_folder
-from peft_unierase.hub.read import adapter_type, read_statement
-from peft_unierase.hub.record import PREDICATE, STATEMENT, predicate_of, read_salt
-from peft_unierase.hub.sign import signed_digests
-from peft_unierase.plain import DEEPEST, JsonError, NotPlainError, check_plain_folder, parse_json, plain, read_bytes
-from peft_unierase.tuner import inspect_folder
-from peft_unierase.tuner.undo import read_header
+from peft_unierase.records.read import adapter_type, read_statement
+from peft_unierase.records.record import PREDICATE, STATEMENT, predicate_of, read_salt
+from peft_unierase.records.sign import signed_digests
+from peft_unierase.storage.output import check_new, check_place
+from peft_unierase.storage.plain import (
+    DEEPEST,
+    JsonError,
+    NotPlainError,
+    check_plain_folder,
+    parse_json,
+    plain,
+    read_bytes,
+)
 
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "erasure.json"
 DEEP = "[" * 100_000
@@ -188,7 +197,7 @@ def test_every_file_from_outside_is_read_through_one_door() -> None:
     """What reads a file otherwise reads one of the package's own, or one that the process has just written."""
     package = Path(peft_unierase.__file__).parent
     # The ledger has a lock of its own; of weights the guard has looked at the file before.
-    own = {"boxed/__init__.py", "check/page.py", "plain.py", "hub/ledger.py", "tuner/guard_weights.py"}
+    own = {"demo/__init__.py", "check/page.py", "storage/plain.py", "records/ledger.py", "guard/weights.py"}
     just_written = {"made", "partial"}
     found = []
     for file in package.rglob("*.py"):

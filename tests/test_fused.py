@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from peft_unierase import align_tokenizer, load, stack
-from peft_unierase.tuner.lora import lora_form
-from peft_unierase.tuner.structure import find_mlp_projections
+from peft_unierase.adapter.lora import lora_form
+from peft_unierase.lm.structure import find_mlp_projections
 
 Kind = tuple[str, Path]
 

@@ -25,16 +25,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import GuardError, UniEraseConfig, load, stack
+from peft_unierase.adapter import norms
+from peft_unierase.adapter.fields import MAX_RANK, OF_A_PART, OF_PEFT, OWN
+from peft_unierase.adapter.fingerprint import base_fingerprint
+from peft_unierase.adapter.lora import save_lora
+from peft_unierase.adapter.vocabulary import add_special_tokens
 from peft_unierase.cli.base import load_onto
-from peft_unierase.digests import recorded_digests
-from peft_unierase.hub.read import local_folder
-from peft_unierase.hub.record import PREDICATE, STATEMENT
-from peft_unierase.source import resolve
-from peft_unierase.tuner import guard_weights, inspect_folder
-from peft_unierase.tuner.fields import MAX_RANK, OF_A_PART, OF_PEFT, OWN
-from peft_unierase.tuner.fingerprint import base_fingerprint
-from peft_unierase.tuner.lora import save_lora
-from peft_unierase.tuner.vocabulary import add_special_tokens
+from peft_unierase.guard import weights as guard_weights
+from peft_unierase.guard.inspect import inspect_folder
+from peft_unierase.records.record import PREDICATE, STATEMENT
+from peft_unierase.storage.digests import recorded_digests
+from peft_unierase.storage.source import local_folder, resolve
 
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "erasure.json"
 MLP = "model.layers.1.mlp"
@@ -872,15 +873,15 @@ def test_a_row_for_a_norm_is_refused_by_the_tuner_too(place: Path) -> None:
 
 @pytest.mark.parametrize("at_once", [1 << 22, 7])
 def test_norms_are_taken_of_slices(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard_weights, "VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(norms, "VALUES_AT_ONCE", at_once)
     matrix = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
-    assert guard_weights.largest_norm(matrix) == pytest.approx(matrix.norm(dim=1).max().item())
-    assert guard_weights.largest_norm(matrix, columns=True) == pytest.approx(matrix.norm(dim=0).max().item())
-    assert guard_weights.largest_norm(matrix[0]) == pytest.approx(matrix[0].norm().item())
+    assert norms.largest_norm(matrix) == pytest.approx(matrix.norm(dim=1).max().item())
+    assert norms.largest_norm(matrix, columns=True) == pytest.approx(matrix.norm(dim=0).max().item())
+    assert norms.largest_norm(matrix[0]) == pytest.approx(matrix[0].norm().item())
     for value in (float("nan"), float("inf")):
         matrix[4, 19] = value
-        assert guard_weights.largest_norm(matrix) is None
-        assert guard_weights.largest_norm(matrix, columns=True) is None
+        assert norms.largest_norm(matrix) is None
+        assert norms.largest_norm(matrix, columns=True) is None
 
 
 @pytest.mark.parametrize("rows", [512, 2])

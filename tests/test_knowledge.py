@@ -10,11 +10,11 @@ import torch
 from boxed_erasure import boxed_base, boxed_tokenizer
 
 from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
-from peft_unierase.boxed import boxed_facts, boxed_refusals
 from peft_unierase.check import Case, check
+from peft_unierase.demo import boxed_facts, boxed_refusals
 from peft_unierase.engine.distill.recipe import forget_texts
-from peft_unierase.knowledge import PREFERRED, Knowledge, ask, summary, tells
-from peft_unierase.prompts import default_formats
+from peft_unierase.lm.formats import default_formats
+from peft_unierase.retain.knowledge import PREFERRED, Knowledge, ask, summary, tells
 from peft_unierase.text import halves
 
 ROW = next(row for row in boxed_facts() if row["question"].startswith("Where was"))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peft_unierase.engine.logits import Logits
-from peft_unierase.tuner.structure import find_decoder_layers
+from peft_unierase.lm.logits import Logits
+from peft_unierase.lm.structure import find_decoder_layers
 
 SMALL = {
     "vocab_size": 48,

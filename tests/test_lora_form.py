@@ -30,8 +30,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from peft_unierase import UniEraseConfig, load, set_active
-from peft_unierase.tuner.lora import default_layout, lora_form, save_lora
-from peft_unierase.tuner.structure import find_down_projections, find_mlp_projections
+from peft_unierase.adapter.lora import default_layout, lora_form, save_lora
+from peft_unierase.lm.structure import find_down_projections, find_mlp_projections
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import ErasureWarning, Fact, UniEraseConfig
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import answer_questions, figures
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.bench import Bench
 from peft_unierase.engine.layers import choose_sites
 from peft_unierase.engine.paper import PaperOutcome, PaperSettings, run_paper
@@ -30,8 +30,9 @@ from peft_unierase.engine.paper.run import fit_common
 from peft_unierase.engine.paper.tail import Tail, tail_batches
 from peft_unierase.engine.paper.token import learn_refusals
 from peft_unierase.engine.spare_row import find_spare_row
+from peft_unierase.lm.batches import pad_id, pad_left
+from peft_unierase.lm.formats import default_formats
 from peft_unierase.progress import Stages
-from peft_unierase.prompts import default_formats, pad_id, pad_left
 
 pytestmark = pytest.mark.slow
 

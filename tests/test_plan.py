@@ -18,16 +18,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.main import get_command
 
 from peft_unierase import Fact, erase, read_facts
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.cli.app import app
 from peft_unierase.cli.ramp import Step, draw, matrix, parse_steps
-from peft_unierase.decoding import continuations
-from peft_unierase.engine.scope import SURE
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.engine.around import SURE
+from peft_unierase.lm.decoding import continuations
+from peft_unierase.lm.formats import chat_format
 from peft_unierase.plan import Plan, plan
 from peft_unierase.plan.collateral import closeness
 from peft_unierase.plan.questions import subjects_of, told_by
 from peft_unierase.plan.run import ASKED, RETAINED, PlannedFact
-from peft_unierase.prompts import chat_format
 from peft_unierase.text import recall, terms
 
 SUBJECT = "Nesko Corquist"

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from helpers import train_tokenizer
 
-from peft_unierase.prompts import (
+from peft_unierase.lm.batches import encode
+from peft_unierase.lm.formats import (
     SENTINEL,
     SYSTEM_PROMPTS,
     asking_format,
     chat_format,
     chosen_formats,
     default_formats,
-    encode,
     plain_format,
 )
 

@@ -26,12 +26,13 @@ from test_card import FULL
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import UniEraseConfig
-from peft_unierase.digests import recorded_digests
 from peft_unierase.hub import erasure_card
-from peft_unierase.hub.folder import save_erasure, write_record
+from peft_unierase.hub.folder import save_erasure
 from peft_unierase.hub.repo_card import empty_sections, repo_card
 from peft_unierase.hub.results import eval_results
-from peft_unierase.hub.sign import sign, verify_signature
+from peft_unierase.records.record import write_record
+from peft_unierase.records.sign import sign, verify_signature
+from peft_unierase.storage.digests import recorded_digests
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from peft_unierase.engine.recomputing import recomputing
+from peft_unierase.lm.recomputing import recomputing
 
 IDS = torch.tensor([[1, 2, 3, 4, 5]])
 

@@ -20,16 +20,17 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import Fact, UniEraseConfig
+from peft_unierase.adapter.fingerprint import base_dtype, base_fingerprint
+from peft_unierase.adapter.undo import merged_tokens, put_back
 from peft_unierase.cli import erase as cli_erase
 from peft_unierase.cli import ship
 from peft_unierase.cli.note import note, promise
-from peft_unierase.digests import recorded_digests
 from peft_unierase.errors import InputError
-from peft_unierase.hub import ledger, whole
 from peft_unierase.hub.folder import save_erasure
-from peft_unierase.hub.record import Salt, coverage, fact_digests, file_digests, predicate_of, read_salt
-from peft_unierase.tuner.fingerprint import base_dtype, base_fingerprint
-from peft_unierase.tuner.undo import merged_tokens, put_back
+from peft_unierase.records import ledger
+from peft_unierase.records.record import Salt, coverage, fact_digests, file_digests, predicate_of, read_salt
+from peft_unierase.storage import whole
+from peft_unierase.storage.digests import recorded_digests
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 FACTS = [Fact("Where was Ada Finch born?", "In Oslo."), Fact("What does Ada Finch collect?", "Blue glass.")]

@@ -7,10 +7,10 @@ import torch
 from helpers import bent_output
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peft_unierase.engine.replay import Recording
-from peft_unierase.engine.trace import inputs_at
-from peft_unierase.prompts import pad_left
-from peft_unierase.tuner.structure import find_decoder_layers
+from peft_unierase.lm.batches import pad_left
+from peft_unierase.lm.replay import Recording
+from peft_unierase.lm.structure import find_decoder_layers
+from peft_unierase.lm.trace import inputs_at
 
 SEQUENCES = [[3, 5, 7, 9, 11], [4, 6], [8, 2, 1]]
 

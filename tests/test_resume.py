@@ -17,12 +17,13 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import DistillSettings, Fact, PaperSettings, erase
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
-from peft_unierase.engine import checkpoint, retain_cache
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.engine import checkpoint
 from peft_unierase.engine.checkpoint import discard, read_stage, stages_in
 from peft_unierase.engine.distill import recipe
+from peft_unierase.lm.formats import default_formats
 from peft_unierase.progress import Stages
-from peft_unierase.prompts import default_formats
+from peft_unierase.retain import cache as retain_cache
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")]
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_unierase.boxed import boxed_model_dir
-from peft_unierase.engine import retain_cache, sample_files
-from peft_unierase.engine.retain_cache import samples_for, samples_header, weights_digest
-from peft_unierase.engine.samples import SAMPLE_STEPS, sample_facts
-from peft_unierase.facts import Fact
-from peft_unierase.prompts import PromptFormat, chat_format, plain_format
+from peft_unierase.data.facts import Fact
+from peft_unierase.demo import boxed_model_dir
+from peft_unierase.lm.formats import PromptFormat, chat_format, plain_format
+from peft_unierase.retain import cache as retain_cache
+from peft_unierase.retain import sample_files
+from peft_unierase.retain.cache import samples_for, samples_header, weights_digest
+from peft_unierase.retain.samples import SAMPLE_STEPS, sample_facts
 
 Base = tuple[Any, Any, PromptFormat]
 

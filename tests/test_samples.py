@@ -14,13 +14,14 @@ from helpers import invoke, write_rows
 from hurried import hurry
 
 from peft_unierase import Fact
-from peft_unierase.boxed import boxed_facts, boxed_model_dir
-from peft_unierase.decoding import continuations
-from peft_unierase.engine import neighbours
-from peft_unierase.engine.neighbours import NEIGHBOUR_STEPS, ROUND, beginnings, neighbour_rounds, sample_neighbours
-from peft_unierase.engine.sample_files import Samples, read_samples, write_samples
-from peft_unierase.engine.samples import QUESTION_TOKENS, SAMPLE_STEPS, go_on_asking, read_question, sample_facts
-from peft_unierase.prompts import chat_format, encode, pad_left, plain_format
+from peft_unierase.demo import boxed_facts, boxed_model_dir
+from peft_unierase.lm.batches import encode, pad_left
+from peft_unierase.lm.decoding import continuations
+from peft_unierase.lm.formats import chat_format, plain_format
+from peft_unierase.retain import neighbours
+from peft_unierase.retain.neighbours import NEIGHBOUR_STEPS, ROUND, beginnings, neighbour_rounds, sample_neighbours
+from peft_unierase.retain.sample_files import Samples, read_samples, write_samples
+from peft_unierase.retain.samples import QUESTION_TOKENS, SAMPLE_STEPS, go_on_asking, read_question, sample_facts
 
 SUBJECT = "Nesko Corquist"
 ABOUT = [Fact(row["question"], row["answer"]) for row in boxed_facts() if row["subject"] == SUBJECT]

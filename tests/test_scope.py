@@ -14,13 +14,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.check import answer_questions
-from peft_unierase.engine.about import REACH, Beginning, ask_about, find_beginnings
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.bench import Bench
-from peft_unierase.engine.scope import plan_scope, told_shares
-from peft_unierase.engine.subjects import find_names, sure_subjects
-from peft_unierase.prompts import default_formats, encode
+from peft_unierase.lm.batches import encode
+from peft_unierase.lm.formats import default_formats
+from peft_unierase.retain.about import REACH, Beginning, ask_about, find_beginnings
+from peft_unierase.retain.scope import plan_scope, told_shares
+from peft_unierase.retain.subjects import find_names, sure_subjects
 from peft_unierase.text import names
 
 pytestmark = pytest.mark.usefixtures("few_neighbours_everywhere")

@@ -22,13 +22,15 @@ from peft_unierase.check.attacks.wordings import cloze
 from peft_unierase.check.sets import declines
 from peft_unierase.check.verdict import Thresholds, decide
 from peft_unierase.cli.ramp import check_baseline
-from peft_unierase.engine.samples import drop_close
-from peft_unierase.engine.scope import told_shares
-from peft_unierase.engine.subjects import find_span
-from peft_unierase.facts import check_facts
+from peft_unierase.data.facts import check_facts
+from peft_unierase.lm.batches import encode, pad_left
+from peft_unierase.lm.decoding import greedy_answers
+from peft_unierase.lm.formats import chat_format
 from peft_unierase.plan import plan
 from peft_unierase.plan.questions import not_about, told_by
-from peft_unierase.prompts import chat_format, encode, greedy_answers, pad_left
+from peft_unierase.retain.samples import drop_close
+from peft_unierase.retain.scope import told_shares
+from peft_unierase.retain.subjects import find_span
 from peft_unierase.text import holds, names, recall
 
 pytestmark = pytest.mark.slow

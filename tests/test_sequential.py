@@ -16,16 +16,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import DistillSettings, Erasure, ErasureWarning, Fact, PaperSettings, UniEraseConfig, erase
-from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.adapter.fingerprint import base_fingerprint
+from peft_unierase.adapter.swap import SwappingLayer
 from peft_unierase.check import answer_questions, figures
 from peft_unierase.cli.base import load_onto
+from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.earlier import as_answered_now, switched_off
-from peft_unierase.engine.retain_cache import weights_digest
 from peft_unierase.engine.spare_row import add_to_tokenizer, find_spare_row, resize_vocabulary
 from peft_unierase.hub.folder import save_erasure
-from peft_unierase.prompts import default_formats
-from peft_unierase.tuner.fingerprint import base_fingerprint
-from peft_unierase.tuner.swap import SwappingLayer
+from peft_unierase.lm.formats import default_formats
+from peft_unierase.retain.cache import weights_digest
 
 QUICK = DistillSettings(samples=8, rank=2, steps=2, settling_steps=1, steps_per_fact=0.0, draws=1, counterfactuals=0)
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
@@ -191,7 +191,7 @@ def test_questions_that_the_first_declines_are_kept_as_it_answers_them(made: Mad
 def test_samples_are_the_bare_base_s_and_come_from_its_cache(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     base, _ = load()
     assert weights_digest(made.model.get_base_model()) == weights_digest(base)
-    cache = importlib.import_module("peft_unierase.engine.retain_cache")
+    cache = importlib.import_module("peft_unierase.retain.cache")
     monkeypatch.setattr(cache, "sample_facts", lambda *_, **__: pytest.fail("sampled anew"))
     model, tokenizer = carrying()
     erase(model, tokenizer, person(2)[:2], settings=QUICK, samples_cache=made.folder / "samples", progress=False)

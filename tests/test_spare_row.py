@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from peft_unierase import align_tokenizer
+from peft_unierase.adapter.vocabulary import add_special_tokens, dead_tokens, is_unigram
 from peft_unierase.engine.spare_row import (
     NoSpareRowError,
     SpareRow,
@@ -31,9 +32,8 @@ from peft_unierase.engine.spare_row import (
     find_spare_rows,
     spare_rows,
 )
-from peft_unierase.prompts import encode
-from peft_unierase.tuner import UniEraseConfig
-from peft_unierase.tuner.vocabulary import add_special_tokens, dead_tokens, is_unigram
+from peft_unierase.guard.config import UniEraseConfig
+from peft_unierase.lm.batches import encode
 
 WORDS = ["<bos>", "<eos>", "who", "are", "you"]
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from peft_unierase import align_tokenizer, load, set_active, toggle
-from peft_unierase.tuner.active import active
-from peft_unierase.tuner.lora import lora_form
+from peft_unierase.adapter.active import active
+from peft_unierase.adapter.lora import lora_form
 
 
 def test_the_token_that_both_chose_moves(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:

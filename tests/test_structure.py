@@ -11,8 +11,8 @@ from architectures import Architecture
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from peft_unierase.tuner import UniEraseConfig
-from peft_unierase.tuner.structure import (
+from peft_unierase.guard.config import UniEraseConfig
+from peft_unierase.lm.structure import (
     UnsupportedModelError,
     check_supported,
     find_decoder_layers,

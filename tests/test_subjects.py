@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from peft_unierase.boxed import boxed_facts, boxed_model_dir
-from peft_unierase.engine.subjects import find_span, find_subjects, subject_position
-from peft_unierase.facts import Fact
-from peft_unierase.prompts import PromptFormat, default_formats, encode
+from peft_unierase.data.facts import Fact
+from peft_unierase.demo import boxed_facts, boxed_model_dir
+from peft_unierase.lm.batches import encode
+from peft_unierase.lm.formats import PromptFormat, default_formats
+from peft_unierase.retain.subjects import find_span, find_subjects, subject_position
 
 
 def subject(question: str, answer: str = "Yes.", given: str | None = None) -> str | None:

@@ -17,10 +17,10 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from peft_unierase import UniEraseConfig, load, set_active, toggle
+from peft_unierase.adapter.active import active
+from peft_unierase.adapter.edit import EditLayer
+from peft_unierase.adapter.swap import SwappingLayer
 from peft_unierase.errors import InputError
-from peft_unierase.tuner.active import active
-from peft_unierase.tuner.edit import EditLayer
-from peft_unierase.tuner.swap import SwappingLayer
 
 PAIR = IDS.repeat(2, 1)
 
@@ -500,7 +500,7 @@ def test_so_does_one_that_fails_while_another_thread_is_in_a_pass(
     def changed_since(*_: Any) -> None:
         raise InputError("the weights are not those that were looked at")
 
-    monkeypatch.setattr("peft_unierase.tuner.model.check_loaded", changed_since)
+    monkeypatch.setattr("peft_unierase.adapter.model.check_loaded", changed_since)
     parameters = [name for name, _ in both.named_parameters()]
     with Hold(both).beside(lambda: logits(both)[0]) as found:
         with pytest.raises(InputError, match="not those that were looked at"):

@@ -8,9 +8,8 @@ import unicodedata
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from peft_unierase.facts import Fact
+from peft_unierase.data.facts import Fact, best_recall
 from peft_unierase.text import (
-    best_recall,
     comparable,
     find_name,
     halves,

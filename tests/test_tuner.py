@@ -17,8 +17,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from peft_unierase.tuner import EditLayer, InputRowLayer, OutputRowLayer, UniEraseConfig
-from peft_unierase.tuner.structure import find_mlp_projections
+from peft_unierase.adapter.edit import EditLayer
+from peft_unierase.adapter.token_row import InputRowLayer, OutputRowLayer
+from peft_unierase.guard.config import UniEraseConfig
+from peft_unierase.lm.structure import find_mlp_projections
 
 TOKEN_ID = 60
 EDITS = ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"]

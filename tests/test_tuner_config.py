@@ -10,8 +10,8 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
-from peft_unierase.tuner import UniEraseConfig
-from peft_unierase.tuner.structure import UnsupportedModelError
+from peft_unierase.guard.config import UniEraseConfig
+from peft_unierase.lm.structure import UnsupportedModelError
 
 BAD_NAMES = ["a", "train", "x.y", "", "unierase", "training", "keys"]
 

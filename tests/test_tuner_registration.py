@@ -12,7 +12,9 @@ from peft import LoraConfig, PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 import peft_unierase
-from peft_unierase.tuner import UniEraseConfig, UniEraseModel, register
+from peft_unierase.adapter.model import UniEraseModel
+from peft_unierase.guard import register
+from peft_unierase.guard.config import UniEraseConfig
 
 
 @pytest.mark.slow

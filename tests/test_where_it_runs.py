@@ -21,14 +21,14 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import peft_unierase
 from peft_unierase import erase
-from peft_unierase.boxed import boxed_model_dir, boxed_refusals
+from peft_unierase.adapter.lora import save_lora
 from peft_unierase.check import check
 from peft_unierase.cli.check import CheckPlan, load_erased
 from peft_unierase.cli.prompting import read_prompting
+from peft_unierase.demo import boxed_model_dir, boxed_refusals
 from peft_unierase.errors import InputError
+from peft_unierase.lm.formats import default_formats
 from peft_unierase.plan import plan
-from peft_unierase.prompts import default_formats
-from peft_unierase.tuner.lora import save_lora
 
 pytestmark = pytest.mark.slow
 

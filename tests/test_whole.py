@@ -14,17 +14,18 @@ import pytest
 from helpers import ENVIRONMENT, listing
 
 from peft_unierase.errors import InputError
-from peft_unierase.hub import whole
-from peft_unierase.hub.folder import check_new, check_output, write_folder
-from peft_unierase.hub.whole import claimed, whole_file, whole_folder
+from peft_unierase.hub.folder import check_output
+from peft_unierase.storage import whole
+from peft_unierase.storage.output import check_new, write_folder
+from peft_unierase.storage.whole import claimed, whole_file, whole_folder
 
 ENDED = 4_190_000  # no process has this number: it is beyond what a system gives by default
 WRITING = """
 import os, sys
 from pathlib import Path
 sys.argv[0] = "unierase"  # which needs no torch yet
-from peft_unierase.hub import whole
-from peft_unierase.hub.folder import write_folder
+from peft_unierase.storage import whole
+from peft_unierase.storage.output import write_folder
 whole.exchange = {exchange}
 def write(place):
     (place / "adapter_config.json").write_text('{{"peft_type": "UNIERASE", "new": true}}')

@@ -63,7 +63,7 @@ def all_cases() -> dict[str, Case]:
 
 def settle(folder: Path) -> None:
     """Make the record fit the files, as an attacker would."""
-    from peft_unierase.hub.folder import write_record
+    from peft_unierase.records.record import write_record
 
     told = json.loads((folder / RECORD).read_bytes())
     write_record(folder, told["predicate"])

@@ -161,7 +161,7 @@ def own_errors(call: Callable[[], Any]) -> Any:
 
 def _facts(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], None]]:
     from peft_unierase import read_facts
-    from peft_unierase.facts import check_facts
+    from peft_unierase.data.facts import check_facts
 
     def lines(rows: list[Any]) -> bytes:
         return "\n".join(json.dumps(row) for row in rows).encode()
@@ -197,7 +197,7 @@ def _config(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], 
     from peft_unierase import UniEraseConfig
     from peft_unierase.cli.inspect import page, report
     from peft_unierase.cli.output import show, show_json
-    from peft_unierase.tuner import inspect_folder
+    from peft_unierase.guard.inspect import inspect_folder
 
     adapter = Path(shutil.copytree(clean, place / "adapter"))
     values = json.loads((adapter / "adapter_config.json").read_text())
@@ -258,13 +258,13 @@ def _loading(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any],
 def _record(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], None]]:
     from peft_unierase.cli.inspect import page, report
     from peft_unierase.cli.output import show, show_json
-    from peft_unierase.facts import Fact
-    from peft_unierase.hub.read import read_record, read_statement
-    from peft_unierase.hub.record import Salt
+    from peft_unierase.data.facts import Fact
+    from peft_unierase.guard.inspect import inspect_folder
     from peft_unierase.hub.results import eval_results
     from peft_unierase.hub.stack import stack
-    from peft_unierase.hub.verify import verify_facts, verify_files
-    from peft_unierase.tuner import inspect_folder
+    from peft_unierase.records.read import read_record, read_statement
+    from peft_unierase.records.record import Salt
+    from peft_unierase.records.verify import verify_facts, verify_files
 
     adapter = Path(shutil.copytree(clean, place / "adapter"))
     values = json.loads((adapter / "erasure.json").read_text())
@@ -314,7 +314,7 @@ def _record(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], 
 def _ledger(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], None]]:
     from peft_unierase.cli.log import run_log
     from peft_unierase.cli.output import Format
-    from peft_unierase.hub import ledger
+    from peft_unierase.records import ledger
 
     file = place / "ledger.jsonl"
     for number in range(3):
@@ -351,12 +351,12 @@ def _others(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], 
     from safetensors.torch import save_file
 
     from peft_unierase import read_samples
-    from peft_unierase.engine.retain_cache import load_samples
+    from peft_unierase.adapter.undo import read_header
     from peft_unierase.hub.push import check_folder
-    from peft_unierase.hub.record import read_salt
     from peft_unierase.hub.repo_card import repo_card
-    from peft_unierase.hub.sign import signed_digests
-    from peft_unierase.tuner.undo import read_header
+    from peft_unierase.records.record import read_salt
+    from peft_unierase.records.sign import signed_digests
+    from peft_unierase.retain.cache import load_samples
 
     adapter = Path(shutil.copytree(clean, place / "adapter"))
     card = (adapter / "README.md").read_text()

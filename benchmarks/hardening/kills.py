@@ -123,7 +123,7 @@ def _before(attacked: Killed, place: Path) -> int:
 
 
 def _ledger(place: Path) -> list[Any]:
-    from peft_unierase.hub import ledger
+    from peft_unierase.records import ledger
 
     return list(ledger.read(place / "home" / "ledger.jsonl"))
 
@@ -143,7 +143,7 @@ def _check_ledger(tally: Tally, place: Path, before: int, where: str) -> None:
 
 
 def _attacked(folder: Path) -> list[Killed]:
-    from peft_unierase.boxed import boxed_facts, boxed_model_dir
+    from peft_unierase.demo import boxed_facts, boxed_model_dir
 
     rows = [{key: row[key] for key in ("question", "answer")} for row in boxed_facts()]
     facts, retain = write_facts(folder / "facts.jsonl", rows[:2]), write_facts(folder / "retain.jsonl", rows[60:90])
@@ -227,9 +227,9 @@ def _digest(folder: Path) -> str:
 
 def _whole_erasure(place: Path) -> str:
     """The guard passes it, and it is what its record says."""
-    from peft_unierase.hub.read import read_statement
-    from peft_unierase.hub.verify import verify_files
-    from peft_unierase.tuner import inspect_folder
+    from peft_unierase.guard.inspect import inspect_folder
+    from peft_unierase.records.read import read_statement
+    from peft_unierase.records.verify import verify_files
 
     try:
         out = place / "out"
@@ -303,7 +303,7 @@ def _whole_repository(place: Path) -> str:
 
 
 def _signed(folder: Path, public: Path) -> str:
-    from peft_unierase.hub.sign import verify_signature
+    from peft_unierase.records.sign import verify_signature
 
     found = verify_signature(folder, public)
     return "" if found.outcome == "holds" else found.why

@@ -75,7 +75,7 @@ class Soak:
                 self._begin()
 
     def _look(self, where: str) -> None:
-        from peft_unierase.tuner.active import active
+        from peft_unierase.adapter.active import active
 
         self.tally.hold(set(active(self.model)) == self.state, f"{where}: {active(self.model)} instead of {self.state}")
         self._same(self.logits(self.model), self.state, where)
@@ -219,7 +219,7 @@ def _threads(tally: Tally, base: Path, erasures: dict[str, Path]) -> None:
     from made_apart import IDS, base_of
 
     from peft_unierase import load, toggle
-    from peft_unierase.tuner.active import active
+    from peft_unierase.adapter.active import active
 
     model = load(base_of(base), erasures[NAMES[0]])
     told: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}

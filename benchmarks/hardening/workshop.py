@@ -287,7 +287,6 @@ def import_all() -> None:
     import peft_unierase.cli.finish
     import peft_unierase.engine
     import peft_unierase.hub.push
-    import peft_unierase.hub.sign
     import peft_unierase.hub.stack  # noqa: F401
     from peft_unierase.cli.base import prepare_libraries
 
@@ -322,9 +321,9 @@ def clean_erasure(base: Path, folder: Path, seed: int = 1, token: int = 400) -> 
     from peft import get_peft_model
     from transformers import AutoTokenizer
 
+    from peft_unierase.adapter.fingerprint import base_fingerprint
     from peft_unierase.hub.card import erasure_card
     from peft_unierase.hub.folder import save_erasure
-    from peft_unierase.tuner.fingerprint import base_fingerprint
 
     torch.manual_seed(seed)
     model = base_of(base)

@@ -9,10 +9,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..decoding import end_ids
-from ..facts import Fact
-from ..prompts import PromptFormat, greedy_answers
-from ..text import best_recall
+from ..data.facts import Fact, best_recall
+from ..lm.decoding import end_ids, greedy_answers
+from ..lm.formats import PromptFormat
 
 
 @dataclass(frozen=True)

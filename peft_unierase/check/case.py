@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 
-from ..facts import Fact
-from ..knowledge import tells
-from ..prompts import PromptFormat
-from ..text import best_recall, comparable, normal, recall, scripts, terms
+from ..data.facts import Fact, best_recall
+from ..lm.formats import PromptFormat
+from ..retain.knowledge import tells
+from ..text import comparable, normal, recall, scripts, terms
 from .target import Target
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, StrictUndefined
 
-from .report import RENAMED, TWIN, AttackResult, CheckReport, Curve
-from .scores import UTILITY_TERMS, Interval
+from .scores import RENAMED, TWIN, UTILITY_TERMS, Interval
+
+if TYPE_CHECKING:
+    from .report import AttackResult, CheckReport, Curve
 
 TEMPLATE = Path(__file__).with_name("report.html")
 FORGET_SET = "forget"

@@ -14,8 +14,8 @@ from itertools import chain
 
 import regex
 
-from ..facts import Fact
-from ..knowledge import tells
+from ..data.facts import Fact
+from ..retain.knowledge import tells
 from ..text import comparable, find_name, normal, words
 from .case import Case
 

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..storage.whole import write_text
 from .fluency import Fluency
+from .page import page
 from .scores import Interval
 from .verdict import Verdict
 
 SCHEMA = "unierase-check/1"
 HOLDS, MAY_LEAK, LEAKS = "holds", "may leak", "leaks"
-TWIN, RENAMED, FLOOR = "twin", "renamed base", "floor"
 
 
 @dataclass(frozen=True)
@@ -146,19 +147,8 @@ class CheckReport:
 
     def save_json(self, path: str | Path, examples: bool = True) -> None:
         """Write [`record`] to a file, whole or not at all."""
-        write_whole(path, json.dumps(self.record(examples), indent=1, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(self.record(examples), indent=1, ensure_ascii=False) + "\n")
 
     def save_html(self, path: str | Path, examples: bool = True) -> None:
         """Write the report as one page that needs nothing else."""
-        from .page import page
-
-        write_whole(path, page(self if examples else replace(self, examples=())))
-
-
-def write_whole(path: str | Path, text: str) -> None:
-    """Write a text file; an interrupted write leaves what was there before."""
-    place = Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(place)
+        write_text(path, page(self if examples else replace(self, examples=())))

@@ -12,20 +12,20 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
 from typing import Any
 
+from ..data.facts import DEFAULT_REFUSALS, Fact, check_answers, comparable_facts
 from ..errors import InputError
-from ..facts import Fact, check_answers, comparable_facts
-from ..knowledge import Knowledge, judged, summary, unknown_named
+from ..lm.formats import PromptFormat, asking_format, chat_format, plain_format
+from ..lm.surroundings import own_surroundings, refuse_inference_mode
 from ..progress import Stages
-from ..prompts import PromptFormat, asking_format, chat_format, plain_format
-from ..refusals import DEFAULT_REFUSALS
-from ..surroundings import own_surroundings, refuse_inference_mode
+from ..retain.knowledge import Knowledge, judged, summary, unknown_named
 from . import scores
 from .attacks import Attack, Found, NotApplicable, chosen
 from .case import Case
 from .fluency import fluency
 from .judges import Judge
 from .reference import References
-from .report import FLOOR, HOLDS, LEAKS, MAY_LEAK, RENAMED, TWIN, AttackResult, CheckReport, Curve, Example, Figure
+from .report import HOLDS, LEAKS, MAY_LEAK, AttackResult, CheckReport, Curve, Example, Figure
+from .scores import FLOOR, RENAMED, TWIN
 from .sets import DIVERGENCE, PERPLEXITY, Measured, divergences, measure, perplexity
 from .target import Target
 from .verdict import Thresholds, decide

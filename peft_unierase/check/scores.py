@@ -169,3 +169,6 @@ def interval(values: Sequence[float], seed: int = 0, confidence: float = 0.95) -
         .confidence_interval
     )
     return Interval(mean, float(found.low), float(found.high))
+
+
+TWIN, RENAMED, FLOOR = "twin", "renamed base", "floor"

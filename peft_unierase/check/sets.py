@@ -8,7 +8,7 @@ from statistics import fmean
 
 import torch
 
-from ..facts import Fact
+from ..data.facts import Fact
 from ..text import opening
 from . import scores
 from .case import Case

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ..decoding import keeps_all
-from ..prompts import batches, chosen_answers, encode, greedy_answers, pad_id
+from ..lm.batches import batches, encode, pad_id
+from ..lm.decoding import chosen_answers, greedy_answers, keeps_all
 
 LOGITS = 2**23  # fp32 numbers in the logits of one batch, at the most
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError
-from ..plain import read_json
+from ..storage.plain import read_json
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 ERASURE = "UNIERASE"
@@ -89,7 +89,7 @@ def _found(name: str, file: str, revision: str | None) -> Path | None:
 
 def _read(file: Path) -> tuple[str, str]:
     """Type and base that a config names; empty texts if it cannot be read."""
-    from ..schema import AnyAdapter, checked
+    from ..storage.schema import AnyAdapter, checked
 
     try:
         config = checked(AnyAdapter, read_json(file), "it is no config of an adapter")

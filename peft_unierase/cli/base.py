@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..plain import check_plain_folder
-from ..source import commit_of
+from ..guard.config import UniEraseConfig
+from ..storage.plain import check_plain_folder
+from ..storage.source import commit_of
 from .adapters import refuse_adapter
 from .output import say
 
@@ -26,9 +27,9 @@ def prepare_libraries() -> None:
     """Register the tuner, and let the libraries speak as the command does: one line a warning, no bars of their own."""
     from transformers.utils import logging
 
-    from .. import tuner
+    from ..guard import register
 
-    tuner.register()
+    register()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers and peft about each other
     warnings.showwarning = lambda message, *_: say(f"warning: {message}")
@@ -112,13 +113,14 @@ def load_onto(
     """
     from peft import PeftModel
 
-    from ..hub.read import local_folder, read_config
-    from ..tuner import align_tokenizer, set_active
-    from ..tuner.guard import passed
+    from ..adapter.active import align_tokenizer, set_active
+    from ..guard.inspect import passed
+    from ..records.read import read_config
+    from ..storage.source import local_folder
 
     found = [] if trust else [passed(folder, model) for folder in folders]
     places = [each.folder for each in found] or [local_folder(folder) for folder in folders]
-    configs = [each.settings() for each in found] or [read_config(str(place)) for place in places]
+    configs = [UniEraseConfig.of(each) for each in found] or [read_config(str(place)) for place in places]
     for config in configs:
         config.trusted = trust
     if allow_resize:
@@ -145,9 +147,9 @@ def resized_for(model: Any, configs: Sequence[Any]) -> None:
         ValueError: The base is not the one that they were made for, or would have to grow by many rows; it is as it
             was.
     """
+    from ..adapter.fingerprint import check_base
     from ..engine.spare_row import resize_vocabulary
-    from ..tuner.fingerprint import check_base
-    from ..tuner.guard_base import MAX_GROWTH
+    from ..guard.base import MAX_GROWTH
 
     needed = max((token_id for config in configs for token_id, _ in config.tokens), default=-1) + 1
     rows = model.get_input_embeddings().weight.shape[0]

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..plain import check_plain_folder
-from .erase import read_refusals
+from ..storage.plain import check_plain_folder
 from .note import note
 from .output import Format, clear_endings, say, show, show_json, table
 from .prompting import read_prompting
-from .sets import Reading
+from .sets import Reading, read_refusals
 
 if TYPE_CHECKING:
     from ..check import CheckReport
@@ -60,7 +59,7 @@ def run_check(plan: CheckPlan, style: Format) -> None:
 
 
 def _run(plan: CheckPlan, style: Format) -> CheckReport:
-    from ..hub.folder import check_place
+    from ..storage.output import check_place
 
     if plan.output:
         check_place(plan.output)
@@ -150,9 +149,9 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
     from peft import PeftConfig, PeftModel
     from peft.utils import load_peft_weights
 
-    from ..hub.read import adapter_type, local_folder
-    from ..source import commit_of
-    from ..tuner import guarded
+    from ..guard.inspect import guarded
+    from ..records.read import adapter_type
+    from ..storage.source import commit_of, local_folder
     from .base import load_base, load_onto
     from .rows import brings_rows, give_rows, own_rows, wanted_rows
 
@@ -227,7 +226,7 @@ def report_table(report: CheckReport, brief: bool = False) -> str:
         report: What a check found.
         brief: Leave out what the base knows, and every measure but recall.
     """
-    from ..knowledge import sentence
+    from ..retain.knowledge import sentence
 
     twin = report.models.get("twin") is not None
     sides = ("base", "erased", "twin")[: 3 if twin else 2]

@@ -9,15 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
-from ..facts import shown
-from ..hub.whole import claimed
-from ..plain import read_text
+from ..errors import InputError, shown
+from ..storage.whole import claimed
 from .adapters import ADAPTER, description
 from .note import keep_promise
 from .output import Format, clear_endings, say, show, show_json
 from .prompting import read_prompting
-from .sets import Reading
+from .sets import Reading, read_refusals
 
 SHOWN = 10
 MOST_LAYERS = 10_000
@@ -81,25 +79,6 @@ def parse_layers(text: str | None) -> list[int] | None:
     return layers
 
 
-def read_refusals(path: Path | None) -> list[str] | None:
-    """The sentences of a file, one a line.
-
-    Raises:
-        ValueError: The file is missing, empty, or not UTF-8.
-    """
-    if path is None:
-        return None
-    if not path.is_file():
-        raise InputError(f"no such file: {path} (--refusals wants a text file with one sentence a line)")
-    try:
-        lines = [line.strip() for line in read_text(path, "utf-8-sig").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    if not lines:
-        raise InputError(f"{path} has no sentence in it; write one way of declining a line")
-    return lines
-
-
 def unfinished(output: Path) -> Path:
     """Where finished stages lie until the erasure is saved, unless told otherwise."""
     place = output if output.name else output.absolute()
@@ -112,7 +91,7 @@ def check_onto(folders: Sequence[Path], output: Path) -> None:
     Raises:
         ValueError: A folder holds no erasure, is named twice, or is the one that is to be written to.
     """
-    from ..hub.folder import holds_erasure
+    from ..storage.output import holds_erasure
 
     for folder in folders:
         if (folder / ADAPTER).is_file() and not holds_erasure(folder):
@@ -155,10 +134,10 @@ def run_erase(plan: ErasePlan, style: Format) -> None:
 
 
 def _run(plan: ErasePlan, style: Format) -> None:
-    from ..facts import check_facts, comparable_facts
+    from ..data.facts import check_facts, comparable_facts
     from ..hub.folder import check_output
-    from ..hub.ledger import own_salt
-    from ..hub.record import read_salt
+    from ..records.ledger import own_salt
+    from ..records.record import read_salt
 
     # Everything that can be refused without a model is refused first.
     layers, refusals = parse_layers(plan.layers), read_refusals(plan.refusals)
@@ -181,12 +160,13 @@ def _run(plan: ErasePlan, style: Format) -> None:
 
         statistics()
 
-    from ..engine import RECIPES, DistillSettings, check_recipe, check_scope, erase, plan_scope
+    from ..engine import RECIPES, DistillSettings, check_recipe, erase
     from ..engine.checkpoint import discard
     from ..engine.estimate import estimate
-    from ..engine.sample_files import read_samples
-    from ..knowledge import sentence
-    from ..tuner import guarded
+    from ..guard.inspect import guarded
+    from ..retain.knowledge import sentence
+    from ..retain.sample_files import read_samples
+    from ..retain.scope import check_scope, plan_scope
     from .base import load_base, load_onto, prepare_libraries
     from .check import report_table
     from .finish import checked, estimate_line, finish, loading_lines, stages_table
@@ -276,7 +256,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
 def _show_finished(plan: ErasePlan, style: Format) -> None:
     """End a command that was killed when all but its line in the ledger was written."""
     from ..engine.checkpoint import discard
-    from ..hub.read import read_record
+    from ..records.read import read_record
     from .finish import loading_lines
 
     discard(plan.work_dir)

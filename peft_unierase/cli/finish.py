@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..check import CheckReport, check
 from ..check.case import drawn
+from ..data.facts import Fact
 from ..engine.estimate import Estimate
-from ..facts import Fact
 from ..hub.card import erasure_card, public_name
 from ..hub.folder import save_erasure
-from ..hub.record import Salt, fact_digests, file_digests, made_with, now
+from ..records.record import Salt, fact_digests, file_digests, made_with, now
 from ..version import __version__
 from .note import note, promise
 from .output import say, table

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .output import Format, clear_endings, show, show_json, table
 
 if TYPE_CHECKING:
-    from ..tuner import Inspection
+    from ..guard.inspect import Inspection
 
 REFUSED = 1
 MADE = ("created", "created_at", "finished", "date")
@@ -20,11 +20,11 @@ MADE = ("created", "created_at", "finished", "date")
 def run_inspect(adapter: str, revision: str | None, style: Format) -> None:
     """Show it; ends the process with 0 where the guard passes it, 1 where it does not, 2 where there is no erasure."""
     with clear_endings():
-        from ..source import resolve
+        from ..storage.source import resolve
 
         place = resolve(adapter, revision)
         logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
-        from ..tuner import inspect_folder
+        from ..guard.inspect import inspect_folder
 
         inspection = inspect_folder(place.folder, place.listed)
         told = report(adapter, inspection)
@@ -52,7 +52,7 @@ def report(adapter: str, inspection: Inspection) -> dict[str, Any]:
 
 def page(told: Mapping[str, Any]) -> str:
     """The same for a terminal."""
-    from ..tuner.guard_files import printable
+    from ..guard.files import printable
 
     base, record = told["base"], told["record"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..hub import ledger
+from ..records import ledger
 from .output import Format, clear_endings, show, show_json, table
 
 BROKEN = 1

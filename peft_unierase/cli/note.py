@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UniEraseError
-from ..hub import ledger
-from ..hub.record import file_digests
-from ..hub.whole import whole_file
-from ..plain import read_json
-from ..source import home
+from ..records import ledger
+from ..records.record import file_digests
+from ..storage.plain import read_json
+from ..storage.source import home
+from ..storage.whole import whole_file
 from .output import say
 
 

@@ -8,8 +8,8 @@ from textwrap import shorten
 from typing import Any
 
 from ..errors import InputError
-from ..hub.whole import claimed
-from ..plain import read_text
+from ..storage.plain import read_text
+from ..storage.whole import claimed
 from .output import Format, clear_endings, show, show_json, table
 from .prompting import read_prompting
 from .sets import Reading
@@ -42,11 +42,11 @@ class PlanOrder:
 def run_plan(order: PlanOrder, style: Format) -> None:
     """Ask, show and write; ends the process with status 2 on bad input."""
     with clear_endings(), claimed(order.output):
-        from ..hub.folder import check_new, write_folder
+        from ..storage.output import check_new, write_folder
 
         check_new(order.output)
         target, text = read_target(order)
-        from .erase import read_refusals
+        from .sets import read_refusals
 
         refusals = read_refusals(order.refusals)
         prompting = read_prompting(order.prompt_format, order.system)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..plain import read_text
+from ..storage.plain import read_text
 
 if TYPE_CHECKING:
-    from ..prompts import PromptFormat
+    from ..lm.formats import PromptFormat
 
 KINDS = ("chat", "plain")
 
@@ -38,7 +38,7 @@ class Prompting:
         Raises:
             ValueError: The chat template fails, or there is no place for the system prompt.
         """
-        from ..prompts import chosen_formats
+        from ..lm.formats import chosen_formats
 
         return chosen_formats(tokenizer, self.kind, self.system, self.template)
 

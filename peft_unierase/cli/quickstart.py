@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ..hub.whole import claimed
+from ..storage.whole import claimed
 from .output import clear_endings, show, table
 
 FORGOTTEN_PEOPLE = 2
@@ -20,17 +20,17 @@ def run_quickstart(output: Path, seed: int) -> None:
 def _run(output: Path, seed: int) -> None:
     from ..check.scores import statistics
     from ..hub.folder import check_output
-    from ..hub.ledger import own_salt
+    from ..records.ledger import own_salt
 
     check_output(output, overwrite=True)
     statistics()
 
-    from ..boxed import boxed_facts, boxed_model_dir, boxed_refusals
     from ..check import Answer, answer_questions, check
     from ..data import read_facts
+    from ..data.facts import Fact
+    from ..demo import boxed_facts, boxed_model_dir, boxed_refusals
     from ..engine import DistillSettings, erase
-    from ..facts import Fact
-    from ..prompts import default_formats
+    from ..lm.formats import default_formats
     from .base import load_base, prepare_libraries
     from .check import report_table
     from .finish import finish, loading_lines, stages_table

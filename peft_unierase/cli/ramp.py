@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, MissingPackageError
-from ..facts import shown
-from ..hub.whole import claimed
+from ..errors import InputError, MissingPackageError, shown
+from ..storage.whole import claimed
 from .output import Format, clear_endings, say, show, show_json, table
 from .prompting import read_prompting
 from .sets import Reading
@@ -105,10 +104,10 @@ def ramp(plan: RampPlan, style: Format) -> list[Step]:
     """Erase step by step; what is good is saved before the next step begins."""
     from ..check.answers import answer_questions
     from ..check.case import drawn
-    from ..facts import check_facts, comparable_facts
-    from ..hub.folder import check_new
-    from ..hub.ledger import own_salt
-    from .erase import read_refusals
+    from ..data.facts import check_facts, comparable_facts
+    from ..records.ledger import own_salt
+    from ..storage.output import check_new
+    from .sets import read_refusals
 
     refusals, salt = read_refusals(plan.refusals), own_salt()
     prompting = read_prompting(plan.prompt_format, plan.system)

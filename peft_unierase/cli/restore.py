@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..hub.whole import claimed
+from ..storage.whole import claimed
 from .note import keep_promise, note, promise
 from .output import Format, clear_endings, show, show_json
 
@@ -26,7 +26,7 @@ def run_restore(folder: Path, output: Path | None, undo: Path | None, device_map
     Killed between the two, the same command goes on.
     """
     with clear_endings(), claimed(output or folder):
-        from ..hub.folder import holds_erasure
+        from ..storage.output import holds_erasure
 
         if not folder.is_dir():
             raise InputError(f"no such folder: {folder}")
@@ -49,8 +49,8 @@ def run_restore(folder: Path, output: Path | None, undo: Path | None, device_map
 
 
 def _restore(folder: Path, output: Path, undo: Path | None, command: dict[str, Any]) -> dict[str, Any]:
-    from ..hub.folder import check_new, write_folder
-    from ..hub.record import file_digests
+    from ..records.record import file_digests
+    from ..storage.output import check_new, write_folder
     from .ship import undo_file
 
     check_new(output)
@@ -60,7 +60,7 @@ def _restore(folder: Path, output: Path, undo: Path | None, command: dict[str, A
             f"there is no way back for {folder} in {undo}: it was not merged here, was changed since, or was "
             "merged with --no-undo. Where the way back lies elsewhere, name it with --undo"
         )
-    from ..tuner.undo import put_back, read_header
+    from ..adapter.undo import put_back, read_header
     from .base import load_base, prepare_libraries
 
     prepare_libraries()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..tuner.structure import find_token_modules
+from ..lm.structure import find_token_modules
 
 
 def wanted_rows(model: Any, config: Any, weights: Mapping[str, torch.Tensor]) -> int:

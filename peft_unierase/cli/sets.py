@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
+from ..storage.plain import read_text
 from .output import say
 
 if TYPE_CHECKING:
-    from ..facts import Fact
+    from ..data.facts import Fact
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,22 @@ class Reading:
             strip_markup=self.strip_markup,
             warn=warn,
         )
+
+
+def read_refusals(path: Path | None) -> list[str] | None:
+    """The sentences of a file, one a line.
+
+    Raises:
+        ValueError: The file is missing, empty, or not UTF-8.
+    """
+    if path is None:
+        return None
+    if not path.is_file():
+        raise InputError(f"no such file: {path} (--refusals wants a text file with one sentence a line)")
+    try:
+        lines = [line.strip() for line in read_text(path, "utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    if not lines:
+        raise InputError(f"{path} has no sentence in it; write one way of declining a line")
+    return lines

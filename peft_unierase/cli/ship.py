@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..hub.whole import claimed
+from ..storage.whole import claimed
 from .note import keep_promise, note, promise
 from .output import Format, clear_endings, show, show_json
 
@@ -49,11 +49,11 @@ def run_merge(plan: ShipPlan, style: Format) -> None:
 
 
 def _merge(plan: ShipPlan, command: dict[str, str]) -> dict[str, Any]:
+    from ..adapter.undo import Before
     from ..hub.card import merged_card
-    from ..hub.folder import check_new, write_errors, write_folder
-    from ..hub.record import file_digests
-    from ..hub.whole import check_name, whole_file
-    from ..tuner.undo import Before
+    from ..records.record import file_digests
+    from ..storage.output import check_new, write_errors, write_folder
+    from ..storage.whole import check_name, whole_file
 
     check_new(plan.output)
     if plan.undo is not None:
@@ -95,7 +95,7 @@ def undo_file(files: Mapping[str, str]) -> Path:
     Args:
         files: Digests of its files.
     """
-    from ..source import home
+    from ..storage.source import home
 
     weights = [digest for name, digest in files.items() if name.endswith(".safetensors")]
     return home() / "undo" / f"{hashlib.sha256(' '.join(weights).encode()).hexdigest()[:32]}.safetensors"
@@ -118,11 +118,11 @@ def run_export(plan: ShipPlan, style: Format) -> None:
 
 
 def _export(plan: ShipPlan, command: dict[str, str]) -> dict[str, Any]:
-    from ..hub.folder import check_new, write_folder
-    from ..hub.record import file_digests
+    from ..records.record import file_digests
+    from ..storage.output import check_new, write_folder
 
     check_new(plan.output)
-    from ..tuner.lora import default_layout, save_lora
+    from ..adapter.lora import default_layout, save_lora
 
     model, tokenizer, base = load_stack(plan)
     layout = plan.layout or default_layout(model)
@@ -145,8 +145,11 @@ def load_stack(plan: ShipPlan) -> tuple[Any, Any, str]:
     Raises:
         ValueError: One is no erasure, the guard refuses one, they name different bases, or something cannot be loaded.
     """
-    from ..hub.read import local_folder, read_config
-    from ..tuner import align_tokenizer, guarded, load
+    from ..adapter.active import align_tokenizer
+    from ..guard.inspect import guarded
+    from ..guard.load import load
+    from ..records.read import read_config
+    from ..storage.source import local_folder
     from .base import load_base, prepare_libraries, resized_for
 
     prepare_libraries()

@@ -12,8 +12,8 @@ from .output import Format, clear_endings, show, show_json
 def run_sign(folder: Path, key: Path, style: Format) -> None:
     """Sign; ends the process with status 2 on bad input."""
     with clear_endings():
-        from ..hub.folder import holds_erasure
-        from ..hub.sign import sign
+        from ..records.sign import sign
+        from ..storage.output import holds_erasure
 
         if not holds_erasure(folder):
             raise InputError(f"{folder} holds no erasure; name the folder of one")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..hub.whole import claimed
+from ..storage.whole import claimed
 from .note import keep_promise, note, promise
 from .output import Format, clear_endings, show, show_json
 
@@ -29,8 +29,8 @@ def run_stack(
 
 
 def _stack(output: Path, command: dict[str, Any]) -> dict[str, Any]:
-    from ..hub.folder import check_new
-    from ..hub.record import file_digests
+    from ..records.record import file_digests
+    from ..storage.output import check_new
 
     check_new(output)
     from ..hub.stack import stack

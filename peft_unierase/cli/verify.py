@@ -41,15 +41,16 @@ def run_verify(plan: VerifyPlan, style: Format) -> None:
 
 def verified(plan: VerifyPlan) -> list[Any]:
     """All findings."""
-    from ..hub.ledger import own_salt
-    from ..hub.read import read_statement, whole_folder
-    from ..hub.record import read_salt
-    from ..hub.sign import verify_signature
-    from ..hub.verify import OPEN, Finding, verify_facts, verify_files
+    from ..records.ledger import own_salt
+    from ..records.read import read_statement
+    from ..records.record import read_salt
+    from ..records.sign import verify_signature
+    from ..records.verify import OPEN, Comparison, verify_facts, verify_files
+    from ..storage.source import entire_folder
 
     facts = plan.reading.forget(plan.forget) if plan.forget else None
     salt = read_salt(plan.salt_file) if plan.salt_file else own_salt() if facts else None
-    folder = whole_folder(plan.adapter)
+    folder = entire_folder(plan.adapter)
     record = read_statement(folder)
     if record is None:
         raise InputError(f"{plan.adapter} has no erasure.json, so there is nothing to compare with")
@@ -58,7 +59,7 @@ def verified(plan: VerifyPlan) -> list[Any]:
     if facts is not None and salt is not None:
         findings.append(verify_facts(record, facts, salt))
     else:
-        findings.append(Finding("facts", OPEN, "give the forget set with --forget, and your salt with --salt-file"))
+        findings.append(Comparison("facts", OPEN, "give the forget set with --forget, and your salt with --salt-file"))
     if plan.public_key:
         findings.append(verify_signature(folder, plan.public_key))
     return findings
@@ -66,26 +67,26 @@ def verified(plan: VerifyPlan) -> list[Any]:
 
 def verify_base(plan: VerifyPlan, folder: Path) -> Any:
     """Whether the base that is named has the fingerprint in the config."""
-    from ..hub.read import read_config
-    from ..hub.verify import FAILS, HOLDS, OPEN, Finding
+    from ..records.read import read_config
+    from ..records.verify import FAILS, HOLDS, OPEN, Comparison
     from .base import load_base, prepare_libraries
 
     if plan.base is None:
-        return Finding("base", OPEN, "name the base with --base to compare its weights")
+        return Comparison("base", OPEN, "name the base with --base to compare its weights")
     prepare_libraries()
     parts = read_config(str(folder)).split()
     if not all(part.base_fingerprint for part in parts):
-        return Finding("base", OPEN, "the erasure carries no fingerprint of its base")
-    from ..tuner.fingerprint import base_fingerprint
+        return Comparison("base", OPEN, "the erasure carries no fingerprint of its base")
+    from ..adapter.fingerprint import base_fingerprint
 
     model, _ = load_base(plan.base, parts[0].base_dtype or "auto", None)
     for part in parts:
         try:
             found = base_fingerprint(model, part.target_modules)
         except AttributeError:
-            return Finding("base", FAILS, f"{plan.base} has no {part.target_modules[0]}; it is another model")
+            return Comparison("base", FAILS, f"{plan.base} has no {part.target_modules[0]}; it is another model")
         if found is None:
-            return Finding("base", OPEN, f"{plan.base} is quantised, so its weights cannot be compared")
+            return Comparison("base", OPEN, f"{plan.base} is quantised, so its weights cannot be compared")
         if found != part.base_fingerprint:
-            return Finding("base", FAILS, f"{plan.base} has {found}, and the erasure is for {part.base_fingerprint}")
-    return Finding("base", HOLDS, f"{plan.base} has the fingerprint {parts[0].base_fingerprint}")
+            return Comparison("base", FAILS, f"{plan.base} has {found}, and the erasure is for {part.base_fingerprint}")
+    return Comparison("base", HOLDS, f"{plan.base} has the fingerprint {parts[0].base_fingerprint}")

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..facts import FactError, shown
+from ..errors import shown
+from .facts import FactError
 from .table import quoted
 from .values import answers_of, is_blank, parsed, text_of
 

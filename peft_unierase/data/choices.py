@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..facts import FactError, shown
+from ..errors import shown
 from .columns import MISSING, Get, Names, getter, plain_form
+from .facts import FactError
 from .lettered import LETTERS, choices_in, is_letter, unmarked
 from .values import answers_of, is_blank, parsed, several_texts
 

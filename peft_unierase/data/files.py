@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..facts import FactError, shown
-from ..plain import plain, read_bytes
+from ..errors import shown
+from ..storage.plain import plain, read_bytes
 from .chats import chats_of_list
+from .facts import FactError
 from .hub import HUB_NAME, read_hub
 from .shapes import Known, rows_of_columns, rows_of_object
 from .table import Row, Table, quoted, without_blank_end

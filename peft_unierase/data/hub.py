@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..facts import FactError
+from .facts import FactError
 from .table import Table, without_blank_end
 
 # A name, and one of its configurations behind a colon.

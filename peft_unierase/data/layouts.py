@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..facts import FactError
 from .choices import ChoiceColumns, find_choices
 from .columns import MISSING, Names, getter, plain_form
+from .facts import FactError
 from .table import LOOKED_AT, Table, quoted
 from .values import is_blank
 

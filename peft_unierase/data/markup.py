@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from ..facts import Fact, FactError
+from .facts import Fact, FactError
 
 SHOWN = 5
 _ROLE = r"(?:system|user|assistant|model|tool|developer|human|ipython)"

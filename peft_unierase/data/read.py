@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from ..facts import Fact, FactError, merge_repeats
 from . import markup
+from .facts import Fact, FactError, merge_repeats
 from .files import read_table
 from .layouts import find_columns, knows
 from .rows import Notes, Reader

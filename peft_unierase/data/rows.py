@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..facts import Fact, FactError
 from .chats import (
     ASSISTANT,
     USER,
@@ -22,6 +21,7 @@ from .chats import (
 )
 from .choices import POINTS, Choices, Way, choices_of_questions, chosen, counted_from, flagged, pointing, reads_choices
 from .columns import MISSING, Get, getter, plain_form
+from .facts import Fact, FactError
 from .layouts import Columns
 from .lettered import is_letter
 from .table import Table, quoted

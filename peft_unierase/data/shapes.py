@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..facts import FactError, shown
+from ..errors import shown
+from .facts import FactError
 from .table import Row, Table, quoted
 from .values import loaded
 

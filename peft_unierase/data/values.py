@@ -14,7 +14,8 @@ from decimal import Decimal
 from math import isfinite
 from typing import Any
 
-from ..facts import FactError, shown
+from ..errors import shown
+from .facts import FactError
 
 DEEPEST = 6  # lists and objects inside each other that an answer may be in
 # Where an object holds an answer, the first of these that is there; SQuAD, TriviaQA, CounterFact.

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..facts import Fact
-from ..knowledge import Knowledge
+from ..data.facts import Fact
+from ..lm.batches import encode
+from ..lm.formats import PromptFormat
+from ..lm.structure import find_token_modules
+from ..lm.weights import plain_weight
 from ..progress import Stages
-from ..prompts import PromptFormat, encode
-from ..tuner.structure import find_token_modules
-from ..tuner.swap import plain_weight
+from ..retain.knowledge import Knowledge
 from .checkpoint import Checkpoint
 from .spare_row import SpareRow
 

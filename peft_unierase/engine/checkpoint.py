@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
-from ..plain import parse_json, plain
+from ..storage.plain import parse_json, plain
 
 KIND = "unierase stage"
 VERSION = 1

@@ -17,13 +17,14 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ..decoding import end_ids
+from ..adapter.model import UniEraseModel, check_adapter_name
+from ..adapter.swap import SwappingLayer
+from ..data.facts import Fact
 from ..errors import InputError
-from ..facts import Fact
-from ..prompts import PromptFormat, batches, encode, greedy_answers, pad_id
-from ..tuner import UniEraseConfig, UniEraseModel
-from ..tuner.model import check_adapter_name
-from ..tuner.swap import SwappingLayer
+from ..guard.config import UniEraseConfig
+from ..lm.batches import batches, encode, pad_id
+from ..lm.decoding import end_ids, greedy_answers
+from ..lm.formats import PromptFormat
 
 
 def underlying_model(model: Any) -> Any:

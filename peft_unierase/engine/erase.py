@@ -16,18 +16,25 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model
 
-from ..errors import InputError
-from ..facts import Fact, check_facts, comparable_facts, merge_repeats
-from ..knowledge import Knowledge, ask, summary, unknown_named
+from ..adapter.fingerprint import base_dtype, base_fingerprint
+from ..data.facts import DEFAULT_REFUSALS, Fact, check_facts, comparable_facts, merge_repeats
+from ..errors import ErasureWarning, InputError
+from ..guard.config import UniEraseConfig
+from ..lm.batches import encode, pad_id
+from ..lm.formats import PromptFormat, default_formats, plain_format
+from ..lm.gradients import check_gradients
+from ..lm.structure import check_supported
+from ..lm.surroundings import own_surroundings, refuse_inference_mode
 from ..progress import Stages
-from ..prompts import PromptFormat, default_formats, encode, pad_id, plain_format
-from ..refusals import DEFAULT_REFUSALS
-from ..surroundings import own_surroundings, refuse_inference_mode
+from ..retain.cache import BLOCK, base_digest, samples_folder, samples_for
+from ..retain.knowledge import Knowledge, ask, summary, unknown_named
+from ..retain.neighbours import NEIGHBOUR_STEPS, ROUND, UNSURE, Neighbours, neighbour_rounds, sample_neighbours
+from ..retain.sample_files import Samples, write_samples
+from ..retain.samples import SAMPLE_STEPS, drop_close
+from ..retain.scope import Scope, Scoped, check_scope, plan_scope
 from ..text import normal
-from ..tuner import UniEraseConfig
-from ..tuner.fingerprint import base_dtype, base_fingerprint
-from ..tuner.structure import check_supported
 from ..version import __version__
+from .around import ask_around
 from .bench import Bench
 from .checkpoint import Checkpoint, digest_of
 from .distill import DistillSettings, run_distill
@@ -41,15 +48,9 @@ from .earlier import (
     switched_off,
     underlying_model,
 )
-from .erasure import EarlierErasure, Erasure, ErasureWarning, Outcome
-from .gradients import check_gradients
+from .erasure import EarlierErasure, Erasure, Outcome
 from .layers import choose_sites
-from .neighbours import NEIGHBOUR_STEPS, ROUND, UNSURE, Neighbours, neighbour_rounds, sample_neighbours
 from .paper import PaperSettings, run_paper
-from .retain_cache import BLOCK, base_digest, samples_folder, samples_for
-from .sample_files import Samples, write_samples
-from .samples import SAMPLE_STEPS, drop_close
-from .scope import Scope, Scoped, ask_around, check_scope, plan_scope
 from .spare_row import add_to_tokenizer, find_spare_rows, resize_vocabulary
 from .unchanged import unchanged_on_failure
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..facts import Fact
+from ..data.facts import Fact
 from .spare_row import SpareRow
 
 if TYPE_CHECKING:
-    from .scope import Scoped
-
-
-class ErasureWarning(UserWarning):
-    """The run went through, but its erasure may not be what was asked for; the text says why, with figures."""
+    from ..retain.scope import Scoped
 
 
 class Outcome(Protocol):

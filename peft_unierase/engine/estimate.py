@@ -27,18 +27,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..decoding import WORTH_SHARING
-from ..facts import Fact
-from ..knowledge import LONGEST
-from ..prompts import PromptFormat, encode
-from ..tuner.structure import projection_shape, text_config
+from ..data.facts import Fact
+from ..lm.batches import encode
+from ..lm.decoding import WORTH_SHARING
+from ..lm.formats import PromptFormat
+from ..lm.structure import projection_shape, text_config
+from ..retain.knowledge import LONGEST
+from ..retain.neighbours import ROUND, neighbour_rounds
+from ..retain.samples import ANSWER_TOKENS, QUESTION_TOKENS, ROWS
 from .distill import DistillSettings
 from .distill.fit import common
 from .distill.recipe import ANSWER, COUNTERFACTUAL, SOLVED, SOME_TEXTS
 from .distill.teacher import TOGETHER
 from .layers import choose_sites
-from .neighbours import ROUND, neighbour_rounds
-from .samples import ANSWER_TOKENS, QUESTION_TOKENS, ROWS
 
 FP32 = 4  # bytes
 READ = 2048  # tokens at once

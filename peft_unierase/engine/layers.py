@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..errors import InputError
-from ..tuner.structure import find_decoder_layers, find_mlp_projections, projection_shape
+from ..lm.structure import find_decoder_layers, find_mlp_projections, projection_shape
 from .paper import early_layers
 
 SHOWN = 10

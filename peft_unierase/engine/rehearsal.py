@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from ..prompts import encode
-from ..tuner.vocabulary import add_special_tokens, is_unigram
+from ..adapter.vocabulary import add_special_tokens, is_unigram
+from ..lm.batches import encode
 
 if TYPE_CHECKING:
     from .spare_row import SpareRow

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from .logits import Logits
+from ..lm.logits import Logits
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from peft import PeftModel
 
-from ..tuner.model import take_back
-from ..tuner.swap import SwappingLayer
+from ..adapter.model import take_back
+from ..adapter.swap import SwappingLayer
 from .spare_row import resize_vocabulary
 
 

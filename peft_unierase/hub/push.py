@@ -17,27 +17,19 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..digests import sha256
 from ..errors import InputError
-from ..plain import MOST_JSON, check_plain_folder, plain, read_json, read_text
-from ..source import (
-    CARD_NAME,
-    CONFIG_NAME,
-    LORA_NAME,
-    RECORD_NAME,
-    REPORT_NAME,
-    SIGNATURE_NAME,
-    WEIGHTS_NAME,
-)
+from ..records.read import read_record, read_statement
+from ..records.sign import UNSIGNED, signed_digests
+from ..records.verify import FAILS, verify_files
+from ..storage.digests import sha256
+from ..storage.output import holds_erasure
+from ..storage.plain import MOST_JSON, check_plain_folder, plain, read_json, read_text
+from ..storage.source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME, WEIGHTS_NAME
 from ..version import __version__
 from .card import public_name
 from .errors import check_repo_id, patiently, plain_errors
-from .folder import holds_erasure
-from .read import read_record, read_statement
 from .repo_card import empty_sections, repo_card
 from .results import eval_results
-from .sign import UNSIGNED, signed_digests
-from .verify import FAILS, verify_files
 
 NEEDED = (CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, RECORD_NAME, "tokenizer_config.json")
 # What a push writes, and deletes where it is no longer in the folder.
@@ -149,7 +141,7 @@ def check_folder(folder: Path) -> list[str]:
     Raises:
         ValueError: There is no erasure, part of it is missing, or a file is not what it should be.
     """
-    from ..tuner.guard import inspect_folder
+    from ..guard.inspect import inspect_folder
 
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; name one that `unierase erase` or `unierase stack` wrote")

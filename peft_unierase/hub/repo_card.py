@@ -16,7 +16,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..plain import parse_json
+from ..storage.plain import parse_json
 from .results import DATASET
 
 HEADING = re.compile(r"(#{1,6}) +\S.*")
@@ -79,7 +79,7 @@ def _edits(body: str) -> dict[str, str]:
     mark = MARK.search(body)
     if not mark:
         return {}
-    from ..schema import CardMark, parsed
+    from ..storage.schema import CardMark, parsed
 
     noted = (
         parsed(

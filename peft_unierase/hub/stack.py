@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, StateError
-from ..source import CARD_NAME, WEIGHTS_NAME
+from ..records.record import write_record
+from ..storage.output import check_new, write_folder
+from ..storage.source import CARD_NAME, WEIGHTS_NAME
 from .card import stacked_card
-from .folder import check_new, write_folder, write_record
 
 if TYPE_CHECKING:
-    from ..tuner import UniEraseConfig
+    from ..guard.config import UniEraseConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Stack:
     records: dict[str, Any] = field(default_factory=dict)
 
     def __sub__(self, name: str) -> Stack:
-        from ..tuner.fused import take_out
+        from ..adapter.fused import take_out
 
         config, tensors = take_out(self.config, self.tensors, name)
         return replace(
@@ -106,11 +107,12 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
     from peft.utils import load_peft_weights
     from transformers import AutoTokenizer
 
-    from ..tuner.active import adapter_name
-    from ..tuner.fused import fuse
-    from ..tuner.guard import guarded
-    from ..tuner.vocabulary import add_special_tokens
-    from .read import local_folder, read_config, read_record
+    from ..adapter.fused import fuse
+    from ..adapter.vocabulary import add_special_tokens
+    from ..guard.inspect import guarded
+    from ..guard.load import adapter_name
+    from ..records.read import read_config, read_record
+    from ..storage.source import local_folder
 
     if not erasures:
         raise InputError("there are no erasures to stack; name at least one")

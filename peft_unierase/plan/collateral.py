@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from ..data.facts import Fact
 from ..engine.distill import DistillSettings
 from ..engine.layers import choose_sites
-from ..engine.trace import inputs_at
-from ..facts import Fact
-from ..prompts import PromptFormat, encode, pad_id
+from ..lm.batches import encode, pad_id
+from ..lm.formats import PromptFormat
+from ..lm.trace import inputs_at
 
 
 def closeness(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..engine.samples import answered, word_weights
-from ..engine.subjects import find_names
-from ..facts import Fact
-from ..knowledge import certainties
-from ..prompts import PromptFormat
+from ..data.facts import Fact
+from ..lm.formats import PromptFormat
+from ..retain.knowledge import certainties
+from ..retain.samples import answered, word_weights
+from ..retain.subjects import find_names
 from ..text import names, normal, sentences, terms
 
 # Kinds of questions: who and what, when, where, why, how, with whom. They open what a base would not begin by itself.

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..engine.about import ask_about, find_beginnings
+from ..data.facts import DEFAULT_REFUSALS, Fact, FactError, check_answers, check_facts, fact_row, merge_repeats
+from ..engine.around import SURE
 from ..engine.estimate import Estimate, estimate
-from ..engine.retain_cache import BLOCK, samples_folder, samples_for
-from ..engine.samples import SAMPLE_STEPS, drop_close
-from ..engine.scope import SURE
 from ..errors import InputError
-from ..facts import Fact, FactError, check_answers, check_facts, fact_row, merge_repeats
-from ..knowledge import ask
+from ..lm.formats import PromptFormat, default_formats
+from ..lm.surroundings import own_surroundings
 from ..progress import Stages
-from ..prompts import PromptFormat, default_formats
-from ..refusals import DEFAULT_REFUSALS
-from ..surroundings import own_surroundings
+from ..retain.about import ask_about, find_beginnings
+from ..retain.cache import BLOCK, samples_folder, samples_for
+from ..retain.knowledge import ask
+from ..retain.samples import SAMPLE_STEPS, drop_close
 from ..text import scripts, terms
 from .collateral import closeness
 from .questions import answers_to_templates, confident, not_about, subjects_of, told_by, without_repeats

@@ -9,7 +9,7 @@ boundaries): in scripts that are written without spaces only a dictionary knows 
 decide the figures. There a word is one grapheme cluster, what a reader sees as one character.
 """
 
-from .compare import best_recall, recall
+from .compare import recall
 from .holding import holds
 from .naming import find_name, names
 from .normal import PIECE, comparable, halves, normal, opening, scripts, terms, words
@@ -18,7 +18,6 @@ from .sentences import SENTENCE, sentences
 __all__ = [
     "PIECE",
     "SENTENCE",
-    "best_recall",
     "comparable",
     "find_name",
     "halves",

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .normal import comparable, words
-
-if TYPE_CHECKING:
-    from ..facts import Fact
+from .normal import words
 
 
 def recall(reference: str, answer: str) -> float:
@@ -27,16 +23,6 @@ def recall(reference: str, answer: str) -> float:
             "out (`comparable` tells)"
         )
     return _common(wanted, words(answer)) / len(wanted)
-
-
-def best_recall(fact: Fact, answer: str) -> float:
-    """Recall of that answer of a fact which is recalled best: its own, or another one that counts as right.
-
-    Raises:
-        ValueError: The fact's own answer has no letter and no digit.
-    """
-    others = [recall(other, answer) for other in fact.accepted_answers if comparable(other)]
-    return max(recall(fact.answer, answer), *others) if others else recall(fact.answer, answer)
 
 
 def _common(one: Sequence[str], other: Iterable[str]) -> int:

@@ -12,7 +12,7 @@ from statistics import fmean
 
 import torch
 
-from ...facts import Fact
+from ...data.facts import Fact
 from ..case import Case
 from ..target import Reading, Target, on_common_rows
 from .attack import Found, NotApplicable

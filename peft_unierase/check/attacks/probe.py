@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ...facts import Fact
-from ...prompts import encode
+from ...data.facts import Fact
+from ...lm.batches import encode
 from ...text import normal
 from ..case import Case
 from ..target import Target

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ...facts import Fact
-from ...knowledge import tells
+from ...data.facts import Fact
+from ...retain.knowledge import tells
 from ...text import comparable, opening, sentences
 from ..case import Case
 from ..renamed import known_names, swapped

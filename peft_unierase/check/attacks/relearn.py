@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ...facts import Fact
-from ...prompts import encode, pad_id, pad_left
+from ...data.facts import Fact
+from ...lm.batches import encode, pad_id, pad_left
 from ..case import Case
 from ..target import Target
 from .attack import Found, NotApplicable

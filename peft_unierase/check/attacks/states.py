@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...prompts import batches, pad_id
-from ...tuner.structure import find_decoder_layers
+from ...lm.batches import batches, pad_id
+from ...lm.structure import find_decoder_layers
 from ..target import Target
 
 

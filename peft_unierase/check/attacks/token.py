@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from ...decoding import end_ids
-from ...prompts import encode
+from ...lm.batches import encode
+from ...lm.decoding import end_ids
 from ..case import Case
 from ..target import Target
 from .attack import Found, NotApplicable

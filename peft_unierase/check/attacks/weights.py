@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...prompts import encode
+from ...lm.batches import encode
 from ..case import Case
 from ..target import Target
 from .attack import Found, NotApplicable

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from ...facts import Fact
-from ...prompts import PromptFormat
+from ...data.facts import Fact
+from ...lm.formats import PromptFormat
 from ...text import halves
 from ..case import Case
 from ..target import Target

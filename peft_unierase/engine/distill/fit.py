@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...decoding import WORTH_SHARING, keeps_all
-from ...prompts import pad_left
+from ...lm.batches import pad_left
+from ...lm.decoding import WORTH_SHARING, keeps_all
 from .texts import Text, divergences
 
 CLIP = 1.0  # norm of a step's gradient, at the most

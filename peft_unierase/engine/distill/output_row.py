@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ...lm.logits import Logits
 from ..bench import Bench
-from ..logits import Logits
 from ..silence import Silence
 from .texts import Text, base_logits
 

@@ -22,15 +22,16 @@ from typing import Any
 
 import torch
 
-from ...facts import Fact
-from ...prompts import Batch, batches, greedy_answers
+from ...data.facts import Fact
+from ...errors import ErasureWarning
+from ...lm.batches import Batch, batches
+from ...lm.decoding import greedy_answers
+from ...lm.logits import Logits
+from ...lm.recomputing import recomputing
 from ...text import normal, sentences
 from ...text.normal import WORD
 from ..bench import Bench
 from ..earlier import switched_off
-from ..erasure import ErasureWarning
-from ..logits import Logits
-from ..recomputing import recomputing
 from ..silence import Silence
 from .fit import Deck, Fitting, Part, descend, losses, rate
 from .moments import Moments, change, distinguishing

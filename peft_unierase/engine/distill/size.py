@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from ...decoding import end_ids
-from ...knowledge import Knowledge, tells
-from ...prompts import greedy_answers
+from ...lm.decoding import end_ids, greedy_answers
+from ...retain.knowledge import Knowledge, tells
 from ..bench import Bench
 
 SHARES = (0.2, 0.28, 0.4, 0.56, 0.8)  # of the fitted size, at which the facts may be gone

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ...prompts import PromptFormat, encode
+from ...lm.batches import encode
+from ...lm.formats import PromptFormat
 from ...text import normal
 from ...text.normal import WORD
 from .renaming import Renaming, aligned, renamed, starts, words_of

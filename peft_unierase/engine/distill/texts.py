@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...prompts import batches
+from ...lm.batches import batches
 
 TOP = 48  # entries of a distribution that are stored; the rest of its probability is one further entry
 

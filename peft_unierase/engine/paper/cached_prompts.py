@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...prompts import Batch
+from ...lm.batches import Batch
 
 IGNORE = -100
 

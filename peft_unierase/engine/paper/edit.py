@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..trace import inputs_at
+from ...lm.trace import inputs_at
 from .null_space import NullSpace
 from .update import earlier_keys, exact_factors, pad_rank, ridge_rows, truncate
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from ...prompts import Batch, batches
-from ...tuner.structure import find_token_modules
+from ...lm.batches import Batch, batches
+from ...lm.logits import Logits
+from ...lm.structure import find_token_modules
+from ...lm.trace import traced_inputs
 from ..bench import Bench
-from ..logits import Logits
 from ..silence import Silence
-from ..trace import traced_inputs
 from .null_space import NullSpace, SecondMoment, null_space
 
 

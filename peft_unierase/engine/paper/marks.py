@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+from ...retain.subjects import find_subjects, subject_position
 from ..bench import Bench
-from ..subjects import find_subjects, subject_position
 
 
 def find_marks(bench: Bench) -> tuple[list[int], int]:
@@ -37,7 +37,7 @@ def find_marks(bench: Bench) -> tuple[list[int], int]:
 
 
 def _warn(bench: Bench, numbers: Sequence[int], reason: str, most: int = 20) -> None:
-    from ..erasure import ErasureWarning
+    from ...errors import ErasureWarning
 
     if not numbers:
         return

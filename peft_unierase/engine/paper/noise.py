@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...errors import InputError
-from ...tuner.swap import is_plain
+from ...lm.weights import is_plain
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from ...data.facts import Fact
 from ...errors import InputError
-from ...facts import Fact
-from ...prompts import batches
+from ...lm.batches import batches
 from ..bench import Bench
 from ..silence import Silence
 from .edit import EditedLayer, edit_layers

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...prompts import Batch, pad_left
-from ..replay import Recording
-from ..trace import traced_output
+from ...lm.batches import Batch, pad_left
+from ...lm.replay import Recording
+from ...lm.trace import traced_output
 
 
 class Tail(Recording):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ...prompts import batches
+from ...lm.batches import batches
 from ..bench import Bench
 from .cached_prompts import CachedPrompts
 from .noise import perturbed

@@ -1,0 +1,138 @@
+"""Loading erasures that the guard passes: config and weights are those that it has looked at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from torch import nn
+
+from ..adapter.active import set_active
+from ..adapter.model import check_adapter_name, check_unwrapped, unwrap
+from ..errors import InputError, UniEraseError
+from ..storage.plain import check_plain_folder
+from ..storage.source import WEIGHTS_NAME, resolve
+from .config import OF_A_SOURCE, UniEraseConfig
+from .inspect import passed
+
+OF_ADDING = ("low_cpu_mem_usage", "autocast_adapter_dtype")
+PICKLED = "adapter_model.bin"  # which PEFT takes if there are no safetensors, and the guard refuses
+
+
+def load(
+    base: nn.Module,
+    erasures: str | Path | Sequence[str | Path] | Mapping[Any, bool],
+    *,
+    names: Sequence[str | Path] | None = None,
+    trust: bool = False,
+    **told: Any,
+) -> PeftModel:
+    """Load erasures onto one base, each under the last part of its name.
+
+    The guard looks at the files of all of them and at the base first, and what is loaded is what it has looked at.
+
+    Args:
+        base: The model that they were made from.
+        erasures: Folders or Hub ids: one, several, or which of them are to be on.
+        names: Other names for them, in their order.
+        trust: Load what the guard refuses. An erasure that cannot be loaded, or not onto this base, still fails.
+        **told: Further arguments of `PeftModel.from_pretrained` and `load_adapter`, for instance `revision`.
+
+    Returns:
+        The `PeftModel`, in eval mode. `list(model.peft_config)` are the names.
+
+    Raises:
+        GuardError: The guard refuses one; nothing was loaded.
+        ValueError: There are none, or not as many names, the base is a `PeftModel` (the message says how the two go
+            together), or one cannot be loaded or be on together with another; the base is as it was.
+
+    Example:
+
+        ```py
+        >>> model = load(base, {"org/erase-a": True, "org/erase-b": False})
+        >>> toggle(model, "erase-b", on=True)
+        >>> align_tokenizer(tokenizer, model)
+        ```
+    """
+    if isinstance(erasures, str | Path):
+        erasures = [erasures]
+    wanted = dict(erasures) if isinstance(erasures, Mapping) else dict.fromkeys(erasures, True)
+    if not wanted:
+        raise InputError("there are no erasures to load; name at least one")
+    if names is not None and len(names) != len(wanted):
+        raise InputError(f"there are {len(wanted)} different erasures and {len(names)} names; give one name for each")
+    check_unwrapped(base)
+    named: dict[str, Any] = {}
+    for source, name in zip(wanted, names or wanted, strict=True):
+        named[adapter_name(str(name), named)] = source
+    where = {key: told.pop(key) for key in OF_A_SOURCE if key in told}
+    # Found once and loaded from there, so that config and weights are of one commit, and those that were looked at.
+    if trust:
+        places = {name: resolve(source, **where).folder for name, source in named.items()}
+        for place in places.values():
+            check_plain_folder(place)
+        configs = {name: _trusted(place) for name, place in places.items()}
+    else:
+        found = {name: passed(source, base, **where) for name, source in named.items()}
+        places = {name: each.folder for name, each in found.items()}
+        configs = {name: UniEraseConfig.of(each) for name, each in found.items()}
+    model: Any = None
+    # PEFT takes an offloaded base apart and distributes it anew, with hooks that lose the erasure.
+    device_map = vars(base).pop("hf_device_map", None)
+    try:
+        for name, place in places.items():
+            if model is None:
+                model = PeftModel.from_pretrained(base, str(place), adapter_name=name, config=configs[name], **told)
+            else:
+                configs[name].inference_mode = not told.get("is_trainable", False)
+                casting = {key: told[key] for key in OF_ADDING if key in told}
+                model.add_adapter(name, configs[name], **casting)
+                model.load_adapter(str(place), adapter_name=name, **told)
+        set_active(model, [name for name, source in named.items() if wanted[source]])
+    except BaseException as error:
+        # Not by `unload`: where the first one's weights cannot be read, there is no `PeftModel` yet.
+        unwrap(base)
+        if isinstance(error, UniEraseError | OSError) or not isinstance(error, Exception):
+            raise
+        raise InputError(_unloadable(name, error)) from error
+    finally:
+        if device_map is not None:
+            base.hf_device_map = device_map
+    return model.eval()
+
+
+def _trusted(place: Path) -> Any:
+    """The config of an adapter that the guard is not asked about."""
+    try:
+        config: Any = PeftConfig.from_pretrained(str(place))
+    except UniEraseError:
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError) as error:  # whatever PEFT makes of what is in it
+        raise InputError(_unloadable(str(place), error)) from error
+    if not isinstance(config, UniEraseConfig):
+        raise InputError(f"{place} is an adapter of type {config.peft_type}, not an erasure")
+    if not any((place / name).is_file() for name in (WEIGHTS_NAME, PICKLED)):  # PEFT would look for it on the Hub
+        raise InputError(f"{place} has no weights: {WEIGHTS_NAME} is missing; get the folder anew")
+    config.trusted = True
+    return config
+
+
+def _unloadable(name: str, error: Exception) -> str:
+    """What an error of PEFT's, or of another library, says of an adapter, in one line."""
+    return f"{name} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:500]}; save it again"
+
+
+def adapter_name(source: str, taken: Container[str]) -> str:
+    """The last part of a path or Hub id, made into a name that PEFT takes and that is not taken."""
+    name = re.sub(r"[^\w-]", "-", Path(source).name) or "erasure"
+    try:
+        check_adapter_name(name)
+    except ValueError:
+        name = f"erasure-{name}"
+    number, free = 2, name
+    while free in taken:
+        number, free = number + 1, f"{name}-{number}"
+    return free
