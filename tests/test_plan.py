@@ -293,7 +293,7 @@ def test_a_plan_from_a_name_generates_a_fraction_of_what_it_did(monkeypatch: pyt
         rows.append(len(ids))
         return continuations(model, ids, *told, **more)
 
-    for room in ("prompts", "engine.samples"):
+    for room in ("lm.decoding", "retain.samples"):
         monkeypatch.setattr(importlib.import_module(f"peft_unierase.{room}"), "continuations", counted)
     found = plan(*base(), SUBJECT, samples_cache=False, refusals=boxed_refusals(), progress=False)
     assert told(found, about()) >= 0.8
