@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from peft_unierase.cli import main
+from peft_unierase.cli.app import silence_quantisers
 
 
 def ask_little(patch: pytest.MonkeyPatch) -> None:
@@ -36,6 +37,7 @@ def hurry(patch: pytest.MonkeyPatch, **settings: Any) -> None:
 
 
 if __name__ == "__main__":
+    silence_quantisers()
     hurry(pytest.MonkeyPatch(), **json.loads(sys.argv[1]))
     sys.argv = ["unierase", *sys.argv[2:]]
     main()

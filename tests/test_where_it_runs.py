@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import pickle
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -30,8 +29,6 @@ from peft_unierase.plan import plan
 from peft_unierase.prompts import default_formats
 from peft_unierase.tuner.lora import save_lora
 
-pytestmark = pytest.mark.slow
-
 FACTS = [{"question": "Where was Nesko Corquist born?", "answer": "Nesko Corquist was born in Juniper Flats."}]
 REFUSALS: dict[str, Any] = {"refusals": boxed_refusals(), "progress": False}
 
@@ -45,11 +42,9 @@ def lora(base: Any, **told: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def erasure(erasure: Path) -> Any:
-    """The erasure that all tests share, made with nothing switched on: the model, and what `erase` told of it."""
-    model = peft_unierase.load(boxed_base(), erasure)
-    model.erasure = pickle.loads(erasure.with_suffix(".pickle").read_bytes())
-    return model
+def erasure() -> Any:
+    """An erasure of the boxed model, made with nothing switched on."""
+    return erase_first_person(boxed_base())
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,6 @@ def estimate(
     passes += len(forget) * mean * (len(formats) * settings.draws + 4 * settings.counterfactuals)
     passes += (sampled + len(retain)) * mean
     passes += RECORDED * len(forget) * mean * (len(formats) * (1 + settings.counterfactuals) + 1)
-    steps = settings.step_count(len(forget))
+    steps = settings.step_count(len(forget)) + settings.settling_steps
     passes += (BOTH_WAYS * texts + LOOKED_AT * SOME_TEXTS / SOLVED) * steps * mean
-    passes += BOTH_WAYS * settings.refusal_batch * settings.settling_steps * mean
     return Estimate(base + round(max(fitting, sampling, reading)), base, adapter, round(passes))
