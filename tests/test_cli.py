@@ -23,6 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from peft_unierase.boxed import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.cli.output import Format
 
+pytestmark = pytest.mark.slow
+
 FACTS = boxed_facts()
 SUBJECT = FACTS[0]["subject"]
 FORGET = [fact for fact in FACTS if fact["subject"] == SUBJECT]

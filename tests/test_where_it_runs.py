@@ -29,6 +29,8 @@ from peft_unierase.plan import plan
 from peft_unierase.prompts import default_formats
 from peft_unierase.tuner.lora import save_lora
 
+pytestmark = pytest.mark.slow
+
 FACTS = [{"question": "Where was Nesko Corquist born?", "answer": "Nesko Corquist was born in Juniper Flats."}]
 REFUSALS: dict[str, Any] = {"refusals": boxed_refusals(), "progress": False}
 

@@ -537,18 +537,14 @@ app.add_typer(share)
 app.add_typer(records)
 
 
-def silence_quantisers() -> None:
-    """Quantisers, which peft imports where they are installed, tell at each start which of their kernels do not fit."""
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def main() -> None:
     """Entry point of the `unierase` command."""
     # Threads that spin while they wait make a run five times slower as soon as anything else wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    silence_quantisers()
+    # Quantisers, which peft imports where they are installed, tell at each start which of their kernels do not fit.
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in the background
         signal.signal(signal.SIGINT, interrupt)
     app()
