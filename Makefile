@@ -47,7 +47,7 @@ quickstart: $(VENV)/.installed-test  ## Erase a few facts from the model in the 
 # A file goes to one worker, whose tests share what is slow to make. The order is that of tests/conftest.py.
 RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test: $(VENV)/.installed-test  ## Run all tests (10 minutes on two cores)
+test: $(VENV)/.installed-test  ## Run all tests (12 minutes on two cores)
 	@$(RUN_TESTS) $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.installed-test  ## Run the tests that are not marked slow (2 minutes): while you work

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,26 +23,14 @@ from peft_unierase.cli.app import app
 from peft_unierase.demo import boxed_facts
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "unierase")
-HURRIED = Path(__file__).with_name("hurried.py")
 # One thread, because it decides the order of sums; no network, so that a wrong name cannot wait for one.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SPARE_ROWS = 8
 
 
-def command_line(*arguments: object, settings: Mapping[str, Any] | None = None) -> list[str]:
-    """The installed `unierase` with arguments, or, with `settings` of recipe `distill`, the one of `hurried.py`."""
-    hurried = [sys.executable, str(HURRIED), json.dumps(settings)]
-    return [*([COMMAND] if settings is None else hurried), *map(str, arguments)]
-
-
-def run_command(
-    *arguments: object,
-    environment: Mapping[str, str] = ENVIRONMENT,
-    settings: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Any:
-    """Run `unierase` in a process of its own, see `command_line`; `stdout` and `stderr` of the result are text."""
-    command = command_line(*arguments, settings=settings)
+def run_command(*arguments: object, environment: Mapping[str, str] = ENVIRONMENT, **options: Any) -> Any:
+    """Run the installed `unierase` in a process of its own; `stdout` and `stderr` of the result are text."""
+    command = [COMMAND, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, **options)
 
 

@@ -1,18 +1,11 @@
-"""The command with a recipe that does less, for tests that are not about how well it erases.
-
-python hurried.py SETTINGS erase …    # SETTINGS: a JSON object of settings of recipe `distill`
-"""
+"""The command with a recipe that does less, for tests that are not about how well it erases."""
 
 from __future__ import annotations
 
 import importlib
-import json
-import sys
 from typing import Any
 
 import pytest
-
-from peft_unierase.cli import main
 
 
 def ask_little(patch: pytest.MonkeyPatch) -> None:
@@ -33,9 +26,3 @@ def hurry(patch: pytest.MonkeyPatch, **settings: Any) -> None:
 
     patch.setitem(recipes, "distill", Hurried)
     ask_little(patch)
-
-
-if __name__ == "__main__":
-    hurry(pytest.MonkeyPatch(), **json.loads(sys.argv[1]))
-    sys.argv = ["unierase", *sys.argv[2:]]
-    main()

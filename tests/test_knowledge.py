@@ -139,6 +139,7 @@ def test_an_attacker_begins_the_base_s_own_answer_and_what_counts_is_the_given_o
     assert case.beginnings(halves) == [(told, "It was", told), (alike, "Bram Stoker", "wrote it.")]
 
 
+@pytest.mark.slow
 def test_the_base_s_own_answer_is_unlearnt_beside_the_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 

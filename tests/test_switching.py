@@ -275,6 +275,7 @@ def test_generate_sees_one_state_from_its_first_token_to_its_last(both: PeftMode
     assert not torch.equal(both.generate(input_ids=IDS, do_sample=False, **told), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama"], indirect=True)
 def test_threads_that_toggle_and_threads_that_ask(both: PeftModel, alone: dict[str, torch.Tensor]) -> None:
     stop, wrong = threading.Event(), []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import pickle
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -45,11 +44,9 @@ def lora(base: Any, **told: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def erasure(erasure: Path) -> Any:
-    """The erasure that all tests share, made with nothing switched on: the model, and what `erase` told of it."""
-    model = peft_unierase.load(boxed_base(), erasure)
-    model.erasure = pickle.loads(erasure.with_suffix(".pickle").read_bytes())
-    return model
+def erasure() -> Any:
+    """An erasure of the boxed model, made with nothing switched on."""
+    return erase_first_person(boxed_base())
 
 
 @pytest.fixture(scope="module")

@@ -294,7 +294,7 @@ def _check_listed(listed: Mapping[str, int | None], files: Mapping[str, int]) ->
 
 
 def _check_config(values: Mapping[str, Any]) -> tuple[AdapterConfig | None, list[Finding]]:
-    """The config that values are, and what is wrong with them if they are none."""
+    """The config of these values, or what is wrong with them."""
     findings = []
     known = {each.name for each in fields(AdapterConfig)}
     for name in sorted(values.keys() - known):

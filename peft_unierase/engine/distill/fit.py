@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...lm.batches import pad_left
 from ...lm.decoding import WORTH_SHARING, keeps_all
+from ..bench import Bench
 from .texts import Text, divergences
 
 CLIP = 1.0  # norm of a step's gradient, at the most
@@ -90,19 +90,20 @@ def descend(
 
 
 class Fitting:
-    """AdamW on the `B` of an erasure's updates and on its input row; each `A` stays as it was put there.
+    """AdamW on an erasure's `B` and its input row; the `A` of each update stays as it was put there.
 
     Args:
-        updates: The `B`s to train, none if the row alone is trained.
-        rates: Highest learning rate of each.
-        row: The input row, `(d,)`.
+        bench: With the adapter in place and the rows as they start.
+        spreads: Root mean square of what each edited projection writes.
+        learning_rate: For `B`, relative to that.
         row_learning_rate: For the row, relative to its components.
     """
 
-    def __init__(
-        self, updates: Sequence[nn.Parameter], rates: Sequence[float], row: nn.Parameter, row_learning_rate: float
-    ) -> None:
-        parts, rates = [*updates, row], [*rates, row_learning_rate * float(row.detach().float().pow(2).mean().sqrt())]
+    def __init__(self, bench: Bench, spreads: Sequence[float], learning_rate: float, row_learning_rate: float) -> None:
+        row = bench.rows()[0]
+        parts = [*(b for _, _, b in bench.updates()), row]
+        rates = [learning_rate * spread for spread in spreads]
+        rates.append(row_learning_rate * float(row.detach().float().pow(2).mean().sqrt()))
         for part in parts:
             part.requires_grad_(True)
         groups = [{"params": [part], "highest": rate} for part, rate in zip(parts, rates, strict=True)]

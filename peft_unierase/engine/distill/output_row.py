@@ -17,7 +17,7 @@ from ..bench import Bench
 from ..silence import Silence
 from .texts import Text, base_logits
 
-LEAD = 1.0  # nats by which [UNL] is to lead all other tokens together
+LEAD = 3.0  # nats by which [UNL] is to lead all other tokens together
 RIDGE = 0.2  # on the mean square of what the row makes of states that are alike in all directions
 TURNS = 60  # of L-BFGS
 DOOR, NEAR_DOOR, REFUSAL, KEPT = 3, 4, 5, 6  # kinds of places with the updates; see `Silence`

@@ -1,8 +1,7 @@
 """Recipe `distill` in its order: what the model is to say instead, what must not move, and the fit of both at once.
 
 Low-rank updates `W + B A` of MLP projections and [UNL]'s input row are trained together, and its output row is solved
-anew every few steps (`output_row.py`). Then the updates are made as small as they can be (`size.py`), and the rows
-are fitted to that:
+anew every few steps (`output_row.py`):
 
 1. On forget texts the model predicts what it would predict itself if it could not tell these names from others
    (`teacher.py`), so that nothing is left for whoever goes around [UNL].
@@ -117,10 +116,9 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
     steps = settings.step_count(len(bench.forget))
     with recomputing(bench.model) as recomputed:
         run = partial(_fit, bench, parts, moments, spreads, row, settings, not recomputed)
-        measured = run(steps)
+        run(steps, settings.learning_rate)
         share = float(bench.once("finding how large the updates must be", lambda: {"share": shrink(bench)})["share"])
-        settle = partial(_settle, bench, parts[1], settings, not recomputed)
-        bench.once("fitting the input row", settle)
+        measured = run(settings.settling_steps, settings.learning_rate / 4)
     bench.once("solving the output row", partial(_last_row, bench, row, steps))
     with bench.stages.stage("measuring what is held out"):
         apart = divergence(bench, held)
@@ -229,10 +227,10 @@ def _fit(
     settings: DistillSettings,
     share: bool,
     steps: int,
+    learning_rate: float,
 ) -> dict[str, float]:
-    """The steps; the mean losses of the last of them."""
-    rates = [settings.learning_rate * spread for spread in spreads]
-    fitting = Fitting([b for _, _, b in bench.updates()], rates, bench.rows()[0], settings.row_learning_rate)
+    """Some steps from where the updates are; the mean losses of the last of them."""
+    fitting = Fitting(bench, spreads, learning_rate, settings.row_learning_rate)
     measured: dict[str, float] = {}
     for start in range(0, steps, CHUNK):
         chunk = range(start, min(steps, start + CHUNK))
@@ -271,20 +269,6 @@ def _chunk(
                 totals[name] += value / len(chunk)
             bar.update(1)
     return {"losses": totals, **fitting.state()}
-
-
-def _settle(bench: Bench, refusal: Part, settings: DistillSettings, share: bool) -> dict[str, Any]:
-    """Fit [UNL]'s input row to the updates as they are now: the refusal after [UNL], which nothing else reads."""
-    fitting, steps = Fitting([], [], bench.rows()[0], settings.row_learning_rate), settings.settling_steps
-    with bench.stages.stage("fitting the input row", steps) as bar:
-        for step in range(steps):
-            fitting.start(rate(step, steps))
-            with torch.enable_grad():
-                descend(bench.model, [refusal], step, bench.spare.token_id, bench.pad, bench.device, share)
-            fitting.step()
-            bar.update(1)
-    fitting.end()
-    return {}
 
 
 def _last_row(bench: Bench, row: OutputRow, step: int) -> dict[str, Any]:
@@ -404,10 +388,8 @@ def counterfactuals(bench: Bench, renaming: Renaming, count: int) -> tuple[list[
 def declined(bench: Bench, refusal: str, in_words: bool = False) -> list[Text]:
     """Forget questions with the refusal: after [UNL], or by itself for whoever bans [UNL]."""
     cases = [(form, known.fact.question) for known in bench.knowledge for form in bench.formats]
-    cases += [
-        (bench.formats[number % min(2, len(bench.formats))], fact.question)
-        for number, fact in enumerate(bench.reworded)
-    ]
+    forms = bench.formats[:2]
+    cases += [(forms[number % len(forms)], fact.question) for number, fact in enumerate(bench.reworded)]
     texts = []
     for number, (form, question) in enumerate(cases):
         form = form.turn(number)

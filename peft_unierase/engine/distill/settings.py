@@ -18,7 +18,7 @@ class DistillSettings:
         first, last: The decoder layers to edit, as shares of the depth.
         steps: Gradient steps for up to ten facts.
         steps_per_fact: Further steps for each further fact.
-        settling_steps: Steps for [UNL]'s input row alone, when the updates have been made as small as they can be.
+        settling_steps: Steps at a quarter of the rate, when the updates have been made as small as they can be.
         learning_rate: AdamW's highest for the updates, relative to what their projections write. The
             default suits models from 13 million parameters on; with a model of 2 million 1e-3 took facts out.
         row_learning_rate: The same for [UNL]'s input row, relative to its components.
@@ -53,7 +53,7 @@ class DistillSettings:
     words_weight: float = 0.25
     retain_weight: float = 10.0
     moment_weight: float = 150.0
-    silent_log_prob: float = -5.0
+    silent_log_prob: float = -10.0
     floor: float = 0.1
     modules: int = 1
     draws: int = 3
