@@ -183,6 +183,10 @@ def _in_child(
     os.dup2(out, 2)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
+    import torch
+
+    # Threads that load a base would otherwise race for the thread pool that a fork leaves to be made anew.
+    torch.set_num_threads(1)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     events = os.open(counted, os.O_WRONLY | os.O_APPEND)
