@@ -192,6 +192,7 @@ def test_one_commit_holds_everything_and_no_path_of_this_machine(
 def test_the_card_bears_the_name_of_the_repository(hub: HubServer, pushed: list[dict[str, Any]]) -> None:
     text = card_of(hub, "org/erase-a").text
     assert "\n# erase-a\n" in text
+    assert 'peft_unierase.load(base, "org/erase-a")' in text
     assert 'PeftModel.from_pretrained(base, "org/erase-a")' in text
     assert 'AutoTokenizer.from_pretrained("org/erase-a")' in text
     assert '"erase-a"' not in text
@@ -306,7 +307,7 @@ def test_a_stack_can_be_pushed_and_loads(
     assert hub.repos["org/erase-both"].files().keys() == {
         name for name in FILES if not name.startswith(("lora/", "report"))
     }
-    assert 'PeftModel.from_pretrained(base, "org/erase-both")' in card_of(hub, "org/erase-both").text
+    assert 'peft_unierase.load(base, "org/erase-both")' in card_of(hub, "org/erase-both").text
     local = owner.run(LOAD, source=str(tmp_path / "both"), told={})
     assert owner.run(LOAD, source="org/erase-both", told={}) == local
 
