@@ -76,7 +76,8 @@ def test_first_code_line_imports_the_plugin_and_the_rest_loads_the_erasure():
     first = code_blocks(card().text)[0]
     assert first.splitlines()[0] == "import peft_unierase"
     assert 'AutoModelForCausalLM.from_pretrained("org/base")' in first
-    assert 'PeftModel.from_pretrained(base, "org/erase-xyz")' in first
+    assert 'model = peft_unierase.load(base, "org/erase-xyz")' in first
+    assert "PeftModel" not in first
 
 
 @pytest.mark.parametrize("record", [FULL, BARE], ids=["full", "bare"])
@@ -91,7 +92,7 @@ def test_base_is_grown_before_loading_only_where_it_had_no_spare_row():
     grown = {**FULL, "token": {"text": "[UNL]", "id": 4096, "resized": True}}
     lines = code_blocks(card(grown).text)[0].splitlines()
     grow = next(i for i, line in enumerate(lines) if line.startswith("base.resize_token_embeddings(4097)"))
-    load = next(i for i, line in enumerate(lines) if line.startswith("model = PeftModel"))
+    load = next(i for i, line in enumerate(lines) if line.startswith("model = peft_unierase.load("))
     assert grow < load
     assert "resize_token_embeddings" not in card().text
 
@@ -140,7 +141,7 @@ def test_existing_folder_counts_as_a_path_even_where_it_reads_like_an_id(tmp_pat
 def test_path_of_the_erasure_is_cut_to_its_last_part(tmp_path):
     made = card(name=str(tmp_path / "erase-xyz"))
     assert str(tmp_path) not in str(made)
-    assert 'PeftModel.from_pretrained(base, "erase-xyz")' in made.text
+    assert 'peft_unierase.load(base, "erase-xyz")' in made.text
 
 
 def test_verdict_figures_and_attacks_stand_there_and_leaks_come_first():

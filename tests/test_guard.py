@@ -306,6 +306,14 @@ def lora_elsewhere(folder: Path) -> None:
     save_file(tensors, file)
 
 
+def folder_for(name: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir(parents=True)
+
+    return spoil
+
+
 def remote_tokenizer(folder: Path) -> None:
     file = folder / "tokenizer_config.json"
     values = json.loads(file.read_text())
@@ -333,6 +341,14 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"a kind that may run code: lora/kernel\.so",
     ),
     "no ending": (lambda f: (f / "run").write_text("1"), r"a kind that may run code: run"),
+    **{
+        f"folder for {name}": (folder_for(name), rf"a folder with the name of a file: {re.escape(name)}")
+        for name in (
+            *(RECORD, WEIGHTS, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "README.md"),
+            *("LICENSE", "model.sig", "report.json", "merges.txt", "tokenizer.model", "adapter_model.bin"),
+            *("chat_template.jinja", f"lora/{CONFIG}", f"lora/{WEIGHTS}", "a/b/vocab.json"),
+        )
+    },
     "link to a file": (linked("notes.txt", "/etc/hostname"), r"a symbolic link: notes\.txt -> /etc/hostname"),
     "link for the weights": (linked_weights, r"a symbolic link: adapter_model\.safetensors -> \.\./outside"),
     "link for the config": (linked(CONFIG, "/etc/hostname"), r"a symbolic link: adapter_config\.json -> /etc/hostname"),
@@ -613,6 +629,21 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
             *("[" + "x" * 10**6 + "]", "[\u2028UNL]", "[\x00UNL]", "[U\u200bNL]"),
         )
     },
+    **{
+        f"token of prompts {text}": (
+            lambda f, text=text: config(f, token=text),
+            rf"a token that prompts are made of: {re.escape(text)}",
+        )
+        for text in ("<s>", "</s>", "<pad>", "<|endoftext|>", "<|im_start|>", "<|eot_id|>", "<end_of_turn>", "[INST]")
+    },
+    "spare token of prompts": (
+        lambda f: config(f, spare_tokens=[[SPARE + 1, "<|im_end|>"]]),
+        r"a token that prompts are made of: <\|im_end\|>",
+    ),
+    "token of prompts in a part": (
+        lambda f: parts(f, {"name": "a", "token": "<bos>"}),
+        "a token that prompts are made of: <bos>",
+    ),
     "spare token that is a word": (
         lambda f: config(f, spare_tokens=[[SPARE + 1, " the"]]),
         r"a wrong value of spare_tokens: .*list of \[id, mark\] pairs",
@@ -739,6 +770,10 @@ ON_A_BASE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: config(f, spare_tokens=[[500_000, "[UNL]"]]),
         "a token far beyond the vocabulary: 500000 for",
     ),
+    "spare token just beyond": (
+        lambda f: config(f, spare_tokens=[[SPARE + 8, "[UNL-2]"]]),
+        "a spare token beyond the vocabulary: 408 for",
+    ),
     "token that ends texts": (lambda f: far_token(f, 1), "a token that the base needs: 1 for"),
     "another shape": (
         wide_edit,
@@ -785,6 +820,26 @@ def test_the_base_is_compared_before_it_grows(adapter: Path, place: Path, tmp_pa
     assert fresh.get_input_embeddings().weight.shape[0] == SPARE + 8
     ended = invoke(*commands(adapter, place, tmp_path / "out")["merge"])
     assert (ended.exit_code, "not the base that the erasure was made for" in ended.output) == (2, True)
+
+
+def test_spare_rows_of_a_base_that_had_grown_may_lie_beyond_it_as_its_token_does(adapter: Path, place: Path) -> None:
+    far_token(adapter, SPARE + 8)
+    config(adapter, spare_tokens=[[SPARE + 9, "[UNL-2]"]])
+    fresh = base_of(place / "base")
+    assert not inspect_folder(adapter, base=fresh).refused
+    fresh.resize_token_embeddings(SPARE + 10)
+    plain = logits(fresh)
+    assert not torch.equal(logits(load(fresh, adapter)), plain)
+
+
+@pytest.mark.parametrize("kind", ["LORA", "IA3"])
+def test_a_check_refuses_an_erasure_whose_config_names_another_type(kind: str, adapter: Path, place: Path) -> None:
+    values = {"LORA": {"r": 3}, "IA3": {"feedforward_modules": []}}[kind]
+    values |= {"peft_type": kind, "target_modules": ["up_proj"], "base_model_name_or_path": str(place / "base")}
+    (adapter / CONFIG).write_text(json.dumps(values))
+    ended = invoke(*commands(adapter, place, adapter.parent / "out")["check"])
+    assert ended.exit_code == 2, ended.output
+    assert f"is that of an adapter of type {kind} and its weights are an erasure's" in " ".join(ended.output.split())
 
 
 LOADING: dict[str, Callable[[Any, Path], Any]] = {
@@ -1205,9 +1260,11 @@ def test_of_a_repository_no_more_is_downloaded_than_an_erasure_is_made_of(
 
 def test_files_that_are_on_the_hub_alone_count(place: Path) -> None:
     listed = {CONFIG: 10, "pytorch_model.bin": 10, "more.safetensors": 3 << 30, "lora/adapter_config.json": 5}
+    listed["tokenizer.model/notes.txt"] = 5
     found = inspect_folder(place / "clean", listed).findings
     lines = [f"{each.level}: {each.what}: {each.value}" for each in found]
     assert "refuse: a file of a kind that may run code: pytorch_model.bin" in lines
+    assert "refuse: a folder with the name of a file: tokenizer.model" in lines
     assert any(line.startswith("refuse: a file larger than 2,147,483,648 bytes: more.safetensors") for line in lines)
 
 

@@ -68,6 +68,28 @@ def test_what_workers_find_comes_back_in_order_and_a_failure_too(workshop: Any) 
     assert found == [8, 4, "ZeroDivisionError: integer division or modulo by zero", 2]
 
 
+def test_the_tables_say_what_was_tried_and_what_came_of_it(workshop: Any) -> None:
+    import tables
+
+    counts = {"malicious adapters": 1200, "ways tried": 2, "load: passes": 1, "load: refused": 3, "seconds": 61}
+    kills = {"kills": 5, "kills of erase": 5, "seconds": 9}
+    told = {
+        "adapters": {"counts": counts, "violations": ["one"]},
+        "kills": {"counts": kills, "violations": []},
+    }
+    assert tables.tables(told).splitlines() == [
+        "| part | tried | violations | seconds |",
+        "| --- | --- | ---: | ---: |",
+        "| adapters | 1,200 malicious adapters, 2 ways tried | 1 | 61 |",
+        "| kills | 5 kills | 0 | 9 |",
+        "| all |  | 1 | 70 |",
+        "",
+        "| adapters by way | refused | passes |",
+        "| --- | ---: | ---: |",
+        "| load | 3 | 1 |",
+    ]
+
+
 def test_a_violation_is_counted(workshop: Any) -> None:
     tally = workshop.Tally()
     assert tally.hold(True, "good")

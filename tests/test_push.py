@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from peft_unierase import UniEraseConfig
 from peft_unierase.hub import erasure_card
 from peft_unierase.hub.folder import save_erasure
+from peft_unierase.hub.push import check_folder
 from peft_unierase.hub.repo_card import empty_sections, repo_card
 from peft_unierase.hub.results import eval_results
 from peft_unierase.records.record import write_record
@@ -191,6 +192,7 @@ def test_one_commit_holds_everything_and_no_path_of_this_machine(
 def test_the_card_bears_the_name_of_the_repository(hub: HubServer, pushed: list[dict[str, Any]]) -> None:
     text = card_of(hub, "org/erase-a").text
     assert "\n# erase-a\n" in text
+    assert 'peft_unierase.load(base, "org/erase-a")' in text
     assert 'PeftModel.from_pretrained(base, "org/erase-a")' in text
     assert 'AutoTokenizer.from_pretrained("org/erase-a")' in text
     assert '"erase-a"' not in text
@@ -305,7 +307,7 @@ def test_a_stack_can_be_pushed_and_loads(
     assert hub.repos["org/erase-both"].files().keys() == {
         name for name in FILES if not name.startswith(("lora/", "report"))
     }
-    assert 'PeftModel.from_pretrained(base, "org/erase-both")' in card_of(hub, "org/erase-both").text
+    assert 'peft_unierase.load(base, "org/erase-both")' in card_of(hub, "org/erase-both").text
     local = owner.run(LOAD, source=str(tmp_path / "both"), told={})
     assert owner.run(LOAD, source="org/erase-both", told={}) == local
 
@@ -449,10 +451,34 @@ def as_link(file: Path) -> None:
     file.symlink_to(target)
 
 
+def as_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 def rewrite(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("inner", [".", "lora"])
+def test_the_size_of_weights_is_known_before_they_are_read(
+    inner: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise AssertionError("read before its size was looked at")
+
+    largest = max(tensor.numel() for tensor in load_file(copied / "adapter_model.safetensors").values())
+    if inner == "lora":
+        monkeypatch.setattr("peft_unierase.guard.lora.safe_open", fails)
+        weights(copied / inner, lambda tensors: tensors.update(more=torch.zeros(1 << 20)))
+    else:
+        monkeypatch.setattr("peft_unierase.guard.weights.safe_open", fails)
+    monkeypatch.setattr("safetensors.safe_open", fails)
+    monkeypatch.setattr("peft_unierase.guard.files.MAX_PARAMETERS", 1 << 19 if inner == "lora" else largest)
+    with pytest.raises(ValueError, match=r"more than .* parameters in "):
+        check_folder(copied)
 
 
 @pytest.mark.parametrize(
@@ -470,9 +496,16 @@ def rewrite(file: Path, old: str, new: str) -> None:
         (lambda f: (f / "README.md").unlink(), "lacks README.md"),
         (lambda f: (f / "erasure.json").write_text("{"), "erasure.json is no JSON ("),
         (lambda f: (f / "erasure.json").write_text("[]"), "erasure.json is no JSON object"),
-        (lambda f: os.truncate(f / "adapter_model.safetensors", 900), "adapter_model.safetensors cannot be read"),
-        (lambda f: weights(f, infinite), "that are not finite; make the erasure again"),
-        (lambda f: weights(f / "lora", infinite), "that are not finite"),
+        (
+            lambda f: os.truncate(f / "adapter_model.safetensors", 900),
+            "adapter_model.safetensors is not as long as its header says",
+        ),
+        (lambda f: weights(f, infinite), "values that are not finite: base_model"),
+        (lambda f: weights(f / "lora", infinite), "values that are not finite or huge"),
+        (
+            lambda f: as_folder(f / "tokenizer.json"),
+            "a folder with the name of a file: tokenizer.json",
+        ),
         (lambda f: rewrite(f / "lora" / "adapter_config.json", '"LORA"', '"LOHA"'), "is not of type LORA"),
         (lambda f: as_link(f / "adapter_model.safetensors"), "is a link; put the file itself there"),
         (lambda f: as_link(f / "lora"), "lora is a link"),

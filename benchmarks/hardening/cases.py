@@ -36,7 +36,10 @@ BROKEN = {
     "UTF-16": '{"a": 1}'.encode("utf-16"),
 }
 NO_FILES = ("pipe", "socket", "device", "folder", "endless link")
-FILES = (CONFIG, WEIGHTS, RECORD, "README.md", "tokenizer.json", "tokenizer_config.json", "lora/" + CONFIG, "model.sig")
+FILES = (
+    *(CONFIG, WEIGHTS, RECORD, "README.md", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("lora/" + CONFIG, "lora/" + WEIGHTS, "model.sig", "report.json", "chat_template.jinja"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ class Case:
         spoil: Turns a clean one into it.
         needs_base: Whether it takes the base to notice it, so that `inspect` and `stack` may let it pass.
         own_base: Whether commands load the base that it names.
+        foreign: Whether its config is one of PEFT's own types, so that PEFT alone loads it and asks nobody.
         as_recorded: Whether its record stays as the clean one's; else the record is made to fit, as an attacker would.
     """
 
     spoil: Callable[[Path], Any]
     needs_base: bool = False
     own_base: bool = False
+    foreign: bool = False
     as_recorded: bool = False
 
 
@@ -249,12 +254,7 @@ def _places() -> dict[str, Case]:
     def content(name: str, value: bytes) -> Callable[[Path], None]:
         return lambda folder: (folder / name).write_bytes(value)
 
-    found = {
-        f"{kind} for {name}": Case(no_file(name, kind), as_recorded=True)
-        for kind in NO_FILES
-        for name in FILES
-        if (kind, name) not in (("folder", "README.md"), ("folder", "model.sig"))
-    }
+    found = {f"{kind} for {name}": Case(no_file(name, kind), as_recorded=True) for kind in NO_FILES for name in FILES}
     for name in (CONFIG, RECORD, "tokenizer_config.json"):
         for what, value in BROKEN.items():
             found[f"{name}: {what}"] = Case(content(name, value), as_recorded=True)
@@ -282,24 +282,24 @@ def _values() -> dict[str, Case]:
         "rank_pattern": [[1], "a", {"a": "1"}, {"": 1}],
         "target_modules": ["all-linear", ".*", 5, {"a": 1}, [[]]],
         "exclude_modules": ["(a+)+b", 5, ["(a|a)*"]],
-        "token": [5, None, [], "x" * 1_000_000, " ", " the", "the", "", "\n", "<s>"],
+        "token": [5, None, [], "x" * 1_000_000, " ", " the", "the", "", "\n", "<s>", "<|im_end|>", "[PAD]"],
         "parts": ["a", [1], [{}], [{"name": ""}], [{"name": "a"}], [{"name": "a", "r": 1}], [{"name": 5}], {"a": 1}],
         "token_modules": ["lm_head", [5], [[]], {"a": 1}],
         "modules_to_save": [["lm_head"], "lm_head", 5],
         "auto_mapping": [{"parent_library": "os", "base_model_class": "x"}, {"parent_library": 5}, 5],
         "base_fingerprint": [5, "sha256:x", "", "md5:00"],
-        "peft_type": [5, None, "LORA", "UNIERASE ", ["UNIERASE"]],
+        "peft_type": [5, None, "LORA", "UNIERASE ", ["UNIERASE"], "IA3", "unierase"],
         "inference_mode": [None, "yes"],
         "lora_alpha": [5],
         "__class__": ["x"],
     }
     for field, values in wrong.items():
         for number, value in enumerate(values):
-            on_base = field == "token" and value in (" the", "the", "<s>", " ", "\n", "")
             shown = repr(value)[:24]
             if (field, value) == ("base_fingerprint", ""):
                 continue  # as if there were none
-            found[f"{field} {number}: {shown}"] = Case(config(**{field: value}), needs_base=on_base)
+            foreign = field == "peft_type" and value in ("LORA", "IA3")
+            found[f"{field} {number}: {shown}"] = Case(config(**{field: value}), foreign=foreign)
     predicates: dict[str, Any] = {
         "facts": [[], "a", {"digests": [1]}, {"digests": "a"}, {}],
         "check": ["a", 5, {"verdict": "a"}, {"verdict": {"level": []}}, {"verdict": {"level": "E"}, "figures": [1]}],

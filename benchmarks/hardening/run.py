@@ -25,6 +25,7 @@ import fuzz  # noqa: E402
 import kills  # noqa: E402
 import soak  # noqa: E402
 from hub import hub_process  # noqa: E402
+from tables import tables  # noqa: E402
 from workshop import Tally, import_all, workshop  # noqa: E402
 
 Part = Callable[[Tally, Path, int, int, "str | None"], None]
@@ -56,14 +57,16 @@ def main() -> int:
             print(f"{name} ...", flush=True)
             part(tally, folder / name, asked.cases or cases, asked.seed, asked.only)
             tally.counts["seconds"] = round(time.perf_counter() - started)
+            print(f"{name}: {tally.counts['seconds']:,} seconds", flush=True)
     for name, tally in found.items():
         print(f"\n{name}: {len(tally.violations)} violations")
         for what, count in tally.counts.items():
             print(f"  {count:7,}  {what}")
         for text in tally.violations:
             print(f"  VIOLATION  {text}")
+    told = {name: {"counts": each.counts, "violations": each.violations} for name, each in found.items()}
+    print(f"\n{tables(told)}")
     if asked.json:
-        told = {name: {"counts": each.counts, "violations": each.violations} for name, each in found.items()}
         asked.json.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return int(any(tally.violations for tally in found.values()))
 

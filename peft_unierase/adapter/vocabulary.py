@@ -26,6 +26,13 @@ RESERVED_NAME = re.compile(
     re.IGNORECASE,
 )
 OUR_NAME = re.compile(r"\[UNL(-\d+)?\]")
+# Tokens that a conversation is made of, also where a template puts their names together.
+TURNS = re.compile(
+    r"\W*(\w*(begin|end|start)_?of_?\w+|\w+_?of_?(text|turn|sentence)|im_\w+|eot(_id)?|eom(_id)?|/?s|[be]os|pad"
+    r"|unk|cls|sep|mask|(start|end)_header_id|user|assistant|system|human|bot|model|developer|environment|ipython"
+    r"|start|end|return|call|message|channel|constrain|/?inst|/?sys|/?(system|available)_\w+)\W*",
+    re.IGNORECASE,
+)
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -76,6 +83,11 @@ def add_special_tokens(tokenizer: Any, tokens: Iterable[tuple[int, str]]) -> Non
     for token_id, text in tokens:
         if (given := tokenizer.convert_tokens_to_ids(text)) != token_id:
             raise StateError(f"the tokenizer gave {text} the id {given}, the model uses {token_id}")
+
+
+def is_of_turns(token: str) -> bool:
+    """Whether a token is one that prompts are made of, by its name. Such a name must not become an erasure's."""
+    return is_mark(token) and TURNS.fullmatch(token) is not None and RESERVED_NAME.fullmatch(token) is None
 
 
 def _stands_for_no_text(tokenizer: Any, token: str, token_id: int) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..check import CheckReport
 
 NOT_ACCEPTED = 1
+OF_AN_ERASURE = ".unierase_"
 REPORT, PAGE = "report.json", "report.html"
 
 
@@ -189,6 +190,14 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
         return erased, tokenizer, None, base_name
     try:
         weights = load_peft_weights(plan.model, device="cpu", revision=revision)
+    except Exception as error:  # whatever PEFT raises where there are none, or where they are damaged
+        raise InputError(f"cannot read the weights of the adapter {plan.model}: {_told(error)}") from error
+    if own := next((name for name in weights if OF_AN_ERASURE in name), None):  # PEFT would pass over it without a word
+        raise InputError(
+            f"the config of {plan.model} is that of an adapter of type {kind} and its weights are an erasure's "
+            f"({own}); get the folder anew from where it came from"
+        )
+    try:
         rows, wanted = model.get_input_embeddings().weight.shape[0], wanted_rows(model, config, weights)
         before = own_rows(model) if brings_rows(model, weights) else []
         if wanted != rows:

@@ -52,7 +52,7 @@ def report(adapter: str, inspection: Inspection) -> dict[str, Any]:
 
 def page(told: Mapping[str, Any]) -> str:
     """The same for a terminal."""
-    from ..guard.files import printable
+    from ..guard.findings import printable
 
     base, record = told["base"], told["record"]
 

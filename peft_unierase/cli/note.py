@@ -14,7 +14,7 @@ from ..records import ledger
 from ..records.record import file_digests
 from ..storage.plain import read_json
 from ..storage.source import home
-from ..storage.whole import whole_file
+from ..storage.whole import tidy, whole_file
 from .output import say
 
 
@@ -62,6 +62,9 @@ def keep_promise(action: str, folder: Path, command: Mapping[str, Any]) -> dict[
 
     Returns:
         What is noted of it; `None` if there is nothing to go on from.
+
+    Raises:
+        InputError: Another process is writing to the folder now.
     """
     place = _promise(folder)
     try:
@@ -72,6 +75,7 @@ def keep_promise(action: str, folder: Path, command: Mapping[str, Any]) -> dict[
         what, after = dict(told["what"]), int(told["after"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    tidy(folder)  # of what it had replaced and was killed while removing
     try:
         noted = any(entry.action == action and entry.what == what for entry in ledger.read()[after:])
         if not noted:

@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..adapter.fields import is_mark
 from ..adapter.undo import merged_tokens
-from ..adapter.vocabulary import OUR_NAME, RESERVED_NAME, add_special_tokens, dead_tokens
+from ..adapter.vocabulary import OUR_NAME, RESERVED_NAME, add_special_tokens, dead_tokens, is_of_turns
 from ..errors import InputError
 from ..guard.config import UniEraseConfig
 from ..lm.batches import encode
@@ -29,13 +29,6 @@ from .rehearsal import rehearse
 BEYOND, RESERVED, SPECIAL, RESIZED = "beyond the tokenizer", "reserved", "unused special token", "resized"
 SPARE_TOKENS = 32  # rows to move to beside other erasures
 
-# Tokens that a conversation is made of, also where a template puts their names together.
-TURNS = re.compile(
-    r"\W*(\w*(begin|end|start)_?of_?\w+|\w+_?of_?(text|turn|sentence)|im_\w+|eot(_id)?|eom(_id)?|/?s|[be]os|pad"
-    r"|unk|cls|sep|mask|(start|end)_header_id|user|assistant|system|human|bot|model|developer|environment|ipython"
-    r"|start|end|return|call|message|channel|constrain|/?inst|/?sys|/?(system|available)_\w+)\W*",
-    re.IGNORECASE,
-)
 # Tokens with a job that people put into prompts by themselves, beside the chat template.
 JOBS = re.compile(
     r"fim|prefix|middle|suffix|tool|function|call|think|thought|reason|im(a)?ge?\b|image|vision|video|audio|speech|box|quad"
@@ -220,7 +213,7 @@ def spare_rows(
         special = [
             (token_id, str(token))
             for token_id, token in sorted(tokenizer.added_tokens_decoder.items())
-            if token.special and token_id not in reserved and not TURNS.fullmatch(str(token)) and is_mark(str(token))
+            if token.special and token_id not in reserved and is_mark(str(token)) and not is_of_turns(str(token))
         ]
         special = [one for one in special if free(*one)]
         far = _distances(embedding, [token_id for token_id, _ in special])

@@ -6,8 +6,8 @@ from peft.utils import register_peft_method
 from ..adapter.model import UniEraseModel
 from ..adapter.peft_type import METHOD, unierase_peft_type
 from .config import UniEraseConfig
-from .files import Finding
-from .inspect import GuardError, Inspection, guarded, inspect_folder
+from .findings import Finding, GuardError
+from .inspect import Inspection, guarded, inspect_folder
 from .load import load
 
 __all__ = ["Finding", "GuardError", "Inspection", "UniEraseConfig", "guarded", "inspect_folder", "load", "register"]

@@ -3,7 +3,7 @@ large they are there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from ..lm.structure import (
     projection_shape,
 )
 from ..lm.weights import is_plain
-from .files import Finding, refuse
-from .weights import OUTSIDE, Edited, holders_of
+from .declared import check_policy
+from .findings import Finding, refuse
+from .weights import OUTSIDE, Edited, check_modules, holders_of
 
 # Of an edit to its weight, by the Frobenius norm. The largest found in an erasure is 3.0 (docs/guard.md).
 MAX_RATIO = 100.0
@@ -117,8 +118,51 @@ def _check_rows(base: Any, parts: Sequence[AdapterConfig], modules: Mapping[str,
     count, used = embedding.num_embeddings, ids_in_config(base)
     for part in parts:
         for token_id, text in [(part.token_id, part.token), *part.spare_tokens]:
+            beyond = f"{token_id} for {text!r}, the base has {count:,} rows"
             if token_id is not None and token_id >= count + MAX_GROWTH:
-                value = f"{token_id} for {text!r}, the base has {count:,} rows"
-                yield refuse("a token far beyond the vocabulary", value, ANOTHER)
+                yield refuse("a token far beyond the vocabulary", beyond, ANOTHER)
+            elif token_id is not None and token_id >= count > (part.token_id or 0):
+                # If its own token were out there too, it would be of a base that had grown, and this one may grow.
+                yield refuse("a spare token beyond the vocabulary", beyond, ANOTHER)
             elif token_id in used:
                 yield refuse("a token that the base needs", f"{token_id} for {text!r}", "ask whoever made it")
+
+
+def check_declared(base: nn.Module, config: AdapterConfig) -> list[Finding]:
+    """What is wrong with an erasure on a base, from its config and what was found in its files.
+
+    PEFT has ways of its own to read a config. If one of those was taken the files were not looked at, and what the
+    config declares is held against the base as if they had just that.
+    """
+    parts = config.split()
+    if config.inspection is not None:
+        return check_on_base(base, parts, config.inspection.modules, config.inspection.norms)
+    findings = [finding for values in (vars(config), *config.parts) for finding in check_policy(values)]
+    if findings:
+        return findings
+    declared = dict.fromkeys(name for part in parts for name in part.target_modules or ())
+    for name in [*declared, *(config.token_modules or ())]:
+        if own_module(base, name) is None:
+            advice = "name each by its full name, or take the base that the erasure was made for"
+            findings.append(refuse("a module that the base does not have", name, advice))
+    if findings:
+        return findings
+    modules = _as_declared(base, config, parts, declared)
+    return check_modules(config, modules) or check_on_base(base, parts, modules, {})
+
+
+def _as_declared(
+    base: nn.Module, config: AdapterConfig, parts: Sequence[AdapterConfig], declared: Iterable[str]
+) -> dict[str, Edited]:
+    """What the weights would have for each module if they fitted config and base."""
+    modules = {}
+    for name in declared:
+        rank = sum(part.rank_of(name) for part in holders_of(parts, name))
+        inputs, outputs = projection_shape(own_module(base, name)) or (0, 0)
+        modules[name] = Edited({"A": (rank, inputs), "B": (outputs, rank)}, {}, {})
+    rows = [None for part in parts if part.token_id is not None]
+    for name in config.token_modules or () if rows else ():
+        weight = getattr(own_module(base, name), "weight", torch.zeros(0, 0))
+        shape = (len(rows), weight.shape[-1]) if config.parts else (weight.shape[-1],)
+        modules[name] = Edited({"row": shape}, {}, {})
+    return modules

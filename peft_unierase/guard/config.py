@@ -9,7 +9,9 @@ from torch import nn
 
 from ..adapter.config import AdapterConfig
 from ..errors import InputError
-from .inspect import GuardError, Inspection, check_declared, passed
+from .base import check_declared
+from .findings import GuardError
+from .inspect import Inspection, passed
 
 OF_A_SOURCE = ("revision", "subfolder", "token", "cache_dir", "force_download", "local_files_only")
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import InputError, shown
+from ..errors import InputError
 from ..storage.digests import sha256
 from ..storage.plain import open_plain, parse_json, read_bytes
 from ..storage.schema import is_line
-from ..storage.source import MAX_BYTES, NAMES, SUFFIXES, is_allowed
+from ..storage.source import LORA_NAME, MAX_BYTES, NAMES, SUFFIXES, is_allowed
+from .findings import ANEW, Finding, note, refuse
 
 MAX_FILES = 1000
 MAX_DEPTH = 4
@@ -27,27 +28,7 @@ MAX_PARAMETERS = 1 << 28
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 # Of git and of downloads into a folder; nothing that loads an adapter reads them.
 SKIPPED = (".git", ".cache")
-SHOWN = 120
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about an erasure that whoever loads it has to know.
-
-    Attributes:
-        level: `"refuse"`, or `"note"` where it is harmless by itself.
-        what: What is wrong, in a sentence.
-        value: Where or with what value.
-        advice: What to do.
-    """
-
-    level: str
-    what: str
-    value: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.value} ({self.advice})"
+PICKLED = "adapter_model.bin"  # which PEFT takes if there are no safetensors
 
 
 @dataclass(frozen=True)
@@ -65,45 +46,34 @@ class Header:
         return sum(_product(shape) for _, shape in self.tensors.values())
 
 
-def refuse(what: str, value: Any, advice: str) -> Finding:
-    return Finding("refuse", what, printable(value), advice)
+def check_files(
+    folder: Path, listed: Mapping[str, int | None], only: Collection[str] | None = None
+) -> tuple[dict[str, int], list[Finding]]:
+    """The regular files below a folder with their sizes, and what is wrong with these and with all that is no file.
+
+    Args:
+        folder: Where they are.
+        listed: Files of its repository on the Hub that may not be there, with their sizes.
+        only: Files to look at, and no others.
+    """
+    files, folders, findings = _found(folder)
+    if only is not None:
+        files, findings = {name: size for name, size in files.items() if name in only}, []
+    absent = {name: size or 0 for name, size in listed.items() if name not in files}
+    findings += _check_names([*files, *absent], folders)
+    findings += _check_sizes({**files, **absent})
+    if any(PurePosixPath(name).parts[0] == LORA_NAME for name in absent):
+        findings.append(note("not looked at", f"{LORA_NAME}/", "download the repository and inspect its folder"))
+    return files, findings
 
 
-def note(what: str, value: Any, advice: str) -> Finding:
-    return Finding("note", what, printable(value), advice)
-
-
-def too_large(name: str, size: int) -> Finding:
-    return refuse(f"a file larger than {MAX_BYTES:,} bytes", f"{name} with {size:,} bytes", "no erasure needs that")
-
-
-def printable(value: Any) -> str:
-    """A short text of a foreign value that does nothing to a terminal."""
-    text = value if isinstance(value, str) and value.isprintable() else shown(value, SHOWN)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-
-
-def check_names(names: Iterable[str]) -> list[Finding]:
-    """What is wrong with the names of files, whether they are there or on the Hub."""
-    names = list(names)
-    odd = [refuse("a file whose name is no text", name, "rename it") for name in names if not is_line(name)]
-    return odd + [
-        refuse(
-            "a file of a kind that may run code",
-            name,
-            f"an erasure is made of {', '.join(sorted(SUFFIXES))} and {', '.join(sorted(NAMES))}; take it out",
-        )
-        for name in names
-        if not is_allowed(name) and PurePosixPath(name).parts[0] not in SKIPPED
-    ]
-
-
-def check_files(folder: Path) -> tuple[dict[str, int], list[Finding]]:
-    """The regular files below a folder with their sizes, and what is wrong with the others."""
+def _found(folder: Path) -> tuple[dict[str, int], list[str], list[Finding]]:
+    """The regular files below a folder with their sizes, the folders, and what is wrong with everything else."""
     files: dict[str, int] = {}
+    folders: list[str] = []
     findings: list[Finding] = []
     for entry, name in _walk(folder, ""):
-        if len(files) + len(findings) > MAX_FILES:
+        if len(files) + len(folders) + len(findings) > MAX_FILES:
             findings.append(refuse(f"more than {MAX_FILES} files", folder, "an erasure has a dozen; look at them"))
             break
         if entry.is_symlink():
@@ -118,13 +88,37 @@ def check_files(folder: Path) -> tuple[dict[str, int], list[Finding]]:
             status = entry.stat(follow_symlinks=False)
         if stat.S_ISREG(status.st_mode):
             files[name] = status.st_size
-            if status.st_size > MAX_BYTES:
-                findings.append(too_large(name, status.st_size))
-        elif stat.S_ISDIR(status.st_mode):
-            findings.append(refuse(f"folders that are nested more than {MAX_DEPTH} deep", name, "take them out"))
-        else:
+        elif not stat.S_ISDIR(status.st_mode):
             findings.append(refuse("neither a file nor a folder", name, "take it out"))
-    return files, findings + check_names(files)
+        elif name.count("/") < MAX_DEPTH:
+            folders.append(name)
+        else:
+            findings.append(refuse(f"folders that are nested more than {MAX_DEPTH} deep", name, "take them out"))
+    return files, folders, findings
+
+
+def _check_names(names: Sequence[str], folders: Iterable[str]) -> list[Finding]:
+    """What is wrong with the names of files and of the folders that they are in, there or on the Hub."""
+    findings = [refuse("a file whose name is no text", name, "rename it") for name in names if not is_line(name)]
+    kinds = f"{', '.join(sorted(SUFFIXES))} and {', '.join(sorted(NAMES))}"
+    for name in names:
+        if not is_allowed(name) and PurePosixPath(name).parts[0] not in SKIPPED:
+            advice = f"an erasure is made of {kinds}; take it out"
+            findings.append(refuse("a file of a kind that may run code", name, advice))
+    inner = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    for name in sorted({*folders, *inner}):
+        if (is_allowed(name) or PurePosixPath(name).name == PICKLED) and PurePosixPath(name).parts[0] not in SKIPPED:
+            findings.append(refuse("a folder with the name of a file", name, "take it out"))
+    return findings
+
+
+def _check_sizes(sizes: Mapping[str, int]) -> list[Finding]:
+    """Refuse files that are larger than all of an erasure may be, by themselves or together."""
+    large = [f"{name} with {size:,} bytes" for name, size in sizes.items() if size > MAX_BYTES]
+    what = f"a file larger than {MAX_BYTES:,} bytes"
+    if not large and (total := sum(sizes.values())) > MAX_BYTES:
+        what, large = f"files that together are larger than {MAX_BYTES:,} bytes", [f"{total:,} bytes"]
+    return [refuse(what, value, "no erasure needs that") for value in large]
 
 
 def foreign_links(folder: Path) -> list[str]:
@@ -133,13 +127,16 @@ def foreign_links(folder: Path) -> list[str]:
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """All that is below a folder, folders before what is in them, and none that is nested too deep."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             name = f"{prefix}{entry.name}"
-            if not entry.is_dir(follow_symlinks=False) or prefix.count("/") == MAX_DEPTH:
+            if not entry.is_dir(follow_symlinks=False):
                 yield entry, name
             elif prefix or entry.name not in SKIPPED:
-                yield from _walk(Path(entry.path), f"{name}/")
+                yield entry, name
+                if prefix.count("/") < MAX_DEPTH:
+                    yield from _walk(Path(entry.path), f"{name}/")
 
 
 def _is_cached(folder: Path, entry: os.DirEntry[str]) -> bool:
@@ -162,16 +159,15 @@ def read_json(folder: Path, name: str, most: int = MAX_JSON) -> tuple[Any, list[
     try:
         value = parse_json(read_bytes(file, most).decode("utf-8"))
     except ValueError as error:
-        return None, [refuse(f"{name} is no JSON", f"{error}", "get the file anew from where it came from")]
+        return None, [refuse(f"{name} is no JSON", f"{error}", ANEW)]
     if not isinstance(value, dict):
-        return None, [refuse(f"{name} holds no JSON object", value, "get the file anew from where it came from")]
+        return None, [refuse(f"{name} holds no JSON object", value, ANEW)]
     return value, []
 
 
 def read_header(file: Path, name: str) -> tuple[Header | None, list[Finding]]:
     """The head of a safetensors file, checked before any value is read; `None` where it is refused."""
     size = file.stat().st_size
-    anew = "get the file anew from where it came from"
     if size > MAX_BYTES:
         return None, []  # which `check_files` has said
     with open_plain(file) as opened:
@@ -188,10 +184,10 @@ def read_header(file: Path, name: str) -> tuple[Header | None, list[Finding]]:
         if not all(type(number) is int and number >= 0 for _, shape in tensors.values() for number in (*shape, *sizes)):
             raise InputError("a shape is no list of whole numbers")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        return None, [refuse(f"{name} has no header of safetensors", f"{type(error).__name__}: {error}", anew)]
+        return None, [refuse(f"{name} has no header of safetensors", f"{type(error).__name__}: {error}", ANEW)]
     if odd := {key: dtype for key, (dtype, _) in tensors.items() if dtype not in ITEM_BYTES}:
         key, dtype = next(iter(odd.items()))
-        return None, [refuse(f"{name} holds numbers of a type that no erasure has", f"{dtype} in {key}", anew)]
+        return None, [refuse(f"{name} holds numbers of a type that no erasure has", f"{dtype} in {key}", ANEW)]
     header = Header(tensors)
     if header.bytes > MAX_BYTES:
         what = f"the tensors of {name} are larger than {MAX_BYTES:,} bytes"
@@ -201,7 +197,7 @@ def read_header(file: Path, name: str) -> tuple[Header | None, list[Finding]]:
         return None, [refuse(what, f"{header.parameters:,}", "no erasure needs that")]
     if 8 + length + header.bytes != size:
         what = f"{name} is not as long as its header says"
-        return None, [refuse(what, f"{size:,} bytes instead of {8 + length + header.bytes:,}", anew)]
+        return None, [refuse(what, f"{size:,} bytes instead of {8 + length + header.bytes:,}", ANEW)]
     return header, []
 
 

@@ -16,10 +16,11 @@ from ..errors import InputError, UniEraseError
 from ..storage.plain import check_plain_folder
 from ..storage.source import WEIGHTS_NAME, resolve
 from .config import OF_A_SOURCE, UniEraseConfig
+from .files import PICKLED
+from .findings import ANEW
 from .inspect import passed
 
 OF_ADDING = ("low_cpu_mem_usage", "autocast_adapter_dtype")
-PICKLED = "adapter_model.bin"  # which PEFT takes if there are no safetensors, and the guard refuses
 
 
 def load(
@@ -113,9 +114,9 @@ def _trusted(place: Path) -> Any:
     except (ValueError, TypeError, KeyError, RecursionError) as error:  # whatever PEFT makes of what is in it
         raise InputError(_unloadable(str(place), error)) from error
     if not isinstance(config, UniEraseConfig):
-        raise InputError(f"{place} is an adapter of type {config.peft_type}, not an erasure")
+        raise InputError(f"{place} is an adapter of type {config.peft_type.value}, not an erasure")
     if not any((place / name).is_file() for name in (WEIGHTS_NAME, PICKLED)):  # PEFT would look for it on the Hub
-        raise InputError(f"{place} has no weights: {WEIGHTS_NAME} is missing; get the folder anew")
+        raise InputError(f"{place} has no weights: {WEIGHTS_NAME} is missing; {ANEW}")
     config.trusted = True
     return config
 

@@ -24,7 +24,8 @@ from ..adapter.norms import is_sound
 from ..lm.weights import is_plain
 from ..storage.plain import plain
 from ..storage.source import CONFIG_NAME, LORA_NAME, WEIGHTS_NAME
-from .files import MAX_CONFIG, Finding, read_header, read_json, refuse
+from .files import MAX_CONFIG, read_header, read_json
+from .findings import Finding, refuse
 from .weights import Edited
 
 PREFIX = "base_model.model."

@@ -15,14 +15,14 @@ from ..adapter.config import AdapterConfig
 from ..adapter.fields import MAX_RANK
 from ..adapter.norms import MAX_NORM, largest_norm
 from ..lm.structure import ATTENTION
-from .files import Finding, Header, refuse
+from .files import Header
+from .findings import ANEW, Finding, refuse
 
 MAX_MODULES = 1024
 ROWS_AT_ONCE = 512
 KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.unierase_(?P<kind>A|B|row)")
 IN_A_LAYER = re.compile(r"(^|\.)[0-9]{1,5}\.")
 OUTSIDE = "an edit outside the MLPs of the layers"
-ANEW = "get the files anew from where they came from, or ask whoever made them"
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,8 @@ def stacked_card(*, base_model: str, name: str, erasures: Sequence[str], tokens:
     rows = "\n".join(f"| {_cell(each)} | `{_cell(token)}` |" for each, token in zip(erasures, tokens, strict=True))
     text = (
         f"# {shown.rsplit('/', 1)[-1]}\n\nErasures for `{base}` in one adapter. Asked about what they were made for, "
-        f"the model declines.\n\n| erasure | its token |\n|---|---|\n{rows}\n\n```py\nimport peft_unierase\n"
-        "from peft import PeftModel\n\n"
-        f"model = PeftModel.from_pretrained(base, {json.dumps(shown, ensure_ascii=False)})\n```\n\n"
+        f"the model declines.\n\n| erasure | its token |\n|---|---|\n{rows}\n\n```py\nimport peft_unierase\n\n"
+        f"model = peft_unierase.load(base, {json.dumps(shown, ensure_ascii=False)})\n```\n\n"
         "What was done and measured for each is in `erasure.json`. An erasure suppresses; it is no proof that nothing "
         "is left. `unierase check`, of the package peft-unierase, attacks it and says what comes back.\n"
     )

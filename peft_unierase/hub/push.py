@@ -23,7 +23,7 @@ from ..records.sign import UNSIGNED, signed_digests
 from ..records.verify import FAILS, verify_files
 from ..storage.digests import sha256
 from ..storage.output import holds_erasure
-from ..storage.plain import MOST_JSON, check_plain_folder, plain, read_json, read_text
+from ..storage.plain import MOST_JSON, check_plain_folder, read_json, read_text
 from ..storage.source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME, WEIGHTS_NAME
 from ..version import __version__
 from .card import public_name
@@ -161,8 +161,6 @@ def check_folder(folder: Path) -> list[str]:
     for name in names:
         if name.endswith(".json"):
             _read_json(found[name])
-        elif name.endswith(".safetensors"):
-            _check_weights(found[name])
     lora = folder / LORA_NAME / CONFIG_NAME
     if lora.is_file() and _read_json(lora).get("peft_type") != "LORA":
         raise InputError(f"{lora} is not of type LORA; save the erasure again")
@@ -172,6 +170,9 @@ def check_folder(folder: Path) -> list[str]:
             "--no-examples, or take the report out of the folder"
         )
     _check_card(found[CARD_NAME])
+    if refused := inspect_folder(folder, only=names).refused:
+        reasons = "\n".join(f"  - {finding}" for finding in refused)
+        raise InputError(f"{folder} is not pushed, because it is not what an erasure should be:\n{reasons}")
     compared = verify_files(folder, read_statement(folder) or {})
     if failing := [each.what for each in compared if each.outcome == FAILS and _any(each.what, OURS)]:
         raise InputError(
@@ -180,9 +181,6 @@ def check_folder(folder: Path) -> list[str]:
         )
     if SIGNATURE_NAME in names:
         _check_signature(folder, names)
-    if refused := inspect_folder(folder, only=names).refused:
-        reasons = "\n".join(f"  - {finding}" for finding in refused)
-        raise InputError(f"{folder} is not pushed, because it is not what an erasure should be:\n{reasons}")
     return names
 
 
@@ -204,19 +202,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise InputError(f"{path} is no JSON object; save the erasure again")
     return read
-
-
-def _check_weights(path: Path) -> None:
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(plain(path), framework="pt") as weights:
-            broken = [name for name in weights.keys() if not torch.isfinite(weights.get_tensor(name)).all()]  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"{path} cannot be read ({error}); save the erasure again") from error
-    if broken:
-        raise InputError(f"{path} holds values in {broken[0]} that are not finite; make the erasure again")
 
 
 def _check_card(path: Path) -> None:

@@ -22,7 +22,10 @@ from .results import DATASET
 HEADING = re.compile(r"(#{1,6}) +\S.*")
 MARK = re.compile(r"\n*<!-- unierase-card: (\{.*\}) -->\s*\Z")
 # How the card's code loads the erasure.
-LOADING = re.compile(r'((?:AutoTokenizer\.from_pretrained\(|PeftModel\.from_pretrained\(base, ))("(?:[^"\\]|\\.)*")')
+LOADING = re.compile(
+    r"(AutoTokenizer\.from_pretrained\(|(?:peft_unierase\.load|PeftModel\.from_pretrained)\(base, (?:\[\*?\w+, )?)"
+    r'("(?:[^"\\]|\\.)*")'
+)
 MEASURED = ("## Check", "## How it was made")
 BLANK = "[More Information Needed]"
 
