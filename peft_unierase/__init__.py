@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .adapter.active import align_tokenizer, set_active, toggle
     from .adapter.fingerprint import BaseWarning
     from .adapter.model import UniEraseModel
+    from .checking import check
     from .data import FactWarning, read_facts
     from .data.facts import Fact, FactError
     from .engine import DistillSettings, Erasure, PaperSettings, erase
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .guard import GuardError, Inspection, UniEraseConfig, load
     from .guard import inspect_folder as inspect
     from .hub import push_erasure, stack
+    from .planning import plan
     from .retain.sample_files import Samples, read_samples
     from .storage.plain import JsonError, NotPlainError
 
@@ -50,9 +52,11 @@ _HOMES = {
     "UniEraseModel": "adapter.model",
     "WrongTypeError": "errors",
     "align_tokenizer": "adapter.active",
+    "check": "checking",
     "erase": "engine",
     "inspect": "guard:inspect_folder",
     "load": "guard",
+    "plan": "planning",
     "push_erasure": "hub",
     "read_facts": "data",
     "read_samples": "retain.sample_files",

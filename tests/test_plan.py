@@ -24,10 +24,10 @@ from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.around import SURE
 from peft_unierase.lm.decoding import continuations
 from peft_unierase.lm.formats import chat_format
-from peft_unierase.plan import Plan, plan
-from peft_unierase.plan.collateral import closeness
-from peft_unierase.plan.questions import subjects_of, told_by
-from peft_unierase.plan.run import ASKED, RETAINED, PlannedFact
+from peft_unierase.planning import Plan, plan
+from peft_unierase.planning.collateral import closeness
+from peft_unierase.planning.questions import subjects_of, told_by
+from peft_unierase.planning.run import ASKED, RETAINED, PlannedFact
 from peft_unierase.text import recall, terms
 
 SUBJECT = "Nesko Corquist"
@@ -257,7 +257,7 @@ def test_a_ramp_stops_where_a_limit_is_passed_and_keeps_what_was_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int, facts: int
 ) -> None:
     hasten(monkeypatch, steps=1, settling_steps=1, rank=2)  # what is gone is said below
-    module = importlib.import_module("peft_unierase.check.answers")
+    module = importlib.import_module("peft_unierase.checking.answers")
     answer, calls = module.answer_questions, []
 
     def once_worse(model: Any, tokenizer: Any, asked: Any, form: Any, **told: Any) -> Any:

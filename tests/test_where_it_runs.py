@@ -21,13 +21,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import peft_unierase
 from peft_unierase import erase
 from peft_unierase.adapter.lora import save_lora
-from peft_unierase.check import check
+from peft_unierase.checking import check
 from peft_unierase.cli.check import CheckPlan, load_erased
 from peft_unierase.cli.prompting import read_prompting
 from peft_unierase.demo import boxed_model_dir, boxed_refusals
 from peft_unierase.errors import InputError
 from peft_unierase.lm.formats import default_formats
-from peft_unierase.plan import plan
+from peft_unierase.planning import plan
 
 pytestmark = pytest.mark.slow
 

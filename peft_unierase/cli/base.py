@@ -18,7 +18,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 OWN_CODE = (
     "it needs Python code of its own, and no command runs such code. Give a model that transformers has a class for; "
     "or read the code, load model and tokenizer in Python with trust_remote_code=True, and hand them to "
-    "`peft_unierase.erase`, `peft_unierase.load` or `peft_unierase.check.check`"
+    "`peft_unierase.erase`, `peft_unierase.load` or `peft_unierase.check`"
 )
 HEADS = ("ForCausalLM", "LMHead", "ForConditionalGeneration")
 

@@ -15,7 +15,7 @@ from .prompting import read_prompting
 from .sets import Reading, read_refusals
 
 if TYPE_CHECKING:
-    from ..check import CheckReport
+    from ..checking import CheckReport
 
 NOT_ACCEPTED = 1
 REPORT, PAGE = "report.json", "report.html"
@@ -69,15 +69,15 @@ def _run(plan: CheckPlan, style: Format) -> CheckReport:
     retain = {name: plan.reading.retain(source) for name, source in named_sets(plan.retain).items()}
     unseen = plan.reading.forget(plan.unseen, "unseen") if plan.unseen else []
 
-    from ..check import LEVELS, Thresholds, check
-    from ..check.attacks import chosen
+    from ..checking import LEVELS, Thresholds, check
+    from ..checking.attacks import chosen
 
     if plan.accept not in LEVELS:
         raise InputError(f"--accept {plan.accept!r} is no level of a verdict; it may be {', '.join(LEVELS)}")
     thresholds = Thresholds(known=plan.known, margin=plan.margin, utility=plan.utility)
     chosen(plan.attacks)
 
-    from ..check.judges import entailment_judge, similarity_judge
+    from ..checking.judges import entailment_judge, similarity_judge
     from .base import load_base, prepare_libraries
 
     prepare_libraries()

@@ -156,7 +156,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     check_onto(plan.onto, plan.output)
     salt = read_salt(plan.salt_file) if plan.salt_file else own_salt()
     if plan.check:
-        from ..check.scores import statistics
+        from ..checking.scores import statistics
 
         statistics()
 

@@ -50,7 +50,7 @@ def run_plan(order: PlanOrder, style: Format) -> None:
 
         refusals = read_refusals(order.refusals)
         prompting = read_prompting(order.prompt_format, order.system)
-        from ..plan import plan
+        from ..planning import plan
         from .base import load_base, prepare_libraries
 
         prepare_libraries()

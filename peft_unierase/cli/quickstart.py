@@ -18,14 +18,14 @@ def run_quickstart(output: Path, seed: int) -> None:
 
 
 def _run(output: Path, seed: int) -> None:
-    from ..check.scores import statistics
+    from ..checking.scores import statistics
     from ..hub.folder import check_output
     from ..records.ledger import own_salt
 
     check_output(output, overwrite=True)
     statistics()
 
-    from ..check import Answer, answer_questions, check
+    from ..checking import Answer, answer_questions, check
     from ..data import read_facts
     from ..data.facts import Fact
     from ..demo import boxed_facts, boxed_model_dir, boxed_refusals

@@ -102,8 +102,8 @@ def run_ramp(plan: RampPlan, style: Format) -> None:
 
 def ramp(plan: RampPlan, style: Format) -> list[Step]:
     """Erase step by step; what is good is saved before the next step begins."""
-    from ..check.answers import answer_questions
-    from ..check.case import drawn
+    from ..checking.answers import answer_questions
+    from ..checking.case import drawn
     from ..data.facts import check_facts, comparable_facts
     from ..records.ledger import own_salt
     from ..storage.output import check_new
