@@ -21,11 +21,16 @@ if TYPE_CHECKING:
     from .data import FactWarning, read_facts
     from .data.facts import Fact, FactError
     from .engine import DistillSettings, Erasure, PaperSettings, erase
+    from .engine.spare_row import NoSpareRowError
     from .errors import ErasureWarning, InputError, MissingPackageError, StateError, UniEraseError, WrongTypeError
     from .guard import GuardError, Inspection, UniEraseConfig, load
-    from .guard import inspect_folder as inspect
-    from .hub import push_erasure, stack
-    from .planning import plan
+    from .guard.inspect import inspect
+    from .hub import merge, push_erasure, stack
+    from .lm.structure import UnsupportedModelError
+    from .planning import plan, ramp
+    from .records.ledger import LedgerError
+    from .records.restore import restore
+    from .records.verify import verify
     from .retain.sample_files import Samples, read_samples
     from .storage.plain import JsonError, NotPlainError
 
@@ -42,7 +47,9 @@ _HOMES = {
     "InputError": "errors",
     "Inspection": "guard",
     "JsonError": "storage.plain",
+    "LedgerError": "records.ledger",
     "MissingPackageError": "errors",
+    "NoSpareRowError": "engine.spare_row",
     "NotPlainError": "storage.plain",
     "PaperSettings": "engine",
     "Samples": "retain.sample_files",
@@ -50,19 +57,24 @@ _HOMES = {
     "UniEraseConfig": "guard",
     "UniEraseError": "errors",
     "UniEraseModel": "adapter.model",
+    "UnsupportedModelError": "lm.structure",
     "WrongTypeError": "errors",
     "align_tokenizer": "adapter.active",
     "check": "checking",
     "erase": "engine",
-    "inspect": "guard:inspect_folder",
+    "inspect": "guard.inspect",
     "load": "guard",
+    "merge": "hub",
     "plan": "planning",
     "push_erasure": "hub",
+    "ramp": "planning",
     "read_facts": "data",
     "read_samples": "retain.sample_files",
+    "restore": "records.restore",
     "set_active": "adapter.active",
     "stack": "hub",
     "toggle": "adapter.active",
+    "verify": "records.verify",
 }
 
 __all__ = ["__version__", *_HOMES]

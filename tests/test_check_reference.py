@@ -17,7 +17,7 @@ from peft_unierase.checking.page import page
 from peft_unierase.checking.reference import References
 from peft_unierase.checking.renamed import QUESTIONS, Names, renamed_cases
 from peft_unierase.checking.scores import beyond_chance
-from peft_unierase.cli.check import report_table
+from peft_unierase.cli.report import report_table
 from peft_unierase.data.facts import Fact
 from peft_unierase.demo import boxed_refusals
 from peft_unierase.lm.formats import chat_format

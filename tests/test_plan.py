@@ -19,7 +19,7 @@ from typer.main import get_command
 
 from peft_unierase import Fact, erase, read_facts
 from peft_unierase.cli.app import app
-from peft_unierase.cli.ramp import Step, draw, matrix, parse_steps
+from peft_unierase.cli.ramp import matrix, parse_steps
 from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.around import SURE
 from peft_unierase.lm.decoding import continuations
@@ -27,6 +27,7 @@ from peft_unierase.lm.formats import chat_format
 from peft_unierase.planning import Plan, plan
 from peft_unierase.planning.collateral import closeness
 from peft_unierase.planning.questions import subjects_of, told_by
+from peft_unierase.planning.ramp import Step, draw
 from peft_unierase.planning.run import ASKED, RETAINED, PlannedFact
 from peft_unierase.text import recall, terms
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from ..adapter.model import take_back
 from ..adapter.swap import SwappingLayer
-from .spare_row import resize_vocabulary
+from ..adapter.token_row import resize_vocabulary
 
 
 @contextmanager

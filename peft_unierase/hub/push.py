@@ -18,9 +18,9 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors import InputError
+from ..records.compare import FAILS, verify_files
 from ..records.read import read_record, read_statement
 from ..records.sign import UNSIGNED, signed_digests
-from ..records.verify import FAILS, verify_files
 from ..storage.digests import sha256
 from ..storage.output import holds_erasure
 from ..storage.plain import MOST_JSON, check_plain_folder, plain, read_json, read_text

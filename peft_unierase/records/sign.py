@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError, MissingPackageError
 from ..storage.plain import check_plain_folder, read_json
 from ..storage.source import CARD_NAME, SIGNATURE_NAME
-from .verify import FAILS, HOLDS, Comparison
+from .compare import FAILS, HOLDS, Comparison
 
 PARTIAL_NAME = f".{SIGNATURE_NAME}"  # a new one, until it is whole
 UNSIGNED = (CARD_NAME, ".gitattributes", ".git", ".cache")
