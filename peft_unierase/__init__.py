@@ -6,9 +6,8 @@ loads an erasure. The public verbs are loaded when they are first used.
 
 from __future__ import annotations
 
-import importlib
 import sys
-from pathlib import PurePath
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .version import __version__
@@ -83,14 +82,14 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         home, _, own = _HOMES[name].partition(":")
-        return getattr(importlib.import_module(f".{home}", __name__), own or name)
+        return getattr(import_module(f".{home}", __name__), own or name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*(name for name in globals() if name.startswith("__")), *__all__})
 
 
-# The `unierase` command passes through here too, and its `--help` shall not wait for torch; it registers later.
-if PurePath(sys.argv[0] if sys.argv else "").name not in ("unierase", "unierase.exe"):
-    importlib.import_module(".guard", __name__).register()
+# The command registers the type when it loads PEFT, which its `--help` shall not wait for.
+if "unierase_command" not in sys.modules:
+    import_module(".guard", __name__).register()

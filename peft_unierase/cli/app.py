@@ -88,4 +88,4 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in the background
         signal.signal(signal.SIGINT, interrupt)
-    app()
+    app(prog_name="unierase")
