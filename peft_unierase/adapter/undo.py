@@ -19,7 +19,8 @@ from torch import nn
 
 from ..errors import InputError
 from ..storage.plain import parse_json, plain
-from ..storage.schema import MergedModel, UndoHeader, checked
+from ..storage.schema import MergedModel, UndoHeader
+from ..storage.values import checked
 from .swap import SwappingLayer
 
 CHUNK = 1 << 24

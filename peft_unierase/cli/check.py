@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
+from ..storage.names import REPORT_NAME
 from ..storage.plain import check_plain_folder
 from .note import note
 from .options import DeviceMapOption, DtypeOption, FormatOption, SeedOption, TrustOption
@@ -27,7 +28,7 @@ EXAMPLES = (
     "unierase check ./unlearned --base org/model --forget forget.jsonl --retain facts=facts.csv --retain keep.jsonl"
 )
 NOT_ACCEPTED = 1
-REPORT, PAGE = "report.json", "report.html"
+PAGE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +182,7 @@ def _run(options: CheckOptions, style: Format) -> CheckReport:
         progress=style is not Format.QUIET,
     )
     if options.output:
-        report.save_json(options.output / REPORT, not options.no_examples)
+        report.save_json(options.output / REPORT_NAME, not options.no_examples)
         report.save_html(options.output / PAGE, not options.no_examples)
     note("check", None, model=options.model, base=base_name, facts=len(forget), verdict=report.verdict.level)
     if style is Format.JSON:
@@ -189,7 +190,7 @@ def _run(options: CheckOptions, style: Format) -> CheckReport:
     elif style is Format.HUMAN:
         show(report_table(report))
         if options.output:
-            show(f"\nSaved to {options.output}: {REPORT} and {PAGE}, which a browser shows.")
+            show(f"\nSaved to {options.output}: {REPORT_NAME} and {PAGE}, which a browser shows.")
     return report
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError, shown
-from ..lm.adapters import ADAPTER, description
+from ..lm.adapters import description
+from ..storage.names import CONFIG_NAME
 
 MOST_LAYERS = 10_000
 
@@ -41,7 +42,7 @@ def check_onto(folders: Sequence[Path], output: Path) -> None:
     from ..storage.output import holds_erasure
 
     for folder in folders:
-        if (folder / ADAPTER).is_file() and not holds_erasure(folder):
+        if (folder / CONFIG_NAME).is_file() and not holds_erasure(folder):
             raise InputError(
                 f"{folder} is {description(str(folder))} and no erasure; merge it into the base first and give the "
                 "merged model as MODEL"

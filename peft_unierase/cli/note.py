@@ -12,8 +12,8 @@ from typing import Any
 from ..errors import UniEraseError
 from ..records import ledger
 from ..records.record import file_digests
+from ..storage.names import home
 from ..storage.plain import read_json
-from ..storage.source import home
 from ..storage.whole import claimed, whole_file
 from .output import say
 

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ..adapter.fields import is_mark
 from ..adapter.undo import merged_tokens
 from ..adapter.vocabulary import OUR_NAME, RESERVED_NAME, add_special_tokens, dead_tokens
 from ..errors import InputError
 from ..guard.config import UniEraseConfig
 from ..lm.batches import encode
 from ..lm.structure import ids_in_config
+from ..storage.values import is_mark
 from .rehearsal import rehearse
 
 BEYOND, RESERVED, SPECIAL, RESIZED = "beyond the tokenizer", "reserved", "unused special token", "resized"

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter.config import AdapterConfig
-from ..adapter.fields import MAX_RANK, OF_A_PART, wrong_values
+from ..adapter.config import OF_A_PART, AdapterConfig, wrong_values
 from ..errors import InputError
 from ..lm.structure import projection_shape
 from ..storage.digests import recorded_digests
-from ..storage.schema import Statement, checked
-from ..storage.source import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, WEIGHTS_NAME, resolve
+from ..storage.names import CONFIG_NAME, LORA_NAME, MAX_BYTES, RECORD_NAME, TOKENIZER_NAME, WEIGHTS_NAME
+from ..storage.schema import Statement
+from ..storage.source import resolve
+from ..storage.values import MAX_RANK, checked
 from .base import check_on_base, own_module
 from .files import (
     MAX_CONFIG,
@@ -50,7 +51,6 @@ WHOLE_MODULES = "modules that are replaced as a whole"
 MAX_PARTS = 256
 MAX_SPARE = 1024
 TOLD = 20
-TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 class GuardError(InputError):
@@ -413,9 +413,9 @@ def _notes(values: Mapping[str, Any]) -> list[Finding]:
 
 
 def _check_tokenizer(folder: Path, files: Mapping[str, int]) -> list[Finding]:
-    if TOKENIZER_CONFIG not in files:
+    if TOKENIZER_NAME not in files:
         return []
-    values, findings = read_json(folder, TOKENIZER_CONFIG)
+    values, findings = read_json(folder, TOKENIZER_NAME)
     if values and values.get(REMOTE_CODE):
         what = "a tokenizer that asks for code from elsewhere"
         findings.append(refuse(what, f"{REMOTE_CODE} {values[REMOTE_CODE]!r}", "no erasure needs that"))

@@ -14,8 +14,9 @@ from ..adapter.fingerprint import check_base
 from ..adapter.model import check_adapter_name, check_unwrapped, unwrap
 from ..adapter.token_row import resize_vocabulary
 from ..errors import InputError, UniEraseError
+from ..storage.names import WEIGHTS_NAME
 from ..storage.plain import check_plain_folder
-from ..storage.source import WEIGHTS_NAME, resolve
+from ..storage.source import resolve
 from .base import MAX_GROWTH
 from .config import OF_A_SOURCE, UniEraseConfig
 from .inspect import passed

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 from ..errors import InputError
 from ..records.record import write_record
 from ..storage.digests import sha256
+from ..storage.names import CARD_NAME, LORA_NAME, REPORT_NAME, WEIGHTS_NAME
 from ..storage.output import check_new, check_writable, holds_erasure, write_folder, write_json
 from ..storage.plain import read_text
-from ..storage.source import CARD_NAME, LORA_NAME, REPORT_NAME, WEIGHTS_NAME
 from ..storage.whole import check_name, tidy
 
 

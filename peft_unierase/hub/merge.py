@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InputError
 from ..records.record import file_digests
 from ..records.restore import undo_file
+from ..storage.names import CARD_NAME
 from ..storage.output import check_new, write_errors, write_folder
 from ..storage.whole import check_name, whole_file
 from .card import merged_card
@@ -90,7 +91,7 @@ def merge(
         nonlocal merged
         plain.save_pretrained(place)
         tokenizer.save_pretrained(place)
-        merged_card(base_model=base, name=output.name, erasures=listed(erasures)).save(place / "README.md")
+        merged_card(base_model=base, name=output.name, erasures=listed(erasures)).save(place / CARD_NAME)
         merged = replace(merged, files=file_digests(place))
         if before is not None:
             back = (kept or undo_file(merged.files)).absolute()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, StateError
 from ..records.record import write_record
+from ..storage.names import CARD_NAME, WEIGHTS_NAME
 from ..storage.output import check_new, write_folder
-from ..storage.source import CARD_NAME, WEIGHTS_NAME
 from .card import stacked_card
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..storage.names import MODEL_NAME
 from ..storage.plain import check_plain_folder
 from ..storage.source import commit_of
 from .adapters import refuse_adapter
@@ -39,7 +40,7 @@ def load_base(name: str, dtype: str = "float32", device_map: str | None = None, 
     check_plain_folder(name)
     revision = commit_of(name, revision)
     refuse_adapter(name, revision)
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not (path / MODEL_NAME).is_file():
         raise InputError(
             f"{name} holds no config.json, so it is not a transformers model; give a model's folder or Hub id"
         )

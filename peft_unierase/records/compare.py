@@ -10,7 +10,7 @@ from typing import Any
 from ..data.facts import Fact
 from ..errors import InputError
 from ..storage.digests import recorded_digests
-from ..storage.source import RECORD_NAME, WEIGHTS_NAME
+from ..storage.names import RECORD_NAME, WEIGHTS_NAME
 from .record import Salt, coverage, file_digests, predicate_of
 
 HOLDS, FAILS, OPEN = "holds", "FAILS", "not compared"

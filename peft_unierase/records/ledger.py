@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..storage.names import home
 from ..storage.plain import read_bytes, read_text
-from ..storage.source import home
 from .record import Salt, now, read_salt
 
 ACTIONS = ("erase", "check", "merge", "export", "stack", "push", "restore", "sign")

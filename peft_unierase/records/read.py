@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UniEraseError
+from ..storage.names import CONFIG_NAME, RECORD_NAME
 from ..storage.plain import JsonError, read_json
-from ..storage.source import CONFIG_NAME, RECORD_NAME
 from .record import predicate_of
 
 
@@ -19,7 +19,8 @@ def adapter_type(source: str, revision: str | None = None) -> str | None:
         ValueError: There is a config, and it is none.
         OSError: It cannot be read.
     """
-    from ..storage.schema import AnyAdapter, checked
+    from ..storage.schema import AnyAdapter
+    from ..storage.values import checked
 
     file = Path(source) / CONFIG_NAME
     if not Path(source).is_dir():

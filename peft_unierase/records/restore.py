@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from ..storage.names import home
 from ..storage.output import check_new, write_folder
-from ..storage.source import home
 from .record import file_digests
 
 

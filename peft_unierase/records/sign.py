@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import InputError, MissingPackageError
+from ..storage.names import FILES, SIGNATURE_NAME
 from ..storage.plain import check_plain_folder, read_json
-from ..storage.source import CARD_NAME, SIGNATURE_NAME
 from .compare import FAILS, HOLDS, Comparison
 
 PARTIAL_NAME = f".{SIGNATURE_NAME}"  # a new one, until it is whole
-UNSIGNED = (CARD_NAME, ".gitattributes", ".git", ".cache")
+UNSIGNED = (*(file.name for file in FILES if not file.signed), ".gitattributes", ".git", ".cache")
 
 
 def sign(folder: Path, private_key: Path) -> Path:
@@ -76,7 +76,8 @@ def signed_digests(folder: Path) -> dict[str, str]:
     Raises:
         ValueError: It is no signature.
     """
-    from ..storage.schema import Signature, Signed, checked, parsed
+    from ..storage.schema import Signature, Signed
+    from ..storage.values import checked, parsed
 
     file = folder / SIGNATURE_NAME
     try:
@@ -88,7 +89,7 @@ def signed_digests(folder: Path) -> dict[str, str]:
 
 
 def _hashing(folder: Path) -> Any:
-    paths = [folder / name for name in (SIGNATURE_NAME, PARTIAL_NAME, *UNSIGNED)]
+    paths = [folder / name for name in (PARTIAL_NAME, *UNSIGNED)]
     return _library("hashing").Config().set_ignored_paths(paths=paths, ignore_git_paths=True)
 
 

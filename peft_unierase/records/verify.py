@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..data.facts import Fact
 from ..errors import InputError
-from ..storage.source import RECORD_NAME, entire_folder
+from ..storage.names import RECORD_NAME
+from ..storage.source import local_folder
 from .compare import FAILS, HOLDS, OPEN, Comparison, verify_facts, verify_files
 from .ledger import own_salt
 from .read import read_config, read_statement
@@ -47,7 +48,7 @@ def verify(
         ```
     """
     salt = read_salt(Path(salt_file)) if salt_file else own_salt() if facts else None
-    folder = entire_folder(str(erasure))
+    folder = local_folder(erasure, entire=True)
     record = read_statement(folder)
     if record is None:
         raise InputError(f"{erasure} has no {RECORD_NAME}, so there is nothing to compare with")

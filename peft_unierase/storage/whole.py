@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import InputError, shown
-from .source import home
+from .names import home
 
 try:
     import fcntl
