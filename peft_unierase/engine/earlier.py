@@ -17,8 +17,9 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ..adapter.model import UniEraseModel, check_adapter_name
+from ..adapter.model import UniEraseModel
 from ..adapter.swap import SwappingLayer
+from ..adapter.targets import check_adapter_name
 from ..data.facts import Fact
 from ..errors import InputError
 from ..guard.config import UniEraseConfig

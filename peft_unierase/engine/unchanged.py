@@ -9,8 +9,8 @@ from typing import Any
 
 from peft import PeftModel
 
-from ..adapter.model import take_back
 from ..adapter.swap import SwappingLayer
+from ..adapter.take_back import take_back
 from ..adapter.token_row import resize_vocabulary
 
 

@@ -11,7 +11,8 @@ from peft import PeftConfig, PeftModel
 
 from ..adapter.active import set_active
 from ..adapter.fingerprint import check_base
-from ..adapter.model import check_adapter_name, check_unwrapped, unwrap
+from ..adapter.take_back import unwrap
+from ..adapter.targets import check_adapter_name, check_unwrapped
 from ..adapter.token_row import resize_vocabulary
 from ..errors import InputError, UniEraseError
 from ..storage.names import WEIGHTS_NAME
