@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
+from ..lm.weights import hash_tensors
 from ..storage.plain import parse_json, plain
 
 KIND = "unierase stage"
@@ -185,7 +186,5 @@ def _metadata(path: Path) -> dict[str, str]:
 def _checksum(told: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over all of a file but the checksum itself."""
     found = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for key, value in sorted(tensors.items()):
-        found.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    hash_tensors(found, ((f"{key} {tuple(each.shape)} {each.dtype}\n", each) for key, each in sorted(tensors.items())))
     return found.hexdigest()
