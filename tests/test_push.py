@@ -30,6 +30,7 @@ from peft_unierase.hub import erasure_card
 from peft_unierase.hub.folder import save_erasure
 from peft_unierase.hub.repo_card import empty_sections, repo_card
 from peft_unierase.hub.results import eval_results
+from peft_unierase.records.read import read_record
 from peft_unierase.records.record import write_record
 from peft_unierase.records.sign import sign, verify_signature
 from peft_unierase.storage.digests import recorded_digests
@@ -449,6 +450,11 @@ def as_link(file: Path) -> None:
     file.symlink_to(target)
 
 
+def recorded(folder: Path, _: None) -> None:
+    """Let the record say what the files are now."""
+    write_record(folder, read_record(folder) or {})
+
+
 def rewrite(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert old in text
@@ -470,10 +476,13 @@ def rewrite(file: Path, old: str, new: str) -> None:
         (lambda f: (f / "README.md").unlink(), "lacks README.md"),
         (lambda f: (f / "erasure.json").write_text("{"), "erasure.json is no JSON ("),
         (lambda f: (f / "erasure.json").write_text("[]"), "erasure.json is no JSON object"),
-        (lambda f: os.truncate(f / "adapter_model.safetensors", 900), "adapter_model.safetensors cannot be read"),
-        (lambda f: weights(f, infinite), "that are not finite; make the erasure again"),
-        (lambda f: weights(f / "lora", infinite), "that are not finite"),
-        (lambda f: rewrite(f / "lora" / "adapter_config.json", '"LORA"', '"LOHA"'), "is not of type LORA"),
+        (lambda f: os.truncate(f / "adapter_model.safetensors", 900), "adapter_model.safetensors changed since"),
+        (lambda f: recorded(f, weights(f, infinite)), "values that are not finite: "),
+        (lambda f: recorded(f, weights(f / "lora", infinite)), "a LoRA form with values that are not finite"),
+        (
+            lambda f: recorded(f, rewrite(f / "lora" / "adapter_config.json", '"LORA"', '"LOHA"')),
+            "a LoRA form of another type",
+        ),
         (lambda f: as_link(f / "adapter_model.safetensors"), "is a link; put the file itself there"),
         (lambda f: as_link(f / "lora"), "lora is a link"),
         (

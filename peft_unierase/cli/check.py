@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from ..errors import InputError, in_one_line
 from ..storage.names import REPORT_NAME
 from ..storage.plain import check_plain_folder
 from .note import note
@@ -255,7 +255,7 @@ def load_erased(options: CheckOptions) -> tuple[Any, Any, Any, str]:
     try:
         config = PeftConfig.from_pretrained(place, revision=revision)
     except Exception as error:  # whatever PEFT raises where a type is unknown or a value is wrong
-        raise InputError(f"cannot read the config of the adapter {options.model}: {_told(error)}") from error
+        raise InputError(f"cannot read the config of the adapter {options.model}: {in_one_line(error)}") from error
     base_name = options.base or config.base_model_name_or_path
     if not base_name:
         raise InputError(f"the adapter in {options.model} does not say which base it belongs to; name it with --base")
@@ -278,8 +278,8 @@ def load_erased(options: CheckOptions) -> tuple[Any, Any, Any, str]:
         now = own_rows(erased) if before else []
     except Exception as error:  # whatever PEFT raises where names or shapes do not fit
         raise InputError(
-            f"cannot load the adapter {options.model} onto {base_name}: {_told(error)}; name the base that it was made "
-            "for with --base"
+            f"cannot load the adapter {options.model} onto {base_name}: {in_one_line(error)}; name the base that it "
+            "was made for with --base"
         ) from error
     shared = min(rows, wanted)
     if all(torch.equal(old[:shared], new[:shared]) for old, new in zip(before, now, strict=True)):
@@ -288,8 +288,3 @@ def load_erased(options: CheckOptions) -> tuple[Any, Any, Any, str]:
     if wanted != rows:
         give_rows(base, wanted)
     return erased, tokenizer, base, base_name
-
-
-def _told(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

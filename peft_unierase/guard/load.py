@@ -14,7 +14,7 @@ from ..adapter.fingerprint import check_base
 from ..adapter.take_back import unwrap
 from ..adapter.targets import check_adapter_name, check_unwrapped
 from ..adapter.token_row import resize_vocabulary
-from ..errors import InputError, UniEraseError
+from ..errors import InputError, UniEraseError, in_one_line
 from ..storage.names import WEIGHTS_NAME
 from ..storage.plain import check_plain_folder
 from ..storage.source import resolve
@@ -154,7 +154,7 @@ def _trusted(place: Path) -> Any:
 
 def _unloadable(name: str, error: Exception) -> str:
     """What an error of PEFT's, or of another library, says of an adapter, in one line."""
-    return f"{name} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:500]}; save it again"
+    return f"{name} cannot be loaded: {type(error).__name__}: {in_one_line(error, 500)}; save it again"
 
 
 def adapter_name(source: str, taken: Container[str]) -> str:

@@ -25,7 +25,6 @@ from ..storage.names import (
     CARD_NAME,
     CONFIG_NAME,
     FILES,
-    LORA_NAME,
     RECORD_NAME,
     REPORT_NAME,
     SIGNATURE_NAME,
@@ -33,7 +32,7 @@ from ..storage.names import (
     is_pushed,
 )
 from ..storage.output import holds_erasure
-from ..storage.plain import MOST_JSON, check_plain_folder, plain, read_json, read_text
+from ..storage.plain import MOST_JSON, check_plain_folder, read_json, read_text
 from ..version import __version__
 from .card import public_name
 from .errors import check_repo_id, patiently, plain_errors
@@ -147,11 +146,6 @@ def check_folder(folder: Path) -> list[str]:
     for name in names:
         if name.endswith(".json"):
             _read_json(found[name])
-        elif name.endswith(".safetensors"):
-            _check_weights(found[name])
-    lora = folder / LORA_NAME / CONFIG_NAME
-    if lora.is_file() and _read_json(lora).get("peft_type") != "LORA":
-        raise InputError(f"{lora} is not of type LORA; save the erasure again")
     if REPORT_NAME in names and _read_json(found[REPORT_NAME]).get("examples"):
         raise InputError(
             f"{found[REPORT_NAME]} holds questions and answers of the forget set; run `unierase check` with "
@@ -186,19 +180,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise InputError(f"{path} is no JSON object; save the erasure again")
     return read
-
-
-def _check_weights(path: Path) -> None:
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(plain(path), framework="pt") as weights:
-            broken = [name for name in weights.keys() if not torch.isfinite(weights.get_tensor(name)).all()]  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"{path} cannot be read ({error}); save the erasure again") from error
-    if broken:
-        raise InputError(f"{path} holds values in {broken[0]} that are not finite; make the erasure again")
 
 
 def _check_card(path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UniEraseError
+from ..errors import InputError, UniEraseError, in_one_line
 from ..storage.names import CONFIG_NAME, RECORD_NAME
 from ..storage.plain import JsonError, read_json
 from .record import predicate_of
@@ -58,7 +58,7 @@ def read_config(source: str) -> Any:
     except UniEraseError:
         raise
     except (ValueError, TypeError, KeyError) as error:  # keys that no config has are left out by PEFT
-        why = " ".join(str(error).split())[:500]
+        why = in_one_line(error, 500)
         raise InputError(f"{Path(source) / CONFIG_NAME} is no config of an erasure: {why}; get it anew") from error
 
 
