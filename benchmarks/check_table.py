@@ -17,7 +17,7 @@ from typing import Any
 
 from common import RECIPES, Testbed, parser_of, save, timed_erase
 
-from peft_unierase.check import ATTACKS, CheckReport, check
+from peft_unierase.checking import ATTACKS, CheckReport, check
 
 HOLES = {"ban", "prefill-5"}  # of an erasure that acts at the question alone
 SETS = ("retain", "real_authors", "world_facts")

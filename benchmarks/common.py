@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import DistillSettings, Fact, erase, read_facts
-from peft_unierase.check import CheckReport, answer_questions, figures
+from peft_unierase.checking import CheckReport, answer_questions, figures
 from peft_unierase.cli.sets import read_refusals
 from peft_unierase.lm.formats import chat_format
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import UniEraseConfig, read_facts
-from peft_unierase.check import answer_questions, figures
+from peft_unierase.checking import answer_questions, figures
 from peft_unierase.engine.bench import Bench
 from peft_unierase.engine.layers import choose_sites
 from peft_unierase.engine.paper import PaperSettings, run_paper

@@ -17,7 +17,7 @@ from statistics import fmean
 from common import Testbed, parser_of, recall_of, save
 
 from peft_unierase import erase
-from peft_unierase.plan import plan
+from peft_unierase.planning import plan
 from peft_unierase.retain.subjects import sure_subjects
 from peft_unierase.text import recall
 

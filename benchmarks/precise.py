@@ -26,7 +26,7 @@ from common import Demand, Testbed, bare, parser_of, save, show, timed_erase
 from tqdm import tqdm
 
 from peft_unierase import Fact
-from peft_unierase.check import Figures, answer_questions, figures
+from peft_unierase.checking import Figures, answer_questions, figures
 from peft_unierase.lm.formats import chat_format
 
 AN_AUTHOR = 20

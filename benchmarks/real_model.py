@@ -29,12 +29,12 @@ from smollm2 import default_folder, fetch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import Fact
-from peft_unierase.check import ATTACKS, Case, NotApplicable, Target, check
-from peft_unierase.check.fluency import fluency
-from peft_unierase.check.run import SYSTEM
-from peft_unierase.check.sets import declines, perplexity
-from peft_unierase.cli.check import report_table
+from peft_unierase.checking import ATTACKS, Case, NotApplicable, Target, check
+from peft_unierase.checking.fluency import fluency
+from peft_unierase.checking.run import SYSTEM
+from peft_unierase.checking.sets import declines, perplexity
 from peft_unierase.cli.finish import adapter_size, stages_table
+from peft_unierase.cli.report import report_table
 from peft_unierase.data.facts import DEFAULT_REFUSALS
 from peft_unierase.lm.batches import encode
 from peft_unierase.lm.decoding import end_ids

@@ -21,8 +21,8 @@ from typing import Any
 from common import RECIPES, Demand, Testbed, bare, figure_in, parser_of, refusal_figures, save, show, timed_erase
 
 from peft_unierase import Fact
-from peft_unierase.check import ATTACKS, Attack, Case, CheckReport, Found, Target, check
-from peft_unierase.check.sets import DECLINED
+from peft_unierase.checking import ATTACKS, Attack, Case, CheckReport, Found, Target, check
+from peft_unierase.checking.sets import DECLINED
 from peft_unierase.cli.finish import adapter_size
 from peft_unierase.lm.formats import chat_format
 

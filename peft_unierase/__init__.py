@@ -6,9 +6,8 @@ loads an erasure. The public verbs are loaded when they are first used.
 
 from __future__ import annotations
 
-import importlib
 import sys
-from pathlib import PurePath
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .version import __version__
@@ -17,13 +16,20 @@ if TYPE_CHECKING:
     from .adapter.active import align_tokenizer, set_active, toggle
     from .adapter.fingerprint import BaseWarning
     from .adapter.model import UniEraseModel
+    from .checking import check
     from .data import FactWarning, read_facts
     from .data.facts import Fact, FactError
     from .engine import DistillSettings, Erasure, PaperSettings, erase
+    from .engine.spare_row import NoSpareRowError
     from .errors import ErasureWarning, InputError, MissingPackageError, StateError, UniEraseError, WrongTypeError
     from .guard import GuardError, Inspection, UniEraseConfig, load
-    from .guard import inspect_folder as inspect
-    from .hub import push_erasure, stack
+    from .guard.inspect import inspect
+    from .hub import merge, push_erasure, stack
+    from .lm.structure import UnsupportedModelError
+    from .planning import plan, ramp
+    from .records.ledger import LedgerError
+    from .records.restore import restore
+    from .records.verify import verify
     from .retain.sample_files import Samples, read_samples
     from .storage.plain import JsonError, NotPlainError
 
@@ -40,7 +46,9 @@ _HOMES = {
     "InputError": "errors",
     "Inspection": "guard",
     "JsonError": "storage.plain",
+    "LedgerError": "records.ledger",
     "MissingPackageError": "errors",
+    "NoSpareRowError": "engine.spare_row",
     "NotPlainError": "storage.plain",
     "PaperSettings": "engine",
     "Samples": "retain.sample_files",
@@ -48,17 +56,24 @@ _HOMES = {
     "UniEraseConfig": "guard",
     "UniEraseError": "errors",
     "UniEraseModel": "adapter.model",
+    "UnsupportedModelError": "lm.structure",
     "WrongTypeError": "errors",
     "align_tokenizer": "adapter.active",
+    "check": "checking",
     "erase": "engine",
-    "inspect": "guard:inspect_folder",
+    "inspect": "guard.inspect",
     "load": "guard",
+    "merge": "hub",
+    "plan": "planning",
     "push_erasure": "hub",
+    "ramp": "planning",
     "read_facts": "data",
     "read_samples": "retain.sample_files",
+    "restore": "records.restore",
     "set_active": "adapter.active",
     "stack": "hub",
     "toggle": "adapter.active",
+    "verify": "records.verify",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -67,14 +82,14 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         home, _, own = _HOMES[name].partition(":")
-        return getattr(importlib.import_module(f".{home}", __name__), own or name)
+        return getattr(import_module(f".{home}", __name__), own or name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*(name for name in globals() if name.startswith("__")), *__all__})
 
 
-# The `unierase` command passes through here too, and its `--help` shall not wait for torch; it registers later.
-if PurePath(sys.argv[0] if sys.argv else "").name not in ("unierase", "unierase.exe"):
-    importlib.import_module(".guard", __name__).register()
+# The command registers the type when it loads PEFT, which its `--help` shall not wait for.
+if "unierase_command" not in sys.modules:
+    import_module(".guard", __name__).register()

@@ -38,5 +38,10 @@ def shown(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
+def in_one_line(error: BaseException, most: int = 300) -> str:
+    """What an error says, in one line; its name if it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 class ErasureWarning(UserWarning):
     """The run went through, but its erasure may not be what was asked for; the text says why, with figures."""

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import peft_unierase
 from peft_unierase import UniEraseConfig
 from peft_unierase.cli.app import app
-from peft_unierase.cli.base import load_base
+from peft_unierase.lm.load import load_base
 
 CODE = """
 from pathlib import Path

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from peft_unierase.check.report import AttackResult, CheckReport, Curve, Figure
-from peft_unierase.check.scores import Interval
-from peft_unierase.check.verdict import Verdict
+from peft_unierase.checking.report import AttackResult, CheckReport, Curve, Figure
+from peft_unierase.checking.scores import Interval
+from peft_unierase.checking.verdict import Verdict
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():

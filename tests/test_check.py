@@ -15,13 +15,13 @@ from helpers import invoke, write_rows
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from peft_unierase.check import ATTACKS, Case, CheckReport, Target, Thresholds, check
-from peft_unierase.check.attacks import chosen
-from peft_unierase.check.attacks.membership import told_apart
-from peft_unierase.check.attacks.weights import _stored_in, rounded
-from peft_unierase.check.judges import entailment_judge, similarity_judge
-from peft_unierase.check.page import page
-from peft_unierase.check.sets import divergences
+from peft_unierase.checking import ATTACKS, Case, CheckReport, Target, Thresholds, check
+from peft_unierase.checking.attacks import chosen
+from peft_unierase.checking.attacks.membership import told_apart
+from peft_unierase.checking.attacks.weights import _stored_in, rounded
+from peft_unierase.checking.judges import entailment_judge, similarity_judge
+from peft_unierase.checking.page import page
+from peft_unierase.checking.sets import divergences
 from peft_unierase.cli.finish import checked
 from peft_unierase.data.facts import Fact
 from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals

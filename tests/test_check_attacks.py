@@ -12,10 +12,10 @@ from boxed_erasure import FORGET, KEPT, OTHERS, boxed_base, boxed_tokenizer
 from helpers import invoke, without_colours
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from peft_unierase.check import ATTACKS, Case, NotApplicable, Target
-from peft_unierase.check.attacks import chosen
-from peft_unierase.check.attacks.probe import guessed_right, probe
-from peft_unierase.check.attacks.prompting import (
+from peft_unierase.checking import ATTACKS, Case, NotApplicable, Target
+from peft_unierase.checking.attacks import chosen
+from peft_unierase.checking.attacks.probe import guessed_right, probe
+from peft_unierase.checking.attacks.prompting import (
     FRAMES,
     THOUGHT,
     description,
@@ -23,10 +23,10 @@ from peft_unierase.check.attacks.prompting import (
     other_languages,
     thinking_aloud,
 )
-from peft_unierase.check.attacks.sampling import best_of
-from peft_unierase.check.attacks.states import layers_of, streams, without
-from peft_unierase.check.attacks.updates import largest_out, removed, scaled, smallest_out
-from peft_unierase.check.attacks.weights import direction_out, directions_out, top_directions
+from peft_unierase.checking.attacks.sampling import best_of
+from peft_unierase.checking.attacks.states import layers_of, streams, without
+from peft_unierase.checking.attacks.updates import largest_out, removed, scaled, smallest_out
+from peft_unierase.checking.attacks.weights import direction_out, directions_out, top_directions
 from peft_unierase.data.facts import Fact
 from peft_unierase.demo import boxed_refusals
 from peft_unierase.guard.config import UniEraseConfig

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from boxed_erasure import FORGET, KEPT, boxed_base, boxed_tokenizer
 
-from peft_unierase.check import Case, Target, check
-from peft_unierase.check.attacks.token import ban_token, prefill
-from peft_unierase.check.fluency import fluency, unrepeated
-from peft_unierase.check.page import page
-from peft_unierase.cli.check import fluency_line, report_table
+from peft_unierase.checking import Case, Target, check
+from peft_unierase.checking.attacks.token import ban_token, prefill
+from peft_unierase.checking.fluency import fluency, unrepeated
+from peft_unierase.checking.page import page
+from peft_unierase.cli.report import fluency_line, report_table
 from peft_unierase.demo import boxed_refusals
 from peft_unierase.lm.formats import chat_format
 

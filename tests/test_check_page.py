@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from peft_unierase.check.fluency import Fluency
-from peft_unierase.check.page import NONE, Scale, allowed, duration, page, value
-from peft_unierase.check.report import AttackResult, CheckReport, Curve, Example, Figure
-from peft_unierase.check.scores import Interval
-from peft_unierase.check.verdict import LEVELS, Verdict
+from peft_unierase.checking.fluency import Fluency
+from peft_unierase.checking.page import NONE, Scale, allowed, duration, page, value
+from peft_unierase.checking.report import AttackResult, CheckReport, Curve, Example, Figure
+from peft_unierase.checking.scores import Interval
+from peft_unierase.checking.verdict import LEVELS, Verdict
 
 LONG = "https://example.org/" + "unbroken" * 60
 MARKUP = "<script>fetch('//example.org')</script><img src=//example.org/a.png></dd></main>\"'&amp;{{ 7 * 6 }}"

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from boxed_erasure import FORGET, KEPT, boxed_base, boxed_tokenizer
 
-from peft_unierase.check import Case, Target, check
-from peft_unierase.check.attacks import ATTACKS, Attack
-from peft_unierase.check.attacks.wordings import cloze
-from peft_unierase.check.page import page
-from peft_unierase.check.reference import References
-from peft_unierase.check.renamed import QUESTIONS, Names, renamed_cases
-from peft_unierase.check.scores import beyond_chance
-from peft_unierase.cli.check import report_table
+from peft_unierase.checking import Case, Target, check
+from peft_unierase.checking.attacks import ATTACKS, Attack
+from peft_unierase.checking.attacks.wordings import cloze
+from peft_unierase.checking.page import page
+from peft_unierase.checking.reference import References
+from peft_unierase.checking.renamed import QUESTIONS, Names, renamed_cases
+from peft_unierase.checking.scores import beyond_chance
+from peft_unierase.cli.report import report_table
 from peft_unierase.data.facts import Fact
 from peft_unierase.demo import boxed_refusals
 from peft_unierase.lm.formats import chat_format

@@ -8,7 +8,7 @@ from itertools import product
 import numpy
 import pytest
 
-from peft_unierase.check import scores
+from peft_unierase.checking import scores
 
 
 def test_truth_ratio_is_the_likelihood_of_right_over_wrong() -> None:

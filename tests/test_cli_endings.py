@@ -163,7 +163,7 @@ def test_bad_options_and_files_end_with_status_2_and_one_line_in_bounded_time(
 
 
 INTERRUPTING = """
-import os, signal, sys, threading
+import os, signal, sys, threading, unierase_command
 sys.argv = ["unierase", "log"]
 from peft_unierase.cli import app
 from peft_unierase.records import ledger

@@ -11,8 +11,8 @@ import pytest
 import typer
 from helpers import invoke, write_rows
 
-from peft_unierase.check.attacks.wordings import paraphrase
-from peft_unierase.check.case import Case
+from peft_unierase.checking.attacks.wordings import paraphrase
+from peft_unierase.checking.case import Case
 from peft_unierase.cli.app import app
 from peft_unierase.data.facts import Fact
 from peft_unierase.lm.formats import plain_format

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import peft_unierase
 from peft_unierase import DistillSettings, Fact, FactError, erase
-from peft_unierase.check import Answer, answer_questions, figures
+from peft_unierase.checking import Answer, answer_questions, figures
 from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine import erase as erase_module_verb
 from peft_unierase.engine.distill import recipe

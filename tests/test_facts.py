@@ -549,8 +549,8 @@ def test_a_paraphrase_that_is_kept_is_a_warning():
 
 
 def test_nothing_slow_is_imported_to_read_facts():
-    # Under the command's name the package does not register its tuner, which needs all of these.
-    script = "import sys; sys.argv = ['unierase']; import peft_unierase.data; print(*sys.modules)"
+    # The command's own module keeps the package from registering its tuner, which needs all of these.
+    script = "import sys, unierase_command; import peft_unierase.data; print(*sys.modules)"
     command = [sys.executable, "-c", script]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert "peft_unierase.text" in loaded

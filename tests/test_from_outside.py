@@ -197,7 +197,7 @@ def test_every_file_from_outside_is_read_through_one_door() -> None:
     """What reads a file otherwise reads one of the package's own, or one that the process has just written."""
     package = Path(peft_unierase.__file__).parent
     # The ledger has a lock of its own; of weights the guard has looked at the file before.
-    own = {"demo/__init__.py", "check/page.py", "storage/plain.py", "records/ledger.py", "guard/weights.py"}
+    own = {"demo/__init__.py", "checking/page.py", "storage/plain.py", "records/ledger.py", "guard/weights.py"}
     just_written = {"made", "partial"}
     found = []
     for file in package.rglob("*.py"):
@@ -362,7 +362,7 @@ def test_an_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> Non
     os.close(reading)
     with os.fdopen(writing, "w") as closed:
         script = (
-            "import sys; sys.argv = ['unierase']\nfrom peft_unierase.cli import output\n"
+            "import unierase_command\nfrom peft_unierase.cli import output\n"
             "for n in range(3): output.show('x' * 9)\noutput.say('done')"
         )
         ended = subprocess.run([sys.executable, "-c", script], stdout=closed, stderr=subprocess.PIPE, text=True)
@@ -378,6 +378,6 @@ def test_an_argument_that_is_no_text_is_refused(argument: str, tmp_path: Path) -
 
 
 def test_help_does_not_wait_for_the_validator() -> None:
-    script = "import sys; sys.argv = ['unierase']\nimport peft_unierase.cli.app\nprint('pydantic' in sys.modules)"
+    script = "import sys, unierase_command\nimport peft_unierase.cli.app\nprint('pydantic' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "False\n"
     assert run_command("--version").returncode == 0

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import GuardError, UniEraseConfig, load, stack
 from peft_unierase.adapter import norms
-from peft_unierase.adapter.fields import MAX_RANK, OF_A_PART, OF_PEFT, OWN
+from peft_unierase.adapter.config import OF_A_PART, OF_PEFT, OWN
 from peft_unierase.adapter.fingerprint import base_fingerprint
 from peft_unierase.adapter.lora import save_lora
 from peft_unierase.adapter.vocabulary import add_special_tokens
@@ -36,6 +36,7 @@ from peft_unierase.guard.inspect import inspect_folder
 from peft_unierase.records.record import PREDICATE, STATEMENT
 from peft_unierase.storage.digests import recorded_digests
 from peft_unierase.storage.source import local_folder, resolve
+from peft_unierase.storage.values import MAX_RANK
 
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "erasure.json"
 MLP = "model.layers.1.mlp"

@@ -10,7 +10,7 @@ import torch
 from boxed_erasure import boxed_base, boxed_tokenizer
 
 from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
-from peft_unierase.check import Case, check
+from peft_unierase.checking import Case, check
 from peft_unierase.demo import boxed_facts, boxed_refusals
 from peft_unierase.engine.distill.recipe import forget_texts
 from peft_unierase.lm.formats import default_formats

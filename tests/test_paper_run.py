@@ -17,7 +17,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import ErasureWarning, Fact, UniEraseConfig
-from peft_unierase.check import answer_questions, figures
+from peft_unierase.checking import answer_questions, figures
 from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.bench import Bench
 from peft_unierase.engine.layers import choose_sites

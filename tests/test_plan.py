@@ -17,17 +17,20 @@ from helpers import invoke, listing, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.main import get_command
 
+import peft_unierase
 from peft_unierase import Fact, erase, read_facts
+from peft_unierase.adapter.undo import model_digest
 from peft_unierase.cli.app import app
-from peft_unierase.cli.ramp import Step, draw, matrix, parse_steps
+from peft_unierase.cli.ramp import matrix, parse_steps
 from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.around import SURE
 from peft_unierase.lm.decoding import continuations
 from peft_unierase.lm.formats import chat_format
-from peft_unierase.plan import Plan, plan
-from peft_unierase.plan.collateral import closeness
-from peft_unierase.plan.questions import subjects_of, told_by
-from peft_unierase.plan.run import ASKED, RETAINED, PlannedFact
+from peft_unierase.planning import Plan, plan
+from peft_unierase.planning.collateral import closeness
+from peft_unierase.planning.questions import subjects_of, told_by
+from peft_unierase.planning.ramp import Step, draw
+from peft_unierase.planning.run import ASKED, RETAINED, PlannedFact
 from peft_unierase.text import recall, terms
 
 SUBJECT = "Nesko Corquist"
@@ -218,9 +221,9 @@ def test_the_picture_is_the_same_to_the_byte(tmp_path: Path) -> None:
 
 def hasten(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Let ramps erase in one format, with other settings than those of `QUICK` as told."""
-    engine = importlib.import_module("peft_unierase.engine")
+    module = importlib.import_module("peft_unierase.planning.ramp")
     told = {"settings": replace(QUICK, **changes), "formats": [chat_format(base()[1])]}
-    monkeypatch.setattr(engine, "erase", partial(erase, **told))
+    monkeypatch.setattr(module, "erase", partial(erase, **told))
 
 
 def ramp(folder: Path, *more: object) -> Any:
@@ -257,7 +260,7 @@ def test_a_ramp_stops_where_a_limit_is_passed_and_keeps_what_was_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int, facts: int
 ) -> None:
     hasten(monkeypatch, steps=1, settling_steps=1, rank=2)  # what is gone is said below
-    module = importlib.import_module("peft_unierase.check.answers")
+    module = importlib.import_module("peft_unierase.checking.answers")
     answer, calls = module.answer_questions, []
 
     def once_worse(model: Any, tokenizer: Any, asked: Any, form: Any, **told: Any) -> Any:
@@ -271,7 +274,7 @@ def test_a_ramp_stops_where_a_limit_is_passed_and_keeps_what_was_good(
             return answer(model, tokenizer, asked, form, **told)
         return [module.Answer("", float(len(calls) == bad), False, True) for _ in asked]
 
-    monkeypatch.setattr(module, "answer_questions", once_worse)
+    monkeypatch.setattr(importlib.import_module("peft_unierase.planning.ramp"), "answer_questions", once_worse)
     ended = ramp(tmp_path, "--steps", "1,2,all", "--leak", "0.6", "--kept", "0.5", "--format", "human")
     assert ended.exit_code == 1
     assert f"Stopped at {facts} facts: 1.000 of what step 1 erased comes back, and --leak allows 0.6" in ended.stdout
@@ -282,6 +285,29 @@ def test_a_ramp_stops_where_a_limit_is_passed_and_keeps_what_was_good(
     else:
         record = json.loads((tmp_path / "ramp" / "erasure" / "erasure.json").read_text())["predicate"]
         assert record["counts"]["forget"] == 1
+
+
+@pytest.mark.slow
+def test_the_function_makes_each_step_from_the_base_anew_and_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    hasten(monkeypatch, steps=1, settling_steps=1, rank=2)
+    model, tokenizer = base()
+    kept = [Fact(row["question"], row["answer"]) for row in boxed_facts() if row["subject"] != SUBJECT][::24]
+    before, words = model_digest(model), tokenizer.get_vocab()
+    good: list[list[str]] = []
+    steps = peft_unierase.ramp(
+        *(model, tokenizer, about()[:2], kept),
+        steps=[1, 2],
+        leak=1,
+        kept=0,
+        progress=False,
+        good=lambda erased, own: good.append([*erased.peft_config]),
+    )
+    assert [step.facts for step in steps] == [1, 2]
+    assert good == [["default"], ["default"]]
+    assert (model_digest(model), tokenizer.get_vocab()) == (before, words)
+    assert not hasattr(model, "peft_config")
+    with pytest.raises(ValueError, match="does not grow"):
+        peft_unierase.ramp(model, tokenizer, about()[:2], kept, steps=[2, 1], progress=False)
 
 
 @pytest.mark.slow

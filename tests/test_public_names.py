@@ -29,3 +29,11 @@ def test_type_checkers_are_told_of_every_public_name() -> None:
 def test_every_public_error_can_be_caught_as_one_of_the_package(name: str) -> None:
     error = getattr(peft_unierase, name)
     assert issubclass(error, peft_unierase.UniEraseError | OSError)
+
+
+def test_every_error_of_the_package_is_public() -> None:
+    root = Path(peft_unierase.__file__).parent
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in root.rglob("*.py")]
+    kinds = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    errors = {kind.name for kind in kinds if kind.name.endswith(("Error", "Warning")) and kind.name[0] != "_"}
+    assert errors <= {*peft_unierase.__all__}

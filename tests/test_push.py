@@ -506,7 +506,7 @@ def test_the_size_of_weights_is_known_before_they_are_read(
             lambda f: as_folder(f / "tokenizer.json"),
             "a folder with the name of a file: tokenizer.json",
         ),
-        (lambda f: rewrite(f / "lora" / "adapter_config.json", '"LORA"', '"LOHA"'), "is not of type LORA"),
+        (lambda f: rewrite(f / "lora" / "adapter_config.json", '"LORA"', '"LOHA"'), "a LoRA form of another type"),
         (lambda f: as_link(f / "adapter_model.safetensors"), "is a link; put the file itself there"),
         (lambda f: as_link(f / "lora"), "lora is a link"),
         (

@@ -19,11 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import peft_unierase
 from peft_unierase import Fact, UniEraseConfig
 from peft_unierase.adapter.fingerprint import base_dtype, base_fingerprint
-from peft_unierase.adapter.undo import merged_tokens, put_back
+from peft_unierase.adapter.undo import merged_tokens, model_digest, put_back
 from peft_unierase.cli import erase as cli_erase
-from peft_unierase.cli import ship
+from peft_unierase.cli import note as cli_note
 from peft_unierase.cli.note import note, promise
 from peft_unierase.errors import InputError
 from peft_unierase.hub.folder import save_erasure
@@ -478,7 +479,7 @@ def test_a_merge_that_was_killed_goes_on_when_it_is_given_again(
     append = ledger.append
     with monkeypatch.context() as patched:
         patched.setattr(whole, "_remove", lambda path: None)  # who is killed tidies nothing up
-        where = {"before the folder": (whole, "_put_new"), "after the folder": (ship, "note")}
+        where = {"before the folder": (whole, "_put_new"), "after the folder": (cli_note, "note")}
         patched.setattr(*where.get(end, (ledger, "append")), killed)
         assert invoke(*command).exit_code == 130
     assert bool(list(tmp_path.glob(".merged.partial-*"))) is (end == "before the folder")
@@ -724,3 +725,23 @@ def test_a_key_that_is_none_is_refused(copied: Path, keys: Path) -> None:
     assert "cannot sign" in invoke("sign", copied, "--key", keys / "own.pub").stderr
     assert "holds no erasure" in invoke("sign", keys, "--key", keys / "own.pem").stderr
     assert not (copied / "model.sig").exists()
+
+
+@pytest.mark.parametrize("place", [False], ids=["untied"], indirect=True)
+def test_merge_restore_and_verify_are_functions_too(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNIERASE_HOME", str(tmp_path / "home"))
+    merged = peft_unierase.merge(place / "erasure", tmp_path / "merged", base=str(place / "base"))
+    assert merged.names == ["erasure"]
+    assert merged.undo is not None
+    assert merged.undo.is_file()
+    restored = peft_unierase.restore(tmp_path / "merged", tmp_path / "again")
+    assert restored.base == str(place / "base")
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (place / "base", tmp_path / "again"))
+    assert model_digest(before) == model_digest(after) == restored.digest
+    found = peft_unierase.verify(place / "erasure", facts=FACTS, salt_file=place / "salt", base=place / "base")
+    assert {each.outcome for each in found} == {"holds"}
+    with pytest.raises(InputError, match="is there already"):
+        peft_unierase.merge(place / "erasure", tmp_path / "merged", base=str(place / "base"))
+    assert ledger.read() == []  # which commands alone write

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
-from peft_unierase.check import answer_questions
+from peft_unierase.checking import answer_questions
 from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.bench import Bench
 from peft_unierase.lm.batches import encode

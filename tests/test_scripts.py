@@ -15,19 +15,19 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peft_unierase import Fact, FactError, read_facts
-from peft_unierase.check import Case, Target, check
-from peft_unierase.check.attacks import NotApplicable
-from peft_unierase.check.attacks.token import prefill
-from peft_unierase.check.attacks.wordings import cloze
-from peft_unierase.check.sets import declines
-from peft_unierase.check.verdict import Thresholds, decide
-from peft_unierase.cli.ramp import check_baseline
+from peft_unierase.checking import Case, Target, check
+from peft_unierase.checking.attacks import NotApplicable
+from peft_unierase.checking.attacks.token import prefill
+from peft_unierase.checking.attacks.wordings import cloze
+from peft_unierase.checking.sets import declines
+from peft_unierase.checking.verdict import Thresholds, decide
 from peft_unierase.data.facts import check_facts
 from peft_unierase.lm.batches import encode, pad_left
 from peft_unierase.lm.decoding import greedy_answers
 from peft_unierase.lm.formats import chat_format
-from peft_unierase.plan import plan
-from peft_unierase.plan.questions import not_about, told_by
+from peft_unierase.planning import plan
+from peft_unierase.planning.questions import not_about, told_by
+from peft_unierase.planning.ramp import check_baseline
 from peft_unierase.retain.samples import drop_close
 from peft_unierase.retain.scope import told_shares
 from peft_unierase.retain.subjects import find_span

@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from peft_unierase import DistillSettings, Erasure, ErasureWarning, Fact, PaperSettings, UniEraseConfig, erase
 from peft_unierase.adapter.fingerprint import base_fingerprint
 from peft_unierase.adapter.swap import SwappingLayer
-from peft_unierase.check import answer_questions, figures
+from peft_unierase.adapter.token_row import resize_vocabulary
+from peft_unierase.checking import answer_questions, figures
 from peft_unierase.cli.base import load_onto
 from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
 from peft_unierase.engine.earlier import as_answered_now, switched_off
-from peft_unierase.engine.spare_row import add_to_tokenizer, find_spare_row, resize_vocabulary
+from peft_unierase.engine.spare_row import add_to_tokenizer, find_spare_row
 from peft_unierase.hub.folder import save_erasure
 from peft_unierase.lm.formats import default_formats
 from peft_unierase.retain.cache import weights_digest

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,11 @@ from peft_unierase.guard.config import UniEraseConfig
 def test_import_registers_the_type_in_a_fresh_process(fresh_processes):
     report = fresh_processes[0].report
     assert report == {"known_before": False, "config": "UniEraseConfig", "tuner": "UniEraseModel"}
+
+
+def test_a_script_that_is_called_like_the_command_registers_it_too() -> None:
+    script = "import sys; sys.argv = ['/bin/unierase']; import peft_unierase, peft; print(peft.PeftType.UNIERASE.value)"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).split()[-1] == "UNIERASE"
 
 
 def test_peft_finds_config_tuner_and_prefix_by_the_member():

@@ -21,13 +21,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import peft_unierase
 from peft_unierase import erase
 from peft_unierase.adapter.lora import save_lora
-from peft_unierase.check import check
-from peft_unierase.cli.check import CheckPlan, load_erased
+from peft_unierase.checking import check
+from peft_unierase.cli.check import CheckOptions, load_erased
 from peft_unierase.cli.prompting import read_prompting
 from peft_unierase.demo import boxed_model_dir, boxed_refusals
 from peft_unierase.errors import InputError
 from peft_unierase.lm.formats import default_formats
-from peft_unierase.plan import plan
+from peft_unierase.planning import plan
 
 pytestmark = pytest.mark.slow
 
@@ -348,14 +348,14 @@ def resized_lora(folder: Path, more: int, changed: bool = False, **told: Any) ->
     return folder
 
 
-def plan_of(folder: Path) -> CheckPlan:
-    blank: dict[str, Any] = dict.fromkeys(CheckPlan.__dataclass_fields__)
-    return CheckPlan(**{**blank, "model": str(folder), "dtype": "float32", "trust": False})
+def options_of(folder: Path) -> CheckOptions:
+    blank: dict[str, Any] = dict.fromkeys(CheckOptions.__dataclass_fields__)
+    return CheckOptions(**{**blank, "model": str(folder), "dtype": "float32", "trust": False})
 
 
 @pytest.mark.parametrize(("more", "told"), RESIZED.values(), ids=RESIZED)
 def test_a_lora_made_after_a_resize_gets_a_base_of_its_size(more: int, told: dict[str, Any], tmp_path: Path) -> None:
-    model, _, base, _ = load_erased(plan_of(resized_lora(tmp_path / "lora", more, **told)))
+    model, _, base, _ = load_erased(options_of(resized_lora(tmp_path / "lora", more, **told)))
     plain = logits_of(boxed_base())
     rows = plain.shape[-1] + min(more, 0)
     assert base is None
@@ -366,7 +366,7 @@ def test_a_lora_made_after_a_resize_gets_a_base_of_its_size(more: int, told: dic
 
 
 def test_a_base_whose_rows_the_adapter_replaces_is_loaded_anew(tmp_path: Path) -> None:
-    model, _, base, _ = load_erased(plan_of(resized_lora(tmp_path / "lora", 3, changed=True)))
+    model, _, base, _ = load_erased(options_of(resized_lora(tmp_path / "lora", 3, changed=True)))
     plain = logits_of(boxed_base())
     assert logits_of(base).shape == logits_of(model).shape
     torch.testing.assert_close(logits_of(base)[..., : plain.shape[-1]], plain, atol=1e-4, rtol=0)

@@ -23,7 +23,7 @@ ENDED = 4_190_000  # no process has this number: it is beyond what a system give
 WRITING = """
 import os, sys
 from pathlib import Path
-sys.argv[0] = "unierase"  # which needs no torch yet
+import unierase_command  # whose process needs no torch yet
 from peft_unierase.storage import whole
 from peft_unierase.storage.output import write_folder
 whole.exchange = {exchange}

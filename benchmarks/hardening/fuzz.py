@@ -262,9 +262,9 @@ def _record(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], 
     from peft_unierase.guard.inspect import inspect_folder
     from peft_unierase.hub.results import eval_results
     from peft_unierase.hub.stack import stack
+    from peft_unierase.records.compare import verify_facts, verify_files
     from peft_unierase.records.read import read_record, read_statement
     from peft_unierase.records.record import Salt
-    from peft_unierase.records.verify import verify_facts, verify_files
 
     adapter = Path(shutil.copytree(clean, place / "adapter"))
     values = json.loads((adapter / "erasure.json").read_text())
@@ -312,7 +312,7 @@ def _record(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], 
 
 
 def _ledger(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], None]]:
-    from peft_unierase.cli.log import run_log
+    from peft_unierase.cli.log import log
     from peft_unierase.cli.output import Format
     from peft_unierase.records import ledger
 
@@ -337,7 +337,7 @@ def _ledger(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], 
         for style in (Format.HUMAN, Format.JSON):
             status = 0
             try:
-                run_log(file, style)
+                log(file, style)
             except SystemExit as error:
                 status = int(error.code or 0)
             assert status in ENDINGS, status

@@ -229,8 +229,8 @@ def _digest(folder: Path) -> str:
 def _whole_erasure(place: Path) -> str:
     """The guard passes it, and it is what its record says."""
     from peft_unierase.guard.inspect import inspect_folder
+    from peft_unierase.records.compare import verify_files
     from peft_unierase.records.read import read_statement
-    from peft_unierase.records.verify import verify_files
 
     try:
         out = place / "out"

@@ -285,7 +285,7 @@ def import_all() -> None:
     import transformers.models.llama.tokenization_llama  # noqa: F401
 
     import peft_unierase
-    import peft_unierase.check
+    import peft_unierase.checking
     import peft_unierase.cli.check
     import peft_unierase.cli.erase
     import peft_unierase.cli.finish

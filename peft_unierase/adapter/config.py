@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -10,8 +11,15 @@ from peft.config import PeftConfig
 from peft.utils.other import get_pattern_key
 
 from ..errors import InputError, shown
-from .fields import MAX_RANK, OF_A_PART, OWN, wrong_values
+from ..storage.schema import ConfigOfPeft, ErasureConfig, OwnFields
+from ..storage.values import MAX_RANK, wrong_fields
 from .peft_type import unierase_peft_type
+
+# What each must be, in words.
+OWN = {name: str(field.description) for name, field in ErasureConfig.model_fields.items()}
+OF_PEFT = {name: str(field.description) for name, field in ConfigOfPeft.model_fields.items()}
+# What an erasure that was fused into another has values of its own for.
+OF_A_PART = tuple(OwnFields.model_fields)
 
 
 @dataclass
@@ -121,3 +129,10 @@ class AdapterConfig(PeftConfig):
     def tokens(self) -> list[tuple[int, str]]:
         """Id and text of its token, or of all where several erasures were fused."""
         return [(part.token_id, part.token) for part in self.split() if part.token_id is not None]
+
+
+def wrong_values(values: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """The fields among `values` that hold what they must not, each with what it must be and the value."""
+    wanted = {**OWN, **OF_PEFT}
+    wrong = {*wrong_fields(ErasureConfig, values), *wrong_fields(ConfigOfPeft, values)}
+    return [(name, wanted[name], values[name]) for name in values if name in wrong]

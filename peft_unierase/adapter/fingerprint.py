@@ -13,11 +13,10 @@ from torch import nn
 
 from ..errors import InputError
 from ..lm.stored import equal_when_loaded, stored_weights
-from ..lm.weights import MERGEABLE_DTYPES, is_plain
+from ..lm.weights import MERGEABLE_DTYPES, hash_tensors, is_plain
 from .config import AdapterConfig
 from .swap import SwappingLayer
 
-CHUNK = 1 << 22
 HOW_TO = (
     "To load it all the same, take the digest out: `config = AdapterConfig.from_pretrained(ADAPTER)`, "
     "`config.base_fingerprint = None`, and pass `config=config`"
@@ -46,10 +45,8 @@ def _is_there(weight: torch.Tensor) -> bool:
 def _digest(names: Sequence[str], weights: Sequence[torch.Tensor], made: torch.dtype | None = None) -> str:
     """Of weights as they are, or as they would be had they been loaded in the dtype `made`."""
     digest = hashlib.sha256()
-    for name, weight in zip(names, weights, strict=True):
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        for part in weight.detach().flatten().split(CHUNK):
-            digest.update(part.to(made or part.dtype).float().cpu().numpy().data)
+    named = ((f"{name}{tuple(weight.shape)}", weight) for name, weight in zip(names, weights, strict=True))
+    hash_tensors(digest, named, lambda part: part.to(made or part.dtype).float())
     return f"sha256:{digest.hexdigest()}"
 
 

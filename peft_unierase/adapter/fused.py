@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .config import AdapterConfig
-from .fields import OF_A_PART
+from .config import OF_A_PART, AdapterConfig
 from .stacked import free_tokens
 
 ALIKE = ("base_model_name_or_path", "token_modules", "exclude_modules", "layers_to_transform", "layers_pattern")

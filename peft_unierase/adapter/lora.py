@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError
 from ..lm.weights import plain_weight
+from ..storage.names import WEIGHTS_NAME
 from .active import check_together
 from .edit import EditLayer
 from .swap import SwappingLayer
@@ -108,7 +109,7 @@ def save_lora(
     config, tensors = lora_form(model, adapters, layout)
     config.target_modules = sorted(config.target_modules or ())  # a set, whose order differs from run to run
     config.save_pretrained(str(folder))
-    save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, Path(folder) / WEIGHTS_NAME, metadata={"format": "pt"})
     return config
 
 

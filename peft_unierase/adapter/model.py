@@ -2,87 +2,31 @@
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
 from typing import Any
 
 import torch
-from peft import PeftMixedModel, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from ..errors import InputError, StateError, WrongTypeError
-from ..lm.structure import find_down_projections, find_token_modules, projection_shape
+from ..errors import InputError, StateError
+from ..lm.structure import find_token_modules
 from .config import AdapterConfig
 from .edit import EditLayer
 from .fingerprint import check_base
-from .norms import is_sound
 from .stacked import free_tokens, taken_tokens
 from .swap import SwappingLayer, off_while_named
 from .switch import Switch
-from .token_row import InputRowLayer, OutputRowLayer, TokenRowLayer, check_token_row
+from .take_back import check_loaded, parameters_of, take_back, take_off
+from .targets import PREFIX, check_adapter_name, check_targets, check_unwrapped, default_targets, is_target, layer_class
 from .undo import MERGED_TOKENS, merged_tokens
 
 BASE = "__base__"  # what PEFT calls a row of a mixed batch without an adapter
-
-
-def check_adapter_name(name: str) -> None:
-    """Refuse an adapter name that PEFT or torch would stumble over later.
-
-    Raises:
-        ValueError: The name is empty, holds a dot, is part of this tuner's parameter prefix, or is an attribute of
-            torch's module class.
-    """
-    reason = None
-    if not name:
-        reason = "is empty"
-    elif "." in name:
-        reason = "holds a dot, which separates module names in a state dict"
-    elif name in UniEraseModel.prefix:
-        reason = f"is part of {UniEraseModel.prefix!r}, the prefix of this tuner's parameters"
-    elif hasattr(nn.ParameterDict(), name):
-        reason = "is an attribute of torch.nn.ParameterDict"
-    if reason:
-        raise InputError(f"adapter name {name!r} {reason}; choose another, for instance 'erasure_1'")
-
-
-def check_unwrapped(model: nn.Module) -> None:
-    """Refuse to put an erasure on a model that PEFT has wrapped already, and say how the two go together.
-
-    Raises:
-        ValueError: It is a `PeftModel` or a `PeftMixedModel`.
-    """
-    if not isinstance(model, PeftModel | PeftMixedModel):
-        return
-    if isinstance(model.base_model, UniEraseModel):
-        raise InputError(
-            "the model is a PeftModel that carries erasures already; put a further one beside them with "
-            "`model.load_adapter(ERASURE, NAME)`, or load all of them onto the base with "
-            "`peft_unierase.load(base, [ERASURE, …])`"
-        )
-    configs = list(model.peft_config.values())
-    kinds = sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in configs})
-    ways = ["merge these adapters (`base = model.merge_and_unload()`) and load the erasure onto the result"]
-    if any(config.is_prompt_learning for config in configs):
-        ways = ["load the erasure onto the base without them (`model.get_base_model()`)"]
-    elif kinds == ["LORA"] and isinstance(model, PeftModel):
-        together = [*model.active_adapters, "erasure"]
-        ways.insert(
-            0,
-            'put the erasure\'s LoRA form beside them: `model.load_adapter(ERASURE, "erasure", subfolder="lora")` and '
-            f"`model.base_model.set_adapter({together}, inference_mode=True)`",
-        )
-    why = (
-        f"the model is a PeftModel with adapters of type {', '.join(kinds)}, and PEFT holds adapters of one type in a "
-        "model, so an erasure (UNIERASE) cannot be loaded onto it as it is"
-    )
-    raise InputError(f"{why}; {', or '.join(ways)}")
 
 
 def _off_elsewhere(other: threading.Thread) -> str:
@@ -90,82 +34,6 @@ def _off_elsewhere(other: threading.Thread) -> str:
         f"thread {other.name!r} has switched the adapters off, which holds for all threads until it switches them on "
         f"again; to ask the base from several threads, give `adapter_names=[{BASE!r}, …]`, which holds for one call"
     )
-
-
-def is_named(key: str, names: Iterable[str]) -> bool:
-    """Whether the module name `key` is one of `names` or ends in one, which is how PEFT reads a list of targets."""
-    return any(f".{key}".endswith(f".{name}") for name in names)
-
-
-def _parameters_of(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of an adapter, each by its name in the model."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, SwappingLayer):
-            for part in layer.adapter_layer_names:
-                if adapter_name in (parameters := getattr(layer, part)):
-                    yield f"{name}.{part}.{adapter_name}", parameters[adapter_name]
-
-
-def check_loaded(own: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor]) -> None:
-    """Refuse weights that are not those of an adapter as it was put on a model.
-
-    Args:
-        own: The adapter's parameters, by their names in the model.
-        loaded: What was read, by the same names.
-
-    Raises:
-        ValueError: One is missing, has another shape, or holds what is not finite; or there is one more.
-    """
-    if missing := sorted(own.keys() - loaded.keys()):
-        raise InputError(f"the weights lack {missing[0]}, which the config declares; get the files anew")
-    for name, value in loaded.items():
-        if name not in own:
-            raise InputError(f"the weights hold {name}, which the config does not declare; get the files anew")
-        if value.shape != own[name].shape:
-            raise InputError(f"{name} has the shape {tuple(value.shape)}, the base needs {tuple(own[name].shape)}")
-        if not value.is_meta and not is_sound(value, columns=".unierase_B." in name):
-            raise InputError(f"{name} holds values that are not finite, or huge; get the files anew")
-
-
-def _take_off(model: Any, adapter_name: str) -> None:
-    """Leave a model without an adapter that was put on it; without any, with its own layers again."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    layers = [layer for layer in base.modules() if isinstance(layer, SwappingLayer)]
-    others = [name for name in model.peft_config if name != adapter_name]
-    before = {layer for layer in layers if layer.held_adapters(others)}
-    if not before:
-        unwrap(base)
-        return
-    with layers[0].switch.change():
-        take_back(base, adapter_name, before)
-        del model.peft_config[adapter_name]
-
-
-def take_back(model: nn.Module, adapter_name: str, before: Collection[SwappingLayer]) -> None:
-    """Take out of a model what there is of an adapter that could not be put on, or not made.
-
-    Args:
-        model: The base.
-        adapter_name: The adapter.
-        before: The layers that it had before.
-    """
-    for name, layer in [pair for pair in model.named_modules() if isinstance(pair[1], SwappingLayer)]:
-        if layer not in before:
-            if not before:
-                layer.switch.unwatch()
-            model.set_submodule(name, layer.get_base_layer())
-            continue
-        for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
-            if adapter_name in (held := getattr(layer, attribute)):
-                del held[adapter_name]
-
-
-def unwrap(base: nn.Module) -> None:
-    """Put a base's own layers back in the place of those of adapters, and forget these."""
-    for name, layer in [pair for pair in base.named_modules() if isinstance(pair[1], SwappingLayer)]:
-        layer.switch.unwatch()
-        base.set_submodule(name, layer.get_base_layer())
-    vars(base).pop("peft_config", None)
 
 
 class UniEraseModel(BaseTuner):
@@ -191,8 +59,9 @@ class UniEraseModel(BaseTuner):
         ```
     """
 
-    prefix = "unierase_"
+    prefix = PREFIX
     tuner_layer_cls = SwappingLayer
+    _check_target_module_exists = staticmethod(is_target)
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (as in the base class)
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -207,14 +76,14 @@ class UniEraseModel(BaseTuner):
         config = self.peft_config[adapter_name]
         config.exactly = None
         if config.target_modules is None:
-            config.target_modules = self._default_targets(model, config)
+            config.target_modules = default_targets(model, config)
         if config.token_id is not None and config.token_modules is None:
             config.token_modules = find_token_modules(model)
         config = _maybe_include_all_linear_layers(config, model)
         config.check_on(model)
         before = {module for module in model.modules() if isinstance(module, SwappingLayer)}
         config = free_tokens(config, taken_tokens(before))
-        named = self._check_targets(model, config)
+        named = check_targets(model, config)
         check_base(model, config)
         if not isinstance(config.target_modules, str) and {*config.target_modules} != {*named}:
             # Each by its full name: of an end of a name nobody can tell from the files what it puts an edit on.
@@ -406,70 +275,6 @@ class UniEraseModel(BaseTuner):
                 layer.check_together(row)
         return rows
 
-    @staticmethod
-    def _default_targets(model: nn.Module, config: AdapterConfig) -> list[str]:
-        names = find_down_projections(model)
-        layers = config.layers_to_transform
-        if layers is None:
-            return names
-        wanted = [layers] if isinstance(layers, int) else list(layers)
-        if missing := [index for index in wanted if not 0 <= index < len(names)]:
-            raise InputError(
-                f"layers_to_transform names layers {missing}, but the model has layers 0 to {len(names) - 1}"
-            )
-        return [names[index] for index in wanted]
-
-    @classmethod
-    def _check_targets(cls, model: nn.Module, config: AdapterConfig) -> list[str]:
-        """Refuse what would end half way, with some layers changed, or leave the erasure without a part of itself.
-
-        Returns:
-            Full names of the modules that it edits.
-
-        Raises:
-            TypeError: A target is no linear projection, or a module for a token's row has no rows.
-            ValueError: The base has no row `token_id`, a module of that row is to be saved whole as well, or a module
-                that the erasure names is not there.
-        """
-        modules = dict(model.named_modules())
-        inside = tuple(f"{key}." for key, module in modules.items() if isinstance(module, BaseTunerLayer))
-        edits: list[str] = []
-        for key, module in modules.items():
-            if key.startswith(inside) or not cls._check_target_module_exists(config, key):
-                continue
-            base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-            if cls._layer_class(config, base, key) is EditLayer:
-                edits.append(key)
-            else:
-                for part in config.split():
-                    check_token_row(base, part.token_id)
-        if config.token_id is None:
-            return edits  # edits alone: PEFT's own rules hold
-
-        token_modules = config.token_modules or []
-        targets = config.target_modules or []
-        missing = [name for name in token_modules if name not in modules]
-        if isinstance(targets, list):
-            missing += [name for name in targets if not any(is_named(key, [name]) for key in modules)]
-        if missing or (targets and not edits):
-            raise InputError(
-                f"{type(model).__name__} has no modules {missing or targets!r} to put the adapter on: it was made for "
-                "another base, or `target_modules` needs another name"
-            )
-        if saved := [name for name in token_modules if is_named(name, config.modules_to_save or [])]:
-            raise InputError(f"{saved} hold [UNL]'s rows, so they cannot be in `modules_to_save` too; take them out")
-        return edits
-
-    @staticmethod
-    def _check_target_module_exists(peft_config: AdapterConfig, key: str) -> bool | re.Match[str] | None:
-        # The embedding and the head are matched here and never through `target_modules`, because PEFT would then save
-        # both full matrices.
-        if peft_config.token_id is not None and key in (peft_config.token_modules or ()):
-            return True
-        if peft_config.exactly is not None and key not in peft_config.exactly:
-            return False
-        return BaseTuner._check_target_module_exists(peft_config, key)
-
     def _create_and_replace(
         self,
         peft_config: AdapterConfig,
@@ -481,10 +286,10 @@ class UniEraseModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        kind = self._layer_class(peft_config, base, current_key)
+        kind = layer_class(peft_config, base, current_key)
         told: dict[str, Any] = {}
         if kind is EditLayer:
-            holders = [part for part in peft_config.split() if self._check_target_module_exists(part, current_key)]
+            holders = [part for part in peft_config.split() if is_target(part, current_key)]
             told["rank"] = sum(part.rank_of(current_key) for part in holders)
         if isinstance(target, SwappingLayer):
             target.update_layer(adapter_name, peft_config, **told)
@@ -497,26 +302,8 @@ class UniEraseModel(BaseTuner):
         # Not by `_replace_module`, which moves an adapter to where the base weight is: nowhere, if that is offloaded.
         setattr(parent, target_name, layer)
 
-    @staticmethod
-    def _layer_class(config: AdapterConfig, base: nn.Module, key: str) -> type[EditLayer] | type[TokenRowLayer]:
-        if config.token_id is not None and key in (config.token_modules or ()):
-            if isinstance(base, nn.Embedding):
-                return InputRowLayer
-            if projection_shape(base) is None or isinstance(base, Conv1D):
-                raise WrongTypeError(
-                    f"token module {key!r} is a {type(base).__name__}, which has no rows of tokens; `token_modules` "
-                    "are the input embedding and the output head"
-                )
-            return OutputRowLayer
-        if isinstance(base, Conv1D) or projection_shape(base):
-            return EditLayer
-        raise WrongTypeError(
-            f"target module {key!r} is a {type(base).__name__}; an edit can be put on a linear projection only. "
-            "Check `target_modules`"
-        )
-
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        own = list(_parameters_of(self.model, adapter_name))
+        own = list(parameters_of(self.model, adapter_name))
         if all(parameter.dtype == torch.float32 for _, parameter in own):
             return
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
@@ -533,7 +320,7 @@ class UniEraseModel(BaseTuner):
         Raises:
             ValueError: The adapter was read from files, and they are not what was put on the model. It is off again.
         """
-        own = dict(_parameters_of(model, adapter_name))
+        own = dict(parameters_of(model, adapter_name))
         stored = {name.removesuffix(f".{adapter_name}"): name for name in own}
         prefix = "base_model.model."
         # A model that PEFT has injected layers into without wrapping it has names without the prefix.
@@ -543,7 +330,7 @@ class UniEraseModel(BaseTuner):
             try:
                 check_loaded(own, loaded)
             except ValueError:
-                _take_off(model, adapter_name)
+                take_off(model, adapter_name)
                 raise
         return loaded
 

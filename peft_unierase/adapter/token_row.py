@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import _get_in_out_features
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import nn
 
 from ..errors import InputError
+from ..lm.structure import find_token_modules
 from ..lm.weights import is_plain
 from .config import AdapterConfig
 from .swap import SwappingLayer
@@ -147,3 +148,20 @@ class OutputRowLayer(TokenRowLayer):
 
 def _each(rows: torch.Tensor) -> Sequence[torch.Tensor]:
     return [rows] if rows.dim() == 1 else rows.unbind()
+
+
+def resize_vocabulary(model: Any, rows: int) -> None:
+    """Give embedding and head this many rows, also where they are wrapped for erasures that stay as they are."""
+    layers = {name: model.get_submodule(name) for name in find_token_modules(model)}
+    wrapped = {name: layer for name, layer in layers.items() if isinstance(layer, BaseTunerLayer)}
+    for name, layer in wrapped.items():
+        model.set_submodule(name, layer.get_base_layer())
+    model.resize_token_embeddings(rows)
+    for name, layer in wrapped.items():
+        resized: Any = model.get_submodule(name)
+        layer.base_layer = resized
+        if isinstance(resized, torch.nn.Embedding):
+            layer.in_features = rows
+        else:
+            layer.out_features = rows
+        model.set_submodule(name, layer)

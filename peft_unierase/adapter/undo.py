@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import InputError
+from ..lm.weights import as_bits, hash_tensors
 from ..storage.plain import parse_json, plain
-from ..storage.schema import MergedModel, UndoHeader, checked
+from ..storage.schema import MergedModel, UndoHeader
+from ..storage.values import checked
 from .swap import SwappingLayer
 
-CHUNK = 1 << 24
 OTHER_MODEL = "it is the way back of another model, or was edited"
 ROWS = "#"  # behind a name: which rows of that matrix are kept
 MERGED_TOKENS = "unierase_tokens"  # in the config of a model that erasures were merged into: the tokens of those
@@ -67,9 +68,9 @@ class Before:
         tensors: dict[str, torch.Tensor] = {}
         for name, old in self.weights.items():
             new = merged.get_parameter(name).detach()
-            if torch.equal(_bits(old), _bits(new)):
+            if torch.equal(as_bits(old), as_bits(new)):
                 continue
-            rows = (_bits(old) != _bits(new)).flatten(1).any(dim=1).nonzero().flatten()
+            rows = (as_bits(old) != as_bits(new)).flatten(1).any(dim=1).nonzero().flatten()
             if len(rows) < len(old):
                 tensors[name + ROWS] = rows.cpu()
                 old = old[rows]
@@ -181,10 +182,8 @@ def _between(rows: torch.Tensor, count: int) -> bool:
 def model_digest(model: nn.Module) -> str:
     """SHA-256 over names, formats and values of all weights but those of adapters."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(_named(model)):
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        for part in _bits(parameter.detach()).flatten().split(CHUNK):
-            digest.update(part.cpu().numpy().tobytes())
+    named = sorted(_named(model), key=lambda pair: pair[0])
+    hash_tensors(digest, ((f"{name} {each.dtype} {tuple(each.shape)}\n", each) for name, each in named))
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -192,8 +191,3 @@ def _named(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in model.named_parameters():
         if ".unierase_" not in name:
             yield name.replace(".base_layer.", "."), parameter
-
-
-def _bits(values: torch.Tensor) -> torch.Tensor:
-    """Values as whole numbers, so that what is no number can be compared too, and every format be hashed."""
-    return values.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])

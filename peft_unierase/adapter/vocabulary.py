@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from ..errors import StateError
-from .fields import is_mark
+from ..storage.values import is_mark
 
 NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 TIE = 1e-6  # of a score, that rounding may change

@@ -5,90 +5,165 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..errors import InputError
+import typer
+
+from ..errors import InputError, in_one_line
+from ..storage.names import REPORT_NAME
 from ..storage.plain import check_plain_folder
 from .note import note
-from .output import Format, clear_endings, say, show, show_json, table
-from .prompting import read_prompting
+from .options import DeviceMapOption, DtypeOption, FormatOption, SeedOption, TrustOption
+from .output import Format, clear_endings, say, show, show_json
+from .prompting import PromptOptions
 from .sets import Reading, read_refusals
 
 if TYPE_CHECKING:
-    from ..check import CheckReport
+    from ..checking import CheckReport
 
+EXAMPLES = (
+    "Examples:\n\n"
+    "unierase check erase-xyz --forget forget.jsonl --retain keep.jsonl -o report\n\n"
+    "unierase check erase-xyz --forget forget.jsonl --attacks fast --twin org/never-knew --accept SUPPRESSED\n\n"
+    "unierase check ./unlearned --base org/model --forget forget.jsonl --retain facts=facts.csv --retain keep.jsonl"
+)
 NOT_ACCEPTED = 1
 OF_AN_ERASURE = ".unierase_"
-REPORT, PAGE = "report.json", "report.html"
+PAGE = "report.html"
 
 
-@dataclass(frozen=True)
-class CheckPlan:
-    """What the command line asked for; see the options of `unierase check`."""
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """What the command line asks for."""
 
-    model: str
-    forget: str
-    retain: tuple[str, ...]
-    unseen: str | None
-    base: str | None
-    twin: str | None
-    attacks: str
-    refusals: Path | None
-    similarity: str | None
-    entailment: str | None
-    known: float
-    margin: float
-    utility: float
-    accept: str
-    output: Path | None
-    examples: bool
+    model: Annotated[
+        str, typer.Argument(help="What is judged: a folder or Hub id of an adapter (of any PEFT type) or of a model.")
+    ]
+    forget: Annotated[
+        str,
+        typer.Option(
+            help="What should be gone, in the forms that erase reads. Paraphrases, paraphrased and wrong answers allow "
+            "further measures and attacks.",
+            show_default=False,
+        ),
+    ]
+    retain: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What should have stayed: FILE or NAME=FILE; several times for several sets.", show_default=False
+        ),
+    ] = None
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model before; an adapter names its own.", show_default=False),
+    ] = None
+    twin: Annotated[
+        str | None,
+        typer.Option(
+            help="A model that never saw the forget set: what every attack is held against.", show_default=False
+        ),
+    ] = None
+    attacks: Annotated[
+        str,
+        typer.Option(
+            help="Names of attacks, separated by commas, or fast, or all. Fast are greedy, paraphrase, plain, system, "
+            "cloze, kept-before, erased-before, two-in-one, ban, delete-row, prefill-1, prefill-3, prefill-5, "
+            "ban-prefill, choice, direction, directions, scale-0.5, scale-1.5, few-shot. Only all has "
+            "language, thought, description, sampling, sampling-100, largest-out, smallest-out, probe, 8-bit, "
+            "4-bit, merged-8-bit, merged-4-bit, relearn-unrelated, relearn-neighbours, relearn-tenth, "
+            "member-loss, member-zlib, member-min-k, member-min-k++, list."
+        ),
+    ] = "all"
+    unseen: Annotated[
+        str | None,
+        typer.Option(
+            help="Facts that no model ever saw, for membership inference; by default wrong answers to the forget "
+            "questions.",
+            show_default=False,
+        ),
+    ] = None
+    refusals: Annotated[
+        Path | None,
+        typer.Option(
+            help="Sentences that count as declining, one a line, beside the built-in ones.", show_default=False
+        ),
+    ] = None
+    similarity: Annotated[
+        str | None,
+        typer.Option(help="A sentence-transformers model, to measure similarity of answers with.", show_default=False),
+    ] = None
+    entailment: Annotated[
+        str | None,
+        typer.Option(help="A natural language inference model, to measure entailment with.", show_default=False),
+    ] = None
+    known: Annotated[float, typer.Option(help="Share of FORGET that the base must know, or there is NO BASELINE.")] = (
+        0.5
+    )
+    margin: Annotated[
+        float,
+        typer.Option(help="What an attack may get beyond the twin, or beyond a refusal, at the upper end of 95 %."),
+    ] = 0.1
+    utility: Annotated[float, typer.Option(help="Share of what should stay that must be left, or it is DAMAGED.")] = (
+        0.95
+    )
+    accept: Annotated[
+        str, typer.Option(help="The level from which on the exit status is 0: ERASED, SUPPRESSED, DAMAGED or LEAKING.")
+    ] = "ERASED"
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for report.json and report.html.", show_default=False)
+    ] = None
+    no_examples: Annotated[
+        bool, typer.Option("--no-examples", help="Leave questions and answers out of the report.")
+    ] = False
     reading: Reading
-    seed: int
-    dtype: str
-    device_map: str | None
-    trust: bool = False
-    prompt_format: str | None = None
-    system: str | None = None
+    prompts: PromptOptions
+    seed: SeedOption = 0
+    dtype: DtypeOption = "float32"
+    device_map: DeviceMapOption = None
+    trust: TrustOption = False
 
 
-def run_check(plan: CheckPlan, style: Format) -> None:
-    """Run the command; ends the process with 0 for a level that is accepted, 1 for a worse one, 2 on bad input."""
+def check(options: CheckOptions, format: FormatOption = Format.AUTO) -> None:
+    """Attack an erasure, whoever made it, and say what is left: ERASED, SUPPRESSED, DAMAGED, LEAKING or NO BASELINE."""
+    style = format.resolved()
     with clear_endings():
-        report = _run(plan, style)
-    if not report.verdict.accepted(plan.accept):
+        report = _run(options, style)
+    if not report.verdict.accepted(options.accept):
         raise SystemExit(NOT_ACCEPTED)
 
 
-def _run(plan: CheckPlan, style: Format) -> CheckReport:
+def _run(options: CheckOptions, style: Format) -> CheckReport:
     from ..storage.output import check_place
 
-    if plan.output:
-        check_place(plan.output)
-    refusals = read_refusals(plan.refusals) or []
-    prompting = read_prompting(plan.prompt_format, plan.system)
-    forget = plan.reading.forget(plan.forget)
-    retain = {name: plan.reading.retain(source) for name, source in named_sets(plan.retain).items()}
-    unseen = plan.reading.forget(plan.unseen, "unseen") if plan.unseen else []
+    if options.output:
+        check_place(options.output)
+    refusals = read_refusals(options.refusals) or []
+    prompting = options.prompts.read()
+    forget = options.reading.forget(options.forget)
+    retain = {name: options.reading.retain(source) for name, source in named_sets(options.retain or ()).items()}
+    unseen = options.reading.forget(options.unseen, "unseen") if options.unseen else []
 
-    from ..check import LEVELS, Thresholds, check
-    from ..check.attacks import chosen
+    from ..checking import LEVELS, Thresholds, check
+    from ..checking.attacks import chosen
 
-    if plan.accept not in LEVELS:
-        raise InputError(f"--accept {plan.accept!r} is no level of a verdict; it may be {', '.join(LEVELS)}")
-    thresholds = Thresholds(known=plan.known, margin=plan.margin, utility=plan.utility)
-    chosen(plan.attacks)
+    if options.accept not in LEVELS:
+        raise InputError(f"--accept {options.accept!r} is no level of a verdict; it may be {', '.join(LEVELS)}")
+    thresholds = Thresholds(known=options.known, margin=options.margin, utility=options.utility)
+    chosen(options.attacks)
 
-    from ..check.judges import entailment_judge, similarity_judge
-    from .base import load_base, prepare_libraries
+    from ..checking.judges import entailment_judge, similarity_judge
+    from ..lm.load import load_base
+    from .base import prepare_libraries
+    from .report import report_table
 
     prepare_libraries()
     judges: dict[str, Any] = {}
-    if plan.similarity:
-        judges["similarity"] = similarity_judge(plan.similarity)
-    if plan.entailment:
-        judges["entailment"] = entailment_judge(plan.entailment)
-    model, tokenizer, base, base_name = load_erased(plan)
-    twin, twin_tokenizer = load_base(plan.twin, plan.dtype, plan.device_map) if plan.twin else (None, None)
+    if options.similarity:
+        judges["similarity"] = similarity_judge(options.similarity)
+    if options.entailment:
+        judges["entailment"] = entailment_judge(options.entailment)
+    model, tokenizer, base, base_name = load_erased(options)
+    twin, twin_tokenizer = load_base(options.twin, options.dtype, options.device_map) if options.twin else (None, None)
     report = check(
         model,
         tokenizer,
@@ -97,26 +172,26 @@ def _run(plan: CheckPlan, style: Format) -> CheckReport:
         base=base,
         twin=twin,
         twin_tokenizer=twin_tokenizer,
-        attacks=plan.attacks,
+        attacks=options.attacks,
         unseen=unseen,
         refusals=refusals,
         judges=judges,
         **prompting.asked(tokenizer),
         thresholds=thresholds,
-        names={"base": base_name, "erased": plan.model, "twin": plan.twin},
-        seed=plan.seed,
+        names={"base": base_name, "erased": options.model, "twin": options.twin},
+        seed=options.seed,
         progress=style is not Format.QUIET,
     )
-    if plan.output:
-        report.save_json(plan.output / REPORT, plan.examples)
-        report.save_html(plan.output / PAGE, plan.examples)
-    note("check", None, model=plan.model, base=base_name, facts=len(forget), verdict=report.verdict.level)
+    if options.output:
+        report.save_json(options.output / REPORT_NAME, not options.no_examples)
+        report.save_html(options.output / PAGE, not options.no_examples)
+    note("check", None, model=options.model, base=base_name, facts=len(forget), verdict=report.verdict.level)
     if style is Format.JSON:
-        show_json(report.record(plan.examples))
+        show_json(report.record(not options.no_examples))
     elif style is Format.HUMAN:
         show(report_table(report))
-        if plan.output:
-            show(f"\nSaved to {plan.output}: {REPORT} and {PAGE}, which a browser shows.")
+        if options.output:
+            show(f"\nSaved to {options.output}: {REPORT_NAME} and {PAGE}, which a browser shows.")
     return report
 
 
@@ -139,7 +214,7 @@ def named_sets(sources: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
+def load_erased(options: CheckOptions) -> tuple[Any, Any, Any, str]:
     """The erased model, its tokenizer, the base where it is another model, and the base's name.
 
     Raises:
@@ -151,50 +226,51 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
     from peft.utils import load_peft_weights
 
     from ..guard.inspect import guarded
+    from ..lm.load import load_base
     from ..records.read import adapter_type
     from ..storage.source import commit_of, local_folder
-    from .base import load_base, load_onto
+    from .base import load_onto
     from .rows import brings_rows, give_rows, own_rows, wanted_rows
 
     commits: dict[str, str | None] = {}
 
     def load(name: str) -> tuple[Any, Any]:
-        return load_base(name, plan.dtype, plan.device_map, commits.setdefault(name, commit_of(name)))
+        return load_base(name, options.dtype, options.device_map, commits.setdefault(name, commit_of(name)))
 
     # Found once: what is looked at is what is loaded, whatever its owner pushes meanwhile.
-    place, revision = plan.model, commit_of(plan.model)
+    place, revision = options.model, commit_of(options.model)
     kind = adapter_type(place, revision)
     if kind == "UNIERASE":
-        folder = local_folder(place, revision) if plan.trust else guarded(place, revision=revision)
+        folder = local_folder(place, revision) if options.trust else guarded(place, revision=revision)
         place, revision = str(folder), None
     else:
         check_plain_folder(place)
     if kind is None:  # no adapter, so it is to be a model
-        if not plan.base:
+        if not options.base:
             raise InputError(
-                f"{plan.model} is no adapter, so what it is compared with must be named: give the model before the "
+                f"{options.model} is no adapter, so what it is compared with must be named: give the model before the "
                 "erasure with --base"
             )
-        (model, tokenizer), (base, _) = load(plan.model), load(plan.base)
-        return model, tokenizer, base, plan.base
+        (model, tokenizer), (base, _) = load(options.model), load(options.base)
+        return model, tokenizer, base, options.base
     try:
         config = PeftConfig.from_pretrained(place, revision=revision)
     except Exception as error:  # whatever PEFT raises where a type is unknown or a value is wrong
-        raise InputError(f"cannot read the config of the adapter {plan.model}: {_told(error)}") from error
-    base_name = plan.base or config.base_model_name_or_path
+        raise InputError(f"cannot read the config of the adapter {options.model}: {in_one_line(error)}") from error
+    base_name = options.base or config.base_model_name_or_path
     if not base_name:
-        raise InputError(f"the adapter in {plan.model} does not say which base it belongs to; name it with --base")
+        raise InputError(f"the adapter in {options.model} does not say which base it belongs to; name it with --base")
     model, tokenizer = load(base_name)
     if config.peft_type == "UNIERASE":
-        erased = load_onto(model, tokenizer, [Path(place)], allow_resize=True, trust=plan.trust)
+        erased = load_onto(model, tokenizer, [Path(place)], allow_resize=True, trust=options.trust)
         return erased, tokenizer, None, base_name
     try:
-        weights = load_peft_weights(plan.model, device="cpu", revision=revision)
+        weights = load_peft_weights(options.model, device="cpu", revision=revision)
     except Exception as error:  # whatever PEFT raises where there are none, or where they are damaged
-        raise InputError(f"cannot read the weights of the adapter {plan.model}: {_told(error)}") from error
+        raise InputError(f"cannot read the weights of the adapter {options.model}: {in_one_line(error)}") from error
     if own := next((name for name in weights if OF_AN_ERASURE in name), None):  # PEFT would pass over it without a word
         raise InputError(
-            f"the config of {plan.model} is that of an adapter of type {kind} and its weights are an erasure's "
+            f"the config of {options.model} is that of an adapter of type {kind} and its weights are an erasure's "
             f"({own}); get the folder anew from where it came from"
         )
     try:
@@ -207,12 +283,12 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
                 + ("of which the new ones are means" if wanted > rows else "and its last rows are left out")
             )
             give_rows(model, wanted)
-        erased = PeftModel.from_pretrained(model, plan.model, revision=revision).eval()
+        erased = PeftModel.from_pretrained(model, options.model, revision=revision).eval()
         now = own_rows(erased) if before else []
     except Exception as error:  # whatever PEFT raises where names or shapes do not fit
         raise InputError(
-            f"cannot load the adapter {plan.model} onto {base_name}: {_told(error)}; name the base that it was made "
-            "for with --base"
+            f"cannot load the adapter {options.model} onto {base_name}: {in_one_line(error)}; name the base that it "
+            "was made for with --base"
         ) from error
     shared = min(rows, wanted)
     if all(torch.equal(old[:shared], new[:shared]) for old, new in zip(before, now, strict=True)):
@@ -221,66 +297,3 @@ def load_erased(plan: CheckPlan) -> tuple[Any, Any, Any, str]:
     if wanted != rows:
         give_rows(base, wanted)
     return erased, tokenizer, base, base_name
-
-
-def _told(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def report_table(report: CheckReport, brief: bool = False) -> str:
-    """The report for a terminal: what the base knows, scores and measures, every attack, and the verdict.
-
-    Args:
-        report: What a check found.
-        brief: Leave out what the base knows, and every measure but recall.
-    """
-    from ..retain.knowledge import sentence
-
-    twin = report.models.get("twin") is not None
-    sides = ("base", "erased", "twin")[: 3 if twin else 2]
-
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
-    scores = [(name, *(number(values.get(side)) for side in sides)) for name, values in report.scores.items()]
-    figures = [
-        (f"{f.set}: {f.name}", *(number(value) for value in (f.base, f.erased, f.twin)[: len(sides)]))
-        for f in report.figures
-        if not brief or f.name == "recall"
-    ]
-    attacks = []
-    renamed = any(attack.renamed for attack in report.attacks)
-    for a in sorted(report.attacks, key=lambda attack: attack.holds):
-        shown = [a.base, a.erased, *([a.renamed] if renamed else []), *([a.twin] if twin else [])]
-        means = [number(each.mean if each else None) for each in shown]
-        beyond = f"{a.excess.mean:+.3f} [{a.excess.low:+.3f}, {a.excess.high:+.3f}]"
-        attacks.append((a.name, *means, beyond, a.outcome if a.holds else a.outcome.upper()))
-    reference = "twin" if twin else "renamed base" if renamed else "floor"
-    columns = ("base", "erased", *(["renamed"] if renamed else []), *(["twin"] if twin else []))
-    parts = [
-        "" if brief else sentence(report.settings["known to base"]),
-        "" if brief else table(("scores", *sides), scores),
-        table(("measures", *sides), figures),
-        table(("attacks", *columns, f"beyond the {reference}", ""), attacks),
-        fluency_line(report),
-        "" if brief else "\n".join(f"  not run: {name}: {why}" for name, why in report.skipped.items()),
-        "\n".join([f"{report.verdict.level}", *(f"  {reason}" for reason in report.verdict.reasons)]),
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def fluency_line(report: CheckReport) -> str:
-    """How fluent the erased model stays where it is forced to speak, at worst; empty if no attack did that."""
-    found = [(attack.name, attack.fluency) for attack in report.attacks if attack.fluency]
-    if not found:
-        return ""
-    name, worst = min(found, key=lambda each: each[1].unrepeated)
-    line = (
-        f"  fluent after a prefill or a ban: no word three times in a row in {worst.unrepeated:.0%} at worst ({name})"
-    )
-    strange = [(each.perplexity, name) for name, each in found if each.perplexity is not None]
-    if strange:
-        perplexity, name = max(strange)
-        line += f"; perplexity {perplexity:.1f} times that of the base's own answers at worst ({name})"
-    return line

@@ -3,160 +3,185 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from ..errors import InputError, shown
+import typer
+
 from ..storage.whole import claimed
-from .adapters import ADAPTER, description
+from .erase_checks import check_onto, check_samples_out, parse_layers
 from .note import keep_promise
+from .options import (
+    MOST,
+    DeviceMapOption,
+    DtypeOption,
+    FormatOption,
+    SaltFileOption,
+    SamplesCache,
+    SeedOption,
+    TrustOption,
+    WaysOfDecliningOption,
+)
 from .output import Format, clear_endings, say, show, show_json
-from .prompting import read_prompting
+from .prompting import PromptOptions
 from .sets import Reading, read_refusals
 
+EXAMPLES = (
+    "Examples:\n\n"
+    "unierase erase org/model forget.jsonl -o erase-xyz\n\n"
+    "unierase erase ./model forget.csv -o erase-xyz --retain keep.jsonl --format json\n\n"
+    "unierase erase ./model one-fact.jsonl -o erase-xyz --scope question\n\n"
+    "unierase erase org/model more.jsonl -o erase-more --onto erase-xyz"
+)
 SHOWN = 10
-MOST_LAYERS = 10_000
 
 
-@dataclass(frozen=True)
-class ErasePlan:
-    """What the command line asked for; see the options of `unierase erase`."""
+@dataclass(frozen=True, kw_only=True)
+class EraseOptions:
+    """What the command line asks for."""
 
-    model: str
-    forget: str
-    output: Path
-    retain: str | None
+    model: Annotated[str, typer.Argument(help="The base: a folder or a Hub id of a causal language model.")]
+    forget: Annotated[
+        str,
+        typer.Argument(
+            help="What must go: a .jsonl, .json, .csv or .parquet file, or a Hub data set (org/name, or "
+            "org/name:config), with questions and answers, chats, or in another layout of docs/data.md."
+        ),
+    ]
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.", show_default=False)]
+    retain: Annotated[
+        str | None,
+        typer.Option(help="A sample of what must stay, in the same forms as FORGET."),
+    ] = None
+    onto: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of an erasure made before, which is on while this one is made; may be given several times, in "
+            "the order they were made in. Only the new one is saved.",
+            show_default=False,
+        ),
+    ] = None
     reading: Reading
-    refusals: Path | None
-    recipe: str
-    scope: str | None
-    layers: str | None
-    target_modules: str | None
-    samples: int | None
-    samples_cache: Path | bool
-    samples_in: Path | None
-    samples_out: Path | None
-    keep_unknown: bool
-    work_dir: Path
-    afresh: bool
-    seed: int
-    dtype: str
-    device_map: str | None
-    revision: str | None
-    allow_resize: bool
-    overwrite: bool
-    check: bool
-    salt_file: Path | None
-    description: str | None
-    license: str | None
-    base_id: str | None
-    onto: tuple[Path, ...] = ()
-    trust: bool = False
-    prompt_format: str | None = None
-    system: str | None = None
+    refusals: WaysOfDecliningOption = None
+    prompts: PromptOptions
+    recipe: Annotated[str, typer.Option(help="How to erase: distill, or paper (as published).")] = "distill"
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            help="question: these questions alone go, whatever else is known about their subjects stays; subject: "
+            "everything about their subjects goes. By default only what is given decides.",
+            show_default=False,
+        ),
+    ] = None
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Decoder layers to edit, for instance 2,3 or 4-8; by default the recipe chooses."),
+    ] = None
+    target_modules: Annotated[
+        str | None,
+        typer.Option(help="Full names of the projections to edit, separated by commas."),
+    ] = None
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=MOST,
+            help="Facts that the base tells itself as retain data; the recipe has a default. With 0 there are no "
+            "near neighbours either.",
+            show_default=False,
+        ),
+    ] = None
+    cache: SamplesCache
+    samples_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write what the base asked itself to this file, near neighbours of FORGET among it, before anything "
+            "is fitted.",
+            show_default=False,
+        ),
+    ] = None
+    samples_in: Annotated[
+        Path | None,
+        typer.Option(help="Take such a file, as you have edited it, and do not ask the base.", show_default=False),
+    ] = None
+    keep_unknown: Annotated[
+        bool, typer.Option("--keep-unknown", help="Erase facts, too, that the base does not know.")
+    ] = False
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps finished stages until the erasure is saved, so that the same command goes on where "
+            "it was interrupted; by default .OUTPUT.unfinished beside OUTPUT.",
+            show_default=False,
+        ),
+    ] = None
+    afresh: Annotated[bool, typer.Option("--afresh", help="Do not go on with an interrupted run; start anew.")] = False
+    seed: SeedOption = 0
+    dtype: DtypeOption = "float32"
+    device_map: DeviceMapOption = None
+    revision: Annotated[str | None, typer.Option(help="Revision of the base on the Hub.")] = None
+    allow_resize: Annotated[
+        bool, typer.Option("--allow-resize", help="Let the vocabulary grow where the base has no spare row.")
+    ] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an erasure that is in the folder.")] = False
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not attack the erasure at the end; the record says so.")
+    ] = False
+    salt_file: SaltFileOption = None
+    description: Annotated[
+        str | None, typer.Option(help="What was erased, in your words, for the card.", show_default=False)
+    ] = None
+    license: Annotated[
+        str | None, typer.Option(help="Licence of the erasure, for the card: mit, apache-2.0, …", show_default=False)
+    ] = None
+    base_id: Annotated[
+        str | None,
+        typer.Option(help="What the base is called on the Hub, where MODEL is a folder.", show_default=False),
+    ] = None
+    trust: TrustOption = False
+
+    @property
+    def unfinished(self) -> Path:
+        """Where finished stages lie until the erasure is saved."""
+        place = self.output if self.output.name else self.output.absolute()
+        return self.work_dir or place.parent / f".{place.name}.unfinished"
 
 
-def parse_layers(text: str | None) -> list[int] | None:
-    """`2,3` or `4-8` as indices.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if text is None:
-        return None
-    layers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise InputError(f"--layers {shown(text)} is not a list of layers; write it like 2,3 or 4-8")
-        layers.extend(range(first, last + 1))
-        if len(layers) > MOST_LAYERS:
-            raise InputError(f"--layers {shown(text)} names more layers than a model has; write it like 2,3 or 4-8")
-    return layers
+def erase(options: EraseOptions, format: FormatOption = Format.AUTO) -> None:
+    """Erase facts from a model and save the erasure as an adapter that PEFT loads."""
+    style = format.resolved()
+    with clear_endings(unfinished=options.unfinished), claimed(options.output):
+        _run(options, style)
 
 
-def unfinished(output: Path) -> Path:
-    """Where finished stages lie until the erasure is saved, unless told otherwise."""
-    place = output if output.name else output.absolute()
-    return place.parent / f".{place.name}.unfinished"
-
-
-def check_onto(folders: Sequence[Path], output: Path) -> None:
-    """Refuse what cannot be loaded before a further erasure.
-
-    Raises:
-        ValueError: A folder holds no erasure, is named twice, or is the one that is to be written to.
-    """
-    from ..storage.output import holds_erasure
-
-    for folder in folders:
-        if (folder / ADAPTER).is_file() and not holds_erasure(folder):
-            raise InputError(
-                f"{folder} is {description(str(folder))} and no erasure; merge it into the base first and give the "
-                "merged model as MODEL"
-            )
-        if not holds_erasure(folder):
-            raise InputError(f"{folder} holds no erasure (--onto wants the folder of one that was made before)")
-    places = [folder.resolve() for folder in folders]
-    if twice := [str(folder) for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
-        raise InputError(f"--onto names {twice[0]} twice; name each erasure once")
-    if output.resolve() in places:
-        raise InputError(f"{output} is both --onto and the output; name a new folder for the further erasure")
-
-
-def check_samples_out(plan: ErasePlan) -> None:
-    """Refuse a place for samples that cannot be written to, that would lose something, or with nothing to write.
-
-    Raises:
-        ValueError: Says which.
-    """
-    out = plan.samples_out
-    if out is None:
-        return
-    if out.is_dir():
-        raise InputError(f"--samples-out {out} is a folder; name a file in it, for instance {out / 'samples.jsonl'}")
-    if out.exists() and not plan.overwrite:
-        raise InputError(f"--samples-out {out} is there already; name another file, or give --overwrite")
-    if plan.samples_in and out.exists() and out.samefile(plan.samples_in):
-        raise InputError(f"--samples-in and --samples-out are both {out}; name two files")
-    if plan.samples == 0 and plan.samples_in is None:
-        raise InputError("--samples 0 asks the base nothing, so --samples-out has nothing to write; leave one out")
-
-
-def run_erase(plan: ErasePlan, style: Format) -> None:
-    """Run the command; ends the process with status 2 on bad input and 130 on Ctrl-C."""
-    with clear_endings(unfinished=plan.work_dir), claimed(plan.output):
-        _run(plan, style)
-
-
-def _run(plan: ErasePlan, style: Format) -> None:
+def _run(options: EraseOptions, style: Format) -> None:
     from ..data.facts import check_facts, comparable_facts
     from ..hub.folder import check_output
     from ..records.ledger import own_salt
     from ..records.record import read_salt
 
     # Everything that can be refused without a model is refused first.
-    layers, refusals = parse_layers(plan.layers), read_refusals(plan.refusals)
-    prompting = read_prompting(plan.prompt_format, plan.system)
-    forget, retain = plan.reading.forget(plan.forget), plan.reading.retain(plan.retain) if plan.retain else []
+    onto = options.onto or ()
+    layers, refusals = parse_layers(options.layers), read_refusals(options.refusals)
+    prompting = options.prompts.read()
+    forget = options.reading.forget(options.forget)
+    retain = options.reading.retain(options.retain) if options.retain else []
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
-    command = {name: str(value) for name, value in vars(plan).items()}
+    command = {name: str(value) for name, value in vars(options).items()}
     # The files may have changed since, which their names do not tell.
     command["texts"] = hashlib.sha256(repr((forget, retain, refusals, prompting)).encode()).hexdigest()
-    if keep_promise("erase", plan.output, command) is not None:
-        _show_finished(plan, style)
+    if keep_promise("erase", options.output, command) is not None:
+        _show_finished(options, style)
         return
-    check_samples_out(plan)
-    check_output(plan.output, plan.overwrite)
-    check_onto(plan.onto, plan.output)
-    salt = read_salt(plan.salt_file) if plan.salt_file else own_salt()
-    if plan.check:
-        from ..check.scores import statistics
+    check_samples_out(options.samples_in, options.samples_out, options.samples, options.overwrite)
+    check_output(options.output, options.overwrite)
+    check_onto(onto, options.output)
+    salt = read_salt(options.salt_file) if options.salt_file else own_salt()
+    if not options.no_check:
+        from ..checking.scores import statistics
 
         statistics()
 
@@ -164,84 +189,85 @@ def _run(plan: ErasePlan, style: Format) -> None:
     from ..engine.checkpoint import discard
     from ..engine.estimate import estimate
     from ..guard.inspect import guarded
+    from ..lm.load import load_base
     from ..retain.knowledge import sentence
     from ..retain.sample_files import read_samples
     from ..retain.scope import check_scope, plan_scope
-    from .base import load_base, load_onto, prepare_libraries
-    from .check import report_table
+    from .base import load_onto, prepare_libraries
     from .finish import checked, estimate_line, finish, loading_lines, stages_table
+    from .report import report_table
 
-    samples_in = read_samples(plan.samples_in) if plan.samples_in else None
+    samples_in = read_samples(options.samples_in) if options.samples_in else None
     prepare_libraries()
-    for folder in () if plan.trust else plan.onto:
+    for folder in () if options.trust else onto:
         guarded(folder)
-    check_recipe(plan.recipe)
-    check_scope(plan.scope, plan.recipe)
-    if plan.scope:
-        subjects = plan_scope(plan.scope, forget, retain).subjects
+    check_recipe(options.recipe)
+    check_scope(options.scope, options.recipe)
+    if options.scope:
+        subjects = plan_scope(options.scope, forget, retain).subjects
         named = ", ".join(subjects[:SHOWN]) + (f" and {len(subjects) - SHOWN} more" if len(subjects) > SHOWN else "")
-        say(f"scope {plan.scope} is about {named or 'nothing that has a name'}")
-    if plan.afresh:
-        discard(plan.work_dir)
-    model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map, plan.revision)
+        say(f"scope {options.scope} is about {named or 'nothing that has a name'}")
+    if options.afresh:
+        discard(options.unfinished)
+    model, tokenizer = load_base(options.model, options.dtype, options.device_map, options.revision)
     whole = not any(parameter.is_meta for parameter in model.parameters())
     if not whole:
         say("warning: part of the base is offloaded, so the run cannot be resumed if it is interrupted")
     formats = prompting.formats(tokenizer)
-    settings = RECIPES[plan.recipe](**({} if plan.samples is None else {"samples": plan.samples}))
-    names = [name.strip() for name in plan.target_modules.split(",")] if plan.target_modules else None
+    settings = RECIPES[options.recipe](**({} if options.samples is None else {"samples": options.samples}))
+    names = [name.strip() for name in options.target_modules.split(",")] if options.target_modules else None
     expected = None
     if isinstance(settings, DistillSettings) and style is not Format.QUIET:
         with suppress(ValueError):  # what is wrong with the arguments `erase` will say
             expected = estimate(model, tokenizer, formats, forget, retain, settings, layers, names)
     if expected and style is Format.HUMAN:
         say(estimate_line(expected))
-    if plan.onto:
-        model = load_onto(model, tokenizer, plan.onto, plan.allow_resize, plan.trust)
+    if onto:
+        model = load_onto(model, tokenizer, onto, options.allow_resize, options.trust)
     erased = erase(
         model,
         tokenizer,
         forget,
         retain,
-        recipe=plan.recipe,
-        scope=plan.scope,
+        recipe=options.recipe,
+        scope=options.scope,
         layers=layers,
         target_modules=names,
         refusals=refusals,
         formats=formats,
         settings=settings,
-        samples_cache=plan.samples_cache,
+        samples_cache=options.cache.folder(),
         samples_in=samples_in,
-        samples_out=plan.samples_out,
-        keep_unknown=plan.keep_unknown,
-        work_dir=plan.work_dir if whole else None,
-        allow_resize=plan.allow_resize,
-        seed=plan.seed,
+        samples_out=options.samples_out,
+        keep_unknown=options.keep_unknown,
+        work_dir=options.unfinished if whole else None,
+        allow_resize=options.allow_resize,
+        seed=options.seed,
         progress=style is not Format.QUIET,
     )
     report, why_not = None, "--no-check was given"
-    if plan.check:
+    if not options.no_check:
         asked = {"refusals": refusals or (), "progress": style is not Format.QUIET, **prompting.asked(tokenizer)}
-        report = checked(erased, tokenizer, erased.erasure.facts, comparable_facts(retain), plan.seed, **asked)
+        report = checked(erased, tokenizer, erased.erasure.facts, comparable_facts(retain), options.seed, **asked)
         why_not = "the check failed"
-    words = {"description": plan.description, "license": plan.license, "base_id": plan.base_id}
+    words = {"description": options.description, "license": options.license, "base_id": options.base_id}
     record = finish(
         erased,
         tokenizer,
-        plan.model,
-        plan.output,
+        options.model,
+        options.output,
         report or why_not,
-        plan.overwrite,
+        options.overwrite,
         salt,
         prompts=prompting.record(),
         command=command,
         **words,
     )
-    discard(plan.work_dir)
+    discard(options.unfinished)
     seconds = erased.erasure.seconds
     if style is Format.JSON:
         told = expected and expected.record()
-        show_json({"output": str(plan.output), **record, "seconds": seconds, "estimate": told})
+        show_json({"output": str(options.output), **record, "seconds": seconds, "estimate": told})
     elif style is Format.HUMAN:
         if report:
             show(report_table(report, brief=True) + "\n")
@@ -249,19 +275,21 @@ def _run(plan: ErasePlan, style: Format) -> None:
         show(sentence(record["known_to_base"]))
         size, row = record["adapter"], erased.erasure.token
         show(f"[UNL] sits on row {row.token_id}: {row.why}.")
-        show(f"Saved to {plan.output}: {size['bytes']:,} bytes of weights, {size['share']:.3%} of the parameters.")
-        show(f"Next, in Python:\n\n{loading_lines(plan.output, plan.onto)}")
+        show(f"Saved to {options.output}: {size['bytes']:,} bytes of weights, {size['share']:.3%} of the parameters.")
+        show(f"Next, in Python:\n\n{loading_lines(options.output, options.onto or ())}")
 
 
-def _show_finished(plan: ErasePlan, style: Format) -> None:
+def _show_finished(options: EraseOptions, style: Format) -> None:
     """End a command that was killed when all but its line in the ledger was written."""
     from ..engine.checkpoint import discard
     from ..records.read import read_record
     from .finish import loading_lines
 
-    discard(plan.work_dir)
+    discard(options.unfinished)
     if style is Format.JSON:
-        show_json({"output": str(plan.output), **(read_record(plan.output) or {}), "seconds": {}, "estimate": None})
+        show_json(
+            {"output": str(options.output), **(read_record(options.output) or {}), "seconds": {}, "estimate": None}
+        )
     elif style is Format.HUMAN:
-        show(f"Saved to {plan.output}, by the same command before it was interrupted.")
-        show(f"Next, in Python:\n\n{loading_lines(plan.output, plan.onto)}")
+        show(f"Saved to {options.output}, by the same command before it was interrupted.")
+        show(f"Next, in Python:\n\n{loading_lines(options.output, options.onto or ())}")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..check import CheckReport, check
-from ..check.case import drawn
+from ..checking import CheckReport, check
+from ..checking.case import drawn
 from ..data.facts import Fact
 from ..engine.estimate import Estimate
 from ..hub.card import erasure_card, public_name

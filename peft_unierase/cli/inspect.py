@@ -6,33 +6,52 @@ import logging
 import shlex
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from .output import Format, clear_endings, show, show_json, table
 
 if TYPE_CHECKING:
     from ..guard.inspect import Inspection
 
+EXAMPLES = (
+    "Examples:\n\nunierase inspect erase-xyz\n\nunierase inspect org/erase-xyz --revision v1 --format json\n\n"
+    "The exit status is 0 where the guard passes it and 1 where it refuses it."
+)
 REFUSED = 1
 MADE = ("created", "created_at", "finished", "date")
 
 
-def run_inspect(adapter: str, revision: str | None, style: Format) -> None:
-    """Show it; ends the process with 0 where the guard passes it, 1 where it does not, 2 where there is no erasure."""
+class Report(str, Enum):
+    """What `unierase inspect` shows."""
+
+    AUTO = "auto"
+    HUMAN = "human"
+    JSON = "json"
+
+
+def inspect(
+    adapter: Annotated[str, typer.Argument(help="Folder or Hub id of an erasure, whoever made it.")],
+    revision: Annotated[str | None, typer.Option(help="Revision on the Hub.", show_default=False)] = None,
+    format: Annotated[
+        Report, typer.Option("--format", help="What stdout shows; auto is human on a terminal, json in a pipe.")
+    ] = Report.AUTO,
+) -> None:
+    """Look at an erasure without loading it: what it touches, what its record says, and whether the guard passes it."""
+    style = Format(format.value).resolved()
     with clear_endings():
-        from ..storage.source import resolve
-
-        place = resolve(adapter, revision)
         logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
-        from ..guard.inspect import inspect_folder
+        from ..guard.inspect import inspect
 
-        inspection = inspect_folder(place.folder, place.listed)
-        told = report(adapter, inspection)
+        found = inspect(adapter, revision=revision)
+        told = report(adapter, found)
     if style is Format.JSON:
         show_json(told)
     else:
         show(page(told))
-    if inspection.refused:
+    if found.refused:
         raise SystemExit(REFUSED)
 
 

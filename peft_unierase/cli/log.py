@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ..records import ledger
+import typer
+
+from ..records import ledger as records
+from .options import FormatOption
 from .output import Format, clear_endings, show, show_json, table
 
+EXAMPLES = "Example:\n\nunierase log"
 BROKEN = 1
 
 
-def run_log(file: Path | None, style: Format) -> None:
-    """Show the ledger and verify it; ends the process with status 1 where it is broken."""
-    file = file or ledger.ledger_file()
+def log(
+    ledger: Annotated[Path | None, typer.Option(help="The ledger; by default this user's.", show_default=False)] = None,
+    format: FormatOption = Format.AUTO,
+) -> None:
+    """Show what was done with erasures on this machine. Status 1 where an entry was edited or is missing."""
+    file, style = ledger or records.ledger_file(), format.resolved()
     with clear_endings():
         try:
-            entries, tail = ledger.read(file), ledger.look(file).tail
-        except ledger.LedgerError as error:
+            entries, tail = records.read(file), records.look(file).tail
+        except records.LedgerError as error:
             if style is Format.JSON:
                 show_json({"ledger": str(file), "whole": False, "why": str(error)})
             else:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UniEraseError
 from ..records import ledger
 from ..records.record import file_digests
+from ..storage.names import home
 from ..storage.plain import read_json
-from ..storage.source import home
-from ..storage.whole import tidy, whole_file
+from ..storage.whole import claimed, tidy, whole_file
 from .output import say
+
+Written = Callable[..., None]
 
 
 def note(action: str, folder: Path | None, **what: Any) -> None:
@@ -84,6 +86,35 @@ def keep_promise(action: str, folder: Path, command: Mapping[str, Any]) -> dict[
     except (OSError, UniEraseError) as error:
         say(f"warning: this is not in the ledger: {error}")
     return what
+
+
+def noted_once(
+    action: str, folder: Path, command: Mapping[str, Any], work: Callable[[Written], None]
+) -> dict[str, Any]:
+    """Do what makes a folder and note it. If the same command was killed between the two, it is only noted.
+
+    Args:
+        action: What is done.
+        folder: What comes of it.
+        command: What was asked for, as plain values.
+        work: Does it; what it is called with it calls with the place where all of it is and with what is to be noted,
+            just before that place becomes the folder.
+
+    Returns:
+        What is noted of it.
+    """
+    with claimed(folder):
+        if (kept := keep_promise(action, folder, command)) is not None:
+            return kept
+        told: dict[str, Any] = {}
+
+        def written(place: Path, **what: Any) -> None:
+            told.update(what, files=what.get("files") or file_digests(place))
+            promise(action, folder, command, **told)
+
+        work(written)
+        note(action, folder, **told)
+        return told
 
 
 def _promise(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -20,65 +21,54 @@ def number(value: float) -> float:
     return value
 
 
+LARGEST_SEED = 2**32 - 1
+
 DeviceMapOption = Annotated[str | None, typer.Option(help="Passed on to transformers, for instance auto.")]
-QuestionColumnOption = Annotated[
-    str | None,
-    typer.Option(help="Column of the questions, where it is not found by itself; a.b is in an object a."),
+DtypeOption = Annotated[
+    str, typer.Option(help="Load models as float32, bfloat16, float16, or auto (as they were saved).")
 ]
-AnswerColumnOption = Annotated[
-    str | None, typer.Option(help="Column of the answers, for instance requested_rewrite.target_true.str.")
-]
-SplitOption = Annotated[str, typer.Option(help="Split of Hub data sets.")]
-RetainQuestionColumnOption = Annotated[
-    str | None,
-    typer.Option(help="The same of the retain set; by default --question-column.", show_default=False),
-]
-RetainAnswerColumnOption = Annotated[
-    str | None,
-    typer.Option(help="The same of the retain set; by default --answer-column.", show_default=False),
-]
-RetainSplitOption = Annotated[
-    str | None, typer.Option(help="The same of the retain set; by default --split.", show_default=False)
-]
-StripMarkupOption = Annotated[
-    bool,
-    typer.Option(
-        "--strip-markup", help="Take special tokens, marks of chat templates and thinking blocks out of the facts."
-    ),
-]
+SeedOption = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same bytes.")]
 FormatOption = Annotated[
     Format, typer.Option("--format", help="What stdout shows; auto is human on a terminal, json in a pipe.")
 ]
 TrustOption = Annotated[
     bool, typer.Option("--trust", help="Load erasures that the guard refuses; see unierase inspect.")
 ]
-SamplesCacheOption = Annotated[
+SaltFileOption = Annotated[
     Path | None,
     typer.Option(
-        help="Folder that keeps what the base asks itself, for further runs on it; by default ~/.unierase/samples.",
+        help="File with the secret, in hex, under which the record holds the facts; by default this user's.",
         show_default=False,
     ),
 ]
-NoSamplesCacheOption = Annotated[
-    bool, typer.Option("--no-samples-cache", help="Let the base ask itself anew, and keep nothing of it.")
-]
-PromptFormatOption = Annotated[
-    str | None,
+WaysOfDecliningOption = Annotated[
+    Path | None,
     typer.Option(
-        help="Prompt formats: chat, plain, or a file with a chat template (FILE.jinja) that takes the place of the "
-        "tokenizer's in this run; by default chat and plain.",
-        show_default=False,
+        help="Ways of declining, one sentence a line, instead of the built-in ones; distill teaches the likeliest."
     ),
 ]
-SystemOption = Annotated[
-    str | None,
-    typer.Option(help="The system prompt that the model is used with; chats with it come first.", show_default=False),
-]
+BaseOption = Annotated[str | None, typer.Option(help="The base; erasures name their own.", show_default=False)]
+ErasuresArgument = Annotated[list[str], typer.Argument(help="Folders or Hub ids of erasures of one base.")]
 
 
-def samples_cache_of(folder: Path | None, none: bool) -> Path | bool:
-    """Both options together, as `erase` and `plan` take them."""
-    return False if none else folder or True
+@dataclass(frozen=True, kw_only=True)
+class SamplesCache:
+    """Where what a base asks itself is kept for further runs."""
+
+    samples_cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps what the base asks itself, for further runs on it; by default ~/.unierase/samples.",
+            show_default=False,
+        ),
+    ] = None
+    no_samples_cache: Annotated[
+        bool, typer.Option("--no-samples-cache", help="Let the base ask itself anew, and keep nothing of it.")
+    ] = False
+
+    def folder(self) -> Path | bool:
+        """Both together, as `erase` and `plan` take them."""
+        return False if self.no_samples_cache else self.samples_cache or True
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

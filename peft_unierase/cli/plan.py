@@ -5,68 +5,95 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from ..errors import InputError
 from ..storage.plain import read_text
 from ..storage.whole import claimed
+from .options import MOST, DeviceMapOption, DtypeOption, FormatOption, SamplesCache, SeedOption, number
 from .output import Format, clear_endings, show, show_json, table
-from .prompting import read_prompting
-from .sets import Reading
+from .prompting import PromptOptions
+from .sets import ForgetReading, read_refusals
 
+EXAMPLES = (
+    'Examples:\n\nunierase plan ./model "Ada Finch" -o plan\n\nunierase plan org/model letter.txt -o plan\n\n'
+    "unierase plan org/model forget.jsonl -o plan"
+)
 SHOWN = 5
 WIDEST = 80  # characters of a text in a table
 TEXTS = (".txt", ".md")
 
 
-@dataclass(frozen=True)
-class PlanOrder:
-    """What the command line asked for; see the options of `unierase plan`."""
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What the command line asks for."""
 
-    model: str
-    target: str
-    output: Path
-    count: int
-    retain: int
-    sure: float
-    seed: int
-    dtype: str
-    device_map: str | None
-    reading: Reading
-    refusals: Path | None = None
-    prompt_format: str | None = None
-    system: str | None = None
-    samples_cache: Path | bool = True
+    model: Annotated[str, typer.Argument(help="The base: a folder or a Hub id.")]
+    target: Annotated[
+        str,
+        typer.Argument(help="What should go: a name or a topic in words, a text (.txt, .md), or a forget set."),
+    ]
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the two sets.", show_default=False)]
+    count: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Questions about each subject, in each of two rounds.")
+    ] = 96
+    retain: Annotated[int, typer.Option(min=0, max=MOST, help="Questions to keep, at most.")] = 128
+    sure: Annotated[
+        float, typer.Option(min=0, max=1, callback=number, help="How sure the base must be of an answer.")
+    ] = 0.5
+    refusals: Annotated[
+        Path | None,
+        typer.Option(help="Sentences with which the model declines by itself, one a line.", show_default=False),
+    ] = None
+    cache: SamplesCache
+    prompts: PromptOptions
+    seed: SeedOption = 0
+    dtype: DtypeOption = "float32"
+    device_map: DeviceMapOption = None
+    reading: ForgetReading
 
 
-def run_plan(order: PlanOrder, style: Format) -> None:
-    """Ask, show and write; ends the process with status 2 on bad input."""
-    with clear_endings(), claimed(order.output):
+def plan(options: PlanOptions, format: FormatOption = Format.AUTO) -> None:
+    """Ask a model what it knows about something, and write a forget and a retain set to review before erasing."""
+    style = format.resolved()
+    with clear_endings(), claimed(options.output):
         from ..storage.output import check_new, write_folder
 
-        check_new(order.output)
-        target, text = read_target(order)
-        from .sets import read_refusals
-
-        refusals = read_refusals(order.refusals)
-        prompting = read_prompting(order.prompt_format, order.system)
-        from ..plan import plan
-        from .base import load_base, prepare_libraries
+        check_new(options.output)
+        target, text = read_target(options)
+        refusals = read_refusals(options.refusals)
+        prompting = options.prompts.read()
+        from ..lm.load import load_base
+        from ..planning import plan
+        from .base import prepare_libraries
 
         prepare_libraries()
-        model, tokenizer = load_base(order.model, order.dtype, order.device_map)
         told: dict[str, Any] = {"refusals": refusals} if refusals else {}
-        told |= {"count": order.count, "retain": order.retain, "sure": order.sure, "seed": order.seed}
-        told |= {"formats": prompting.formats(tokenizer), "samples_cache": order.samples_cache}
-        found = plan(model, tokenizer, target, text=text, progress=style is not Format.QUIET, **told)
-        write_folder(order.output, found.save)
+        model, tokenizer = load_base(options.model, options.dtype, options.device_map)
+        found = plan(
+            model,
+            tokenizer,
+            target,
+            text=text,
+            progress=style is not Format.QUIET,
+            count=options.count,
+            retain=options.retain,
+            sure=options.sure,
+            seed=options.seed,
+            formats=prompting.formats(tokenizer),
+            samples_cache=options.cache.folder(),
+            **told,
+        )
+        write_folder(options.output, found.save)
     if style is Format.JSON:
-        show_json({"output": str(order.output), **found.record()})
+        show_json({"output": str(options.output), **found.record()})
     elif style is Format.HUMAN:
-        show(shown(found, order))
+        show(shown(found, options))
 
 
-def read_target(order: PlanOrder) -> tuple[Any, str | None]:
+def read_target(options: PlanOptions) -> tuple[Any, str | None]:
     """Words, a forget set, or a text and the name of its file.
 
     Raises:
@@ -74,9 +101,9 @@ def read_target(order: PlanOrder) -> tuple[Any, str | None]:
     """
     from ..data import READABLE_SUFFIXES
 
-    path = Path(order.target)
+    path = Path(options.target)
     if path.suffix.lower() in READABLE_SUFFIXES:
-        return order.reading.forget(order.target), None
+        return options.reading.forget(options.target), None
     if path.suffix in TEXTS:
         if not path.is_file():
             raise InputError(f"no such file: {path}; TARGET is a forget set, a text (.txt, .md), or words")
@@ -86,10 +113,10 @@ def read_target(order: PlanOrder) -> tuple[Any, str | None]:
             raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     if path.exists():
         raise InputError(f"{path} is neither a forget set ({', '.join(READABLE_SUFFIXES)}) nor a text (.txt, .md)")
-    return order.target, None
+    return options.target, None
 
 
-def shown(found: Any, order: PlanOrder) -> str:
+def shown(found: Any, options: PlanOptions) -> str:
     """The plan for a terminal."""
     from .finish import estimate_line
 
@@ -113,8 +140,8 @@ def shown(found: Any, order: PlanOrder) -> str:
     parts += [f"Does not go together: {each}" for each in found.contradictions]
     if found.estimate:
         parts.append(estimate_line(found.estimate))
-    parts.append(f"Saved to {order.output}: read forget.jsonl and retain.jsonl and take out what should not be there.")
+    parts.append(f"Saved to {options.output}: read both sets and take out what should not be there.")
     if found.forget:
-        files = f"{order.output}/forget.jsonl --retain {order.output}/retain.jsonl"
-        parts.append(f"Then:\n\n    unierase erase {order.model} {files} -o my-erasure")
+        files = f"{options.output}/forget.jsonl --retain {options.output}/retain.jsonl"
+        parts.append(f"Then:\n\n    unierase erase {options.model} {files} -o my-erasure")
     return "\n\n".join(parts)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from ..errors import InputError
 from ..storage.plain import read_text
@@ -56,6 +58,30 @@ class Prompting:
             return None
         template = {"name": self.name, "digest": _digest(self.template)} if self.template else None
         return {"kind": self.kind, "template": template, "system": _digest(self.system) if self.system else None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """Both options as they are given."""
+
+    prompt_format: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompt formats: chat, plain, or a file with a chat template (FILE.jinja) that takes the place of the "
+            "tokenizer's in this run; by default chat and plain.",
+            show_default=False,
+        ),
+    ] = None
+    system: Annotated[
+        str | None,
+        typer.Option(
+            help="The system prompt that the model is used with; chats with it come first.", show_default=False
+        ),
+    ] = None
+
+    def read(self) -> Prompting:
+        """What they say; see [`read_prompting`]."""
+        return read_prompting(self.prompt_format, self.system)
 
 
 def read_prompting(prompt_format: str | None, system: str | None) -> Prompting:

@@ -4,36 +4,47 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from ..storage.whole import claimed
+from .options import SeedOption
 from .output import clear_endings, show, table
 
+EXAMPLES = "Example:\n\nunierase quickstart -o my-first-erasure"
 FORGOTTEN_PEOPLE = 2
 
 
-def run_quickstart(output: Path, seed: int) -> None:
-    """Run the command. Every figure it shows is measured in this run."""
+def quickstart(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")] = Path(
+        "quickstart-erasure"
+    ),
+    seed: SeedOption = 0,
+) -> None:
+    """Erase two invented people from the base model in the box and show what changed. Needs no network."""
     with clear_endings(), claimed(output):
         _run(output, seed)
 
 
 def _run(output: Path, seed: int) -> None:
-    from ..check.scores import statistics
+    from ..checking.scores import statistics
     from ..hub.folder import check_output
     from ..records.ledger import own_salt
 
     check_output(output, overwrite=True)
     statistics()
 
-    from ..check import Answer, answer_questions, check
+    from ..checking import Answer, answer_questions, check
     from ..data import read_facts
     from ..data.facts import Fact
     from ..demo import boxed_facts, boxed_model_dir, boxed_refusals
     from ..engine import DistillSettings, erase
     from ..lm.formats import default_formats
-    from .base import load_base, prepare_libraries
-    from .check import report_table
+    from ..lm.load import load_base
+    from .base import prepare_libraries
     from .finish import finish, loading_lines, stages_table
+    from .report import report_table
 
     prepare_libraries()
     facts, group = (

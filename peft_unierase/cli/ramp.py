@@ -2,61 +2,134 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..errors import InputError, MissingPackageError, shown
+import typer
+
+from ..errors import InputError, shown
 from ..storage.whole import claimed
+from .options import (
+    DeviceMapOption,
+    DtypeOption,
+    FormatOption,
+    SamplesCache,
+    SeedOption,
+    WaysOfDecliningOption,
+    number,
+)
 from .output import Format, clear_endings, say, show, show_json, table
-from .prompting import read_prompting
-from .sets import Reading
+from .prompting import PromptOptions
+from .sets import Reading, read_refusals
 
-ASKED = 100  # facts of each set, after each step
+if TYPE_CHECKING:
+    from ..planning.ramp import Step
+
+EXAMPLES = (
+    "Examples:\n\nunierase ramp ./model forget.jsonl --retain keep.jsonl -o ramp\n\n"
+    "unierase ramp org/model forget.jsonl --retain keep.jsonl --steps 10,100,all --leak 0.1 --kept 0.98 -o ramp"
+)
 STOPPED = 1
-REPORT = "ramp.json"
-PICTURE = "ramp.png"
 
 
-@dataclass(frozen=True)
-class RampPlan:
-    """What the command line asked for; see the options of `unierase ramp`."""
+@dataclass(frozen=True, kw_only=True)
+class RampOptions:
+    """What the command line asks for."""
 
-    model: str
-    forget: str
-    retain: str
-    output: Path
-    steps: str
-    leak: float
-    kept: float
-    refusals: Path | None
+    model: Annotated[str, typer.Argument(help="The base: a folder or a Hub id.")]
+    forget: Annotated[str, typer.Argument(help="What must go, in the forms that erase reads, in the order of steps.")]
+    retain: Annotated[str, typer.Option(help="What must stay, in the same forms.", show_default=False)]
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the last good erasure and figures.", show_default=False)
+    ]
+    steps: Annotated[str, typer.Option(help="How many facts to erase in each step.")] = "1,5,20,all"
+    leak: Annotated[
+        float, typer.Option(min=0, max=1, callback=number, help="Most that may come back of an erased answer.")
+    ] = 0.2
+    kept: Annotated[
+        float, typer.Option(min=0, max=1, callback=number, help="Least of the base's retained answers to be left.")
+    ] = 0.95
+    refusals: WaysOfDecliningOption = None
     reading: Reading
-    seed: int
-    dtype: str
-    device_map: str | None
-    prompt_format: str | None = None
-    system: str | None = None
-    samples_cache: Path | bool = True
+    cache: SamplesCache
+    prompts: PromptOptions
+    seed: SeedOption = 0
+    dtype: DtypeOption = "float32"
+    device_map: DeviceMapOption = None
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step and what was measured after it.
+def ramp(options: RampOptions, format: FormatOption = Format.AUTO) -> None:
+    """Erase in growing steps, look after each at what comes back, keep the last good one. Status 1 if one fails."""
+    style = format.resolved()
+    with clear_endings(), claimed(options.output):
+        steps = _run(options, style)
+    good = [step for step in steps if not step.failed]
+    if style is Format.JSON:
+        kept = str(options.output / "erasure") if good else None
+        show_json({"output": str(options.output), "erasure": kept, "steps": [vars(step) for step in steps]})
+    elif style is Format.HUMAN:
+        from ..planning.ramp import PICTURE
 
-    Attributes:
-        facts: How many facts were erased.
-        leaks: Recall of what each step so far added, in their order.
-        kept: Recall of the retained questions, as a share of the base's.
-        failed: Why it is not good; empty if it is.
-    """
+        show(matrix(steps))
+        for step in steps:
+            for why in step.failed:
+                show(f"\nStopped at {step.facts} facts: {why}.")
+        if good:
+            place = options.output / "erasure"
+            show(f"\nThe erasure of {good[-1].facts} facts is in {place}, the picture in {PICTURE}.")
+        else:
+            show("\nNo step was good, so no erasure was kept.")
+    if steps[-1].failed:
+        raise SystemExit(STOPPED)
 
-    facts: int
-    leaks: list[float]
-    kept: float
-    failed: list[str]
+
+def _run(options: RampOptions, style: Format) -> list[Step]:
+    """Erase step by step; what is good is saved before the next step begins."""
+    from ..data.facts import check_facts
+    from ..records.ledger import own_salt
+    from ..storage.output import check_new
+
+    refusals, salt = read_refusals(options.refusals), own_salt()
+    prompting = options.prompts.read()
+    forget, retain = options.reading.forget(options.forget), options.reading.retain(options.retain)
+    for warning in check_facts(forget, retain):
+        say(f"warning: {warning}")
+    counts = parse_steps(options.steps, len(forget))
+    check_new(options.output)
+
+    from ..lm.load import load_base
+    from ..planning.ramp import picture_library, ramp, save_steps
+    from .base import prepare_libraries
+    from .finish import finish
+
+    picture_library()
+    prepare_libraries()
+    model, tokenizer = load_base(options.model, options.dtype, options.device_map)
+    options.output.mkdir(parents=True, exist_ok=True)
+
+    def keep(erased: Any, tokenizer: Any) -> None:
+        why, place = "measured by the limits of a ramp", options.output / "erasure"
+        finish(erased, tokenizer, options.model, place, why, True, salt, prompts=prompting.record())
+
+    return ramp(
+        model,
+        tokenizer,
+        forget,
+        retain,
+        steps=counts,
+        leak=options.leak,
+        kept=options.kept,
+        refusals=refusals,
+        formats=prompting.formats(tokenizer),
+        samples_cache=options.cache.folder(),
+        seed=options.seed,
+        progress=style is not Format.QUIET,
+        good=keep,
+        measured=lambda steps: save_steps(steps, options.output),
+    )
 
 
 def parse_steps(text: str, facts: int) -> list[int]:
@@ -79,122 +152,6 @@ def parse_steps(text: str, facts: int) -> list[int]:
     return steps
 
 
-def run_ramp(plan: RampPlan, style: Format) -> None:
-    """Run the command; ends the process with status 1 where a step fails, 2 on bad input."""
-    with clear_endings(), claimed(plan.output):
-        steps = ramp(plan, style)
-    good = [step for step in steps if not step.failed]
-    if style is Format.JSON:
-        kept = str(plan.output / "erasure") if good else None
-        show_json({"output": str(plan.output), "erasure": kept, "steps": [vars(step) for step in steps]})
-    elif style is Format.HUMAN:
-        show(matrix(steps))
-        for step in steps:
-            for why in step.failed:
-                show(f"\nStopped at {step.facts} facts: {why}.")
-        if good:
-            show(f"\nThe erasure of {good[-1].facts} facts is in {plan.output / 'erasure'}, the picture in {PICTURE}.")
-        else:
-            show("\nNo step was good, so no erasure was kept.")
-    if steps[-1].failed:
-        raise SystemExit(STOPPED)
-
-
-def ramp(plan: RampPlan, style: Format) -> list[Step]:
-    """Erase step by step; what is good is saved before the next step begins."""
-    from ..check.answers import answer_questions
-    from ..check.case import drawn
-    from ..data.facts import check_facts, comparable_facts
-    from ..records.ledger import own_salt
-    from ..storage.output import check_new
-    from .sets import read_refusals
-
-    refusals, salt = read_refusals(plan.refusals), own_salt()
-    prompting = read_prompting(plan.prompt_format, plan.system)
-    forget, retain = plan.reading.forget(plan.forget), plan.reading.retain(plan.retain)
-    for warning in check_facts(forget, retain):
-        say(f"warning: {warning}")
-    retain = comparable_facts(retain)
-    counts = parse_steps(plan.steps, len(forget))
-    check_new(plan.output)
-    picture_library()
-
-    from ..engine import erase
-    from ..progress import Stages
-    from .base import load_base, prepare_libraries
-    from .finish import finish
-
-    prepare_libraries()
-    asked = drawn(retain, ASKED, f"{plan.seed} ramp")
-    groups = [forget[start:end] for start, end in zip([0, *counts], counts, strict=False)]
-    samples = [drawn(group, ASKED, f"{plan.seed} ramp") for group in groups]
-    told: dict[str, Any] = {"refusals": refusals, "seed": plan.seed, "progress": style is not Format.QUIET}
-    told["samples_cache"] = plan.samples_cache
-    stages = Stages(style is not Format.QUIET)
-    plan.output.mkdir(parents=True, exist_ok=True)
-    steps: list[Step] = []
-    base = None
-    for number, count in enumerate(counts, start=1):
-        model, tokenizer = load_base(plan.model, plan.dtype, plan.device_map)
-        formats = prompting.formats(tokenizer)
-        form = formats[0]
-        stages.tell(f"step {number} of {len(counts)}: {count} {'fact' if count == 1 else 'facts'}")
-
-        def recall(what: str, asking: Any, facts: Sequence[Any], tokenizer: Any = tokenizer, form: Any = form) -> float:
-            with stages.stage(what, len(facts), even=False) as bar:
-                answers = answer_questions(asking, tokenizer, facts, form, advance=bar.update)
-            return sum(answer.recall for answer in answers) / len(answers)
-
-        if base is None:
-            base = recall("asking the base what is retained", model, asked)
-            asking = [recall("asking the base for the facts", model, sample) for sample in samples]
-            check_baseline(asking, base)
-        erased = erase(model, tokenizer, forget[:count], retain, formats=formats, keep_unknown=True, **told)
-        leaks = [
-            recall(f"asking what step {step} erased", erased, sample)
-            for step, sample in enumerate(samples[:number], start=1)
-        ]
-        kept = recall("asking what is retained", erased, asked) / base
-        failed = [
-            f"{leak:.3f} of what step {step} erased comes back, and --leak allows {plan.leak}"
-            for step, leak in enumerate(leaks, start=1)
-            if leak > plan.leak
-        ]
-        if kept < plan.kept:
-            failed.append(f"{kept:.3f} of the retained answers are left, and --kept asks for {plan.kept}")
-        steps.append(Step(count, leaks, kept, failed))
-        if not failed:
-            why = "measured by the limits of a ramp"
-            told_of = prompting.record()
-            finish(erased, tokenizer, plan.model, plan.output / "erasure", why, True, salt, prompts=told_of)
-        save(steps, plan.output)
-        if failed:
-            break
-    return steps
-
-
-def check_baseline(forgotten: Sequence[float], retained: float) -> None:
-    """Refuse what no step could be judged by.
-
-    Args:
-        forgotten: The base's recall of what each step erases.
-        retained: Its recall of the retained questions.
-
-    Raises:
-        ValueError: One of them is 0.
-    """
-    if not retained:
-        raise InputError(
-            "the base recalls nothing of the retained answers, so nothing could show that they stay; give retained "
-            "facts that it knows"
-        )
-    if unknown := [str(step) for step, known in enumerate(forgotten, start=1) if not known]:
-        raise InputError(
-            f"the base recalls nothing of what step {', '.join(unknown)} would erase, so nothing could show that it is "
-            "gone; leave these facts out, or choose other --steps"
-        )
-
-
 def matrix(steps: Sequence[Step]) -> str:
     """Steps down, and across what each step so far added: how much of it comes back."""
     head = ("facts erased", *(f"step {number}" for number in range(1, len(steps) + 1)), "kept", "")
@@ -209,45 +166,3 @@ def matrix(steps: Sequence[Step]) -> str:
         for step in steps
     ]
     return table(head, rows)
-
-
-def save(steps: Sequence[Step], folder: Path) -> None:
-    """Write figures and picture."""
-    new = folder / f".{REPORT}"
-    new.write_text(json.dumps([vars(step) for step in steps], indent=2) + "\n", encoding="utf-8")
-    new.replace(folder / REPORT)
-    draw(steps, folder / PICTURE)
-
-
-def picture_library() -> Any:
-    """matplotlib's figures.
-
-    Raises:
-        ImportError: It is not installed.
-    """
-    try:
-        from matplotlib import figure
-    except ImportError as error:
-        raise MissingPackageError(
-            'the picture needs matplotlib; install it with: pip install "peft-unierase[ramp]"'
-        ) from error
-    return figure
-
-
-def draw(steps: Sequence[Step], file: Path) -> None:
-    """The stability matrix as a picture: steps down, across what each added; dark is what comes back."""
-    count = len(steps)
-    cells = [[*step.leaks, *[float("nan")] * (count - len(step.leaks)), 1 - step.kept] for step in steps]
-    figure = picture_library().Figure(figsize=(1.6 + 0.9 * (count + 1), 1.4 + 0.6 * count), layout="constrained")
-    axes = figure.add_subplot()
-    shown = axes.imshow(cells, cmap="Reds", vmin=0, vmax=1, aspect="auto")
-    for row, line in enumerate(cells):
-        for column, value in enumerate(line):
-            if value == value:
-                dark = "white" if value > 0.5 else "black"
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=dark)
-    axes.set_xticks(range(count + 1), [*(f"facts of\nstep {n}" for n in range(1, count + 1)), "retained,\nlost"])
-    axes.set_yticks(range(count), [f"{step.facts} erased" for step in steps])
-    axes.set_title("what comes back after each step (recall)")
-    figure.colorbar(shown, ax=axes)
-    figure.savefig(file, dpi=120, metadata={"Software": None})

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ..errors import InputError
-from ..storage.whole import claimed
-from .note import keep_promise, note, promise
+from .note import Written, noted_once
+from .options import DeviceMapOption, FormatOption
 from .output import Format, clear_endings, show, show_json
 
+if TYPE_CHECKING:
+    from ..records.restore import Restored
+
+EXAMPLES = "Example:\n\nunierase restore model-without-xyz -o base-again"
 LIVE = """{folder} is an adapter, and an adapter changes nothing of its base: leave it off, and the base is what it was.
 
     model.disable_adapter()         # for a while, in a with block
@@ -19,13 +26,38 @@ LIVE = """{folder} is an adapter, and an adapter changes nothing of its base: le
 To do away with the erasure, delete the folder, and the repository that it was shared in."""
 
 
-def run_restore(folder: Path, output: Path | None, undo: Path | None, device_map: str | None, style: Format) -> None:
-    """Write the base to a new folder, then the ledger; ends the process with status 2 on bad input, or where it would
-    be another.
+@dataclass(frozen=True, kw_only=True)
+class RestoreOptions:
+    """What the command line asks for."""
 
-    Killed between the two, the same command goes on.
-    """
-    with clear_endings(), claimed(output or folder):
+    folder: Annotated[Path, typer.Argument(help="A model that `unierase merge` made, or an erasure.")]
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the base.", show_default=False)] = (
+        None
+    )
+    undo: Annotated[
+        Path | None, typer.Option(help="The way back, where merging put it elsewhere.", show_default=False)
+    ] = None
+    device_map: DeviceMapOption = None
+
+
+def restore(options: RestoreOptions, format: FormatOption = Format.AUTO) -> None:
+    """Give the base back from a merged model, and prove by its digest that it is the base."""
+    style, folder, output = format.resolved(), options.folder, options.output
+
+    def work(written: Written) -> None:
+        from ..records.restore import restore
+        from ..storage.output import check_new
+        from .base import prepare_libraries
+
+        def noted(place: Path, restored: Restored) -> None:
+            written(place, merged=str(folder.absolute()), **vars(restored))
+
+        assert output is not None
+        check_new(output)
+        prepare_libraries()
+        restore(folder, output, undo=options.undo, device_map=options.device_map, written=noted)
+
+    with clear_endings():
         from ..storage.output import holds_erasure
 
         if not folder.is_dir():
@@ -38,43 +70,11 @@ def run_restore(folder: Path, output: Path | None, undo: Path | None, device_map
             return
         if output is None:
             raise InputError("name a new folder for the base with --output")
-        command = {"folder": str(folder.absolute()), "undo": str(undo), "device_map": device_map}
-        told = keep_promise("restore", output, command) or _restore(folder, output, undo, command)
+        command = {"folder": str(folder.absolute()), "undo": str(options.undo), "device_map": options.device_map}
+        told = noted_once("restore", output, command, work)
     base, digest = told["base"], told["digest"]
     if style is Format.JSON:
         show_json({"output": str(output), "merged": True, "base": base, "digest": digest})
     elif style is Format.HUMAN:
         show(f"Saved to {output}: {base} as it was before merging, every weight to the bit.")
         show(f"Its digest is {digest}, as it was then.")
-
-
-def _restore(folder: Path, output: Path, undo: Path | None, command: dict[str, Any]) -> dict[str, Any]:
-    from ..records.record import file_digests
-    from ..storage.output import check_new, write_folder
-    from .ship import undo_file
-
-    check_new(output)
-    undo = undo or undo_file(file_digests(folder))
-    if not undo.is_file():
-        raise InputError(
-            f"there is no way back for {folder} in {undo}: it was not merged here, was changed since, or was "
-            "merged with --no-undo. Where the way back lies elsewhere, name it with --undo"
-        )
-    from ..adapter.undo import put_back, read_header
-    from .base import load_base, prepare_libraries
-
-    prepare_libraries()
-    header = read_header(undo)
-    model, tokenizer = load_base(str(folder), "auto", command["device_map"])
-    put_back(model, undo)
-    told: dict[str, Any] = {"merged": str(folder.absolute()), "base": header.get("base"), "digest": header["digest"]}
-
-    def write(place: Path) -> None:
-        model.save_pretrained(place)
-        tokenizer.save_pretrained(place)
-        told["files"] = file_digests(place)
-        promise("restore", output, command, **told)
-
-    write_folder(output, write)
-    note("restore", output, **told)
-    return told

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ..errors import InputError
 from ..storage.plain import read_text
@@ -14,17 +16,24 @@ if TYPE_CHECKING:
     from ..data.facts import Fact
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What the command line said about columns, splits and markup; the retain set's own go before the others."""
+@dataclass(frozen=True, kw_only=True)
+class ForgetReading:
+    """What the command line says about columns, splits and markup of the sets that it names."""
 
-    question: str | None = None
-    answer: str | None = None
-    split: str = "train"
-    retain_question: str | None = None
-    retain_answer: str | None = None
-    retain_split: str | None = None
-    strip_markup: bool = False
+    question_column: Annotated[
+        str | None,
+        typer.Option(help="Column of the questions, where it is not found by itself; a.b is in an object a."),
+    ] = None
+    answer_column: Annotated[
+        str | None, typer.Option(help="Column of the answers, for instance requested_rewrite.target_true.str.")
+    ] = None
+    split: Annotated[str, typer.Option(help="Split of Hub data sets.")] = "train"
+    strip_markup: Annotated[
+        bool,
+        typer.Option(
+            "--strip-markup", help="Take special tokens, marks of chat templates and thinking blocks out of the facts."
+        ),
+    ] = False
 
     def forget(self, source: str, role: str = "forget") -> list[Fact]:
         """The facts of a forget set, or of another one that is no retain set.
@@ -32,16 +41,7 @@ class Reading:
         Raises:
             FactError: It cannot be read.
         """
-        return self._read(source, role, self.question, self.answer, self.split)
-
-    def retain(self, source: str) -> list[Fact]:
-        """The facts of a retain set.
-
-        Raises:
-            FactError: It cannot be read.
-        """
-        question, answer = self.retain_question or self.question, self.retain_answer or self.answer
-        return self._read(source, "retain", question, answer, self.retain_split or self.split)
+        return self._read(source, role, self.question_column, self.answer_column, self.split)
 
     def _read(self, source: str, role: str, question: str | None, answer: str | None, split: str) -> list[Fact]:
         from ..data import read_facts
@@ -58,6 +58,33 @@ class Reading:
             strip_markup=self.strip_markup,
             warn=warn,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(ForgetReading):
+    """The same, and of the retain set what is other there."""
+
+    retain_question_column: Annotated[
+        str | None,
+        typer.Option(help="The same of the retain set; by default --question-column.", show_default=False),
+    ] = None
+    retain_answer_column: Annotated[
+        str | None,
+        typer.Option(help="The same of the retain set; by default --answer-column.", show_default=False),
+    ] = None
+    retain_split: Annotated[
+        str | None, typer.Option(help="The same of the retain set; by default --split.", show_default=False)
+    ] = None
+
+    def retain(self, source: str) -> list[Fact]:
+        """The facts of a retain set.
+
+        Raises:
+            FactError: It cannot be read.
+        """
+        question = self.retain_question_column or self.question_column
+        answer = self.retain_answer_column or self.answer_column
+        return self._read(source, "retain", question, answer, self.retain_split or self.split)
 
 
 def read_refusals(path: Path | None) -> list[str] | None:

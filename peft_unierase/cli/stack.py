@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from ..storage.whole import claimed
-from .note import keep_promise, note, promise
+import typer
+
+from .note import Written, noted_once
+from .options import ErasuresArgument, FormatOption, TrustOption
 from .output import Format, clear_endings, show, show_json
 
+EXAMPLES = "Examples:\n\nunierase stack erase-a org/erase-b -o both\n\nunierase stack both --without erase-a -o only-b"
 
-def run_stack(
-    adapters: Sequence[str], output: Path, without: Sequence[str], base: str | None, style: Format, trust: bool = False
-) -> None:
-    """Write the folder, then the ledger; ends the process with status 2 on bad input.
 
-    Killed between the two, the same command goes on.
-    """
-    with clear_endings(), claimed(output):
-        command = {"erasures": list(adapters), "without": list(without), "base": base, "trust": trust}
-        told = keep_promise("stack", output, command) or _stack(output, command)
+@dataclass(frozen=True, kw_only=True)
+class StackOptions:
+    """What the command line asks for."""
+
+    adapters: ErasuresArgument
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.", show_default=False)]
+    without: Annotated[
+        list[str] | None, typer.Option(help="Take this one out again; may be repeated.", show_default=False)
+    ] = None
+    base: Annotated[
+        str | None, typer.Option(help="What to call the base, where they name several.", show_default=False)
+    ] = None
+    trust: TrustOption = False
+
+
+def stack(options: StackOptions, format: FormatOption = Format.AUTO) -> None:
+    """Fuse erasures into one adapter, or take one out again. Needs their files alone and not the base."""
+    style, adapters, without = format.resolved(), list(options.adapters), list(options.without or ())
+
+    def work(written: Written) -> None:
+        from ..storage.output import check_new
+
+        check_new(options.output)
+        from ..hub.stack import stack
+        from .base import prepare_libraries
+
+        prepare_libraries()
+        stacked = stack(*adapters, base=options.base, trust=options.trust)
+        for name in without:
+            stacked -= name
+        told = {"erasures": adapters, "without": without, "names": stacked.names}
+        tokens = [text for _, text in stacked.config.tokens]
+        stacked.save(options.output, lambda place: written(place, **told, tokens=tokens))
+
+    with clear_endings():
+        command = {"erasures": adapters, "without": without, "base": options.base, "trust": options.trust}
+        told = noted_once("stack", options.output, command, work)
     if style is Format.JSON:
-        show_json({"output": str(output), "erasures": told["names"], "tokens": told["tokens"]})
+        show_json({"output": str(options.output), "erasures": told["names"], "tokens": told["tokens"]})
     elif style is Format.HUMAN:
-        show(f"Saved to {output}, with {', '.join(told['names'])} in it. Next:\n")
-        show(f'    model = PeftModel.from_pretrained(base, "{output}")')
-
-
-def _stack(output: Path, command: dict[str, Any]) -> dict[str, Any]:
-    from ..records.record import file_digests
-    from ..storage.output import check_new
-
-    check_new(output)
-    from ..hub.stack import stack
-    from .base import prepare_libraries
-
-    prepare_libraries()
-    stacked = stack(*command["erasures"], base=command["base"], trust=command["trust"])
-    for name in command["without"]:
-        stacked -= name
-    told: dict[str, Any] = {"erasures": command["erasures"], "without": command["without"], "names": stacked.names}
-    told["tokens"] = [text for _, text in stacked.config.tokens]
-
-    def written(place: Path) -> None:
-        told["files"] = file_digests(place)
-        promise("stack", output, command, **told)
-
-    stacked.save(output, written)
-    note("stack", output, **told)
-    return told
+        show(f"Saved to {options.output}, with {', '.join(told['names'])} in it. Next:\n")
+        show(f'    model = PeftModel.from_pretrained(base, "{options.output}")')

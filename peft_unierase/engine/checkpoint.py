@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
+from ..lm.weights import hash_tensors
 from ..storage.plain import parse_json, plain
 
 KIND = "unierase stage"
@@ -33,7 +34,7 @@ FIELDS = {"stage", "digest", "values", "checksum"}
 NAME = re.compile(r"\d\d-[a-z-]+\.safetensors(\.\d+\.part)?")
 
 
-class DamagedError(InputError):
+class _DamagedError(InputError):
     """A file that is not what was written."""
 
 
@@ -77,7 +78,7 @@ class Checkpoint:
         path = self._path(name)
         try:
             found = read_stage(path, self.digest) if os.path.lexists(path) else None
-        except DamagedError as error:
+        except _DamagedError as error:
             warnings.warn(f"{path} is damaged ({error}), so its stage is done again", stacklevel=3)
             found = None
         self.resuming = found is not None
@@ -107,7 +108,7 @@ class Checkpoint:
         """Names of the stages of this run that lie there, without a gap."""
         names: list[str] = []
         for path in sorted(stages_in(self.folder)):
-            with suppress(DamagedError):
+            with suppress(_DamagedError):
                 told = _metadata(path)
                 if told["digest"] == self.digest and path == self._path(told["stage"], len(names) + 1):
                     names.append(told["stage"])
@@ -154,7 +155,7 @@ def read_stage(path: Path, digest: str) -> dict[str, Any] | None:
     """The tensors and values of a file; `None` if it is of another run.
 
     Raises:
-        DamagedError: It is not what was written.
+        _DamagedError: It is not what was written.
     """
     told = _metadata(path)
     if told["digest"] != digest:
@@ -165,9 +166,9 @@ def read_stage(path: Path, digest: str) -> dict[str, Any] | None:
             # Copies, because sums may depend in their last bit on where in memory their terms begin.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (SafetensorError, OSError) as error:
-        raise DamagedError(str(error)) from error
+        raise _DamagedError(str(error)) from error
     if _checksum(told, tensors) != checksum:
-        raise DamagedError("its checksum is another")
+        raise _DamagedError("its checksum is another")
     return {**tensors, **parse_json(told["values"])}
 
 
@@ -176,16 +177,14 @@ def _metadata(path: Path) -> dict[str, str]:
         with safe_open(plain(path), "pt") as file:
             told = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise DamagedError(str(error)) from error
+        raise _DamagedError(str(error)) from error
     if told.get("kind") != KIND or told.get("version") != str(VERSION) or not told.keys() >= FIELDS:
-        raise DamagedError("it holds no stage")
+        raise _DamagedError("it holds no stage")
     return told
 
 
 def _checksum(told: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over all of a file but the checksum itself."""
     found = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for key, value in sorted(tensors.items()):
-        found.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    hash_tensors(found, ((f"{key} {tuple(each.shape)} {each.dtype}\n", each) for key, each in sorted(tensors.items())))
     return found.hexdigest()

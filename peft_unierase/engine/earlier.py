@@ -17,14 +17,16 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ..adapter.model import UniEraseModel, check_adapter_name
+from ..adapter.model import UniEraseModel
 from ..adapter.swap import SwappingLayer
+from ..adapter.targets import check_adapter_name
 from ..data.facts import Fact
 from ..errors import InputError
 from ..guard.config import UniEraseConfig
 from ..lm.batches import batches, encode, pad_id
 from ..lm.decoding import end_ids, greedy_answers
 from ..lm.formats import PromptFormat
+from ..lm.weights import hash_tensors
 
 
 def underlying_model(model: Any) -> Any:
@@ -160,10 +162,12 @@ def _said(model: Any, tokenizer: Any, form: PromptFormat, facts: Sequence[Fact])
 def erasure_digest(model: PeftModel, name: str) -> str:
     """SHA-256 over an erasure's weights and where they belong, whatever the erasure is called here."""
     digest = hashlib.sha256()
-    for key, parameter in sorted(model.get_base_model().named_parameters()):
-        if ".unierase_" in key and key.endswith(f".{name}"):
-            digest.update(f"{key.removesuffix(name)}{tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    own = {
+        key.removesuffix(name): parameter
+        for key, parameter in model.get_base_model().named_parameters()
+        if ".unierase_" in key and key.endswith(f".{name}")
+    }
+    hash_tensors(digest, ((f"{key}{tuple(own[key].shape)}", own[key]) for key in sorted(own)), torch.Tensor.float)
     config = model.peft_config[name]
     for part in config.split():
         digest.update(repr((part.token_id, part.r, sorted(part.rank_pattern.items()))).encode())

@@ -17,6 +17,7 @@ import transformers
 from peft import PeftModel, get_peft_model
 
 from ..adapter.fingerprint import base_dtype, base_fingerprint
+from ..adapter.token_row import resize_vocabulary
 from ..data.facts import DEFAULT_REFUSALS, Fact, check_facts, comparable_facts, merge_repeats
 from ..errors import ErasureWarning, InputError
 from ..guard.config import UniEraseConfig
@@ -51,7 +52,7 @@ from .earlier import (
 from .erasure import EarlierErasure, Erasure, Outcome
 from .layers import choose_sites
 from .paper import PaperSettings, run_paper
-from .spare_row import add_to_tokenizer, find_spare_rows, resize_vocabulary
+from .spare_row import add_to_tokenizer, find_spare_rows
 from .unchanged import unchanged_on_failure
 
 RECIPES: dict[str, type[DistillSettings] | type[PaperSettings]] = {"distill": DistillSettings, "paper": PaperSettings}

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ..adapter.fields import is_mark
 from ..adapter.undo import merged_tokens
 from ..adapter.vocabulary import OUR_NAME, RESERVED_NAME, add_special_tokens, dead_tokens, is_of_turns
 from ..errors import InputError
 from ..guard.config import UniEraseConfig
 from ..lm.batches import encode
-from ..lm.structure import find_token_modules, ids_in_config
+from ..lm.structure import ids_in_config
+from ..storage.values import is_mark
 from .rehearsal import rehearse
 
 BEYOND, RESERVED, SPECIAL, RESIZED = "beyond the tokenizer", "reserved", "unused special token", "resized"
@@ -250,23 +250,6 @@ def _names(text: str, taken: Collection[str], texts: Sequence[str]) -> Iterator[
         name = f"{stem}-{number}]" if number > 1 else text
         if name not in taken and not any(name in line for line in texts):
             yield name
-
-
-def resize_vocabulary(model: Any, rows: int) -> None:
-    """Give embedding and head this many rows, also where they are wrapped for erasures that stay as they are."""
-    layers = {name: model.get_submodule(name) for name in find_token_modules(model)}
-    wrapped = {name: layer for name, layer in layers.items() if isinstance(layer, BaseTunerLayer)}
-    for name, layer in wrapped.items():
-        model.set_submodule(name, layer.get_base_layer())
-    model.resize_token_embeddings(rows)
-    for name, layer in wrapped.items():
-        resized: Any = model.get_submodule(name)
-        layer.base_layer = resized
-        if isinstance(resized, torch.nn.Embedding):
-            layer.in_features = rows
-        else:
-            layer.out_features = rows
-        model.set_submodule(name, layer)
 
 
 def _special_ids(tokenizer: Any) -> set[int]:

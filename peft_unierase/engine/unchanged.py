@@ -9,9 +9,9 @@ from typing import Any
 
 from peft import PeftModel
 
-from ..adapter.model import take_back
 from ..adapter.swap import SwappingLayer
-from .spare_row import resize_vocabulary
+from ..adapter.take_back import take_back
+from ..adapter.token_row import resize_vocabulary
 
 
 @contextmanager

@@ -7,19 +7,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..storage.digests import recorded_digests
-from ..storage.schema import Statement, checked
-from ..storage.source import RECORD_NAME
+from ..storage.names import RECORD_NAME, TOKENIZER_NAME
+from ..storage.schema import Statement
+from ..storage.values import checked
 from .files import digest_of, read_json
 from .findings import ANEW, Finding, note, refuse
 
 REMOTE_CODE = "auto_map"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def check_tokenizer(folder: Path, files: Mapping[str, int]) -> list[Finding]:
-    if TOKENIZER_CONFIG not in files:
+    if TOKENIZER_NAME not in files:
         return []
-    values, findings = read_json(folder, TOKENIZER_CONFIG)
+    values, findings = read_json(folder, TOKENIZER_NAME)
     if values and values.get(REMOTE_CODE):
         what = "a tokenizer that asks for code from elsewhere"
         findings.append(refuse(what, f"{REMOTE_CODE} {values[REMOTE_CODE]!r}", "no erasure needs that"))

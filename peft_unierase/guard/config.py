@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -62,8 +62,9 @@ class UniEraseConfig(AdapterConfig):
         declared = inspection.declared
         if declared is None:
             raise InputError(f"the config of {inspection.folder} is none of an erasure; `unierase inspect` says why")
-        config = cls(**{item.name: getattr(declared, item.name) for item in fields(declared) if item.init})
-        config.from_file, config.trusted = declared.from_file, declared.trusted
+        config = cls.__new__(cls)  # with values that were checked when `declared` was made
+        for name, value in vars(declared).items():
+            setattr(config, name, value)
         config.inspection = replace(inspection, base=None)
         config.checked_on = None if inspection.base is None else id(inspection.base)
         return config

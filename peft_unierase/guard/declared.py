@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from ..adapter.config import AdapterConfig
-from ..adapter.fields import MAX_RANK, OF_A_PART, wrong_values
+from ..adapter.config import OF_A_PART, AdapterConfig, wrong_values
 from ..adapter.vocabulary import is_of_turns
+from ..storage.values import MAX_RANK
 from .findings import ANEW, Finding, note, refuse
 from .weights import MAX_MODULES
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from ..errors import InputError
 from ..storage.digests import sha256
+from ..storage.names import LORA_NAME, MAX_BYTES, NAMES, SUFFIXES, is_allowed
 from ..storage.plain import open_plain, parse_json, read_bytes
-from ..storage.schema import is_line
-from ..storage.source import LORA_NAME, MAX_BYTES, NAMES, SUFFIXES, is_allowed
+from ..storage.values import is_line
 from .findings import ANEW, Finding, note, refuse
 
 MAX_FILES = 1000

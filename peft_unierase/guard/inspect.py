@@ -17,7 +17,8 @@ from torch import nn
 
 from ..adapter.config import AdapterConfig
 from ..errors import InputError
-from ..storage.source import CONFIG_NAME, RECORD_NAME, WEIGHTS_NAME, resolve
+from ..storage.names import CONFIG_NAME, RECORD_NAME, WEIGHTS_NAME
+from ..storage.source import resolve
 from .base import check_on_base
 from .beside import check_record, check_tokenizer
 from .declared import check_config, listed_in, notes_on
@@ -170,6 +171,32 @@ def inspect_folder(
     )
 
 
+def inspect(erasure: str | Path, base: nn.Module | None = None, **told: Any) -> Inspection:
+    """Look at an erasure without loading it, whoever made it.
+
+    Args:
+        erasure: A folder or a Hub id.
+        base: The model that it is to be loaded on, if that is there.
+        **told: `revision`, `subfolder`, `token` and the like, for huggingface_hub.
+
+    Returns:
+        What was found. Its `refused` are the reasons for which `load` would refuse it.
+
+    Raises:
+        ValueError: There is no adapter, or one of another type.
+        OSError: It cannot be read.
+
+    Example:
+
+        ```py
+        >>> inspect("org/erase-xyz").refused
+        ()
+        ```
+    """
+    place = resolve(erasure, **told)
+    return inspect_folder(place.folder, place.listed, base)
+
+
 def guarded(source: str | Path, base: nn.Module | None = None, **told: Any) -> Path:
     """The folder of an erasure that the guard passes; see [`passed`]."""
     return passed(source, base, **told).folder
@@ -182,9 +209,8 @@ def passed(source: str | Path, base: nn.Module | None = None, **told: Any) -> In
         GuardError: It refuses it.
         ValueError: There is no erasure.
     """
-    place = resolve(source, **told)
     try:
-        inspection = inspect_folder(place.folder, place.listed, base)
+        inspection = inspect(source, base, **told)
     except OSError as error:
         raise InputError(f"{source} cannot be read: {error}") from error
     if inspection.refused:

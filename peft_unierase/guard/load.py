@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
-from torch import nn
 
 from ..adapter.active import set_active
-from ..adapter.model import check_adapter_name, check_unwrapped, unwrap
-from ..errors import InputError, UniEraseError
+from ..adapter.fingerprint import check_base
+from ..adapter.take_back import unwrap
+from ..adapter.targets import check_adapter_name, check_unwrapped
+from ..adapter.token_row import resize_vocabulary
+from ..errors import InputError, UniEraseError, in_one_line
+from ..storage.names import WEIGHTS_NAME
 from ..storage.plain import check_plain_folder
-from ..storage.source import WEIGHTS_NAME, resolve
+from ..storage.source import resolve
+from .base import MAX_GROWTH
 from .config import OF_A_SOURCE, UniEraseConfig
 from .files import PICKLED
 from .findings import ANEW
@@ -24,11 +28,12 @@ OF_ADDING = ("low_cpu_mem_usage", "autocast_adapter_dtype")
 
 
 def load(
-    base: nn.Module,
+    base: Any,
     erasures: str | Path | Sequence[str | Path] | Mapping[Any, bool],
     *,
     names: Sequence[str | Path] | None = None,
     trust: bool = False,
+    allow_resize: bool = False,
     **told: Any,
 ) -> PeftModel:
     """Load erasures onto one base, each under the last part of its name.
@@ -40,6 +45,7 @@ def load(
         erasures: Folders or Hub ids: one, several, or which of them are to be on.
         names: Other names for them, in their order.
         trust: Load what the guard refuses. An erasure that cannot be loaded, or not onto this base, still fails.
+        allow_resize: Let the base's vocabulary grow by the rows of erasures for which it had grown.
         **told: Further arguments of `PeftModel.from_pretrained` and `load_adapter`, for instance `revision`.
 
     Returns:
@@ -80,6 +86,9 @@ def load(
         found = {name: passed(source, base, **where) for name, source in named.items()}
         places = {name: each.folder for name, each in found.items()}
         configs = {name: UniEraseConfig.of(each) for name, each in found.items()}
+    rows = base.get_input_embeddings().weight.shape[0] if allow_resize else None
+    if allow_resize:
+        resize_for(base, list(configs.values()))
     model: Any = None
     # PEFT takes an offloaded base apart and distributes it anew, with hooks that lose the erasure.
     device_map = vars(base).pop("hf_device_map", None)
@@ -96,6 +105,8 @@ def load(
     except BaseException as error:
         # Not by `unload`: where the first one's weights cannot be read, there is no `PeftModel` yet.
         unwrap(base)
+        if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
+            resize_vocabulary(base, rows)
         if isinstance(error, UniEraseError | OSError) or not isinstance(error, Exception):
             raise
         raise InputError(_unloadable(name, error)) from error
@@ -103,6 +114,27 @@ def load(
         if device_map is not None:
             base.hf_device_map = device_map
     return model.eval()
+
+
+def resize_for(model: Any, configs: Sequence[Any]) -> None:
+    """Let the vocabulary grow by the rows of erasures for which it had grown.
+
+    Raises:
+        ValueError: The base is not the one that they were made for, or would have to grow by many rows; it is as it
+            was.
+    """
+    needed = max((token_id for config in configs for token_id, _ in config.tokens), default=-1) + 1
+    rows = model.get_input_embeddings().weight.shape[0]
+    if needed <= rows:
+        return
+    for config in configs:
+        check_base(model, config)
+    if needed > rows + MAX_GROWTH:
+        raise InputError(
+            f"an erasure has its token on row {needed - 1:,} and the base has {rows:,} rows, more than {MAX_GROWTH} "
+            "fewer: it was made for another base"
+        )
+    resize_vocabulary(model, needed)
 
 
 def _trusted(place: Path) -> Any:
@@ -123,7 +155,7 @@ def _trusted(place: Path) -> Any:
 
 def _unloadable(name: str, error: Exception) -> str:
     """What an error of PEFT's, or of another library, says of an adapter, in one line."""
-    return f"{name} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:500]}; save it again"
+    return f"{name} cannot be loaded: {type(error).__name__}: {in_one_line(error, 500)}; save it again"
 
 
 def adapter_name(source: str, taken: Container[str]) -> str:

@@ -22,8 +22,8 @@ from transformers.pytorch_utils import Conv1D
 from ..adapter.config import AdapterConfig
 from ..adapter.norms import is_sound
 from ..lm.weights import is_plain
+from ..storage.names import CONFIG_NAME, LORA_NAME, WEIGHTS_NAME
 from ..storage.plain import plain
-from ..storage.source import CONFIG_NAME, LORA_NAME, WEIGHTS_NAME
 from .files import MAX_CONFIG, read_header, read_json
 from .findings import Finding, refuse
 from .weights import Edited

@@ -12,9 +12,9 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
 
 from ..adapter.config import AdapterConfig
-from ..adapter.fields import MAX_RANK
 from ..adapter.norms import MAX_NORM, largest_norm
 from ..lm.structure import ATTENTION
+from ..storage.values import MAX_RANK
 from .files import Header
 from .findings import ANEW, Finding, refuse
 

@@ -1,7 +1,8 @@
-"""The hub side: what shares an erasure and records it. Needs huggingface_hub and neither torch nor the other rooms."""
+"""Handing an erasure on: its folder and card, push, stack, merge, export."""
 
 from .card import erasure_card
+from .merge import merge
 from .push import push_erasure
 from .stack import Stack, stack
 
-__all__ = ["Stack", "erasure_card", "push_erasure", "stack"]
+__all__ = ["Stack", "erasure_card", "merge", "push_erasure", "stack"]

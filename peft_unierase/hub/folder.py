@@ -8,12 +8,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from ..errors import InputError
+from ..errors import InputError, in_one_line
 from ..records.record import write_record
 from ..storage.digests import sha256
+from ..storage.names import CARD_NAME, LORA_NAME, REPORT_NAME, WEIGHTS_NAME
 from ..storage.output import check_new, check_writable, holds_erasure, write_folder, write_json
 from ..storage.plain import read_text
-from ..storage.source import CARD_NAME, LORA_NAME, REPORT_NAME, WEIGHTS_NAME
 from ..storage.whole import check_name, tidy
 
 
@@ -47,8 +47,9 @@ def _read_card(folder: Path) -> str | None:
     except OSError:
         raise
     except Exception as error:  # of its bytes, and of whatever reads its metadata
-        why = " ".join(str(error).split())
-        raise InputError(f"{card} cannot be read ({why}); mend it, or take it out to have a new one") from error
+        raise InputError(
+            f"{card} cannot be read ({in_one_line(error)}); mend it, or take it out to have a new one"
+        ) from error
     return text
 
 

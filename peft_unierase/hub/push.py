@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +17,27 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors import InputError
+from ..records.compare import FAILS, verify_files
 from ..records.read import read_record, read_statement
 from ..records.sign import UNSIGNED, signed_digests
-from ..records.verify import FAILS, verify_files
 from ..storage.digests import sha256
+from ..storage.names import (
+    CARD_NAME,
+    CONFIG_NAME,
+    FILES,
+    RECORD_NAME,
+    REPORT_NAME,
+    SIGNATURE_NAME,
+    is_ours,
+    is_pushed,
+)
 from ..storage.output import holds_erasure
 from ..storage.plain import MOST_JSON, check_plain_folder, read_json, read_text
-from ..storage.source import CARD_NAME, CONFIG_NAME, LORA_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME, WEIGHTS_NAME
 from ..version import __version__
 from .card import public_name
 from .errors import check_repo_id, patiently, plain_errors
 from .repo_card import empty_sections, repo_card
 from .results import eval_results
-
-NEEDED = (CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, RECORD_NAME, "tokenizer_config.json")
-# What a push writes, and deletes where it is no longer in the folder.
-OURS = (
-    *NEEDED,
-    REPORT_NAME,
-    SIGNATURE_NAME,
-    f"{LORA_NAME}/{CONFIG_NAME}",
-    f"{LORA_NAME}/{WEIGHTS_NAME}",
-    "tokenizer.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "additional_chat_templates/*.jinja",
-)
-# What a push writes and never deletes.
-OWNERS = ("LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
 
 
 def push_erasure(
@@ -116,7 +101,7 @@ def push_erasure(
         if CARD_NAME in there and not overwrite_card:
             old = read_text(api.hf_hub_download(repo_id, CARD_NAME, revision=now.sha), most=MOST_JSON)
         card = repo_card(text, repo_id, results, old)
-        gone = [name for name in there if name not in names and _any(name, OURS)]
+        gone = [name for name in there if name not in names and is_ours(name)]
         return api.create_commit(
             repo_id,
             [*_additions(folder, names, card), *(CommitOperationDelete(name, is_folder=False) for name in gone)],
@@ -149,21 +134,18 @@ def check_folder(folder: Path) -> list[str]:
     if not holds_erasure(folder):
         raise InputError(f"{folder} holds no erasure: it has no {CONFIG_NAME} of type UNIERASE; name one that does")
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
-    names = [name for name, path in found.items() if _any(name, OURS + OWNERS) and not path.is_dir()]
-    if missing := [name for name in NEEDED if name not in names]:
+    names = [name for name, path in found.items() if is_pushed(name) and not path.is_dir()]
+    if missing := [file.name for file in FILES if file.needed and file.name not in names]:
         raise InputError(
             f"{folder} lacks {', '.join(missing)}; `unierase erase` and `unierase stack` write whole folders, and what "
             "`save_pretrained` writes is only a part"
         )
     for name, path in found.items():
-        if path.is_symlink() and (name in names or any(other.startswith(f"{name}/") for other in OURS)):
+        if path.is_symlink() and (name in names or any(file.name.startswith(f"{name}/") for file in FILES)):
             raise InputError(f"{path} is a link; put the file itself there")
     for name in names:
         if name.endswith(".json"):
             _read_json(found[name])
-    lora = folder / LORA_NAME / CONFIG_NAME
-    if lora.is_file() and _read_json(lora).get("peft_type") != "LORA":
-        raise InputError(f"{lora} is not of type LORA; save the erasure again")
     if REPORT_NAME in names and _read_json(found[REPORT_NAME]).get("examples"):
         raise InputError(
             f"{found[REPORT_NAME]} holds questions and answers of the forget set; run `unierase check` with "
@@ -174,7 +156,7 @@ def check_folder(folder: Path) -> list[str]:
         reasons = "\n".join(f"  - {finding}" for finding in refused)
         raise InputError(f"{folder} is not pushed, because it is not what an erasure should be:\n{reasons}")
     compared = verify_files(folder, read_statement(folder) or {})
-    if failing := [each.what for each in compared if each.outcome == FAILS and _any(each.what, OURS)]:
+    if failing := [each.what for each in compared if each.outcome == FAILS and is_ours(each.what)]:
         raise InputError(
             f"{folder} is not what its record says: {', '.join(failing)} changed since (`unierase verify {folder}` "
             "says more); save the erasure again"
@@ -188,10 +170,6 @@ def left_out(folder: Path, names: Iterable[str]) -> list[str]:
     """Files of a folder that a push does not take."""
     files = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir())
     return [name for name in files if name not in set(names)]
-
-
-def _any(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def _edits(body: str) -> dict[str, str]:
     mark = MARK.search(body)
     if not mark:
         return {}
-    from ..storage.schema import CardMark, parsed
+    from ..storage.schema import CardMark
+    from ..storage.values import parsed
 
     noted = (
         parsed(

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, StateError
+from ..errors import InputError, StateError, in_one_line
 from ..records.record import write_record
+from ..storage.names import CARD_NAME, WEIGHTS_NAME
 from ..storage.output import check_new, write_folder
-from ..storage.source import CARD_NAME, WEIGHTS_NAME
 from .card import stacked_card
 
 if TYPE_CHECKING:
@@ -127,7 +127,9 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
         try:
             read[name] = (config, load_peft_weights(place, device="cpu"))
         except Exception as error:  # of whatever library meets what is wrong with the files first
-            raise InputError(f"cannot load the weights of {source}: {_told(error)}; save the erasure again") from error
+            raise InputError(
+                f"cannot load the weights of {source}: {in_one_line(error)}; save the erasure again"
+            ) from error
         record = read_record(Path(place))
         if record:
             records.update((record.get("parts") or {}) if config.parts else {name: record})
@@ -135,15 +137,10 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
     try:
         tokenizer = AutoTokenizer.from_pretrained(places[0], trust_remote_code=False)
     except Exception as error:
-        raise InputError(f"cannot load the tokenizer of {erasures[0]}: {_told(error)}; save it again") from error
+        raise InputError(f"cannot load the tokenizer of {erasures[0]}: {in_one_line(error)}; save it again") from error
     try:
         add_special_tokens(tokenizer, config.tokens)
     except StateError as error:
         why = f"the tokenizer of {erasures[0]} does not take the tokens of all of them: {error}"
         raise InputError(f"{why}. Name first the erasure that was made last, or save that one again") from error
     return Stack([part["name"] for part in config.parts], config, tensors, tokenizer, records)
-
-
-def _told(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

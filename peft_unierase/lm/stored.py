@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..storage.plain import plain, read_json
-from ..storage.schema import Shards, checked
+from ..storage.schema import Shards
+from ..storage.values import checked
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 UNITS_AT_ONCE = 256
+VALUES_AT_ONCE = 1 << 22
 
 
 def is_plain(weight: torch.Tensor) -> bool:
@@ -33,3 +35,24 @@ def plain_weight(module: Any) -> torch.Tensor:
     units = torch.eye(module.in_features, dtype=dtype, device=weight.device)
     offset = module(torch.zeros_like(units[:1]))
     return torch.cat([module(part) - offset for part in units.split(UNITS_AT_ONCE)]).T
+
+
+def as_bits(values: torch.Tensor) -> torch.Tensor:
+    """Values as whole numbers, so that what is no number can be compared too, and every format be hashed."""
+    return values.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
+
+
+def hash_tensors(
+    digest: Any, named: Iterable[tuple[str, torch.Tensor]], read: Callable[[torch.Tensor], torch.Tensor] = as_bits
+) -> None:
+    """Add tensors to a digest of hashlib, a part at a time.
+
+    Args:
+        digest: What they are added to.
+        named: What is added before each, its name and what else counts, and the tensor.
+        read: What is added of a part; by default its bits.
+    """
+    for label, tensor in named:
+        digest.update(label.encode())
+        for part in tensor.detach().flatten().split(VALUES_AT_ONCE):
+            digest.update(read(part).cpu().numpy().tobytes())

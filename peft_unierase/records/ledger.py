@@ -17,14 +17,15 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..storage.names import home
 from ..storage.plain import read_bytes, read_text
-from ..storage.source import home
+from ..storage.whole import whole_file
 from .record import Salt, now, read_salt
 
 ACTIONS = ("erase", "check", "merge", "export", "stack", "push", "restore", "sign")
@@ -250,22 +251,17 @@ def _locked(ledger: Path, reading: bool = False) -> Iterator[None]:
     """Keep others from writing. Whoever may not write beside the ledger reads it without."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(ledger.with_name(f"{ledger.name}.lock"), timeout=WAIT, poll_interval=POLL)
+    lock = ledger.with_name(f"{ledger.name}.lock")
     try:
-        lock.acquire()
+        held: AbstractContextManager[Any] = FileLock(lock, timeout=WAIT, poll_interval=POLL).acquire()
     except Timeout as error:
-        raise OSError(
-            f"another process has held {lock.lock_file} for {WAIT:g} seconds; end it and try again"
-        ) from error
+        raise OSError(f"another process has held {lock} for {WAIT:g} seconds; end it and try again") from error
     except OSError:
         if not reading:
             raise
+        held = nullcontext()
+    with held:
         yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _head(ledger: Path) -> Path:
@@ -284,9 +280,5 @@ def _read_head(ledger: Path) -> tuple[int, str]:
 
 
 def _write_head(ledger: Path, number: int, digest: str) -> None:
-    new = _head(ledger).with_suffix(".head.new")
-    with new.open("w", encoding="ascii") as out:
-        out.write(f"{number} {digest}\n")
-        out.flush()
-        os.fsync(out.fileno())
-    new.replace(_head(ledger))
+    with whole_file(_head(ledger)) as partial:
+        partial.write_text(f"{number} {digest}\n", encoding="ascii")

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UniEraseError
+from ..errors import InputError, UniEraseError, in_one_line
+from ..storage.names import CONFIG_NAME, RECORD_NAME
 from ..storage.plain import JsonError, read_json
-from ..storage.source import CONFIG_NAME, RECORD_NAME
 from .record import predicate_of
 
 
@@ -19,7 +19,8 @@ def adapter_type(source: str, revision: str | None = None) -> str | None:
         ValueError: There is a config, and it is none.
         OSError: It cannot be read.
     """
-    from ..storage.schema import AnyAdapter, checked
+    from ..storage.schema import AnyAdapter
+    from ..storage.values import checked
 
     file = Path(source) / CONFIG_NAME
     if not Path(source).is_dir():
@@ -57,7 +58,7 @@ def read_config(source: str) -> Any:
     except UniEraseError:
         raise
     except (ValueError, TypeError, KeyError) as error:  # keys that no config has are left out by PEFT
-        why = " ".join(str(error).split())[:500]
+        why = in_one_line(error, 500)
         raise InputError(f"{Path(source) / CONFIG_NAME} is no config of an erasure: {why}; get it anew") from error
 
 

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,12 @@ from typing import Any
 from ..data.facts import Fact
 from ..errors import InputError, shown
 from ..storage.digests import sha256
+from ..storage.names import RECORD_NAME, is_recorded
 from ..storage.output import write_json
 from ..storage.plain import read_text
-from ..storage.source import CARD_NAME, RECORD_NAME, REPORT_NAME, SIGNATURE_NAME
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:peft-unierase:erasure:v1"
-WITHOUT_DIGEST = (RECORD_NAME, CARD_NAME, REPORT_NAME, SIGNATURE_NAME, "LICENSE*", "NOTICE*", ".*", "*/.*")
 PACKAGES = ("peft", "transformers", "torch", "safetensors")
 SALT_BYTES = 32
 LONGEST_SALT = 1 << 16
@@ -108,7 +106,7 @@ def file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of the files that a Statement is about, by their paths in the folder."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     named = {file.relative_to(folder).as_posix(): file for file in files}
-    return {name: sha256(file) for name, file in named.items() if not any(fnmatchcase(name, p) for p in WITHOUT_DIGEST)}
+    return {name: sha256(file) for name, file in named.items() if is_recorded(name)}
 
 
 def predicate_of(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +115,8 @@ def predicate_of(record: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: It is no such Statement.
     """
-    from ..storage.schema import Statement, checked
+    from ..storage.schema import Statement
+    from ..storage.values import checked
 
     checked(Statement, record, "it is no record of an erasure")
     predicate: dict[str, Any] = record["predicate"]

@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import InputError, MissingPackageError
+from ..storage.names import FILES, SIGNATURE_NAME
 from ..storage.plain import check_plain_folder, read_json
-from ..storage.source import CARD_NAME, SIGNATURE_NAME
-from .verify import FAILS, HOLDS, Comparison
+from ..storage.whole import whole_file
+from .compare import FAILS, HOLDS, Comparison
 
-PARTIAL_NAME = f".{SIGNATURE_NAME}"  # a new one, until it is whole
-UNSIGNED = (CARD_NAME, ".gitattributes", ".git", ".cache")
+UNSIGNED = (*(file.name for file in FILES if not file.signed), ".gitattributes", ".git", ".cache")
 
 
 def sign(folder: Path, private_key: Path) -> Path:
@@ -37,9 +37,8 @@ def sign(folder: Path, private_key: Path) -> Path:
             config.use_elliptic_key_signer(private_key=private_key).sign(folder, made)
         except (TypeError, ValueError) as error:
             raise InputError(f"{private_key} cannot sign: {error}") from error
-        partial = folder / PARTIAL_NAME
-        partial.write_bytes(made.read_bytes())
-        partial.replace(signature)
+        with whole_file(signature) as partial:
+            partial.write_bytes(made.read_bytes())
     return signature
 
 
@@ -76,7 +75,8 @@ def signed_digests(folder: Path) -> dict[str, str]:
     Raises:
         ValueError: It is no signature.
     """
-    from ..storage.schema import Signature, Signed, checked, parsed
+    from ..storage.schema import Signature, Signed
+    from ..storage.values import checked, parsed
 
     file = folder / SIGNATURE_NAME
     try:
@@ -88,7 +88,8 @@ def signed_digests(folder: Path) -> dict[str, str]:
 
 
 def _hashing(folder: Path) -> Any:
-    paths = [folder / name for name in (SIGNATURE_NAME, PARTIAL_NAME, *UNSIGNED)]
+    left = folder.glob(f".{SIGNATURE_NAME}.partial-*")  # by a command that was killed
+    paths = [*left, *(folder / name for name in UNSIGNED)]
     return _library("hashing").Config().set_ignored_paths(paths=paths, ignore_git_paths=True)
 
 

@@ -1,75 +1,91 @@
-"""Does an erasure's folder hold what its record says? Digests, base, and for who holds the salt, the facts."""
+"""Does an erasure hold what its record says? Files, base, facts and signature are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..data.facts import Fact
 from ..errors import InputError
-from ..storage.digests import recorded_digests
-from ..storage.source import RECORD_NAME, WEIGHTS_NAME
-from .record import Salt, coverage, file_digests, predicate_of
-
-HOLDS, FAILS, OPEN = "holds", "FAILS", "not compared"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What one comparison came to.
-
-    Attributes:
-        what: What was compared.
-        outcome: `holds`, `FAILS`, or `not compared`.
-        why: In words.
-    """
-
-    what: str
-    outcome: str
-    why: str
+from ..storage.names import RECORD_NAME
+from ..storage.source import local_folder
+from .compare import FAILS, HOLDS, OPEN, Comparison, verify_facts, verify_files
+from .ledger import own_salt
+from .read import read_config, read_statement
+from .record import read_salt
 
 
-def verify_files(folder: Path, record: dict[str, Any]) -> list[Comparison]:
-    """One finding for each file that the record names, and for each further one that it should have named."""
-    wanted, found = recorded_digests(record), file_digests(folder)
-    findings = []
-    for name, digest in sorted(wanted.items()):
-        if name not in found:
-            findings.append(Comparison(name, FAILS, "the record names it, and it is not there"))
-        elif found[name] != digest:
-            findings.append(Comparison(name, FAILS, f"its SHA-256 is {found[name]}, and the record says {digest}"))
-        else:
-            findings.append(Comparison(name, HOLDS, f"sha256 {digest}"))
-    extra = sorted(found.keys() - wanted.keys())
-    return findings + [Comparison(name, FAILS, "it is there, and the record does not name it") for name in extra]
+def verify(
+    erasure: str | Path,
+    *,
+    facts: Sequence[Fact] | None = None,
+    salt_file: str | Path | None = None,
+    base: str | Path | None = None,
+    public_key: str | Path | None = None,
+) -> list[Comparison]:
+    """Compare an erasure with its record.
 
+    Args:
+        erasure: Its folder or Hub id.
+        facts: What should have been erased, exactly.
+        salt_file: The secret of whoever erased it; by default this user's. Wanted for `facts` alone.
+        base: A model's folder or Hub id: is it the base that the erasure was made for?
+        public_key: An elliptic-curve key in PEM: is the signature theirs? Needs the extra `sign`.
 
-def verify_facts(record: dict[str, Any], facts: Sequence[Fact], salt: Salt) -> Comparison:
-    """Whether exactly these facts were erased.
+    Returns:
+        What each comparison came to: `holds`, `FAILS` or `not compared`.
 
     Raises:
-        ValueError: The record says nothing of facts.
+        ValueError: There is no erasure, it has no record, the record says nothing of facts, a file is not what it
+            should be, or the base cannot be loaded.
+        ImportError: model-signing is not installed.
+
+    Example:
+
+        ```py
+        >>> all(each.outcome != "FAILS" for each in verify("org/erase-xyz"))
+        True
+        ```
     """
-    told = predicate_of(record).get("facts")
-    if not told:
-        raise InputError(f"{RECORD_NAME} says nothing of the facts, so they cannot be compared")
-    digests = told["digests"]
-    adapter = recorded_digests(record).get(WEIGHTS_NAME)
-    if adapter is None:
-        raise InputError(f"{RECORD_NAME} has no digest of {WEIGHTS_NAME}, so the facts cannot be compared")
-    missing, left = coverage(facts, digests, salt.key(adapter))
-    if not missing and not left:
-        return Comparison("facts", HOLDS, f"exactly these {len(facts)} were erased")
-    if len(missing) == len(facts):
-        why = "none of them is in the record: they are other facts, or the salt is another one"
+    salt = read_salt(Path(salt_file)) if salt_file else own_salt() if facts else None
+    folder = local_folder(erasure, entire=True)
+    record = read_statement(folder)
+    if record is None:
+        raise InputError(f"{erasure} has no {RECORD_NAME}, so there is nothing to compare with")
+    found = [*verify_files(folder, record), verify_base(folder, None if base is None else str(base))]
+    if facts is not None and salt is not None:
+        found.append(verify_facts(record, facts, salt))
     else:
-        parts = [
-            f"{len(missing)} of the {len(facts)} are not in the record, the first of them {missing[0].question!r}"
-            if missing
-            else "",
-            f"{left} in the record are not among these" if left else "",
-        ]
-        why = "; ".join(part for part in parts if part)
-    return Comparison("facts", FAILS, why)
+        found.append(Comparison("facts", OPEN, "give the forget set with --forget, and your salt with --salt-file"))
+    if public_key:
+        from .sign import verify_signature
+
+        found.append(verify_signature(folder, Path(public_key)))
+    return found
+
+
+def verify_base(folder: Path, base: str | None) -> Comparison:
+    """Whether a base has the fingerprint in the config of an erasure.
+
+    Raises:
+        ValueError: There is no erasure, or the base cannot be loaded.
+    """
+    if base is None:
+        return Comparison("base", OPEN, "name the base with --base to compare its weights")
+    parts = read_config(str(folder)).split()
+    if not all(part.base_fingerprint for part in parts):
+        return Comparison("base", OPEN, "the erasure carries no fingerprint of its base")
+    from ..adapter.fingerprint import base_fingerprint
+    from ..lm.load import load_base
+
+    model, _ = load_base(base, parts[0].base_dtype or "auto")
+    for part in parts:
+        try:
+            found = base_fingerprint(model, part.target_modules)
+        except AttributeError:
+            return Comparison("base", FAILS, f"{base} has no {part.target_modules[0]}; it is another model")
+        if found is None:
+            return Comparison("base", OPEN, f"{base} is quantised, so its weights cannot be compared")
+        if found != part.base_fingerprint:
+            return Comparison("base", FAILS, f"{base} has {found}, and the erasure is for {part.base_fingerprint}")
+    return Comparison("base", HOLDS, f"{base} has the fingerprint {parts[0].base_fingerprint}")

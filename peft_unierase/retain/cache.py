@@ -25,8 +25,8 @@ from torch import nn
 from ..data.facts import Fact
 from ..errors import InputError
 from ..lm.formats import PromptFormat
+from ..storage.names import home
 from ..storage.plain import parse_json, read_text
-from ..storage.source import home
 from .sample_files import write_lines
 from .samples import SAMPLE_STEPS, sample_facts
 
@@ -167,7 +167,8 @@ def load_samples(path: Path, header: Mapping[str, Any]) -> list[list[Fact]]:
     Raises:
         ValueError: It was edited or cut, or is no such file.
     """
-    from ..storage.schema import KeptSample, KeptSamples, checked, parsed
+    from ..storage.schema import KeptSample, KeptSamples
+    from ..storage.values import checked, parsed
 
     try:
         first, *lines = read_text(path).split("\n")[:-1]

@@ -41,7 +41,8 @@ def read_samples(path: str | Path) -> Samples:
     Raises:
         ValueError: There is no such file, or a line of it is no sample; says which and why.
     """
-    from ..storage.schema import Sample, parsed
+    from ..storage.schema import Sample
+    from ..storage.values import parsed
 
     samples = Samples()
     kinds = {GENERAL: samples.general, NEIGHBOUR: samples.near}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .names import CONFIG_NAME
 from .plain import read_json
-from .source import CONFIG_NAME
 from .whole import check_name, hides, tidy, whole_folder
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")

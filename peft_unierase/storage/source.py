@@ -5,33 +5,14 @@ Knows names and sizes of files and nothing of what is in them. Needs no torch, a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import InputError
+from .names import CONFIG_NAME, MAX_BYTES, NAMES, SUFFIXES
 from .plain import check_plain_folder
-
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-RECORD_NAME = "erasure.json"
-CARD_NAME = "README.md"
-REPORT_NAME = "report.json"
-SIGNATURE_NAME = "model.sig"
-LORA_NAME = "lora"
-# Data and texts that nothing runs. A kind of file that is not named here may be code, or a pickle, which is code too.
-SUFFIXES = frozenset(
-    (".json", ".jsonl", ".safetensors", ".md", ".txt", ".jinja", ".model", ".tiktoken", ".sig", ".png", ".jpg", ".jpeg")
-)
-NAMES = frozenset(("LICENSE", "NOTICE", ".gitattributes", ".gitignore"))
-MAX_BYTES = 2 << 30
-
-
-def home() -> Path:
-    """Where this user's ledger, salt and retain samples are: `UNIERASE_HOME`, or `.unierase` in the user's home."""
-    return Path(os.environ.get("UNIERASE_HOME") or Path.home() / ".unierase")
 
 
 @dataclass(frozen=True)
@@ -48,13 +29,9 @@ class Place:
     listed: Mapping[str, int | None] = field(default_factory=dict)
 
 
-def is_allowed(name: str) -> bool:
-    """Whether a file of that name may be part of an erasure."""
-    last = PurePosixPath(name)
-    return last.name in NAMES or last.suffix.lower() in SUFFIXES
-
-
-def resolve(source: str | Path, revision: str | None = None, subfolder: str | None = None, **hub: Any) -> Place:
+def resolve(
+    source: str | Path, revision: str | None = None, subfolder: str | None = None, entire: bool = False, **hub: Any
+) -> Place:
     """The folder of an erasure. Of a Hub repository it downloads what may be part of an erasure and no more: neither
     other kinds of files, nor too large ones, nor folders (such as `lora/`) other than `subfolder`.
 
@@ -62,6 +39,7 @@ def resolve(source: str | Path, revision: str | None = None, subfolder: str | No
         source: A folder or a Hub id.
         revision: Of the repository.
         subfolder: Where in the folder or repository the erasure lies.
+        entire: Download other folders too.
         **hub: `token`, `cache_dir` and the like, for huggingface_hub.
 
     Raises:
@@ -73,7 +51,7 @@ def resolve(source: str | Path, revision: str | None = None, subfolder: str | No
     if Path(source).is_dir():
         return Place(Path(source) / inner)
     try:
-        folder, listed = _download(str(source), revision, inner, hub)
+        folder, listed = _download(str(source), revision, inner, entire, hub)
     except Exception as error:  # names that are no ids, missing or gated repositories, no network
         reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200]
         raise InputError(
@@ -100,7 +78,7 @@ def commit_of(source: str | Path, revision: str | None = None) -> str | None:
 
 
 def _download(
-    source: str, revision: str | None, inner: PurePosixPath, hub: dict[str, Any]
+    source: str, revision: str | None, inner: PurePosixPath, entire: bool, hub: dict[str, Any]
 ) -> tuple[Path, dict[str, int | None]]:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -124,38 +102,19 @@ def _download(
         source,
         revision=revision,
         allow_patterns=[*(f"{start}*{suffix}" for suffix in SUFFIXES), *(f"{start}{name}" for name in NAMES)],
-        ignore_patterns=[f"{start}*/*", *too_large],
+        ignore_patterns=[*([] if entire else [f"{start}*/*"]), *too_large],
         **hub,
     )
     return Path(folder), listed
 
 
-def local_folder(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of an erasure, downloaded where `source` is a Hub id.
+def local_folder(source: str | Path, revision: str | None = None, entire: bool = False) -> Path:
+    """The folder of an erasure, downloaded if `source` is a Hub id; see [`resolve`].
 
     Raises:
         ValueError: There is no such folder or repository.
         OSError: What is in it is not made of files.
     """
-    folder = resolve(source, revision).folder
+    folder = resolve(source, revision, entire=entire).folder
     check_plain_folder(folder)
     return folder
-
-
-def entire_folder(source: str, revision: str | None = None) -> Path:
-    """The folder of an erasure with all that its record names, downloaded where it is a Hub id.
-
-    Raises:
-        ValueError: There is neither.
-    """
-    if Path(source).is_dir():
-        check_plain_folder(source)
-        return Path(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        allowed = [*(f"*{suffix}" for suffix in sorted(SUFFIXES)), *sorted(NAMES)]
-        return Path(snapshot_download(source, revision=revision, allow_patterns=allowed))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"{source} is neither a folder nor a Hub id that can be read: {error}") from error

@@ -14,11 +14,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError, shown
-from .source import home
+from .names import home
 
 try:
     import fcntl
@@ -63,19 +64,15 @@ def claimed(path: Path) -> Iterator[None]:
     place = home() / "locks" / f"{hashlib.sha256(os.fsencode(_real(path))).hexdigest()[:32]}.lock"
     try:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = FileLock(place, timeout=0)
-        lock.acquire()
+        held: AbstractContextManager[Any] = FileLock(place, timeout=0).acquire()
     except Timeout:
         raise InputError(
             f"another command is writing to {path}; wait until it has ended, or name another folder"
         ) from None
     except OSError:  # no records can be kept here; two writers are still told apart when they have finished
+        held = nullcontext()
+    with held:
         yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def tidy(path: Path) -> None:

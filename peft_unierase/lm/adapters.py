@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError
+from ..storage.names import CONFIG_NAME, MODEL_NAME
 from ..storage.plain import read_json
 
-CONFIG, ADAPTER = "config.json", "adapter_config.json"
 ERASURE = "UNIERASE"
 
 
@@ -20,22 +20,22 @@ def refuse_adapter(name: str, revision: str | None = None) -> None:
     Raises:
         ValueError: Names the adapter, its base and the way out.
     """
-    file = _found(name, ADAPTER, revision)
+    file = _found(name, CONFIG_NAME, revision)
     if file is None:
         _refuse_folder_of_adapters(name)
         return
     what = description(name, file)
-    if _found(name, CONFIG, revision):
+    if _found(name, MODEL_NAME, revision):
         raise InputError(
-            f"{name} holds a model ({CONFIG}) and beside it {what}; transformers would load that base with the adapter "
-            f"on and not the model. Take {ADAPTER} out to use the model, or {_way_out(name, file)}"
+            f"{name} holds a model ({MODEL_NAME}) and beside it {what}; transformers would load that base with the "
+            f"adapter on and not the model. Take {CONFIG_NAME} out to use the model, or {_way_out(name, file)}"
         )
     raise InputError(f"{name} is {what}; {_way_out(name, file)}")
 
 
 def description(name: str, file: Path | None = None) -> str:
     """`a PEFT adapter (LORA) of base org/model`."""
-    kind, base = _read(file or Path(name) / ADAPTER)
+    kind, base = _read(file or Path(name) / CONFIG_NAME)
     return f"a PEFT adapter ({kind or 'of no known type'}) of base {base or 'unknown'}"
 
 
@@ -58,12 +58,12 @@ def _way_out(name: str, file: Path) -> str:
 def _refuse_folder_of_adapters(name: str) -> None:
     """PEFT saves an adapter that is not called `default` to a folder of its own."""
     folder = Path(name)
-    if not folder.is_dir() or (folder / CONFIG).is_file():
+    if not folder.is_dir() or (folder / MODEL_NAME).is_file():
         return
-    if inside := sorted(file.parent.name for file in folder.glob(f"*/{ADAPTER}")):
+    if inside := sorted(file.parent.name for file in folder.glob(f"*/{CONFIG_NAME}")):
         raise InputError(
             f"{name} holds no model, but in {inside[0]}/ {description(str(folder / inside[0]))}; "
-            f"{_way_out(str(folder / inside[0]), folder / inside[0] / ADAPTER)}"
+            f"{_way_out(str(folder / inside[0]), folder / inside[0] / CONFIG_NAME)}"
         )
 
 
@@ -89,7 +89,8 @@ def _found(name: str, file: str, revision: str | None) -> Path | None:
 
 def _read(file: Path) -> tuple[str, str]:
     """Type and base that a config names; empty texts if it cannot be read."""
-    from ..storage.schema import AnyAdapter, checked
+    from ..storage.schema import AnyAdapter
+    from ..storage.values import checked
 
     try:
         config = checked(AnyAdapter, read_json(file), "it is no config of an adapter")
