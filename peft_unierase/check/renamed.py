@@ -238,12 +238,12 @@ def renamed_cases(case: Case) -> list[Case]:
                 new = swap.fact(fact)
                 if new.question != fact.question and normal(new.question) not in told:
                     told[normal(new.question)] = new
-                    if fact.question in case.own:
-                        own[new.question] = swap(case.own[fact.question])
+                    if fact.question in case.base_answers:
+                        own[new.question] = swap(case.base_answers[fact.question])
                     break
         if told:
-            true = frozenset(case.own.get(fact.question, fact.answer) for fact in case.forget)
-            cases.append(replace(case, forget=list(told.values()), own=own, true=true))
+            true = frozenset(case.base_answers.get(fact.question, fact.answer) for fact in case.forget)
+            cases.append(replace(case, forget=list(told.values()), base_answers=own, true=true))
     return cases
 
 

@@ -312,7 +312,8 @@ def plan(
 @app.command(
     epilog="Examples:\n\n"
     "unierase check erase-xyz --forget forget.jsonl --retain keep.jsonl -o report\n\n"
-    "unierase check erase-xyz --forget forget.jsonl --attacks fast --twin org/never-knew --accept SUPPRESSED\n\n"
+    "unierase check erase-xyz --forget forget.jsonl --attacks fast --reference-model org/never-knew "
+    "--accept SUPPRESSED\n\n"
     "unierase check ./unlearned --base org/model --forget forget.jsonl --retain facts=facts.csv --retain keep.jsonl"
 )
 def check(
@@ -337,7 +338,7 @@ def check(
         str | None,
         typer.Option(help="The model before; an adapter names its own.", show_default=False),
     ] = None,
-    twin: Annotated[
+    reference_model: Annotated[
         str | None,
         typer.Option(
             help="A model that never saw the forget set: what every attack is held against.", show_default=False
@@ -381,7 +382,9 @@ def check(
     ] = 0.5,
     margin: Annotated[
         float,
-        typer.Option(help="What an attack may get beyond the twin, or beyond a refusal, at the upper end of 95 %."),
+        typer.Option(
+            help="What an attack may get beyond the reference model, or beyond a refusal, at the upper end of 95 %."
+        ),
     ] = 0.1,
     utility: Annotated[
         float, typer.Option(help="Share of what should stay that must be left, or it is DAMAGED.")
@@ -420,7 +423,7 @@ def check(
             retain=tuple(retain or ()),
             unseen=unseen,
             base=base,
-            twin=twin,
+            reference_model=reference_model,
             attacks=attacks,
             refusals=refusals,
             similarity=similarity,
@@ -527,7 +530,7 @@ def quickstart(
     ),
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same machine, same bytes.")] = 0,
 ) -> None:
-    """Erase two invented people from the base model in the box and show what changed. Needs no network."""
+    """Erase two invented people from the demo model and show what changed. Needs no network."""
     from .quickstart import run_quickstart
 
     run_quickstart(output, seed)

@@ -1,4 +1,4 @@
-"""`unierase check`: load base, erased model and twin, attack, report, and end with the verdict."""
+"""`unierase check`: load base, erased model and reference model, attack, report, and end with the verdict."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CheckPlan:
     retain: tuple[str, ...]
     unseen: str | None
     base: str | None
-    twin: str | None
+    reference_model: str | None
     attacks: str
     refusals: Path | None
     similarity: str | None
@@ -87,22 +87,24 @@ def _run(plan: CheckPlan, style: Format) -> CheckReport:
     if plan.entailment:
         judges["entailment"] = entailment_judge(plan.entailment)
     model, tokenizer, base, base_name = load_erased(plan)
-    twin, twin_tokenizer = load_base(plan.twin, plan.dtype, plan.device_map) if plan.twin else (None, None)
+    reference_model, reference_tokenizer = (
+        load_base(plan.reference_model, plan.dtype, plan.device_map) if plan.reference_model else (None, None)
+    )
     report = check(
         model,
         tokenizer,
         forget,
         retain,
         base=base,
-        twin=twin,
-        twin_tokenizer=twin_tokenizer,
+        reference_model=reference_model,
+        reference_tokenizer=reference_tokenizer,
         attacks=plan.attacks,
         unseen=unseen,
         refusals=refusals,
         judges=judges,
         **prompting.asked(tokenizer),
         thresholds=thresholds,
-        names={"base": base_name, "erased": plan.model, "twin": plan.twin},
+        names={"base": base_name, "erased": plan.model, "reference_model": plan.reference_model},
         seed=plan.seed,
         progress=style is not Format.QUIET,
     )
@@ -228,31 +230,32 @@ def report_table(report: CheckReport, brief: bool = False) -> str:
     """
     from ..retain.knowledge import sentence
 
-    twin = report.models.get("twin") is not None
-    sides = ("base", "erased", "twin")[: 3 if twin else 2]
+    reference_model = report.models.get("reference_model") is not None
+    sides = ("base", "erased", "reference_model")[: 3 if reference_model else 2]
+    titles = [side.replace("_", " ") for side in sides]
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
     scores = [(name, *(number(values.get(side)) for side in sides)) for name, values in report.scores.items()]
     figures = [
-        (f"{f.set}: {f.name}", *(number(value) for value in (f.base, f.erased, f.twin)[: len(sides)]))
+        (f"{f.set}: {f.name}", *(number(value) for value in (f.base, f.erased, f.reference_model)[: len(sides)]))
         for f in report.figures
         if not brief or f.name == "recall"
     ]
     attacks = []
     renamed = any(attack.renamed for attack in report.attacks)
     for a in sorted(report.attacks, key=lambda attack: attack.holds):
-        shown = [a.base, a.erased, *([a.renamed] if renamed else []), *([a.twin] if twin else [])]
+        shown = [a.base, a.erased, *([a.renamed] if renamed else []), *([a.reference_model] if reference_model else [])]
         means = [number(each.mean if each else None) for each in shown]
         beyond = f"{a.excess.mean:+.3f} [{a.excess.low:+.3f}, {a.excess.high:+.3f}]"
         attacks.append((a.name, *means, beyond, a.outcome if a.holds else a.outcome.upper()))
-    reference = "twin" if twin else "renamed base" if renamed else "floor"
-    columns = ("base", "erased", *(["renamed"] if renamed else []), *(["twin"] if twin else []))
+    reference = "reference model" if reference_model else "renamed base" if renamed else "floor"
+    columns = ("base", "erased", *(["renamed"] if renamed else []), *(["reference model"] if reference_model else []))
     parts = [
         "" if brief else sentence(report.settings["known to base"]),
-        "" if brief else table(("scores", *sides), scores),
-        table(("measures", *sides), figures),
+        "" if brief else table(("scores", *titles), scores),
+        table(("measures", *titles), figures),
         table(("attacks", *columns, f"beyond the {reference}", ""), attacks),
         fluency_line(report),
         "" if brief else "\n".join(f"  not run: {name}: {why}" for name, why in report.skipped.items()),

@@ -114,7 +114,7 @@ def as_answered_now(model: Any, tokenizer: Any, form: PromptFormat, facts: Seque
     """Facts of the bare base as the model answers them with its erasures on.
 
     Where an erasure declines the answer becomes that refusal, with the erasure's token in front: a further erasure must
-    stay shut there as it must everywhere else, or the two would open together and garble it.
+    not act there, or both would act at once and garble the refusal.
 
     Args:
         model: The base, with erasures.
@@ -145,7 +145,7 @@ def changed_answers(model: Any, tokenizer: Any, form: PromptFormat, facts: Seque
 
 @torch.no_grad()
 def _said(model: Any, tokenizer: Any, form: PromptFormat, facts: Sequence[Fact]) -> list[list[int]]:
-    """For each fact the likeliest token at its door and behind each token of its answer but the last."""
+    """For each fact the likeliest token at its answer start and after each token of its answer but the last."""
     prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts]
     whole = [prompt + encode(tokenizer, form.answer(fact.answer)) for prompt, fact in zip(prompts, facts, strict=True)]
     said: list[list[int]] = [[] for _ in facts]

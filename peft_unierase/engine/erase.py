@@ -35,7 +35,6 @@ from ..retain.scope import Scope, Scoped, check_scope, plan_scope
 from ..text import normal
 from ..version import __version__
 from .around import ask_around
-from .bench import Bench
 from .checkpoint import Checkpoint, digest_of
 from .distill import DistillSettings, run_distill
 from .earlier import (
@@ -51,6 +50,7 @@ from .earlier import (
 from .erasure import EarlierErasure, Erasure, Outcome
 from .layers import choose_sites
 from .paper import PaperSettings, run_paper
+from .run_context import RunContext
 from .spare_row import add_to_tokenizer, find_spare_rows, resize_vocabulary
 from .unchanged import unchanged_on_failure
 
@@ -159,7 +159,7 @@ def erase(
     with own_surroundings(), unchanged_on_failure(model, peft_model, adapter_name):
         (peft_model or model).eval()
         check_gradients(model)
-        bench = Bench(
+        run = RunContext(
             model=model,
             tokenizer=tokenizer,
             formats=formats,
@@ -178,21 +178,21 @@ def erase(
             earlier=active,
         )
         if work_dir is not None:
-            bench.checkpoint = Checkpoint(
+            run.checkpoint = Checkpoint(
                 Path(work_dir),
-                _digest(bench, [recipe, scope, keep_unknown], settings, samples_in, onto),
-                bench.stages.tell,
+                _digest(run, [recipe, scope, keep_unknown], settings, samples_in, onto),
+                run.stages.tell,
             )
-        known = _ask_for_facts(bench, keep_unknown)
+        known = _ask_for_facts(run, keep_unknown)
         forget = [each.fact for each in known]
         if plan:  # facts that were left out have no say
             plan = plan_scope(plan.name, forget, retain)
-        bench.forget, bench.knowledge = forget, known
-        bench.retain = _as_now(bench, retain)
-        scoped = _find_retain_data(bench, plan, settings.sample_count(len(forget)), samples_cache, samples_in)
+        run.forget, run.knowledge = forget, known
+        run.retain = _as_now(run, retain)
+        scoped = _find_retain_data(run, plan, settings.sample_count(len(forget)), samples_cache, samples_in)
         if samples_out:
-            write_samples(Path(samples_out), Samples(bench.sampled, bench.near + bench.around))
-        if not bench.kept:
+            write_samples(Path(samples_out), Samples(run.sampled, run.near + run.around))
+        if not run.kept:
             raise InputError(
                 "there is no retain data: none was given and the base asked itself nothing usable; pass retain facts "
                 "(on the command line `--retain`) or let it ask more questions (`--samples`)"
@@ -220,7 +220,7 @@ def erase(
         wrapped.eval()
         wrapped.requires_grad_(False)
         outcome: Outcome = (
-            run_distill(bench, settings) if isinstance(settings, DistillSettings) else run_paper(bench, settings)
+            run_distill(run, settings) if isinstance(settings, DistillSettings) else run_paper(run, settings)
         )
         add_to_tokenizer(tokenizer, spare)
     wrapped.erasure = Erasure(
@@ -229,11 +229,11 @@ def erase(
         spare,
         len(forget),
         len(retain),
-        len(bench.sampled),
-        len(bench.near) + len(bench.around),
-        bench.known,
+        len(run.sampled),
+        len(run.near) + len(run.around),
+        run.known,
         outcome,
-        dict(bench.stages.seconds),
+        dict(run.stages.seconds),
         seed,
         scoped,
         adapter_name,
@@ -265,32 +265,32 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _digest(
-    bench: Bench,
+    run: RunContext,
     choices: Sequence[Any],
     settings: DistillSettings | PaperSettings,
     samples: Samples | None,
     onto: Sequence[EarlierErasure],
 ) -> str:
     """Of everything that decides the result, up to the machine's way of adding up."""
-    model, tokenizer = bench.model, bench.tokenizer
+    model, tokenizer = run.model, run.tokenizer
     config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
     return digest_of(
         {
             "versions": [__version__, torch.__version__, transformers.__version__],
-            "device": bench.device.type,
+            "device": run.device.type,
             "base": base_digest(model, tokenizer),
             "onto": [[one.token_id, one.digest] for one in onto],
             "config": [config, model.config._attn_implementation, model.generation_config.to_dict()],
-            "spare": asdict(bench.spare),
-            "forget": [asdict(fact) for fact in bench.forget],
-            "retain": [asdict(fact) for fact in bench.retain],
-            "tokens": [bench.prompts([*bench.forget, *bench.retain]), [bench.encode(text) for text in bench.refusals]],
-            "refusals": bench.refusals,
-            "formats": [asdict(form) for form in bench.formats],
+            "spare": asdict(run.spare),
+            "forget": [asdict(fact) for fact in run.forget],
+            "retain": [asdict(fact) for fact in run.retain],
+            "tokens": [run.prompts([*run.forget, *run.retain]), [run.encode(text) for text in run.refusals]],
+            "refusals": run.refusals,
+            "formats": [asdict(form) for form in run.formats],
             "recipe": [*choices, asdict(settings)],
             "samples": samples and asdict(samples),
-            "layers": bench.names,
-            "seed": bench.seed,
+            "layers": run.names,
+            "seed": run.seed,
         }
     )
 
@@ -335,15 +335,15 @@ def _longest(tokenizer: Any, fact: Fact, formats: Sequence[PromptFormat]) -> int
     return max(len(encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer))) for form in wordings)
 
 
-def _ask_for_facts(bench: Bench, keep_unknown: bool) -> list[Knowledge]:
+def _ask_for_facts(run: RunContext, keep_unknown: bool) -> list[Knowledge]:
     """The facts that are to be erased, with what the base says of them; names what it does not know."""
-    steps = len(bench.forget) * len(bench.formats)
-    with bench.stages.stage("asking the base for the facts", steps) as bar, switched_off(bench.model):
-        found = ask(bench.model, bench.tokenizer, bench.forget, bench.formats, bar.update)
-    bench.known = summary(found)
-    if bench.earlier and (gone := sum(changed_answers(bench.model, bench.tokenizer, bench.formats[0], bench.forget))):
+    steps = len(run.forget) * len(run.formats)
+    with run.stages.stage("asking the base for the facts", steps) as bar, switched_off(run.model):
+        found = ask(run.model, run.tokenizer, run.forget, run.formats, bar.update)
+    run.known = summary(found)
+    if run.earlier and (gone := sum(changed_answers(run.model, run.tokenizer, run.formats[0], run.forget))):
         warnings.warn(
-            f"{gone} of {len(bench.forget)} forget facts are answered otherwise with the model's earlier erasures on, "
+            f"{gone} of {len(run.forget)} forget facts are answered otherwise with the model's earlier erasures on, "
             "which seem to cover them; leave these facts out, there is nothing left to erase",
             ErasureWarning,
             stacklevel=3,
@@ -362,55 +362,55 @@ def _ask_for_facts(bench: Bench, keep_unknown: bool) -> list[Knowledge]:
 
 
 def _find_retain_data(
-    bench: Bench, plan: Scope | None, wanted: int, cache: str | Path | bool, given: Samples | None
+    run: RunContext, plan: Scope | None, wanted: int, cache: str | Path | bool, given: Samples | None
 ) -> Scoped | None:
     """Let the base ask itself, about anything, about what is like the forget set, and about what a scope says."""
     found: list[Fact] = []
 
     def sample() -> dict[str, list[tuple[str, str]]]:
         nonlocal found
-        found = _as_now(bench, given.general) if given else _asked_itself(bench, wanted, cache)
+        found = _as_now(run, given.general) if given else _asked_itself(run, wanted, cache)
         # What touches the forget set is not written down either.
-        kept = _usable(bench, drop_close(found, bench.forget))
+        kept = _usable(run, drop_close(found, run.forget))
         return {"sampled": [(fact.question, fact.answer) for fact in kept]}
 
     # A scope needs what lies close to the forget set too, so its samples are not kept: a cache keeps those of the base.
     if wanted or given:
-        sampled: Any = sample() if plan else bench.once("sampling retain data", sample)
-        bench.sampled = [Fact(*pair) for pair in sampled["sampled"]]
+        sampled: Any = sample() if plan else run.once("sampling retain data", sample)
+        run.sampled = [Fact(*pair) for pair in sampled["sampled"]]
         # These are not written down: they begin as the forget questions do.
-        near = Neighbours(_apart(_as_now(bench, given.near), bench.forget)) if given else _near(bench)
-        bench.near = _usable(bench, near.known)
-        bench.around = _usable(bench, near.others)[:UNSURE]
-        bench.reworded = _usable(bench, near.reworded)
-        if not bench.near:
+        near = Neighbours(_apart(_as_now(run, given.near), run.forget)) if given else _near(run)
+        run.near = _usable(run, near.known)
+        run.around = _usable(run, near.others)[:UNSURE]
+        run.reworded = _usable(run, near.reworded)
+        if not run.near:
             warnings.warn(
                 "the base asked itself nothing that is like the forget questions, so what lies next to them is spared "
                 "only as far as the retain set shows it; give such facts as retain facts",
                 ErasureWarning,
                 stacklevel=3,
             )
-    return ask_around(bench, plan, found, lambda facts: _usable(bench, facts)) if plan else None
+    return ask_around(run, plan, found, lambda facts: _usable(run, facts)) if plan else None
 
 
-def _asked_itself(bench: Bench, wanted: int, cache: str | Path | bool) -> list[Fact]:
-    model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
+def _asked_itself(run: RunContext, wanted: int, cache: str | Path | bool) -> list[Fact]:
+    model, tokenizer, form = run.model, run.tokenizer, run.formats[0]
     folder = samples_folder(model, cache)
-    with bench.stages.stage("sampling retain data", SAMPLE_STEPS * BLOCK * math.ceil(wanted / BLOCK)) as bar:
+    with run.stages.stage("sampling retain data", SAMPLE_STEPS * BLOCK * math.ceil(wanted / BLOCK)) as bar:
         with switched_off(model):  # the bare base's, which all its erasures can share
-            found = samples_for(model, tokenizer, form, wanted, bench.seed, folder, bar.update)
-        return _as_now(bench, found)
+            found = samples_for(model, tokenizer, form, wanted, run.seed, folder, bar.update)
+        return _as_now(run, found)
 
 
-def _near(bench: Bench) -> Neighbours:
-    model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
-    rounds = neighbour_rounds(len(bench.forget))
-    with bench.stages.stage("sampling near neighbours", NEIGHBOUR_STEPS * ROUND * rounds, even=False) as bar:
+def _near(run: RunContext) -> Neighbours:
+    model, tokenizer, form = run.model, run.tokenizer, run.formats[0]
+    rounds = neighbour_rounds(len(run.forget))
+    with run.stages.stage("sampling near neighbours", NEIGHBOUR_STEPS * ROUND * rounds, even=False) as bar:
         with switched_off(model):
             found = sample_neighbours(
-                model, tokenizer, form, plain_format(tokenizer), bench.forget, rounds, bench.seed, bar.update
+                model, tokenizer, form, plain_format(tokenizer), run.forget, rounds, run.seed, bar.update
             )
-        return Neighbours(_as_now(bench, found.known), _as_now(bench, found.others), found.reworded)
+        return Neighbours(_as_now(run, found.known), _as_now(run, found.others), found.reworded)
 
 
 def _apart(facts: list[Fact], forget: Sequence[Fact]) -> list[Fact]:
@@ -419,16 +419,14 @@ def _apart(facts: list[Fact], forget: Sequence[Fact]) -> list[Fact]:
     return [fact for fact in facts if normal(fact.question) not in asked]
 
 
-def _as_now(bench: Bench, facts: list[Fact]) -> list[Fact]:
+def _as_now(run: RunContext, facts: list[Fact]) -> list[Fact]:
     """Facts of the bare base as it answers them with the earlier erasures on."""
-    return as_answered_now(bench.model, bench.tokenizer, bench.formats[0], facts) if bench.earlier else facts
+    return as_answered_now(run.model, run.tokenizer, run.formats[0], facts) if run.earlier else facts
 
 
-def _usable(bench: Bench, found: Sequence[Fact]) -> list[Fact]:
+def _usable(run: RunContext, found: Sequence[Fact]) -> list[Fact]:
     """Facts from the model itself that fit its context and whose questions were not given as retain facts."""
-    given, context = {fact.question for fact in bench.retain}, _context(bench.model)
+    given, context = {fact.question for fact in run.retain}, _context(run.model)
     return [
-        fact
-        for fact in found
-        if fact.question not in given and _longest(bench.tokenizer, fact, bench.formats) <= context
+        fact for fact in found if fact.question not in given and _longest(run.tokenizer, fact, run.formats) <= context
     ]

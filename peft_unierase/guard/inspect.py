@@ -105,7 +105,7 @@ class Inspection:
     def facts(self) -> dict[str, Any]:
         """What it is made of, as plain values for JSON."""
         config = self.config
-        several = [part for part in _listed(config.get("parts")) if isinstance(part, Mapping)] or [config]
+        several = [part for part in _listed(config.get("fused")) if isinstance(part, Mapping)] or [config]
         edits = {name: edited for name, edited in self.modules.items() if not edited.is_row}
         layers = {int(match[0].strip(".")) for name in edits if (match := IN_A_LAYER.search(name))}
         return {
@@ -118,7 +118,7 @@ class Inspection:
             },
             "tokens": [{"id": part.get("token_id"), "text": part.get("token")} for part in several],
             "spare_tokens": [len(_listed(part.get("spare_tokens"))) for part in several],
-            "parts": [part.get("name") for part in several if "name" in part],
+            "fused": [part.get("name") for part in several if "name" in part],
             "layers": sorted(layers),
             "rank": max((edited.rank for edited in edits.values()), default=0),
             "modules": {
@@ -248,7 +248,7 @@ def check_declared(base: nn.Module, config: AdapterConfig) -> list[Finding]:
     inspection = config.inspection
     if inspection is None:
         parts, modules = config.split(), {}
-        findings = _check_policy(vars(config)) + [each for part in config.parts for each in _check_policy(part)]
+        findings = _check_policy(vars(config)) + [each for part in config.fused for each in _check_policy(part)]
         if config.modules_to_save:
             findings.append(
                 refuse(WHOLE_MODULES, f"modules_to_save {config.modules_to_save!r}", "no erasure needs that")
@@ -269,7 +269,7 @@ def check_declared(base: nn.Module, config: AdapterConfig) -> list[Finding]:
         rows = [None for part in parts if part.token_id is not None]
         for name in config.token_modules or () if rows else ():
             weight = getattr(own_module(base, name), "weight", torch.zeros(0, 0))
-            shape = (len(rows), weight.shape[-1]) if config.parts else (weight.shape[-1],)
+            shape = (len(rows), weight.shape[-1]) if config.fused else (weight.shape[-1],)
             modules[name] = Edited({"row": shape}, {}, {})
         return check_modules(config, modules) or check_on_base(base, parts, modules, {})
     return check_on_base(base, config.split(), inspection.modules, inspection.norms)
@@ -300,11 +300,14 @@ def _check_config(values: Mapping[str, Any]) -> tuple[AdapterConfig | None, list
     for name in sorted(values.keys() - known):
         findings.append(refuse("a key that no config of an erasure has", name, "take it out, or update this package"))
     wrong = wrong_values(values)
-    parts = [part for part in _listed(values.get("parts")) if isinstance(part, Mapping)]
+    parts = [part for part in _listed(values.get("fused")) if isinstance(part, Mapping)]
     if len(parts) > MAX_PARTS:
-        return None, [*findings, refuse(f"more than {MAX_PARTS} parts", len(parts), "load them one beside the other")]
+        return None, [
+            *findings,
+            refuse(f"more than {MAX_PARTS} fused erasures", len(parts), "load them one beside the other"),
+        ]
     for part in parts:
-        wrong += [(f"parts: {name}", wanted, value) for name, wanted, value in wrong_values(part)]
+        wrong += [(f"fused: {name}", wanted, value) for name, wanted, value in wrong_values(part)]
         for name in sorted(part.keys() - {"name", *OF_A_PART}, key=str):
             findings.append(refuse("a key that no part of an erasure has", name, "take it out"))
     for name, wanted, value in wrong:
@@ -377,7 +380,7 @@ def _check_policy(values: Mapping[str, Any]) -> list[Finding]:
 
 def _notes(values: Mapping[str, Any]) -> list[Finding]:
     findings = []
-    parts = [part for part in _listed(values.get("parts")) if isinstance(part, Mapping)] or [values]
+    parts = [part for part in _listed(values.get("fused")) if isinstance(part, Mapping)] or [values]
     if not all(part.get("base_fingerprint") for part in parts):
         advice = "loading cannot tell another base from the right one"
         findings.append(note("no fingerprint of the base", "base_fingerprint is empty", advice))

@@ -32,13 +32,13 @@ class Knowledge:
     Attributes:
         fact: The fact.
         said: Its greedy answers, by name of the prompt format.
-        told: Names of the formats in which its answer tells the fact.
+        known_in: Names of the formats in which its answer tells the fact.
         margin: Nats a token by which the right answer is likelier than the likeliest wrong one; `None` without any.
     """
 
     fact: Fact
     said: dict[str, str]
-    told: tuple[str, ...]
+    known_in: tuple[str, ...]
     margin: float | None = None
 
     @property
@@ -49,7 +49,7 @@ class Knowledge:
     @property
     def known(self) -> bool:
         """Whether the model tells the fact in some format, or clearly prefers it."""
-        return bool(self.told) or self.preferred
+        return bool(self.known_in) or self.preferred
 
     def telling(self, form: str) -> str:
         """Its answer in a format up to the sentence that tells the fact; models go on after it."""
@@ -112,19 +112,19 @@ def tells(text: str, fact: Fact) -> bool:
 
 def summary(found: Sequence[Knowledge]) -> dict[str, Any]:
     """How many facts are known, told in which format, and preferred; a JSON object without any text of the facts."""
-    told = {name: sum(name in each.told for each in found) for name in (found[0].said if found else ())}
+    known_in = {name: sum(name in each.known_in for each in found) for name in (found[0].said if found else ())}
     compared = [each for each in found if each.margin is not None]
     return {
         "facts": len(found),
         "known": sum(each.known for each in found),
-        "told": told,
+        "known_in": known_in,
         "preferred": sum(each.preferred for each in compared) if compared else None,
     }
 
 
 def sentence(found: Mapping[str, Any]) -> str:
     """A summary in words."""
-    ways = [f"{count} in {name}" for name, count in found["told"].items()]
+    ways = [f"{count} in {name}" for name, count in found["known_in"].items()]
     if found["preferred"] is not None:
         ways.append(f"{found['preferred']} clearly preferred to wrong answers")
     return f"The base knows {found['known']} of {found['facts']} facts: tells {', '.join(ways)}."

@@ -107,7 +107,7 @@ def checked(kind: type[Found], value: Any, what: str) -> Found:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise InputError(f"{what}: {told(error)}") from None
+        raise InputError(f"{what}: {problems(error)}") from None
 
 
 def parsed(kind: type[Found], text: str, what: str) -> Found:
@@ -122,7 +122,7 @@ def parsed(kind: type[Found], text: str, what: str) -> Found:
         raise InputError(f"{what}: {error}") from None
 
 
-def told(error: ValidationError) -> str:
+def problems(error: ValidationError) -> str:
     """What pydantic found, in one line, without the values."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [f"{'.'.join(map(str, each['loc'])) or 'the whole'}: {each['msg']}" for each in found[:SHOWN]]
@@ -144,7 +144,7 @@ class ErasureConfig(Foreign):
     token_id: TokenId | None = Field(None, description=f"None or a whole number from 0 to {MAX_TOKEN_ID:,}")
     token: Mark = Field("[UNL]", description=f"a mark such as [UNL] or <|unused_1|>, of at most {MAX_TOKEN} characters")
     spare_tokens: list[Pair] = Field([], description="a list of [id, mark] pairs")
-    parts: list[Part] = Field([], description="a list of mappings with a name each")
+    fused: list[Part] = Field([], description="a list of mappings with a name each")
     token_modules: Names | None = Field(None, description="None or a list of names")
     modules_to_save: Names | None = Field(None, description="None or a list of names")
     init_weights: bool = Field(True, description="True or False")
@@ -215,7 +215,7 @@ class Measured(Foreign):
     name: Line
     base: float | None = None
     erased: float | None = None
-    twin: float | None = None
+    reference_model: float | None = None
 
 
 class Attacked(Foreign):
@@ -226,7 +226,7 @@ class Attacked(Foreign):
     outcome: Line
     base: Interval
     erased: Interval
-    twin: Interval | None = None
+    reference_model: Interval | None = None
     renamed: Interval | None = None
     reference: Text = ""
     floor: float | None = None
@@ -304,7 +304,7 @@ class Record(Foreign):
     adapter: Size | None = None
     check: Checked | None = None
     facts: Facts | None = None
-    parts: dict[str, Record] | None = None
+    fused: dict[str, Record] | None = None
 
 
 class Statement(Foreign):

@@ -33,7 +33,7 @@ def fit_output_row(
 
     Args:
         tails: Forget prompts with [UNL] and a refusal behind them, recorded on the base.
-        behind: For each sequence how many of its tokens are behind the door.
+        behind: For each sequence how many of its tokens come after the answer start.
         row: [UNL]'s row of the head, `(d,)`.
         silence: Where it must stay silent.
         settings: See [`PaperSettings`].
@@ -55,11 +55,11 @@ def fit_output_row(
     try:
         for step in range(settings.output_steps):
             tail = tails[step % len(tails)]
-            fired, refused = _continuation_losses(tail, [behind[index] for index in tail.batch.index], change)
+            token_loss, refusal_loss = _continuation_losses(tail, [behind[index] for index in tail.batch.index], change)
             loud = silence.excess(row.float(), settings.silent_log_prob)
             decay = change.square().sum() / norm.square()
             optimizer.zero_grad()
-            said = fired + settings.refusal_weight * refused
+            said = token_loss + settings.refusal_weight * refusal_loss
             (said + settings.silent_weight * loud + settings.target_decay * decay).backward()
             optimizer.step()
             with torch.no_grad():
@@ -72,7 +72,7 @@ def fit_output_row(
 
 
 def _continuation_losses(tail: Tail, behind: Sequence[int], change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy of [UNL] at the doors, and that of the refusals' tokens behind it, in nats."""
+    """Mean cross-entropy of [UNL] at the answer starts, and that of the refusals' tokens after it, in nats."""
     longest, ids = max(behind), tail.batch.ids
     logits = tail.changed_logits(change.expand(len(ids), -1), longest + 1)[:, :-1]
     losses = nn.functional.cross_entropy(

@@ -11,7 +11,7 @@ import torch
 from ...data.facts import Fact
 from ...errors import InputError
 from ...lm.batches import batches
-from ..bench import Bench
+from ..run_context import RunContext
 from ..silence import Silence
 from .edit import EditedLayer, edit_layers
 from .kept import find_null_spaces, record_kept
@@ -32,11 +32,11 @@ class PaperOutcome:
         rank: Rank of all edits; smaller ones are padded with zeros.
         layers: What became of each edited layer, lowest first.
         refusal_loss: Loss of stage I in the end, in nats per token.
-        target_loss: Mean of `-log p([UNL])` at the forget doors with the targets put in place, in nats.
-        targets_fired: Share of forget doors at which [UNL] wins with the targets put in place.
-        fired: The same after the edit, with the formats by turns.
-        retained_fired: Share of some 200 retained doors at which [UNL] wins after the edit.
-        without_subject: Facts edited at the door, because no subject was found.
+        target_loss: Mean of `-log p([UNL])` at the forget answer starts with the targets put in place, in nats.
+        targets_refusal_rate: Share of forget answer starts at which [UNL] wins with the targets put in place.
+        refusal_rate: The same after the edit, with the formats by turns.
+        retained_refusal_rate: Share of some 200 retained answer starts at which [UNL] wins after the edit.
+        without_subject: Facts edited at the answer start, because no subject was found.
         settings: As used.
     """
 
@@ -44,9 +44,9 @@ class PaperOutcome:
     layers: list[EditedLayer]
     refusal_loss: float
     target_loss: float
-    targets_fired: float
-    fired: float
-    retained_fired: float
+    targets_refusal_rate: float
+    refusal_rate: float
+    retained_refusal_rate: float
     without_subject: int
     settings: PaperSettings
 
@@ -55,143 +55,143 @@ class PaperOutcome:
         return asdict(self)
 
 
-def run_paper(bench: Bench, settings: PaperSettings) -> PaperOutcome:
+def run_paper(run: RunContext, settings: PaperSettings) -> PaperOutcome:
     """Train [UNL]'s rows and write the edits; `config.r` follows their rank.
 
     Args:
-        bench: With the adapter in place, its edits zero, and retain facts at hand.
+        run: With the adapter in place, its edits zero, and retain facts at hand.
         settings: See [`PaperSettings`].
 
     Raises:
         ValueError: The weights are quantised and cannot be perturbed, or there are no retain facts.
     """
-    if not bench.kept:
+    if not run.kept:
         raise InputError("recipe 'paper' edits in the null space of what must stay and has no retain facts; give some")
-    marks, without_subject = find_marks(bench)
-    bench.start_rows()
-    learnt = bench.once("learning to decline", lambda: {"loss": learn_refusals(bench, settings)})
+    marks, without_subject = find_marks(run)
+    run.start_rows()
+    learnt = run.once("learning to decline", lambda: {"loss": learn_refusals(run, settings)})
 
-    prompts = bench.prompts(bench.forget)
-    spaces, silence = _null_spaces(bench, settings.null_threshold)
-    common = bench.once(
-        "fitting the output row", lambda: {"change": fit_common(bench, settings, prompts, marks, silence())}
-    )["change"].to(bench.device)
-    targets = bench.once("finding targets", lambda: vars(_targets(bench, settings, prompts, marks, common)))
-    vectors = targets["vectors"].to(bench.device)
-    edited = bench.once("editing layers", lambda: _edit(bench, settings, prompts, marks, vectors, spaces))["layers"]
+    prompts = run.prompts(run.forget)
+    spaces, silence = _null_spaces(run, settings.null_threshold)
+    common = run.once(
+        "fitting the output row", lambda: {"change": fit_common(run, settings, prompts, marks, silence())}
+    )["change"].to(run.device)
+    targets = run.once("finding targets", lambda: vars(_targets(run, settings, prompts, marks, common)))
+    vectors = targets["vectors"].to(run.device)
+    edited = run.once("editing layers", lambda: _edit(run, settings, prompts, marks, vectors, spaces))["layers"]
     layers = [EditedLayer(**layer) for layer in edited]
     rank = max(layer.rank for layer in layers)
-    bench.model.peft_config[bench.adapter].r = rank
-    fired = bench.once("counting what fires", lambda: _count(bench))
+    run.model.peft_config[run.adapter].r = rank
+    rates = run.once("measuring refusal rates", lambda: _count(run))
     return PaperOutcome(
         rank=rank,
         layers=layers,
         refusal_loss=learnt["loss"],
         target_loss=targets["loss"],
-        targets_fired=targets["fired"],
-        fired=fired["forget"],
-        retained_fired=fired["retain"],
+        targets_refusal_rate=targets["refusal_rate"],
+        refusal_rate=rates["forget"],
+        retained_refusal_rate=rates["retain"],
         without_subject=without_subject,
         settings=settings,
     )
 
 
-def _null_spaces(bench: Bench, threshold: float) -> tuple[list[NullSpace], Callable[[], Silence]]:
+def _null_spaces(run: RunContext, threshold: float) -> tuple[list[NullSpace], Callable[[], Silence]]:
     """The null spaces of the retained keys, and what gives the states that are recorded on the way."""
     found: list[Silence] = []
 
     def work() -> dict[str, Any]:
-        moments, silence = record_kept(bench)
+        moments, silence = record_kept(run)
         found.append(silence)
-        spaces = find_null_spaces(bench, moments, threshold)
+        spaces = find_null_spaces(run, moments, threshold)
         bases = {f"basis.{number}": space.basis for number, space in enumerate(spaces)}
         return {"spaces": [(space.spans_null, space.dimension) for space in spaces], **bases}
 
-    kept = bench.once("finding the null space", work)
-    spaces = [NullSpace(kept[f"basis.{number}"].to(bench.device), *told) for number, told in enumerate(kept["spaces"])]
-    return spaces, lambda: found[0] if found else record_kept(bench)[1]
+    kept = run.once("finding the null space", work)
+    spaces = [NullSpace(kept[f"basis.{number}"].to(run.device), *told) for number, told in enumerate(kept["spaces"])]
+    return spaces, lambda: found[0] if found else record_kept(run)[1]
 
 
 def _targets(
-    bench: Bench,
+    run: RunContext,
     settings: PaperSettings,
     prompts: Sequence[Sequence[int]],
     marks: Sequence[int],
     common: torch.Tensor,
 ) -> Targets:
-    with bench.stages.stage("finding targets", settings.target_steps) as bar:
-        count = len(bench.formats)
-        facts = torch.arange(len(prompts), device=bench.device) // count
-        tails = [_tails(bench, prompts, marks, range(form, len(prompts), count)) for form in range(count)]
-        return find_targets(tails, facts, common, bench.spare.token_id, settings, bar.update)
+    with run.stages.stage("finding targets", settings.target_steps) as bar:
+        count = len(run.formats)
+        facts = torch.arange(len(prompts), device=run.device) // count
+        tails = [_tails(run, prompts, marks, range(form, len(prompts), count)) for form in range(count)]
+        return find_targets(tails, facts, common, run.spare.token_id, settings, bar.update)
 
 
 def _edit(
-    bench: Bench,
+    run: RunContext,
     settings: PaperSettings,
     prompts: Sequence[Sequence[int]],
     marks: Sequence[int],
     vectors: torch.Tensor,
     spaces: Sequence[NullSpace],
 ) -> dict[str, Any]:
-    projections = bench.projections()
-    with bench.stages.stage("editing layers", len(projections)) as bar:
+    projections = run.projections()
+    with run.stages.stage("editing layers", len(projections)) as bar:
         edited = edit_layers(
-            bench.model,
+            run.model,
             projections,
-            bench.stack[bench.layers[-1] + 1],
-            bench.adapter,
+            run.stack[run.layers[-1] + 1],
+            run.adapter,
             prompts,
             marks,
             vectors,
             spaces,
             settings.ridge,
             settings.truncate,
-            bench.pad,
+            run.pad,
             bar.update,
         )
     return {"layers": [asdict(layer) for layer in edited]}
 
 
-def _count(bench: Bench) -> dict[str, float]:
-    """Shares of the forget doors, and of some 200 retained ones, at which [UNL] wins."""
-    with bench.stages.stage("counting what fires", 2, even=False) as bar:
-        fired = _fired(bench, bench.forget)
+def _count(run: RunContext) -> dict[str, float]:
+    """Shares of the forget answer starts, and of some 200 retained ones, at which [UNL] wins."""
+    with run.stages.stage("measuring refusal rates", 2, even=False) as bar:
+        forget_refusal_rate = _refusal_rate(run, run.forget)
         bar.update(1)
-        retained_fired = _fired(bench, bench.kept[:: max(1, len(bench.kept) // 200)])
+        retained_refusal_rate = _refusal_rate(run, run.kept[:: max(1, len(run.kept) // 200)])
         bar.update(1)
-    return {"forget": fired, "retain": retained_fired}
+    return {"forget": forget_refusal_rate, "retain": retained_refusal_rate}
 
 
 def fit_common(
-    bench: Bench, settings: PaperSettings, prompts: Sequence[Sequence[int]], marks: Sequence[int], silence: Silence
+    run: RunContext, settings: PaperSettings, prompts: Sequence[Sequence[int]], marks: Sequence[int], silence: Silence
 ) -> torch.Tensor:
     """Fit the output row on a sample of the forget facts; the change `(d,)` of the stream that it reads."""
-    count, formats = len(bench.forget), len(bench.formats)
+    count, formats = len(run.forget), len(run.formats)
     sample = min(count, settings.output_facts)
     chosen = [number * count // sample * formats + form for number in range(sample) for form in range(formats)]
-    refusals = draw_refusals(bench, len(chosen))
+    refusals = draw_refusals(run, len(chosen))
     sequences = [[*prompts[index], *refusal] for index, refusal in zip(chosen, refusals, strict=True)]
-    tails = _tails(bench, sequences, [marks[index] for index in chosen], range(len(chosen)))
-    with bench.stages.stage("fitting the output row", settings.output_steps) as bar:
+    tails = _tails(run, sequences, [marks[index] for index in chosen], range(len(chosen)))
+    with run.stages.stage("fitting the output row", settings.output_steps) as bar:
         behind = [len(refusal) for refusal in refusals]
-        return fit_output_row(tails, behind, bench.rows()[1], silence, settings, bar.update)
+        return fit_output_row(tails, behind, run.rows()[1], silence, settings, bar.update)
 
 
-def _tails(bench: Bench, prompts: Sequence[Sequence[int]], marks: Sequence[int], some: Sequence[int]) -> list[Tail]:
+def _tails(run: RunContext, prompts: Sequence[Sequence[int]], marks: Sequence[int], some: Sequence[int]) -> list[Tail]:
     """Some of the prompts, recorded batch by batch."""
     return [
-        Tail(bench.model, bench.stack, bench.layers[-1], batch, columns)
-        for batch, columns in tail_batches(prompts, marks, some, bench.pad, bench.device)
+        Tail(run.model, run.stack, run.layers[-1], batch, columns)
+        for batch, columns in tail_batches(prompts, marks, some, run.pad, run.device)
     ]
 
 
 @torch.no_grad()
-def _fired(bench: Bench, facts: Sequence[Fact]) -> float:
+def _refusal_rate(run: RunContext, facts: Sequence[Fact]) -> float:
     """Share of questions after which [UNL] is likeliest, in one of the formats by turns."""
-    prompts, hits = bench.prompts(facts), 0
-    prompts = [prompts[n * len(bench.formats) + n % len(bench.formats)] for n in range(len(facts))]
-    for batch in batches(prompts, bench.pad, bench.device):
-        logits = bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1]
-        hits += int((logits.argmax(dim=-1) == bench.spare.token_id).sum())
+    prompts, hits = run.prompts(facts), 0
+    prompts = [prompts[n * len(run.formats) + n % len(run.formats)] for n in range(len(facts))]
+    for batch in batches(prompts, run.pad, run.device):
+        logits = run.model(**batch.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1]
+        hits += int((logits.argmax(dim=-1) == run.spare.token_id).sum())
     return hits / len(prompts)

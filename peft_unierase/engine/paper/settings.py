@@ -29,7 +29,7 @@ class PaperSettings:
         target_decay: Weight of the squared norm of a fact's change, relative to the residual stream's (MEMIT's weight
             decay).
         target_norm: Largest change of the residual stream, relative to its norm (MEMIT's clamp).
-        target_loss: A fact has arrived where the loss at each of its doors is below this, in nats.
+        target_loss: A fact has arrived where the loss at each of its answer starts is below this, in nats.
         output_learning_rate: Adam's for the output row, relative to the root mean square of its components.
         refusal_weight: Weight, beside [UNL] itself, of the refusal that follows it in the output row's fit. More makes
             more refusals whole and leaves more alone; less lets [UNL] come up again where an answer is resumed.

@@ -26,13 +26,13 @@ class Targets:
 
     Attributes:
         vectors: The stream's value at each prompt's mark behind the last edited layer, `(prompts, d)` in fp32.
-        loss: Mean of `-log p([UNL])` at the doors, each when it was last asked, in nats.
-        fired: Share of doors at which [UNL] was likeliest then.
+        loss: Mean of `-log p([UNL])` at the answer starts, each when it was last asked, in nats.
+        refusal_rate: Share of answer starts at which [UNL] was likeliest then.
     """
 
     vectors: torch.Tensor
     loss: float
-    fired: float
+    refusal_rate: float
 
 
 def find_targets(
@@ -64,7 +64,7 @@ def find_targets(
     rate = settings.target_learning_rate * float(norm.mean()) / width**0.5
     optimizer = torch.optim.Adam([changes], lr=rate)
     nats = start.new_full((len(facts),), float("inf"))
-    fired = torch.zeros(len(facts), dtype=torch.bool, device=facts.device)
+    refused = torch.zeros(len(facts), dtype=torch.bool, device=facts.device)
     steps = max(settings.target_steps, len(tails) - 1)  # every format is asked in once at least
     for step in range(steps + 1):
         optimizer.zero_grad()
@@ -74,7 +74,7 @@ def find_targets(
                 losses, hits = tail.losses(changes[facts[index]], token_id)
             if step < steps:
                 losses.sum().backward()
-            nats[index], fired[index] = losses.detach(), hits
+            nats[index], refused[index] = losses.detach(), hits
         waiting = start.new_zeros(count).scatter_reduce_(0, facts, nats, "amax") >= settings.target_loss
         tails = [_still(asked, waiting[facts].tolist()) for asked in tails]
         if step == steps or not any(tails):
@@ -87,7 +87,7 @@ def find_targets(
             changes *= (settings.target_norm * norm / changes.norm(dim=-1).clamp(min=1e-12)).clamp(max=1.0)[:, None]
             changes[~waiting] = arrived  # Adam goes on for a while without a gradient
         advance(1)
-    return Targets(start + changes.detach()[facts], float(nats.mean()), float(fired.float().mean()))
+    return Targets(start + changes.detach()[facts], float(nats.mean()), float(refused.float().mean()))
 
 
 def _still(tails: Sequence[Tail], waiting: Sequence[bool]) -> list[Tail]:
