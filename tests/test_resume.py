@@ -60,7 +60,7 @@ STAGES = {
         "fitting the output row",
         "finding targets",
         "editing layers",
-        "measuring refusal rates",
+        "counting refusals",
     ],
 }
 

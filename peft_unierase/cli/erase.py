@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import InputError, shown
@@ -240,7 +240,7 @@ def _run(plan: ErasePlan, style: Format) -> None:
     discard(plan.work_dir)
     seconds = erased.erasure.seconds
     if style is Format.JSON:
-        told = expected and expected.record()
+        told = expected and asdict(expected)
         show_json({"output": str(plan.output), **record, "seconds": seconds, "estimate": told})
     elif style is Format.HUMAN:
         if report:

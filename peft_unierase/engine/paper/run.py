@@ -82,7 +82,7 @@ def run_paper(run: RunContext, settings: PaperSettings) -> PaperOutcome:
     layers = [EditedLayer(**layer) for layer in edited]
     rank = max(layer.rank for layer in layers)
     run.model.peft_config[run.adapter].r = rank
-    rates = run.once("measuring refusal rates", lambda: _count(run))
+    rates = run.once("counting refusals", lambda: _count(run))
     return PaperOutcome(
         rank=rank,
         layers=layers,
@@ -155,7 +155,7 @@ def _edit(
 
 def _count(run: RunContext) -> dict[str, float]:
     """Shares of the forget answer starts, and of some 200 retained ones, at which [UNL] wins."""
-    with run.stages.stage("measuring refusal rates", 2, even=False) as bar:
+    with run.stages.stage("counting refusals", 2, even=False) as bar:
         forget_refusal_rate = _refusal_rate(run, run.forget)
         bar.update(1)
         retained_refusal_rate = _refusal_rate(run, run.kept[:: max(1, len(run.kept) // 200)])
