@@ -277,7 +277,9 @@ def test_what_the_base_asks_for_in_its_own_words_is_erased_too(monkeypatch: pyte
     module, seen = importlib.import_module("peft_unierase.engine.erase"), []
     fact, other = facts_of(person(0))[0], Fact("Where is Lower Quelcliff?", "Far away.")
     reworded = Fact("In which town was Nesko Corquist born?", fact.answer)
-    monkeypatch.setattr(module, "sample_neighbours", lambda *_: Neighbours([other], [], [reworded]))
+    monkeypatch.setattr(
+        "peft_unierase.engine.run_facts.sample_neighbours", lambda *_: Neighbours([other], [], [reworded])
+    )
 
     def stop(run: Any, *_: Any) -> None:
         seen.extend([recipe.forget_texts(run), recipe.declined(run, "I cannot say.")])

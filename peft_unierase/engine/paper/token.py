@@ -18,8 +18,9 @@ from ...lm.batches import batches
 from ..run_context import RunContext
 from .cached_prompts import CachedPrompts
 from .noise import perturbed
-from .schedule import one_cycle
 from .settings import PaperSettings
+
+RISING = 0.1  # share of the steps in which the learning rate rises
 
 
 def draw_refusals(run: RunContext, count: int) -> list[list[int]]:
@@ -92,3 +93,18 @@ def learn_refusals(run: RunContext, settings: PaperSettings) -> float:
 def _shares(total: int, parts: int) -> list[int]:
     """`total` in at most `parts` nearly equal parts, none of them 0."""
     return [share for part in range(parts) if (share := (part + 1) * total // parts - part * total // parts)]
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, highest: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """A one-cycle schedule for any number of steps, 1 or more.
+
+    If the rate would rise for one step or less it starts high: torch would divide by 0 there, and leave a single step
+    no rate at all.
+
+    Args:
+        optimizer: What it is for.
+        highest: The highest rate.
+        steps: Gradient steps.
+    """
+    rising = RISING if RISING * steps > 1 else 0.0
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=max(2, steps), pct_start=rising)
