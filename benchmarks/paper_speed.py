@@ -34,9 +34,12 @@ from peft_unierase import UniEraseConfig, read_facts
 from peft_unierase.check import answer_questions, figures
 from peft_unierase.engine.layers import choose_sites
 from peft_unierase.engine.paper import PaperSettings, run_paper
+from peft_unierase.engine.paper.edit import RIDGE
 from peft_unierase.engine.paper.kept import find_null_spaces, record_kept
 from peft_unierase.engine.paper.marks import find_marks
-from peft_unierase.engine.paper.run import fit_common
+from peft_unierase.engine.paper.output_row import CHANGE_DECAY, CHANGE_LEARNING_RATE, LARGEST_CHANGE
+from peft_unierase.engine.paper.recipe import fit_common
+from peft_unierase.engine.paper.targets import ARRIVED, START
 from peft_unierase.engine.paper.token import learn_refusals
 from peft_unierase.engine.run_context import RunContext
 from peft_unierase.engine.spare_row import find_spare_row
@@ -108,8 +111,8 @@ class OneByOne:
             inputs_at(run.model, [run.stack[run.layers[-1] + 1]], prompts, [[m] for m in marks], run.pad)[0]
         )
         norm = start.norm(dim=-1).mean()
-        change = (settings.target_start * common).clone().requires_grad_(True)
-        rate = settings.target_learning_rate * float(norm) / len(change) ** 0.5
+        change = (START * common).clone().requires_grad_(True)
+        rate = CHANGE_LEARNING_RATE * float(norm) / len(change) ** 0.5
         optimizer = torch.optim.Adam([change], lr=rate)
 
         def bend(_: nn.Module, __: Any, output: Any) -> Any:
@@ -123,14 +126,14 @@ class OneByOne:
             logits = run.model(**batch.inputs(), use_cache=False).logits[:, -1]
             handle.remove()
             losses = -logits.log_softmax(dim=-1)[:, run.spare.token_id]
-            if step == steps or float(losses.max().detach()) < settings.target_loss:
+            if step == steps or float(losses.max().detach()) < ARRIVED:
                 break
-            loss = losses.sum() + settings.target_decay * change.square().sum() / norm.square()
+            loss = losses.sum() + CHANGE_DECAY * change.square().sum() / norm.square()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             with torch.no_grad():
-                change *= (settings.target_norm * norm / change.norm()).clamp(max=1.0)
+                change *= (LARGEST_CHANGE * norm / change.norm()).clamp(max=1.0)
         return start + change.detach()
 
     def erase(self, prompts: list[list[int]], marks: list[int], targets: torch.Tensor) -> None:
@@ -142,7 +145,7 @@ class OneByOne:
             found, streams = inputs_at(run.model, [projection, behind], prompts, [[m] for m in marks], run.pad)
             keys, stream = torch.cat(found).double().T, torch.cat(streams)
             residuals = (targets - stream).T.double() / (len(projections) - number)
-            ridge = self.settings.ridge * float(keys.square().sum(dim=0).mean())
+            ridge = RIDGE * float(keys.square().sum(dim=0).mean())
             projector, own = self.projectors[number], keys @ keys.T
             inner = (own + self.caches[number]) @ projector + ridge * torch.eye(len(keys), dtype=torch.float64)
             update = torch.linalg.solve(inner.T, (residuals @ keys.T @ projector).T).T

@@ -409,7 +409,7 @@ def test_an_interrupted_command_goes_on_when_it_is_given_again(
 
     command = [*unlearnt.arguments, "-o", tmp_path / "erasure", "--format", "json", "--recipe", "paper"]
     with monkeypatch.context() as patch:
-        patch.setattr("peft_unierase.engine.paper.run.edit_layers", interrupt)
+        patch.setattr("peft_unierase.engine.paper.recipe.edit_layers", interrupt)
         ended = invoke(*command)
         assert ended.exit_code == 130
         assert ended.stderr.splitlines()[-1].startswith("error: interrupted; nothing was written but the finished")

@@ -20,12 +20,12 @@ from peft_unierase import ErasureWarning, Fact, UniEraseConfig
 from peft_unierase.check import answer_questions, figures
 from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.engine.layers import choose_sites
-from peft_unierase.engine.paper import PaperOutcome, PaperSettings, run_paper
+from peft_unierase.engine.paper import PaperOutcome, PaperSettings, output_row, run_paper
 from peft_unierase.engine.paper import token as token_module
 from peft_unierase.engine.paper.kept import record_kept
 from peft_unierase.engine.paper.marks import find_marks
 from peft_unierase.engine.paper.noise import perturbed
-from peft_unierase.engine.paper.run import fit_common
+from peft_unierase.engine.paper.recipe import fit_common
 from peft_unierase.engine.paper.tail import Tail, tail_batches
 from peft_unierase.engine.paper.token import learn_refusals
 from peft_unierase.engine.run_context import RunContext
@@ -36,7 +36,7 @@ from peft_unierase.progress import Stages
 
 pytestmark = pytest.mark.slow
 
-QUICK = PaperSettings(token_steps=2, robust_steps=2, robust_draws=1, output_steps=3, target_steps=2)
+QUICK = PaperSettings(token_steps=2, robust_steps=2, output_steps=3, target_steps=2)
 
 
 def facts_of(rows: list[dict]) -> list[Fact]:
@@ -281,7 +281,7 @@ def test_the_robustness_stage_sees_the_noise(monkeypatch: pytest.MonkeyPatch) ->
         return losses(*arguments, **options)
 
     monkeypatch.setattr(token_module.CachedPrompts, "losses", spy)
-    learn_refusals(run, PaperSettings(token_steps=2, robust_steps=3, robust_draws=2))
+    learn_refusals(run, PaperSettings(token_steps=2, robust_steps=3))
     assert seen == [True] * 4 + [False] * 3
 
 
@@ -310,16 +310,19 @@ def test_stage_one_teaches_the_input_row_alone() -> None:
 # Stage II
 
 
-def test_the_output_row_is_silent_on_what_stays_and_on_forget_questions_without_the_change() -> None:
+def test_the_output_row_is_silent_on_what_stays_and_on_forget_questions_without_the_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def excess(weight: float) -> float:
         run, _ = quick_run()
         run.start_rows()
         marks, _ = find_marks(run)
-        settings = PaperSettings(output_steps=30, silent_weight=weight)
+        monkeypatch.setattr(output_row, "SILENT_WEIGHT", weight)
+        settings = PaperSettings(output_steps=30)
         _, silence = record_kept(run)
         assert silence.kinds.bincount().tolist()[:2] == [len(run.forget), len(run.kept)]
         fit_common(run, settings, run.prompts(run.forget), marks, silence)
-        return float(silence.excess(run.rows()[1].detach(), settings.silent_log_prob))
+        return float(silence.excess(run.rows()[1].detach(), output_row.SILENT_LOG_PROB))
 
     assert excess(10.0) < 0.5 * excess(0.0)
 
@@ -389,9 +392,8 @@ def test_a_tail_gives_what_the_whole_model_gives() -> None:
     ("change", "message"),
     [
         ({"token_steps": 0}, "token_steps must be at least 1, got 0"),
-        ({"robust_noise": -1.0}, r"robust_noise must be at least 0, got -1\.0"),
-        ({"ridge": 0.0}, r"ridge must be greater than 0, got 0\.0"),
-        ({"ridge": float("nan")}, "ridge must be greater than 0, got nan"),
+        ({"null_threshold": -1.0}, r"null_threshold must be at least 0, got -1\.0"),
+        ({"null_threshold": float("nan")}, "null_threshold must be at least 0, got nan"),
         ({"truncate": 1.5}, r"truncate must be None or a share above 0 and at most 1, got 1\.5"),
         ({"truncate": 0.0}, "truncate must be None or a share above 0"),
     ],

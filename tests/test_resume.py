@@ -40,9 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "paper": {
         "recipe": "paper",
-        "settings": PaperSettings(
-            samples=12, token_steps=2, robust_steps=2, robust_draws=1, output_steps=2, target_steps=2
-        ),
+        "settings": PaperSettings(samples=12, token_steps=2, robust_steps=2, output_steps=2, target_steps=2),
     },
 }
 STAGES = {

@@ -369,9 +369,7 @@ def test_a_name_that_is_taken_or_no_name_is_refused(name: str, message: str) -> 
 
 def test_recipe_paper_protects_the_keys_of_the_first() -> None:
     model, tokenizer = load()
-    settings = PaperSettings(
-        samples=4, token_steps=2, robust_steps=1, robust_draws=1, output_steps=2, output_facts=2, target_steps=2
-    )
+    settings = PaperSettings(samples=4, token_steps=2, robust_steps=1, output_steps=2, target_steps=2)
     for number in range(2):
         model = erase(
             model, tokenizer, person(number)[:3], others()[::8], recipe="paper", settings=settings, progress=False

@@ -20,7 +20,11 @@ from .cached_prompts import CachedPrompts
 from .noise import perturbed
 from .settings import PaperSettings
 
+BATCH = 8  # questions in a step
+LEARNING_RATE = 0.3  # Adam's highest, relative to the root mean square of the row's components
 RISING = 0.1  # share of the steps in which the learning rate rises
+ROBUST_NOISE = 0.05  # norm of the noise on a weight, relative to the weight's
+ROBUST_DRAWS = 4  # times that noise is drawn in the robustness stage
 
 
 def draw_refusals(run: RunContext, count: int) -> list[list[int]]:
@@ -43,7 +47,7 @@ def learn_refusals(run: RunContext, settings: PaperSettings) -> float:
         if forms
     ]
 
-    rate = settings.token_learning_rate * float(row.detach().float().pow(2).mean().sqrt())
+    rate = LEARNING_RATE * float(row.detach().float().pow(2).mean().sqrt())
     row.requires_grad_(True)
     optimizer = torch.optim.Adam([row], lr=rate)
     total = len(asked) * settings.token_steps + settings.robust_steps
@@ -52,9 +56,9 @@ def learn_refusals(run: RunContext, settings: PaperSettings) -> float:
 
     def refusal_batches(prompts: Sequence[Sequence[int]], steps: int) -> list[tuple[CachedPrompts, list[list[int]]]]:
         """Questions for this many steps, drawn without repetition until all were there, a batch at a time."""
-        count = min(steps * settings.token_batch, len(prompts))
+        count = min(steps * BATCH, len(prompts))
         chosen = torch.randperm(len(prompts), generator=run.generator)[:count].tolist()
-        tokens = settings.token_batch * max(len(prompts[index]) for index in chosen)
+        tokens = BATCH * max(len(prompts[index]) for index in chosen)
         made = []
         for batch in batches([prompts[index] for index in chosen], run.pad, run.device, tokens):
             taught = [refusals[chosen[index] % len(refusals)] for index in batch.index]
@@ -80,8 +84,8 @@ def learn_refusals(run: RunContext, settings: PaperSettings) -> float:
             for prompts in asked:
                 learn(prompts, settings.token_steps)
             everything = [prompt for prompts in asked for prompt in prompts]
-            for steps in _shares(settings.robust_steps, settings.robust_draws):
-                with perturbed(run.projections(), settings.robust_noise, run.generator):
+            for steps in _shares(settings.robust_steps, ROBUST_DRAWS):
+                with perturbed(run.projections(), ROBUST_NOISE, run.generator):
                     learn(everything, steps)
         finally:
             row.requires_grad_(False)

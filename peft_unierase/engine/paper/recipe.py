@@ -23,6 +23,8 @@ from .tail import Tail, tail_batches
 from .targets import Targets, find_targets
 from .token import draw_refusals, learn_refusals
 
+OUTPUT_FACTS = 64  # forget facts that the output row is fitted on, at the most
+
 
 @dataclass(frozen=True)
 class PaperOutcome:
@@ -123,7 +125,7 @@ def _targets(
         count = len(run.formats)
         facts = torch.arange(len(prompts), device=run.device) // count
         tails = [_tails(run, prompts, marks, range(form, len(prompts), count)) for form in range(count)]
-        return find_targets(tails, facts, common, run.spare.token_id, settings, bar.update)
+        return find_targets(tails, facts, common, run.spare.token_id, settings.target_steps, bar.update)
 
 
 def _edit(
@@ -145,7 +147,6 @@ def _edit(
             marks,
             vectors,
             spaces,
-            settings.ridge,
             settings.truncate,
             run.pad,
             bar.update,
@@ -168,14 +169,14 @@ def fit_common(
 ) -> torch.Tensor:
     """Fit the output row on a sample of the forget facts; the change `(d,)` of the stream that it reads."""
     count, formats = len(run.forget), len(run.formats)
-    sample = min(count, settings.output_facts)
+    sample = min(count, OUTPUT_FACTS)
     chosen = [number * count // sample * formats + form for number in range(sample) for form in range(formats)]
     refusals = draw_refusals(run, len(chosen))
     sequences = [[*prompts[index], *refusal] for index, refusal in zip(chosen, refusals, strict=True)]
     tails = _tails(run, sequences, [marks[index] for index in chosen], range(len(chosen)))
     with run.stages.stage("fitting the output row", settings.output_steps) as bar:
         behind = [len(refusal) for refusal in refusals]
-        return fit_output_row(tails, behind, run.rows()[1], silence, settings, bar.update)
+        return fit_output_row(tails, behind, run.rows()[1], silence, settings.output_steps, bar.update)
 
 
 def _tails(run: RunContext, prompts: Sequence[Sequence[int]], marks: Sequence[int], some: Sequence[int]) -> list[Tail]:
