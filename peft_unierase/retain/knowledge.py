@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..data.facts import Fact
-from ..lm.batches import batches, encode, pad_id
+from ..lm.batches import encode, last_logits, pad_id
 from ..lm.decoding import greedy_answers
 from ..lm.formats import PromptFormat
 from ..text import comparable, holds, sentences
@@ -143,21 +143,16 @@ def certainties(model: Any, tokenizer: Any, facts: Sequence[Fact], form: PromptF
     return log_likelihoods(model, tokenizer, [(fact.question, fact.answer) for fact in facts], form).exp()
 
 
-@torch.no_grad()
 def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], form: PromptFormat) -> torch.Tensor:
     """Mean log-probability a token of answers to questions, in nats, `(pairs,)` in fp32."""
     prompts = [encode(tokenizer, form.prompt(question)) for question, _ in pairs]
     answers = [encode(tokenizer, form.answer(answer)) for _, answer in pairs]
     sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     found = torch.zeros(len(pairs))
-    device = model.get_input_embeddings().weight.device
-    for batch in batches(sequences, pad_id(tokenizer), device):
-        longest = max(len(answers[index]) for index in batch.index)
-        logits = model(**batch.inputs(), use_cache=False, logits_to_keep=longest + 1).logits
-        for row, index in enumerate(batch.index):
-            target = torch.tensor(answers[index], device=logits.device)
-            log_probs = logits[row, -len(target) - 1 : -1].float().log_softmax(dim=-1)
-            found[index] = log_probs.gather(-1, target[:, None]).mean().cpu()
+    keep = [len(answer) + 1 for answer in answers]
+    for number, logits in last_logits(model, sequences, keep, pad_id(tokenizer)):
+        target = torch.tensor(answers[number], device=logits.device)
+        found[number] = logits[:-1].log_softmax(dim=-1).gather(-1, target[:, None]).mean().cpu()
     return found
 
 

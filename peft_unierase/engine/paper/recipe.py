@@ -10,7 +10,7 @@ import torch
 
 from ...data.facts import Fact
 from ...errors import InputError
-from ...lm.batches import batches
+from ...lm.batches import last_logits
 from ..run_context import RunContext
 from ..silence import Silence
 from .edit import EditedLayer, edit_layers
@@ -187,12 +187,10 @@ def _tails(run: RunContext, prompts: Sequence[Sequence[int]], marks: Sequence[in
     ]
 
 
-@torch.no_grad()
 def _refusal_rate(run: RunContext, facts: Sequence[Fact]) -> float:
     """Share of questions after which [UNL] is likeliest, in one of the formats by turns."""
     prompts, hits = run.prompts(facts), 0
     prompts = [prompts[n * len(run.formats) + n % len(run.formats)] for n in range(len(facts))]
-    for batch in batches(prompts, run.pad, run.device):
-        logits = run.model(**batch.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1]
-        hits += int((logits.argmax(dim=-1) == run.spare.token_id).sum())
+    for _, logits in last_logits(run.model, prompts, [1] * len(prompts), run.pad):
+        hits += bool(logits[-1].argmax() == run.spare.token_id)
     return hits / len(prompts)
