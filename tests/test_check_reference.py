@@ -15,12 +15,13 @@ from peft_unierase.check.attacks import ATTACKS, Attack
 from peft_unierase.check.attacks.wordings import cloze
 from peft_unierase.check.page import page
 from peft_unierase.check.reference import References
-from peft_unierase.check.renamed import QUESTIONS, Names, renamed_cases
+from peft_unierase.check.renamed import QUESTIONS, renamed_cases
 from peft_unierase.check.scores import beyond_chance
 from peft_unierase.cli.check import report_table
 from peft_unierase.data.facts import Fact
 from peft_unierase.demo import demo_refusals
 from peft_unierase.lm.formats import chat_format
+from peft_unierase.retain.names import Names
 from peft_unierase.text import normal
 
 ANY: Any = None

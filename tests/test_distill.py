@@ -14,7 +14,6 @@ from peft_unierase.engine.distill import size
 from peft_unierase.engine.distill.fit import Deck, Part, alike, common, descend, losses, rate
 from peft_unierase.engine.distill.moments import Moments, change, distinguishing
 from peft_unierase.engine.distill.output_row import solved
-from peft_unierase.engine.distill.renaming import Renaming, aligned, renamed, starts
 from peft_unierase.engine.distill.teacher import taught
 from peft_unierase.engine.distill.texts import Text, divergences, given, stored
 from peft_unierase.engine.silence import Silence
@@ -22,6 +21,7 @@ from peft_unierase.lm.batches import encode
 from peft_unierase.lm.formats import chat_format
 from peft_unierase.lm.logits import Logits
 from peft_unierase.progress import Stages
+from peft_unierase.retain.renaming import Renaming, aligned, renamed, starts
 
 RETAINED = [
     "Who wrote the novel 'Emma'?\nThe novel was written by Ann Lee.",

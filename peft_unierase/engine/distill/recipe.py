@@ -27,6 +27,7 @@ from ...lm.batches import Batch, batches
 from ...lm.decoding import greedy_answers
 from ...lm.logits import Logits
 from ...lm.recomputing import recomputing
+from ...retain.renaming import Renaming, renamed, words_of
 from ...text import normal, sentences
 from ...text.normal import WORD
 from ..earlier import switched_off
@@ -35,7 +36,6 @@ from ..silence import Silence
 from .fit import Deck, Fitting, Part, descend, losses, rate
 from .moments import Moments, change, distinguishing
 from .output_row import OutputRow
-from .renaming import Renaming, renamed, words_of
 from .settings import DistillSettings
 from .size import shrink
 from .teacher import Asked, taught
