@@ -1268,7 +1268,7 @@ def test_a_config_refuses_wrong_types_by_name(settings: dict[str, Any]) -> None:
 
 
 def test_a_config_refuses_what_no_part_has_and_ranks_beyond_all_widths() -> None:
-    with pytest.raises(ValueError, match="the part 'one' has 'modules_to_save', which is no field"):
+    with pytest.raises(ValueError, match="the fused erasure 'one' has 'modules_to_save', which is no field"):
         UniEraseConfig(fused=[{"name": "one", "modules_to_save": ["norm"]}])
     for ranks in ({"r": MAX_RANK + 1}, {"rank_pattern": {"r": MAX_RANK + 1}}):
         with pytest.raises(ValueError, match=f"the rank 'r' must be at most {MAX_RANK}"):
