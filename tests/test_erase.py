@@ -179,8 +179,8 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alon
 @pytest.mark.parametrize(
     ("room", "stage"),
     [
-        ("erase", "ask"),
-        ("erase", "samples_for"),
+        ("run_facts", "ask"),
+        ("run_facts", "samples_for"),
         ("distill.recipe", "taught"),
         ("distill.recipe", "descend"),
         ("distill.recipe", "divergence"),
