@@ -238,7 +238,7 @@ def assert_same(after: dict[str, Any], before: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "stage"), [("erase", "samples_for"), ("distill.recipe", "descend"), ("erase", "add_to_tokenizer")]
+    ("room", "stage"), [("run_facts", "samples_for"), ("distill.recipe", "descend"), ("erase", "add_to_tokenizer")]
 )
 def test_an_interruption_leaves_the_earlier_erasures_exactly_as_they_were(
     room: str, stage: str, monkeypatch: pytest.MonkeyPatch
