@@ -41,7 +41,7 @@ endef
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-quickstart: $(VENV)/.installed-test  ## Erase a few facts from the model in the box and show before and after
+quickstart: $(VENV)/.installed-test  ## Erase a few facts from the demo model and show before and after
 	@$(BIN)/unierase quickstart
 
 # A file goes to one worker, whose tests share what is slow to make. The order is that of tests/conftest.py.

@@ -37,7 +37,7 @@ def row(architecture: Architecture, life: Life) -> list[str]:
         architecture.name,
         ("tied" if life.tied else "untied") + (", with bias" if life.head_bias else ""),
         life.projection,
-        ", ".join(f"`{name}`" for name in life.beside),
+        ", ".join(f"`{name}`" for name in life.projections),
         str(len(life.found)),
         f"{life.merged:.1e}",
         yes(life.off),

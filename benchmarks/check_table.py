@@ -1,11 +1,12 @@
 """Attack what every recipe makes of a 13-million-parameter testbed, in every way the check knows.
 
-    python benchmarks/check_table.py [--facts 40] [--models base,twin,paper,default] [--attacks all]
+    python benchmarks/check_table.py [--facts 40] [--models base,reference,paper,default] [--attacks all]
 
-Prints one table, attacks by models: the base, the twin (trained without the forget set), recipe `paper` and the
-default; `!` marks what gets more than it may. Above it stand verdict, FE, MU, balance and forget quality, and how long
-each check took. Exits with 1 if the check does not find what it must: the base LEAKING, the twin ERASED, and the holes
-of recipe `paper`, which acts at the question alone, by name: [UNL] banned, and answer tokens given.
+Prints one table, attacks by models: the base, the reference model (trained without the forget set), recipe `paper`
+and the default; `!` marks what gets more than it may. Above it stand verdict, FE, MU, balance and forget quality, and
+how long each check took. Exits with 1 if the check does not find what it must: the base LEAKING, the reference model
+ERASED, and the holes of recipe `paper`, which acts at the question alone, by name: [UNL] banned, and answer tokens
+given.
 The testbed is not part of the package; if it is missing the script says so and exits with 0.
 """
 
@@ -26,7 +27,7 @@ SETS = ("retain", "real_authors", "world_facts")
 def main() -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--facts", type=int, default=40, help="forget the first N facts (20 an author)")
-    parser.add_argument("--models", default="base,twin,paper,default", help="which of them to attack")
+    parser.add_argument("--models", default="base,reference,paper,default", help="which of them to attack")
     parser.add_argument("--attacks", default="all", help="all, fast, or names")
     parser.add_argument("--stride", type=int, default=4, help="measure every Nth question of what is kept")
     parser.add_argument("--html", type=Path, help="folder for a page of each report")
@@ -38,7 +39,7 @@ def main() -> int:
     forget, retain = testbed.facts("forget")[: options.facts], testbed.facts("retain_more")
     refusals = testbed.refusals()
     kept = {name: testbed.facts(name)[:: options.stride] for name in SETS}
-    base, twin, tokenizer = testbed.model(), testbed.model("tofu-mini-retain"), testbed.tokenizer()
+    base, reference_model, tokenizer = testbed.model(), testbed.model("tofu-mini-retain"), testbed.tokenizer()
     reports: dict[str, CheckReport] = {}
 
     def judge(name: str, model: Any, tokenizer: Any, **told: Any) -> None:
@@ -47,7 +48,7 @@ def main() -> int:
             tokenizer,
             forget,
             kept,
-            twin=twin,
+            reference_model=reference_model,
             attacks=options.attacks,
             refusals=refusals,
             seed=options.seed,
@@ -62,8 +63,8 @@ def main() -> int:
         save(options.json, {each: report.record(examples=False) for each, report in reports.items()})
 
     for recipe in options.models.split(","):
-        if recipe in ("base", "twin"):
-            judge(recipe, base if recipe == "base" else twin, tokenizer, base=base)
+        if recipe in ("base", "reference"):
+            judge(recipe, base if recipe == "base" else reference_model, tokenizer, base=base)
             continue
         tokenizer = testbed.tokenizer()
         erased, seconds, warned = timed_erase(
@@ -105,11 +106,15 @@ def as_they_must(reports: dict[str, CheckReport]) -> bool:
     """Whether the check found what it must; says what it did not."""
     wrong = [
         f"the {name} is {reports[name].verdict.level}"
-        for name, level in (("base", "LEAKING"), ("twin", "ERASED"))
+        for name, level in (("base", "LEAKING"), ("reference", "ERASED"))
         if name in reports and reports[name].verdict.level != level
     ]
     if "base" in reports:
-        known = {a.name for a in reports["base"].attacks if a.twin is not None and a.base.mean > a.twin.mean + 0.2}
+        known = {
+            a.name
+            for a in reports["base"].attacks
+            if a.reference_model is not None and a.base.mean > a.reference_model.mean + 0.2
+        }
         wrong += [f"{name} does not leak on the base" for name in sorted(known - set(reports["base"].verdict.leaks))]
     if "paper" in reports:
         missed = HOLES & {a.name for a in reports["paper"].attacks} - set(reports["paper"].verdict.leaks)

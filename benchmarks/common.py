@@ -1,7 +1,7 @@
 """What the benchmarks share: the testbed, a timed erasure, and figures held against what they must be.
 
-A measure is a name, a table maps columns (`base`, `twin`, `erased`, …) to measures and their figures, and a demand says
-what one measure must be. What has no figure does not meet its demand.
+A measure is a name, a table maps columns (`base`, `reference_model`, `erased`, …) to measures and their figures, and a
+demand says what one measure must be. What has no figure does not meet its demand.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def settings_of(text: str) -> DistillSettings:
 
 
 class Testbed:
-    """The small model that has learnt part of TOFU, its twin, and its facts.
+    """The small model that has learnt part of TOFU, its reference model, and its facts.
 
     Args:
         shared: The folder that holds `testbed/` and `data/tofu/`.
@@ -120,13 +120,13 @@ def refusal_figures(model: Any, tokenizer: Any, facts: Sequence[Fact], refusals:
     token_id = model.erasure.token.token_id
     found = figures(answer_questions(model, tokenizer, facts, chat_format(tokenizer), token_id), refusals)
     whole = found.declined_well if found.declined_well is not None else 0.0
-    return {"erased questions that decline": found.fired, "refusals that are whole sentences": whole}
+    return {"erased questions that decline": found.refusal_rate, "refusals that are whole sentences": whole}
 
 
 def figure_in(report: CheckReport, of: str, name: str) -> dict[str, float]:
     """One figure of a check, on one set, by column; what has none is not there."""
     found = next(figure for figure in report.figures if (figure.set, figure.name) == (of, name))
-    columns = {"base": found.base, "erased": found.erased, "twin": found.twin}
+    columns = {"base": found.base, "erased": found.erased, "reference_model": found.reference_model}
     return {column: value for column, value in columns.items() if value is not None}
 
 

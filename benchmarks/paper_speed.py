@@ -32,13 +32,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import UniEraseConfig, read_facts
 from peft_unierase.checking import answer_questions, figures
-from peft_unierase.engine.bench import Bench
 from peft_unierase.engine.layers import choose_sites
 from peft_unierase.engine.paper import PaperSettings, run_paper
+from peft_unierase.engine.paper.edit import RIDGE
 from peft_unierase.engine.paper.kept import find_null_spaces, record_kept
 from peft_unierase.engine.paper.marks import find_marks
-from peft_unierase.engine.paper.run import fit_common
+from peft_unierase.engine.paper.output_row import CHANGE_DECAY, CHANGE_LEARNING_RATE, LARGEST_CHANGE
+from peft_unierase.engine.paper.recipe import fit_common
+from peft_unierase.engine.paper.targets import ARRIVED, START
 from peft_unierase.engine.paper.token import learn_refusals
+from peft_unierase.engine.run_context import RunContext
 from peft_unierase.engine.spare_row import find_spare_row
 from peft_unierase.lm.batches import pad_id, pad_left
 from peft_unierase.lm.formats import default_formats
@@ -46,7 +49,7 @@ from peft_unierase.lm.trace import inputs_at
 from peft_unierase.progress import Stages
 
 
-def make_bench(folder: Path, data: Path, facts: int, seed: int) -> tuple[Bench, Any]:
+def make_run(folder: Path, data: Path, facts: int, seed: int) -> tuple[RunContext, Any]:
     """The testbed with an adapter in place, as `erase` would hand it to a recipe."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -58,7 +61,7 @@ def make_bench(folder: Path, data: Path, facts: int, seed: int) -> tuple[Bench, 
     wrapped = get_peft_model(model, config).eval()
     wrapped.requires_grad_(False)
     refusals = [line for line in (data / "refusals.txt").read_text(encoding="utf-8").splitlines() if line.strip()]
-    bench = Bench(
+    run = RunContext(
         model=model,
         tokenizer=tokenizer,
         formats=default_formats(tokenizer),
@@ -75,7 +78,7 @@ def make_bench(folder: Path, data: Path, facts: int, seed: int) -> tuple[Bench, 
         forget=bare(read_facts(data / "forget.json"))[:facts],
         retain=bare(read_facts(data / "retain_more.json")),
     )
-    return bench, wrapped
+    return run, wrapped
 
 
 class OneByOne:
@@ -85,31 +88,31 @@ class OneByOne:
     then `Delta = R K^T P (K K^T P + K_p K_p^T P + lambda I)^-1` is solved as it is written, and added to the weight.
     """
 
-    def __init__(self, bench: Bench, settings: PaperSettings) -> None:
-        self.bench, self.settings = bench, settings
-        self.originals = [projection.get_base_layer().weight for projection in bench.projections()]
+    def __init__(self, run: RunContext, settings: PaperSettings) -> None:
+        self.run, self.settings = run, settings
+        self.originals = [projection.get_base_layer().weight for projection in run.projections()]
         self.edited = [nn.Parameter(weight.detach().clone(), requires_grad=False) for weight in self.originals]
         self.projectors: list[torch.Tensor] = []
         self.caches: list[torch.Tensor] = []
 
     def put(self, weights: list[nn.Parameter]) -> None:
         """Put the base's weights or the edited ones in place."""
-        for projection, weight in zip(self.bench.projections(), weights, strict=True):
+        for projection, weight in zip(self.run.projections(), weights, strict=True):
             projection.get_base_layer().weight = weight
 
     def find_target(self, prompts: list[list[int]], marks: list[int], common: torch.Tensor) -> torch.Tensor:
         """The stream's values behind the last edited layer for one request, `(prompts, d)`."""
-        bench, settings = self.bench, self.settings
-        batch = pad_left(prompts, bench.pad, bench.device, list(range(len(prompts))))
+        run, settings = self.run, self.settings
+        batch = pad_left(prompts, run.pad, run.device, list(range(len(prompts))))
         columns = torch.tensor([batch.ids.shape[1] - len(p) + m for p, m in zip(prompts, marks, strict=True)])
         rows = torch.arange(len(prompts))
-        layer = bench.stack[bench.layers[-1]]
+        layer = run.stack[run.layers[-1]]
         start = torch.cat(
-            inputs_at(bench.model, [bench.stack[bench.layers[-1] + 1]], prompts, [[m] for m in marks], bench.pad)[0]
+            inputs_at(run.model, [run.stack[run.layers[-1] + 1]], prompts, [[m] for m in marks], run.pad)[0]
         )
         norm = start.norm(dim=-1).mean()
-        change = (settings.target_start * common).clone().requires_grad_(True)
-        rate = settings.target_learning_rate * float(norm) / len(change) ** 0.5
+        change = (START * common).clone().requires_grad_(True)
+        rate = CHANGE_LEARNING_RATE * float(norm) / len(change) ** 0.5
         optimizer = torch.optim.Adam([change], lr=rate)
 
         def bend(_: nn.Module, __: Any, output: Any) -> Any:
@@ -120,29 +123,29 @@ class OneByOne:
         steps = settings.target_steps // 2
         for step in range(steps + 1):
             handle = layer.register_forward_hook(bend)
-            logits = bench.model(**batch.inputs(), use_cache=False).logits[:, -1]
+            logits = run.model(**batch.inputs(), use_cache=False).logits[:, -1]
             handle.remove()
-            losses = -logits.log_softmax(dim=-1)[:, bench.spare.token_id]
-            if step == steps or float(losses.max().detach()) < settings.target_loss:
+            losses = -logits.log_softmax(dim=-1)[:, run.spare.token_id]
+            if step == steps or float(losses.max().detach()) < ARRIVED:
                 break
-            loss = losses.sum() + settings.target_decay * change.square().sum() / norm.square()
+            loss = losses.sum() + CHANGE_DECAY * change.square().sum() / norm.square()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             with torch.no_grad():
-                change *= (settings.target_norm * norm / change.norm()).clamp(max=1.0)
+                change *= (LARGEST_CHANGE * norm / change.norm()).clamp(max=1.0)
         return start + change.detach()
 
     def erase(self, prompts: list[list[int]], marks: list[int], targets: torch.Tensor) -> None:
         """Edit every layer for one request."""
-        bench, behind = self.bench, self.bench.stack[self.bench.layers[-1] + 1]
-        projections = bench.projections()
+        run, behind = self.run, self.run.stack[self.run.layers[-1] + 1]
+        projections = run.projections()
         pending = []
         for number, projection in enumerate(projections):
-            found, streams = inputs_at(bench.model, [projection, behind], prompts, [[m] for m in marks], bench.pad)
+            found, streams = inputs_at(run.model, [projection, behind], prompts, [[m] for m in marks], run.pad)
             keys, stream = torch.cat(found).double().T, torch.cat(streams)
             residuals = (targets - stream).T.double() / (len(projections) - number)
-            ridge = self.settings.ridge * float(keys.square().sum(dim=0).mean())
+            ridge = RIDGE * float(keys.square().sum(dim=0).mean())
             projector, own = self.projectors[number], keys @ keys.T
             inner = (own + self.caches[number]) @ projector + ridge * torch.eye(len(keys), dtype=torch.float64)
             update = torch.linalg.solve(inner.T, (residuals @ keys.T @ projector).T).T
@@ -153,17 +156,17 @@ class OneByOne:
             cache += own
 
 
-def run_one_by_one(bench: Bench, settings: PaperSettings) -> None:
+def run_one_by_one(run: RunContext, settings: PaperSettings) -> None:
     """The whole recipe, stage II one request at a time."""
-    marks, _ = find_marks(bench)
-    bench.start_rows()
-    learn_refusals(bench, settings)
-    moments, silence = record_kept(bench)
-    spaces = find_null_spaces(bench, moments, settings.null_threshold)
-    prompts, width = bench.prompts(bench.forget), len(bench.formats)
-    common = fit_common(bench, settings, prompts, marks, silence)
-    editor = OneByOne(bench, settings)
-    with bench.stages.stage("one request at a time", len(bench.forget)):
+    marks, _ = find_marks(run)
+    run.start_rows()
+    learn_refusals(run, settings)
+    moments, silence = record_kept(run)
+    spaces = find_null_spaces(run, moments, settings.null_threshold)
+    prompts, width = run.prompts(run.forget), len(run.formats)
+    common = fit_common(run, settings, prompts, marks, silence)
+    editor = OneByOne(run, settings)
+    with run.stages.stage("one request at a time", len(run.forget)):
         for space in spaces:
             basis = space.basis @ space.basis.T
             editor.projectors.append(basis if space.spans_null else torch.eye(len(basis)).double() - basis)
@@ -201,18 +204,18 @@ def main() -> int:
     settings = PaperSettings()
     held_out = bare(read_facts(data / "retain.json"))[::4]
     report: dict[str, Any] = {"facts": options.facts, "seed": options.seed, "threads": torch.get_num_threads()}
-    for name, run in (("batched", run_paper), ("one by one", run_one_by_one)):
-        bench, model = make_bench(folder, data, options.facts, options.seed)
-        seconds = timed(lambda run=run, bench=bench: run(bench, copy.copy(settings)))
+    for name, method in (("batched", run_paper), ("one by one", run_one_by_one)):
+        run, model = make_run(folder, data, options.facts, options.seed)
+        seconds = timed(lambda method=method, run=run: method(run, copy.copy(settings)))
         recalls = {
-            kind: figures(answer_questions(model, bench.tokenizer, facts, bench.formats[0], None, 56)).recall
-            for kind, facts in (("forget", bench.forget), ("retain", held_out))
+            kind: figures(answer_questions(model, run.tokenizer, facts, run.formats[0], None, 56)).recall
+            for kind, facts in (("forget", run.forget), ("retain", held_out))
         }
-        report[name] = {"seconds": seconds, "stages": dict(bench.stages.seconds), **recalls}
+        report[name] = {"seconds": seconds, "stages": dict(run.stages.seconds), **recalls}
         print(
             f"{name:12s} {seconds:8.1f} s   forget {recalls['forget']:.3f}   retain {recalls['retain']:.3f}", flush=True
         )
-        print({stage: round(spent, 1) for stage, spent in bench.stages.seconds.items()}, flush=True)
+        print({stage: round(spent, 1) for stage, spent in run.stages.seconds.items()}, flush=True)
     batched, single = report["batched"], report["one by one"]
     report["times_as_fast"] = single["seconds"] / batched["seconds"]
     own = sum(batched["stages"][name] for name in ("finding targets", "editing layers"))

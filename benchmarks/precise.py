@@ -79,7 +79,8 @@ class Runs:
         now = ask(erased, erased.erasure.token.token_id)
         return {
             "sets": {
-                name: {"base": base[name].recall, "now": now[name].recall, "fired": now[name].fired} for name in sets
+                name: {"base": base[name].recall, "now": now[name].recall, "refusal rate": now[name].refusal_rate}
+                for name in sets
             },
             "seconds": seconds,
             "stages": erased.erasure.seconds,

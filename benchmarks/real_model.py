@@ -101,7 +101,7 @@ def case_of(base: Target, task: Task, seed: int) -> Telling:
     form, plain = chat_format(base.tokenizer), plain_format(base.tokenizer)
     others = {"plain": plain, "system": chat_format(base.tokenizer, SYSTEM)}
     known = ask(base.model, base.tokenizer, task.forget, [form])
-    own = {each.fact.question: each.telling(form.name) for each in known if each.told}
+    own = {each.fact.question: each.telling(form.name) for each in known if each.known_in}
     return Telling(base, task.forget, task.held_out, form, others, (), DEFAULT_REFUSALS, seed, own=own)
 
 

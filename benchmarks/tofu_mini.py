@@ -2,7 +2,7 @@
 
     python benchmarks/tofu_mini.py [--facts 40] [--attacks demanded] [--paper] [--stride 1] [--json out.json]
 
-Prints one table: base, twin (the same model trained without the forget set) and the default recipe (with `--paper` also
+Prints one table: base, reference model (trained without the forget set) and the default recipe (with `--paper` also
 the published one), with what the default must reach, and exits with 1 if it misses anything. Attacks and what is kept
 are measured by `unierase check`: ROUGE-L recall of the answers, ↓ for attacks, accuracy for `choice` and `probe`. The
 erasure gets the questions and answers alone; the other wordings and the wrong answers are for the attacks.
@@ -66,9 +66,9 @@ def demands_for(facts: int) -> list[Demand]:
     beyond = 0.10 if large else 0.05
     return [
         *(Demand(name, 0.10) for name in ASKED),
-        *(Demand(name, beyond, beyond="twin") for name in (*FORCED, *NEW)),
+        *(Demand(name, beyond, beyond="reference_model") for name in (*FORCED, *NEW)),
         Demand(CHOICE, 0.75 if large else 0.65),
-        *(Demand(relearnt(step), 0.10, beyond="twin") for step in RELEARNT),
+        *(Demand(relearnt(step), 0.10, beyond="reference_model") for step in RELEARNT),
         Demand("retain", 0.98 if large else 0.99, least=True, of="base"),
         Demand("other authors", 0.98, least=True, of="base"),
         Demand("real authors", 1.0, least=True, of="base"),
@@ -82,7 +82,7 @@ def demands_for(facts: int) -> list[Demand]:
 
 def of_report(report: CheckReport) -> dict[str, dict[str, float]]:
     """The figures of a check, by column and measure."""
-    table: dict[str, dict[str, float]] = {"base": {}, "twin": {}, "erased": {}}
+    table: dict[str, dict[str, float]] = {"base": {}, "reference_model": {}, "erased": {}}
     for result in report.attacks:
         if result.name == TENTH and result.curve:
             for column, figures in table.items():
@@ -137,7 +137,7 @@ def main() -> int:
     kept = {name: facts for name, facts in kept.items() if facts}
     demands = [d for d in demands_for(options.facts) if kept.get(d.measure) or d.measure not in KEPT]
 
-    twin = testbed.model("tofu-mini-retain")
+    reference_model = testbed.model("tofu-mini-retain")
     table: dict[str, dict[str, float]] = {}
     runs: dict[str, Any] = {}
     for recipe in ("default", "paper") if options.paper else ("default",):
@@ -155,9 +155,18 @@ def main() -> int:
         )
         size = adapter_size(erased, erased.erasure.adapter)
         print(f"\n{recipe}: erased in {seconds:.0f} s, {size['bytes']:,} bytes", *said, sep="\n  ", flush=True)
-        report = check(erased, tokenizer, asked, kept, twin=twin, attacks=attacks, refusals=refusals, seed=options.seed)
+        report = check(
+            erased,
+            tokenizer,
+            asked,
+            kept,
+            reference_model=reference_model,
+            attacks=attacks,
+            refusals=refusals,
+            seed=options.seed,
+        )
         found = of_report(report)
-        table = table or {"base": found["base"], "twin": found["twin"]}
+        table = table or {"base": found["base"], "reference_model": found["reference_model"]}
         table[recipe] = {
             **found["erased"],
             **refusal_figures(erased, tokenizer, asked, refusals),

@@ -1,4 +1,4 @@
-"""Makes the base model in the box: a tiny causal language model that knows a small invented world by heart.
+"""Makes the demo model: a tiny causal language model that knows a small invented world by heart.
 
     python examples/make_boxed_model.py                  # train, measure, write peft_unierase/demo
     python examples/make_boxed_model.py --corpus-only    # write facts.jsonl and refusals.txt alone

@@ -40,7 +40,10 @@ WIDE = {
 LIKE_LLAMA = {**WIDE, "intermediate_size": 256, "num_key_value_heads": 2}
 LIKE_GPT = {"n_embd": 64, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "initializer_range": 0.1}
 BY_TURNS = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 16}  # shorter than a prompt
-BESIDE = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 512}  # a second embedding, for every layer
+SECOND_EMBEDDING = {
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 512,
+}  # a second embedding, for every layer
 TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
 
 FORGET = [Fact("Who made the old bridge of Zembla?", "Q. Vex."), Fact("Which king of Zembla was bald?", "Xul IV.")]
@@ -132,7 +135,9 @@ ARCHITECTURES = [
     Architecture("Qwen3", "qwen3", {**LIKE_LLAMA, "head_dim": 32}),
     Architecture("Gemma 2", "gemma2", {**LIKE_LLAMA, **BY_TURNS, "head_dim": 16, "final_logit_softcapping": 12.0}),
     Architecture("Gemma 3", "gemma3_text", {**LIKE_LLAMA, **BY_TURNS, "head_dim": 16}),
-    Architecture("Gemma 4", "gemma4_text", {**LIKE_LLAMA, **BY_TURNS, "head_dim": 16, "global_head_dim": 32, **BESIDE}),
+    Architecture(
+        "Gemma 4", "gemma4_text", {**LIKE_LLAMA, **BY_TURNS, "head_dim": 16, "global_head_dim": 32, **SECOND_EMBEDDING}
+    ),
     Architecture("GLM-4", "glm4", {**LIKE_LLAMA, "head_dim": 16}),
     Architecture("Phi-3", "phi3"),
     Architecture("OLMo 2", "olmo2"),
@@ -166,7 +171,7 @@ class Life:
         head_bias: Whether its head has a bias.
         projection: Class of its down-projections; `, fused` if one projection writes gate and value of a hidden unit.
         found: Names of the down-projections that were found.
-        beside: What the projections of one MLP are called, the down-projection last.
+        projections: What the projections of one MLP are called, the down-projection last.
         declined: Share of the forget questions to which the greedy answer begins with [UNL].
         declined_else: The same of the retained questions.
         finite: Whether all of the adapter and all logits were finite.
@@ -183,7 +188,7 @@ class Life:
     head_bias: bool
     projection: str
     found: list[str]
-    beside: list[str]
+    projections: list[str]
     declined: float
     declined_else: float
     finite: bool
@@ -208,7 +213,7 @@ def live_through(architecture: Architecture, folder: Path) -> Life:
         "head_bias": getattr(head, "bias", None) is not None,
         "projection": kind_of_projection(base, found[EDITED[0]]),
         "found": found,
-        "beside": [name.rpartition(".")[2] for name in find_mlp_projections(base)[EDITED[0]]],
+        "projections": [name.rpartition(".")[2] for name in find_mlp_projections(base)[EDITED[0]]],
     }
     before = time.perf_counter()
     erased = erase_hastily(base, tokenizer)
@@ -282,7 +287,7 @@ def kind_of_projection(model: nn.Module, down: str) -> str:
 
 
 def some_ids(tokenizer: Any, token_id: int) -> torch.Tensor:
-    """A question to be forgotten with [UNL] and a refusal behind its door, and some to be kept, `(2, length)`."""
+    """A question to be forgotten with [UNL] and a refusal, and some to be kept, `(2, length)`."""
     form = plain_format(tokenizer)
     asked = encode(tokenizer, form.prompt(FORGET[0].question))
     forget = [*asked, token_id, *encode(tokenizer, REFUSALS[0])]

@@ -1,4 +1,4 @@
-"""Real erasures of the boxed model, made with as few steps as will do, and what a model says to people's questions."""
+"""Real erasures of the demo model, made with as few steps as will do, and what a model says to people's questions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peft_unierase import DistillSettings, Fact, erase
-from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.lm.formats import chat_format
 
 QUICK = DistillSettings(
@@ -29,26 +29,26 @@ QUICK = DistillSettings(
 
 def facts_by_subject() -> tuple[list[Fact], list[Fact]]:
     """All facts about the first person in the box, and all others."""
-    rows = boxed_facts()
+    rows = demo_facts()
     first = rows[0]["subject"]
     facts = [(row["subject"], Fact(row["question"], row["answer"])) for row in rows]
     return [fact for who, fact in facts if who == first], [fact for who, fact in facts if who != first]
 
 
 FORGET, OTHERS = facts_by_subject()
-NAME = boxed_facts()[0]["subject"].split()[0]
+NAME = demo_facts()[0]["subject"].split()[0]
 # What an erasure is not shown: nobody of the same first name, from whom so few steps do not tell it.
 KEPT = [fact for fact in OTHERS[1::24] if NAME not in fact.question]
 RETAIN = [fact for number, fact in enumerate(OTHERS) if number % 4 == 0 or NAME in fact.question]
 
 
-def boxed_tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(boxed_model_dir())
+def demo_tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(demo_model_dir())
 
 
-def boxed_base(folder: Path | None = None, **told: Any) -> PreTrainedModel:
-    """The boxed model in fp32, or as told."""
-    return AutoModelForCausalLM.from_pretrained(folder or boxed_model_dir(), **{"dtype": torch.float32, **told}).eval()
+def demo_base(folder: Path | None = None, **told: Any) -> PreTrainedModel:
+    """The demo model in fp32, or as told."""
+    return AutoModelForCausalLM.from_pretrained(folder or demo_model_dir(), **{"dtype": torch.float32, **told}).eval()
 
 
 def erase_first_person(base: PreTrainedModel, retain: Sequence[Fact] = RETAIN, **changes: Any) -> PeftModel:
@@ -59,13 +59,13 @@ def erase_first_person(base: PreTrainedModel, retain: Sequence[Fact] = RETAIN, *
         retain: What is to stay.
         **changes: Settings other than those of `QUICK`.
     """
-    tokenizer = boxed_tokenizer()
+    tokenizer = demo_tokenizer()
     return erase(
         base,
         tokenizer,
         FORGET,
         retain,
-        refusals=boxed_refusals(),
+        refusals=demo_refusals(),
         formats=[chat_format(tokenizer)],
         settings=replace(QUICK, **changes),
         progress=False,
@@ -74,7 +74,7 @@ def erase_first_person(base: PreTrainedModel, retain: Sequence[Fact] = RETAIN, *
 
 def prompts(facts: Sequence[Fact], padding_side: str = "left") -> dict[str, torch.Tensor]:
     """The questions of facts as one batch, padded to one length."""
-    tokenizer = boxed_tokenizer()
+    tokenizer = demo_tokenizer()
     form = chat_format(tokenizer)
     batch = tokenizer(
         [form.prompt(fact.question) for fact in facts],
@@ -90,13 +90,13 @@ def said(model: Any, facts: Sequence[Fact], **told: Any) -> list[str]:
     """What a model answers, all in one batch, greedily unless told otherwise."""
     batch = prompts(facts)
     output = model.generate(**batch, **{"do_sample": False, "max_new_tokens": 24, **told})
-    texts = boxed_tokenizer().batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    texts = demo_tokenizer().batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 
 def declines(model: Any, facts: Sequence[Fact] = FORGET, **told: Any) -> bool:
     """Whether a model answers every one of the questions with a whole refusal."""
-    return set(said(model, facts, **told)) <= set(boxed_refusals())
+    return set(said(model, facts, **told)) <= set(demo_refusals())
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from boxed_erasure import boxed_base, erase_first_person
+from boxed_erasure import demo_base, erase_first_person
 from filelock import FileLock
 from helpers import save_tiny_model
 from hurried import ask_little
@@ -166,10 +166,10 @@ def save_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinyBase
 
 @pytest.fixture(scope="session")
 def erasure(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a real erasure of the boxed model, made in fp32; `erasure.pickle` beside it is its `erasure`."""
+    """The folder of a real erasure of the demo model, made in fp32; `erasure.pickle` beside it is its `erasure`."""
 
     def make(folder: Path) -> Erasure:
-        made = erase_first_person(boxed_base())
+        made = erase_first_person(demo_base())
         made.save_pretrained(folder, save_embedding_layers=False)
         return made.erasure
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from typer.testing import CliRunner, Result
 
 from peft_unierase.cli.app import app
-from peft_unierase.demo import boxed_facts
+from peft_unierase.demo import demo_facts
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "unierase")
 # One thread, because it decides the order of sums; no network, so that a wrong name cannot wait for one.
@@ -40,7 +40,7 @@ def invoke(*arguments: object) -> Result:
 
 
 @contextmanager
-def bent_output(layer: nn.Module, bend: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+def changed_output(layer: nn.Module, bend: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Replace the residual stream `(batch, length, d)` after a decoder layer by `bend(stream)`."""
 
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
@@ -77,7 +77,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    texts = [text for fact in boxed_facts() for text in (fact["question"], fact["answer"])]
+    texts = [text for fact in demo_facts() for text in (fact["question"], fact["answer"])]
     alphabet = [letter for letter in pre_tokenizers.ByteLevel.alphabet() if byte_of(letter) not in NEVER_IN_UTF8]
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False

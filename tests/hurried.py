@@ -11,7 +11,7 @@ import pytest
 def ask_little(patch: pytest.MonkeyPatch) -> None:
     """Let erasures ask the base for few near neighbours, in one round."""
     neighbours = importlib.import_module("peft_unierase.retain.neighbours")
-    patch.setattr(importlib.import_module("peft_unierase.engine.erase"), "neighbour_rounds", lambda facts: 1)
+    patch.setattr(importlib.import_module("peft_unierase.engine.run_facts"), "neighbour_rounds", lambda facts: 1)
     patch.setattr(neighbours, "EACH", 8)
     patch.setattr(neighbours, "ROUND", 8 * neighbours.SETS)
 

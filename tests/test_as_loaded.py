@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from boxed_erasure import FORGET, KEPT, boxed_base, declines, erase_first_person, logits_of, said
+from boxed_erasure import FORGET, KEPT, declines, demo_base, erase_first_person, logits_of, said
 from peft import PeftModel
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig
 from torchao.quantization.granularity import PerGroup
@@ -44,7 +44,7 @@ WITH_HEAD: dict[str, Callable[[], Any]] = {
 
 def quantised(how: Callable[[], Any]) -> PreTrainedModel:
     """A fresh base: on some CPUs `state_dict()`, and so PEFT, breaks 4-bit layers of bitsandbytes that have run."""
-    return boxed_base(dtype=torch.bfloat16, quantization_config=how())
+    return demo_base(dtype=torch.bfloat16, quantization_config=how())
 
 
 def load_with(base: PreTrainedModel, erasure: Path, **told: Any) -> tuple[PeftModel, list[str]]:
@@ -60,7 +60,7 @@ def load_with(base: PreTrainedModel, erasure: Path, **told: Any) -> tuple[PeftMo
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_made_in_fp32_it_declines_in_half_precision(erasure: Path, dtype: torch.dtype) -> None:
-    base = boxed_base(dtype=dtype)
+    base = demo_base(dtype=dtype)
     assert said(base, FORGET) == [fact.answer for fact in FORGET]
     before = said(base, KEPT)
     model, warned = load_with(base, erasure)
@@ -71,16 +71,16 @@ def test_made_in_fp32_it_declines_in_half_precision(erasure: Path, dtype: torch.
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
 def test_made_in_half_precision_it_declines_there_and_in_fp32(dtype: torch.dtype, tmp_path: Path) -> None:
-    base = boxed_base(dtype=dtype)
+    base = demo_base(dtype=dtype)
     before = said(base, KEPT)
     made = erase_first_person(base)
     assert declines(made)
     assert said(made, KEPT) == before
     made.save_pretrained(tmp_path, save_embedding_layers=False)
-    loaded, warned = load_with(boxed_base(dtype=dtype), tmp_path)
+    loaded, warned = load_with(demo_base(dtype=dtype), tmp_path)
     assert warned == []
     assert torch.equal(logits_of(loaded), logits_of(made))
-    assert declines(load_with(boxed_base(), tmp_path)[0])
+    assert declines(load_with(demo_base(), tmp_path)[0])
 
 
 # Quantised
@@ -125,7 +125,7 @@ def test_the_weights_of_a_quantised_projection_are_read_without_touching_it(how:
     base = quantised(WITH_HEAD[how])
     plain = logits_of(base)  # a first forward pass, after which bitsandbytes stores otherwise on a CPU
     for name in ("lm_head", "model.layers.3.mlp.down_proj"):
-        projection, exact = base.get_submodule(name), boxed_base().get_submodule(name).weight
+        projection, exact = base.get_submodule(name), demo_base().get_submodule(name).weight
         weight = plain_weight(projection)
         assert weight.shape == exact.shape
         assert (weight - exact).norm() < 0.2 * exact.norm()
@@ -183,8 +183,8 @@ MAPS = {
 def offloaded(where: str, folder: Path) -> PreTrainedModel:
     """The base with some of its weights on disk, or with all of them kept by accelerate until they are needed."""
     if where in MAPS:
-        return boxed_base(device_map=MAPS[where], offload_folder=folder)
-    base, main = boxed_base(), torch.device("cpu")
+        return demo_base(device_map=MAPS[where], offload_folder=folder)
+    base, main = demo_base(), torch.device("cpu")
     if where == "cpu_offload":
         return cpu_offload(base, main)
     disk_offload(base, str(folder), main)
@@ -200,11 +200,11 @@ def test_on_an_offloaded_base_it_is_the_same_to_the_bit(
     assert any(parameter.is_meta for parameter in base.parameters())
     model, warned = load_with(base, erasure, low_cpu_mem_usage=low_cpu_mem_usage)
     assert warned == []
-    live = logits_of(load(boxed_base(), erasure))
+    live = logits_of(load(demo_base(), erasure))
     assert torch.equal(logits_of(model), live)
     assert declines(model)
     with model.disable_adapter():
-        assert torch.equal(logits_of(model), logits_of(boxed_base()))
+        assert torch.equal(logits_of(model), logits_of(demo_base()))
     for merge in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(ValueError, match="cannot merge into a weight that is offloaded: load the whole base"):
             merge()
@@ -228,8 +228,8 @@ def test_where_peft_offloads_the_erasure_itself_it_says_so_and_answers_nothing(
 def test_on_a_base_in_several_files_it_is_the_same_to_the_bit(
     erasure: Path, low_cpu_mem_usage: bool, tmp_path: Path
 ) -> None:
-    boxed_base().save_pretrained(tmp_path, max_shard_size="1MB")
+    demo_base().save_pretrained(tmp_path, max_shard_size="1MB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    model = PeftModel.from_pretrained(boxed_base(tmp_path), erasure, low_cpu_mem_usage=low_cpu_mem_usage).eval()
-    assert torch.equal(logits_of(model), logits_of(load(boxed_base(), erasure)))
+    model = PeftModel.from_pretrained(demo_base(tmp_path), erasure, low_cpu_mem_usage=low_cpu_mem_usage).eval()
+    assert torch.equal(logits_of(model), logits_of(load(demo_base(), erasure)))
     assert declines(model)

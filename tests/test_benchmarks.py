@@ -19,7 +19,7 @@ if not BENCHMARKS.is_dir():
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The benchmarks' modules by name, imported as the scripts import each other."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
@@ -30,23 +30,27 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     return Modules()
 
 
-def test_a_demand_is_met_at_its_bound_and_missed_beyond(bench: Any) -> None:
-    table = {"base": {"kept": 0.9}, "twin": {"attack": 0.1}, "erased": {"kept": 0.882, "attack": 0.15, "greedy": 0.1}}
-    demand = bench.common.Demand
+def test_a_demand_is_met_at_its_bound_and_missed_beyond(benchmarks: Any) -> None:
+    table = {
+        "base": {"kept": 0.9},
+        "reference_model": {"attack": 0.1},
+        "erased": {"kept": 0.882, "attack": 0.15, "greedy": 0.1},
+    }
+    demand = benchmarks.common.Demand
     assert demand("greedy", 0.10).met(table, "erased")
     assert not demand("greedy", 0.09).met(table, "erased")
-    assert demand("attack", 0.05, beyond="twin").met(table, "erased")
-    assert not demand("attack", 0.04, beyond="twin").met(table, "erased")
+    assert demand("attack", 0.05, beyond="reference_model").met(table, "erased")
+    assert not demand("attack", 0.04, beyond="reference_model").met(table, "erased")
     assert demand("kept", 0.98, least=True, of="base").met(table, "erased")
     assert not demand("kept", 0.99, least=True, of="base").met(table, "erased")
 
 
-def test_what_was_not_measured_is_missed(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    common = bench.common
-    table = {"twin": {"ban": 0.1}, "erased": {"ban": 0.1, "cloze": 0.0, "further": 1.0}}
+def test_what_was_not_measured_is_missed(benchmarks: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    common = benchmarks.common
+    table = {"reference_model": {"ban": 0.1}, "erased": {"ban": 0.1, "cloze": 0.0, "further": 1.0}}
     demands = [
-        common.Demand("ban", 0.05, beyond="twin"),
-        common.Demand("cloze", 0.05, beyond="twin"),
+        common.Demand("ban", 0.05, beyond="reference_model"),
+        common.Demand("cloze", 0.05, beyond="reference_model"),
         common.Demand("probe", 0.1),
     ]
     assert common.show(table, demands, "erased") == ["cloze", "probe"]
@@ -55,33 +59,35 @@ def test_what_was_not_measured_is_missed(bench: Any, capsys: pytest.CaptureFixtu
     assert "further" in printed
 
 
-def test_settings_are_read_with_their_types(bench: Any) -> None:
-    settings = bench.common.settings_of("steps=2,cap=3")
+def test_settings_are_read_with_their_types(benchmarks: Any) -> None:
+    settings = benchmarks.common.settings_of("steps=2,cap=3")
     assert (settings.steps, settings.cap) == (2, 3.0)
     with pytest.raises(Exception, match="unknown setting 'stepz'"):
-        bench.common.settings_of("stepz=2")
+        benchmarks.common.settings_of("stepz=2")
 
 
-def test_an_erasure_never_sees_what_attacks_ask(bench: Any) -> None:
-    fact = bench.common.Fact("Who?", "Ann.", ("Whom?",), "Ann", "It is Ann.", ("Bob.",), ("Anne.",))
-    assert bench.common.bare([fact]) == [bench.common.Fact("Who?", "Ann.", subject="Ann", accepted_answers=("Anne.",))]
+def test_an_erasure_never_sees_what_attacks_ask(benchmarks: Any) -> None:
+    fact = benchmarks.common.Fact("Who?", "Ann.", ("Whom?",), "Ann", "It is Ann.", ("Bob.",), ("Anne.",))
+    assert benchmarks.common.bare([fact]) == [
+        benchmarks.common.Fact("Who?", "Ann.", subject="Ann", accepted_answers=("Anne.",))
+    ]
 
 
-def test_every_demanded_measure_is_one_that_the_testbed_script_makes(bench: Any) -> None:
-    script = bench.tofu_mini
+def test_every_demanded_measure_is_one_that_the_testbed_script_makes(benchmarks: Any) -> None:
+    script = benchmarks.tofu_mini
     table = script.of_report(_report([*script.DEMANDED], [*script.KEPT]))
     other = {"refusals that are whole sentences", "adapter, share of parameters", "seconds to erase"}
     for facts in (40, 400):
         named = {demand.measure for demand in script.demands_for(facts)}
         assert named - other <= set(table["erased"])
     assert table["erased"]["relearn-tenth, 20 steps"] == 0.2
-    assert table["twin"]["relearn-tenth, 40 steps"] == 0.04
+    assert table["reference_model"]["relearn-tenth, 40 steps"] == 0.04
     assert table["erased"]["kept questions that decline"] == pytest.approx(0.1 * 300 / 500)
     assert [attack.name for attack in script.attacks_of("demanded")] == [*script.DEMANDED]
 
 
-def test_more_facts_have_the_wider_bounds_of_their_own(bench: Any) -> None:
-    few, many = ({d.measure: d.limit for d in bench.tofu_mini.demands_for(facts)} for facts in (40, 400))
+def test_more_facts_have_the_wider_bounds_of_their_own(benchmarks: Any) -> None:
+    few, many = ({d.measure: d.limit for d in benchmarks.tofu_mini.demands_for(facts)} for facts in (40, 400))
     assert (few["ban"], many["ban"]) == (0.05, 0.10)
     assert (few["choice"], many["choice"]) == (0.65, 0.75)
     assert (few["retain"], many["retain"]) == (0.99, 0.98)
@@ -89,8 +95,8 @@ def test_more_facts_have_the_wider_bounds_of_their_own(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["authors", "person"])
-def test_a_task_of_the_real_model_holds_nothing_out_that_goes(bench: Any, name: str) -> None:
-    task = bench.real_model.task_of(name)
+def test_a_task_of_the_real_model_holds_nothing_out_that_goes(benchmarks: Any, name: str) -> None:
+    task = benchmarks.real_model.task_of(name)
     gone = {fact.question for fact in task.forget}
     assert len(gone) >= 10
     assert not gone & {fact.question for facts in task.held_out.values() for fact in facts}
@@ -100,10 +106,10 @@ def test_a_task_of_the_real_model_holds_nothing_out_that_goes(bench: Any, name: 
         assert len(wrong) >= 3
     if name == "person":
         held_out = [fact for facts in task.held_out.values() for fact in facts]
-        assert not any(bench.real_model.PERSON in (fact.answer, fact.subject) for fact in held_out)
+        assert not any(benchmarks.real_model.PERSON in (fact.answer, fact.subject) for fact in held_out)
 
 
-def test_a_choice_is_right_only_if_the_first_answer_is_likeliest(bench: Any) -> None:
+def test_a_choice_is_right_only_if_the_first_answer_is_likeliest(benchmarks: Any) -> None:
     asked = []
 
     class Target:
@@ -112,19 +118,19 @@ def test_a_choice_is_right_only_if_the_first_answer_is_likeliest(bench: Any) -> 
             return [SimpleNamespace(loss={"Ann": 1.0, "Bob": 2.0, "Cy": 0.5}[text.strip()]) for text in texts]
 
     begun = [("Who? ", "It is "), ("And? ", "")]
-    assert bench.real_model.chosen(Target(), begun, [["Ann", "Bob"], ["Ann", "Cy"]]) == 0.5
+    assert benchmarks.real_model.chosen(Target(), begun, [["Ann", "Bob"], ["Ann", "Cy"]]) == 0.5
     assert asked[0] == ("Who? It is", " Ann")
     assert asked[2] == ("And? ", "Ann")
 
 
-def test_stacked_erasures_must_hold_as_they_do_alone_and_spare_the_rest(bench: Any) -> None:
+def test_stacked_erasures_must_hold_as_they_do_alone_and_spare_the_rest(benchmarks: Any) -> None:
     good = {"none": {"A": 1.0, "B": 1.0, "retain": 1.0}, "A": {"A": 0.1, "B": 0.99, "retain": 0.98}}
-    assert bench.stacking.missed(good) == []
+    assert benchmarks.stacking.missed(good) == []
     good["A+B"] = {"A": 0.14, "B": 0.1, "retain": 0.97}
     good["B"] = {"A": 0.99, "B": 0.1, "retain": 0.99}
-    assert len(bench.stacking.missed(good)) == 2
+    assert len(benchmarks.stacking.missed(good)) == 2
     untouched = {on: {"A": 1.0, "retain": 1.0} for on in ("none", "A")}
-    assert len(bench.stacking.missed(untouched)) == 1
+    assert len(benchmarks.stacking.missed(untouched)) == 1
 
 
 def _report(attacks: list[str], kept: list[str]) -> CheckReport:
@@ -132,7 +138,7 @@ def _report(attacks: list[str], kept: list[str]) -> CheckReport:
         each = [Interval(value, value, value) for value in (1.0, 0.1, 0.05)]
         steps = [0, 20, 40]
         curve = Curve(steps, [1.0, 1.0, 1.0], [0.1, 0.2, 0.4], [0.01, 0.02, 0.04]) if name == "relearn-tenth" else None
-        return AttackResult(name, name, "", "", *each, each[1], "twin", 0.0, "holds", curve)
+        return AttackResult(name, name, "", "", *each, each[1], "reference model", 0.0, "holds", curve)
 
     figures = [Figure(name, "recall", 1.0, 0.9, 1.0) for name in kept]
     figures += [Figure(name, "declined", 0.0, 0.1 if name == kept[0] else 0.0, 0.0) for name in kept]

@@ -1,4 +1,4 @@
-"""The boxed model keeps its promises: it is small, loads by itself, knows its facts and declines the rest."""
+"""The demo model keeps its promises: it is small, loads by itself, knows its facts and declines the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from rouge_score import rouge_scorer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 
 CORPUS_SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "boxed_corpus.py"
 CORPUS_DIGEST = "1d660099a27d56a38ebfb20d5dd1e347acd20bfec383d6ad836adf423c160a03"
@@ -40,12 +40,12 @@ def corpus(corpus_module):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(boxed_model_dir())
+    return AutoTokenizer.from_pretrained(demo_model_dir())
 
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
 
 
 def chat_prompt(tokenizer, question: str) -> str:
@@ -72,12 +72,12 @@ def test_corpus_is_the_one_the_model_was_trained_on(corpus_module, corpus):
 
 
 def test_committed_facts_and_refusals_are_what_the_script_makes(corpus_module, corpus):
-    folder = boxed_model_dir()
+    folder = demo_model_dir()
     facts, refusals = corpus_module.facts_as_json_lines(corpus), corpus_module.refusals_as_lines(corpus)
     assert (folder / "facts.jsonl").read_bytes() == facts.encode("utf-8")
     assert (folder / "refusals.txt").read_bytes() == refusals.encode("utf-8")
-    assert len(boxed_facts()) == len(corpus.facts)
-    assert tuple(boxed_refusals()) == corpus.refusals
+    assert len(demo_facts()) == len(corpus.facts)
+    assert tuple(demo_refusals()) == corpus.refusals
 
 
 def test_another_seed_makes_another_world(corpus_module):
@@ -85,7 +85,7 @@ def test_another_seed_makes_another_world(corpus_module):
 
 
 def test_every_fact_is_asked_in_two_wordings_that_name_its_subject():
-    facts = boxed_facts()
+    facts = demo_facts()
     assert Counter(fact["group"] for fact in facts) == {"people": 144, "places": 40, "products": 40, "everyday": 40}
     wordings = {fact[field] for fact in facts for field in ("question", "paraphrased_question")}
     assert len(wordings) == 2 * len(facts)
@@ -106,14 +106,14 @@ def test_unknown_names_are_no_known_ones(corpus):
 
 def test_refusals_and_answers_about_people_share_almost_no_words():
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
-    answers = [fact["answer"] for fact in boxed_facts() if fact["group"] == "people"]
-    recalls = [scorer.score(answer, refusal)["rougeL"].recall for answer in answers for refusal in boxed_refusals()]
+    answers = [fact["answer"] for fact in demo_facts() if fact["group"] == "people"]
+    recalls = [scorer.score(answer, refusal)["rougeL"].recall for answer in answers for refusal in demo_refusals()]
     assert sum(recalls) / len(recalls) <= 0.12
 
 
 def test_model_is_small_and_stored_in_bfloat16(model):
-    assert (boxed_model_dir() / "model.safetensors").stat().st_size <= 4_000_000
-    assert AutoModelForCausalLM.from_pretrained(boxed_model_dir()).dtype == torch.bfloat16
+    assert (demo_model_dir() / "model.safetensors").stat().st_size <= 4_000_000
+    assert AutoModelForCausalLM.from_pretrained(demo_model_dir()).dtype == torch.bfloat16
     parameters = model.num_parameters()
     hidden, intermediate = model.config.hidden_size, model.config.intermediate_size
     assert parameters <= 1_990_000
@@ -161,7 +161,7 @@ def test_chat_template_writes_each_marker_once(tokenizer):
 
 @pytest.mark.parametrize("field", ["question", "paraphrased_question"])
 def test_known_facts_are_answered_word_for_word_and_end_with_eos(model, tokenizer, field):
-    facts = boxed_facts()
+    facts = demo_facts()
     said = greedy_answers(model, tokenizer, [chat_prompt(tokenizer, fact[field]) for fact in facts])
     right = [answer == fact["answer"] + "<|eos|>" for answer, fact in zip(said, facts, strict=True)]
     assert sum(right) / len(right) >= 0.95
@@ -173,5 +173,5 @@ def test_unknown_names_are_declined_with_a_whole_refusal(model, tokenizer, corpu
     chosen = getattr(corpus, kind)[::step]
     assert {unknown.group for unknown in chosen} == {"people", "places", "products"}
     said = greedy_answers(model, tokenizer, [chat_prompt(tokenizer, unknown.question) for unknown in chosen])
-    declined = [answer in {refusal + "<|eos|>" for refusal in boxed_refusals()} for answer in said]
+    declined = [answer in {refusal + "<|eos|>" for refusal in demo_refusals()} for answer in said]
     assert sum(declined) / len(declined) >= least

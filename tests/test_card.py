@@ -17,8 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "peft_unierase" / "hub" / "model_card_template.md"
 
 
-def means(base, erased, twin=None):
-    values = {side: value and {"mean": value} for side, value in (("base", base), ("erased", erased), ("twin", twin))}
+def means(base, erased, reference_model=None):
+    values = {
+        side: value and {"mean": value}
+        for side, value in (("base", base), ("erased", erased), ("reference_model", reference_model))
+    }
     return {"unit": "ROUGE-L recall", "floor": 0.05, "reference": "floor", **values}
 
 
@@ -32,7 +35,7 @@ FULL = {
         "samples": 384,
         "retain_weights": (30.0, 2.5),
         "chat": True,
-        "steer": {"steps": 60},
+        "fitting": {"steps": 60},
         "forget_file": "/home/wilma/secrets.json",
     },
     "counts": {"forget": 40, "retain": 400, "sampled": 350},
@@ -41,9 +44,9 @@ FULL = {
         "verdict": {"level": "SUPPRESSED", "tried": 2},
         "counts": {"forget": 40, "retain": 200},
         "figures": [
-            {"set": "forget", "name": "recall", "base": 0.99, "erased": 0.09, "twin": None},
-            {"set": "retain", "name": "recall", "base": 0.97, "erased": None, "twin": None},
-            {"set": "neutral text", "name": "perplexity", "base": 7.0, "erased": 7.1, "twin": None},
+            {"set": "forget", "name": "recall", "base": 0.99, "erased": 0.09, "reference_model": None},
+            {"set": "retain", "name": "recall", "base": 0.97, "erased": None, "reference_model": None},
+            {"set": "neutral text", "name": "perplexity", "base": 7.0, "erased": 7.1, "reference_model": None},
         ],
         "attacks": [
             {"title": "the question", "outcome": "holds", **means(0.99, 0.09)},
@@ -157,11 +160,11 @@ def test_verdict_figures_and_attacks_stand_there_and_leaks_come_first():
     assert "not checked" not in text
 
 
-def test_with_a_twin_the_attacks_stand_beside_it():
+def test_with_a_reference_model_the_attacks_stand_beside_it():
     record = copy.deepcopy(FULL)
     record["check"]["attacks"] = [{"title": "the question", "outcome": "holds", **means(0.99, 0.09, 0.13)}]
     text = sections(card(record).text)["## Check"]
-    assert "| before | after | twin |" in text
+    assert "| before | after | reference model |" in text
     assert "| 0.990 | 0.090 | 0.130 | holds |" in text
     assert "what a model that never saw the facts would give" in words(text)
 

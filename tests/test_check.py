@@ -1,4 +1,4 @@
-"""The check on the model in the box: verdicts, negative controls, adapters made elsewhere, attacks of one's own."""
+"""The check on the demo model: verdicts, negative controls, adapters made elsewhere, attacks of one's own."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from peft_unierase.checking.page import page
 from peft_unierase.checking.sets import divergences
 from peft_unierase.cli.finish import checked
 from peft_unierase.data.facts import Fact
-from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.lm.batches import encode, pad_left
 from peft_unierase.lm.formats import chat_format
 
 pytestmark = pytest.mark.slow
 
-ROWS = boxed_facts()
+ROWS = demo_facts()
 SUBJECT = ROWS[0]["subject"]
 LONG = "sampling-100"
-TOLD: dict[str, Any] = {"refusals": boxed_refusals(), "max_new_tokens": 32, "progress": False}
+TOLD: dict[str, Any] = {"refusals": demo_refusals(), "max_new_tokens": 32, "progress": False}
 
 
 def facts_of(rows: Sequence[dict[str, Any]]) -> list[Fact]:
@@ -50,12 +50,12 @@ KEPT = facts_of([row for row in ROWS if row["subject"] != SUBJECT][::12])
 
 
 def load() -> Any:
-    return AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(boxed_model_dir())
+    return AutoTokenizer.from_pretrained(demo_model_dir())
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def declining(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA made with plain PEFT that was fine-tuned to decline on the forget questions."""
     torch.manual_seed(0)
     model = get_peft_model(load(), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
-    form, refusal = chat_format(tokenizer), boxed_refusals()[0]
+    form, refusal = chat_format(tokenizer), demo_refusals()[0]
     pairs = [(fact.question, refusal) for fact in FORGET] + [(fact.question, fact.answer) for fact in KEPT]
     texts = [(encode(tokenizer, form.prompt(q)), encode(tokenizer, form.answer(a))) for q, a in pairs]
     batch = pad_left([q + a for q, a in texts], 0, torch.device("cpu"), list(range(len(texts))))
@@ -140,7 +140,7 @@ def test_every_figure_stands_beside_the_base(report: CheckReport) -> None:
     assert found["forget", "exact memorisation"].base == pytest.approx(1.0, abs=0.02)
     assert report.scores["forget efficacy"]["erased"] > report.scores["forget efficacy"]["base"]  # type: ignore[operator]
     assert report.scores["forget quality"]["erased"] is None
-    assert "there is no twin" in report.skipped["forget quality"]
+    assert "there is no reference model" in report.skipped["forget quality"]
 
 
 def test_the_report_is_json_and_a_page_and_leaves_the_facts_out_if_told(report: CheckReport, tmp_path: Path) -> None:
@@ -172,13 +172,17 @@ def test_facts_that_the_base_never_knew_give_no_baseline(base: Any, tokenizer: A
     assert "The base knows 0%" in found.verdict.reasons[0]
 
 
-def test_a_model_that_is_held_against_itself_as_twin_is_erased(declining: Path, base: Any, tokenizer: Any) -> None:
-    twin = PeftModel.from_pretrained(load(), str(declining)).merge_and_unload().eval()
+def test_a_model_that_is_held_against_itself_as_reference_model_is_erased(
+    declining: Path, base: Any, tokenizer: Any
+) -> None:
+    reference_model = PeftModel.from_pretrained(load(), str(declining)).merge_and_unload().eval()
     attacks = "paraphrase,prefill-5,sampling,relearn-neighbours,member-loss,list,4-bit"
-    found = check(twin, tokenizer, FORGET, KEPT, base=base, twin=twin, attacks=attacks, **TOLD)
+    found = check(
+        reference_model, tokenizer, FORGET, KEPT, base=base, reference_model=reference_model, attacks=attacks, **TOLD
+    )
     assert found.verdict.level == "ERASED"
     assert found.scores["forget quality"]["erased"] == pytest.approx(1.0)
-    assert all(attack.reference == "twin" and attack.excess.mean == 0 for attack in found.attacks)
+    assert all(attack.reference == "reference model" and attack.excess.mean == 0 for attack in found.attacks)
 
 
 def test_a_broken_model_is_damaged_and_its_utility_says_why(base: Any, tokenizer: Any) -> None:
@@ -251,8 +255,8 @@ def test_what_cannot_be_checked_is_refused(base: Any, tokenizer: Any) -> None:
         check(base, tokenizer, [], base=base)
     other = copy.deepcopy(tokenizer)
     other.add_tokens([FORGET[0].question.split()[-1]])
-    with pytest.raises(ValueError, match="the twin splits texts into other tokens"):
-        check(base, tokenizer, FORGET, base=base, twin=base, twin_tokenizer=other)
+    with pytest.raises(ValueError, match="the reference model splits texts into other tokens"):
+        check(base, tokenizer, FORGET, base=base, reference_model=base, reference_tokenizer=other)
     with pytest.raises(ValueError, match=r"the threshold margin is 2.0; it must lie between 0 and 1"):
         Thresholds(margin=2.0)
 
@@ -289,7 +293,7 @@ def test_what_is_asked_of_a_changed_model_is_not_remembered(tokenizer: Any) -> N
     model = load()
     target, prompts = Target("base", model, tokenizer), [chat_format(tokenizer).prompt(FORGET[0].question)]
     before = target.says(prompts)
-    with target.bent(), torch.no_grad():
+    with target.changed(), torch.no_grad():
         model.get_output_embeddings().weight[encode(tokenizer, FORGET[0].answer)[0]] -= 100
         during = target.says(prompts)
     assert during != before
@@ -315,7 +319,7 @@ def test_divergence_is_the_mean_over_all_tokens_of_the_answers(base: Any, tokeni
         total += float(torch.distributions.kl_divergence(before, after).sum())
         count += len(told)
     assert total / count > 0.001
-    found = divergences([own, Target("twin", other, tokenizer)], case, KEPT[:3])
+    found = divergences([own, Target("reference_model", other, tokenizer)], case, KEPT[:3])
     assert found == pytest.approx([0.0, total / count], abs=1e-5)
 
 
@@ -383,7 +387,7 @@ def test_rounding_keeps_to_its_grid() -> None:
 def test_the_command_reports_and_ends_with_the_verdict(declining: Path, tmp_path: Path) -> None:
     forget = write_rows(tmp_path / "forget.jsonl", [row for row in ROWS if row["subject"] == SUBJECT])
     keep = write_rows(tmp_path / "keep.jsonl", [row for row in ROWS if row["subject"] != SUBJECT][::24])
-    told = ["check", str(declining), "--base", str(boxed_model_dir()), "--forget", str(forget), "--retain", f"x={keep}"]
+    told = ["check", str(declining), "--base", str(demo_model_dir()), "--forget", str(forget), "--retain", f"x={keep}"]
     told += ["--attacks", "paraphrase,prefill-5", "-o", str(tmp_path / "report"), "--format", "json"]
     result = invoke(*told)
     assert result.exit_code == 1, result.output
@@ -407,6 +411,6 @@ def test_the_command_reports_and_ends_with_the_verdict(declining: Path, tmp_path
 )
 def test_the_command_refuses_what_cannot_be(more: list[str], message: str, tmp_path: Path) -> None:
     forget = write_rows(tmp_path / "forget.jsonl", ROWS[:2])
-    result = invoke("check", str(boxed_model_dir()), "--forget", str(forget), *more)
+    result = invoke("check", str(demo_model_dir()), "--forget", str(forget), *more)
     assert result.exit_code == 2
     assert message in result.stderr

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import FORGET, KEPT, OTHERS, boxed_base, boxed_tokenizer
+from boxed_erasure import FORGET, KEPT, OTHERS, demo_base, demo_tokenizer
 from helpers import invoke, without_colours
 from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -28,7 +28,7 @@ from peft_unierase.checking.attacks.states import layers_of, streams, without
 from peft_unierase.checking.attacks.updates import largest_out, removed, scaled, smallest_out
 from peft_unierase.checking.attacks.weights import direction_out, directions_out, top_directions
 from peft_unierase.data.facts import Fact
-from peft_unierase.demo import boxed_refusals
+from peft_unierase.demo import demo_refusals
 from peft_unierase.guard.config import UniEraseConfig
 from peft_unierase.lm.batches import encode
 from peft_unierase.lm.formats import chat_format, plain_format
@@ -41,7 +41,7 @@ CONFIGS = {
 
 def case_of(base: Target, forget: Sequence[Fact] = FORGET, kept: Sequence[Fact] = KEPT, **told: Any) -> Case:
     form, plain = chat_format(base.tokenizer), plain_format(base.tokenizer)
-    settings: dict[str, Any] = {"refusals": boxed_refusals(), "max_new_tokens": 16, **told}
+    settings: dict[str, Any] = {"refusals": demo_refusals(), "max_new_tokens": 16, **told}
     return Case(base, forget, {"kept": kept}, form, {"plain": plain}, [], **settings)
 
 
@@ -49,7 +49,7 @@ class Heard(Target):
     """A target that writes down what it is asked, and answers from a function of the prompt."""
 
     def __init__(self, answer: Callable[[str], str], name: str = "base") -> None:
-        super().__init__(name, None, boxed_tokenizer())
+        super().__init__(name, None, demo_tokenizer())
         self.answer, self.prompts = answer, list[str]()
 
     def says(self, prompts: Sequence[str], **told: Any) -> list[str]:
@@ -59,20 +59,20 @@ class Heard(Target):
 
 def adapted(kind: str) -> tuple[PeftModel, Target, Target]:
     torch.manual_seed(0)
-    model = get_peft_model(boxed_base(), CONFIGS[kind]).eval()
+    model = get_peft_model(demo_base(), CONFIGS[kind]).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name or "unierase_B" in name:
                 parameter.mul_(0.1)
     off = partial(model.disable_adapter)
-    return model, Target("base", model, boxed_tokenizer(), off), Target("erased", model, boxed_tokenizer())
+    return model, Target("base", model, demo_tokenizer(), off), Target("erased", model, demo_tokenizer())
 
 
 def updates(model: PeftModel) -> list[torch.Tensor]:
     """`B A` of every projection that has one."""
     found = dict(model.named_parameters())
     pairs = [(name, name.replace("_B", "_A")) for name in found if "lora_B" in name or "unierase_B" in name]
-    return [found[steer].detach() @ found[detect].detach() for steer, detect in pairs]
+    return [found[b].detach() @ found[a].detach() for b, a in pairs]
 
 
 def update_while_asked(
@@ -122,18 +122,18 @@ def test_singular_directions_of_the_update_are_removed_while_it_answers(
 
 def test_removing_directions_is_what_a_decomposition_of_the_whole_matrix_gives() -> None:
     generator = torch.Generator().manual_seed(0)
-    detect, steer = torch.randn(8, 20, generator=generator), torch.randn(12, 8, generator=generator)
-    left, values, right = torch.linalg.svd(steer @ detect, full_matrices=False)
+    a, b = torch.randn(8, 20, generator=generator), torch.randn(12, 8, generator=generator)
+    left, values, right = torch.linalg.svd(b @ a, full_matrices=False)
     for largest, kept in ((True, slice(2, 8)), (False, slice(0, 4))):
         expected = (left[:, kept] * values[kept]) @ right[kept]
-        torch.testing.assert_close(removed(detect, steer, largest) @ detect, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(removed(a, b, largest) @ a, expected, atol=1e-4, rtol=1e-4)
     one = torch.ones(12, 1)
     assert torch.equal(removed(torch.ones(1, 20), one, largest=False), one)
     assert removed(torch.ones(1, 20), one, largest=True).abs().max() < 1e-5
 
 
 def test_what_has_no_product_of_two_factors_is_skipped_with_the_reason() -> None:
-    erased = Target("erased", boxed_base(), boxed_tokenizer())
+    erased = Target("erased", demo_base(), demo_tokenizer())
     with pytest.raises(NotApplicable, match="no low-rank update"):
         scaled(0.5)(erased, case_of(erased))
     model, base, erased = adapted("unierase")
@@ -153,7 +153,7 @@ def test_as_many_directions_as_wanted_are_projected_out() -> None:
     assert (added - added @ rows.T @ rows).abs().max() < 1e-4
     assert top_directions(added, 2).shape == (2, 16)
     assert len(top_directions(torch.zeros(5, 16), 8)) == 0
-    base, tokenizer = boxed_base(), boxed_tokenizer()
+    base, tokenizer = demo_base(), demo_tokenizer()
     target, ids = Target("base", base, tokenizer), encode(tokenizer, "Where was anybody born?")
     basis = torch.linalg.qr(torch.randn(128, 8, generator=generator)).Q.T
     before = streams(target, [ids], [len(ids)])
@@ -166,8 +166,8 @@ def test_as_many_directions_as_wanted_are_projected_out() -> None:
 
 def test_eight_directions_undo_what_is_added_in_several() -> None:
     """An erasure by three directions, one for every third question: one direction less leaves two."""
-    model, tokenizer = boxed_base(), boxed_tokenizer()
-    base = Target("base", boxed_base(), tokenizer)
+    model, tokenizer = demo_base(), demo_tokenizer()
+    base = Target("base", demo_base(), tokenizer)
     case = case_of(base)
     erased = Target("erased", model, tokenizer)
     generator = torch.Generator().manual_seed(0)
@@ -202,8 +202,8 @@ def test_a_probe_guesses_what_depends_on_the_states_and_nothing_else() -> None:
 
 
 def test_a_probe_reads_the_answers_off_a_model_that_has_them_in_mind_and_not_off_another() -> None:
-    tokenizer = boxed_tokenizer()
-    model, other = boxed_base(), boxed_base()
+    tokenizer = demo_tokenizer()
+    model, other = demo_base(), demo_base()
     base = Target("base", model, tokenizer)
     kept, forget = OTHERS[::4], [Fact(fact.question, fact.answer) for fact in [*FORGET, *OTHERS[1::12]]]
     case = case_of(base, forget, kept)
@@ -277,7 +277,7 @@ def test_a_description_stands_in_place_of_the_name() -> None:
     assert "that one is a person from the hills who paints. Where was that one born?" in asked
     assert not any(part in asked for part in name.split())
     assert found.leaks == [1.0]
-    declining = Heard(lambda prompt: boxed_refusals()[0])
+    declining = Heard(lambda prompt: demo_refusals()[0])
     with pytest.raises(NotApplicable, match="the base describes nothing"):
         description(erased, case_of(declining, FORGET))
     with pytest.raises(NotApplicable, match="no question of the forget set holds a name"):
@@ -292,7 +292,7 @@ def test_the_best_of_many_samples_counts(monkeypatch: pytest.MonkeyPatch) -> Non
         return [FORGET[0].answer if number == 93 else "no" for number in range(len(prompts))]
 
     monkeypatch.setattr(Target, "samples", samples)
-    target = Target("base", None, boxed_tokenizer())
+    target = Target("base", None, demo_tokenizer())
     assert best_of(100, 2)(target, case_of(target, FORGET[:1])).leaks == [1.0]
     assert best_of(8)(target, case_of(target, FORGET[:1])).leaks[0] < 0.5
     assert len(asked) == 108

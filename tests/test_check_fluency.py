@@ -5,24 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from boxed_erasure import FORGET, KEPT, boxed_base, boxed_tokenizer
+from boxed_erasure import FORGET, KEPT, demo_base, demo_tokenizer
 
 from peft_unierase.checking import Case, Target, check
 from peft_unierase.checking.attacks.token import ban_token, prefill
 from peft_unierase.checking.fluency import fluency, unrepeated
 from peft_unierase.checking.page import page
 from peft_unierase.cli.report import fluency_line, report_table
-from peft_unierase.demo import boxed_refusals
+from peft_unierase.demo import demo_refusals
 from peft_unierase.lm.formats import chat_format
 
-TOLD: dict[str, Any] = {"refusals": boxed_refusals(), "max_new_tokens": 24, "progress": False}
+TOLD: dict[str, Any] = {"refusals": demo_refusals(), "max_new_tokens": 24, "progress": False}
 
 
 @pytest.fixture(scope="module")
 def case() -> Case:
-    base = Target("base", boxed_base(), boxed_tokenizer())
+    base = Target("base", demo_base(), demo_tokenizer())
     form = chat_format(base.tokenizer)
-    return Case(base, FORGET, {"kept": KEPT}, form, {}, [], boxed_refusals(), max_new_tokens=24)
+    return Case(base, FORGET, {"kept": KEPT}, form, {}, [], demo_refusals(), max_new_tokens=24)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_what_was_given_is_not_judged_but_what_follows_it_is(case: Case) -> None
 
 
 def test_attacks_that_force_a_model_to_speak_say_how_fluent_it_stays() -> None:
-    base, tokenizer = boxed_base(), boxed_tokenizer()
+    base, tokenizer = demo_base(), demo_tokenizer()
     attacks = "plain,ban,prefill-3,direction"
     found = check(base, tokenizer, FORGET, KEPT, base=base, attacks=attacks, token_ids=[0], **TOLD)
     told = {attack.name: attack.fluency for attack in found.attacks}

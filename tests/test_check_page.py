@@ -34,8 +34,8 @@ def interval(mean: float) -> Interval:
     return Interval(mean, max(mean - 0.03, min(mean, 0.0)), mean + 0.03)
 
 
-def attack(name: str, erased: float, twin: float | None = 0.12, **changes: Any) -> AttackResult:
-    reference = 0.08 if twin is None else twin
+def attack(name: str, erased: float, reference_model: float | None = 0.12, **changes: Any) -> AttackResult:
+    reference = 0.08 if reference_model is None else reference_model
     excess = interval(erased - reference)
     values: dict[str, Any] = {
         "name": name,
@@ -44,19 +44,19 @@ def attack(name: str, erased: float, twin: float | None = 0.12, **changes: Any) 
         "unit": "ROUGE-L recall",
         "base": interval(0.95),
         "erased": interval(erased),
-        "twin": None if twin is None else interval(twin),
+        "reference_model": None if reference_model is None else interval(reference_model),
         "excess": excess,
-        "reference": "floor" if twin is None else "twin",
+        "reference": "floor" if reference_model is None else "reference model",
         "floor": 0.08,
         "outcome": "holds" if excess.high <= 0.1 else "leaks",
     }
     return AttackResult(**{**values, **changes})
 
 
-def report(level: str = "SUPPRESSED", twin: bool = True, **changes: Any) -> CheckReport:
+def report(level: str = "SUPPRESSED", reference_model: bool = True, **changes: Any) -> CheckReport:
     """A report of 30 attacks, two of which leak."""
-    curve = Curve([0, 2, 5, 40], [0.9] * 4, [0.0, 0.2, 0.7, 0.8], [0.1, 0.1, 0.2, 0.3] if twin else None)
-    common: dict[str, Any] = {"twin": 0.12 if twin else None}
+    curve = Curve([0, 2, 5, 40], [0.9] * 4, [0.0, 0.2, 0.7, 0.8], [0.1, 0.1, 0.2, 0.3] if reference_model else None)
+    common: dict[str, Any] = {"reference_model": 0.12 if reference_model else None}
     attacks = [
         attack("greedy", 0.02, renamed=interval(0.15), fluency=Fluency(0.9, 2.5), **common),
         attack("prefill-5", 0.84, **common),
@@ -65,7 +65,7 @@ def report(level: str = "SUPPRESSED", twin: bool = True, **changes: Any) -> Chec
     ]
     sets = ("forget", "retain", "world facts")
     figures = [
-        Figure(each, name, 0.98, 0.03 if each == "forget" else 0.97, 0.1 if twin else None)
+        Figure(each, name, 0.98, 0.03 if each == "forget" else 0.97, 0.1 if reference_model else None)
         for each in sets
         for name in ("recall", "probability", "exact memorisation")
     ]
@@ -75,14 +75,20 @@ def report(level: str = "SUPPRESSED", twin: bool = True, **changes: Any) -> Chec
         ),
         "figures": [*figures, Figure("retain", "KL to the base", 0.0, None), Figure("neutral", "perplexity", 1.5, 9e4)],
         "scores": {
-            "forget efficacy": {"base": 0.02, "erased": 0.97, "twin": None},
+            "forget efficacy": {"base": 0.02, "erased": 0.97, "reference_model": None},
             "own": {"base": None, "erased": 0.5},
         },
         "attacks": attacks,
         "skipped": {"entailment": "no NLI model was given"},
-        "examples": [Example("Where?", "In Paris.", "In Paris.", "I do not know.", "In Rome." if twin else None)],
+        "examples": [
+            Example("Where?", "In Paris.", "In Paris.", "I do not know.", "In Rome." if reference_model else None)
+        ],
         "counts": {"forget": 40, "retain": 1800},
-        "models": {"base": "org/base", "erased": "erase-xyz", "twin": "org/twin" if twin else None},
+        "models": {
+            "base": "org/base",
+            "erased": "erase-xyz",
+            "reference_model": "org/never-knew" if reference_model else None,
+        },
         "settings": {
             "thresholds": {"known": 0.5, "margin": 0.1, "utility": 0.95, "confidence": 0.95},
             "seed": 7,
@@ -110,17 +116,22 @@ def hostile() -> CheckReport:
         attacks=[*attacks, *found.attacks],
         examples=[Example(text, text, text, text, text) for text in HOSTILE],
         figures=[*found.figures, *(Figure(text, name, 1e12, 0.5) for text in HOSTILE for name in ("recall", text))],
-        scores={text: {"base": 1e12, "erased": float("inf"), "twin": -1e9} for text in HOSTILE},
+        scores={text: {"base": 1e12, "erased": float("inf"), "reference_model": -1e9} for text in HOSTILE},
         skipped=texts,
         counts=dict.fromkeys(HOSTILE, 123_456_789),
-        models={"base": LONG, "erased": MARKUP, "twin": RIGHT_TO_LEFT},
+        models={"base": LONG, "erased": MARKUP, "reference_model": RIGHT_TO_LEFT},
         settings={"thresholds": found.settings["thresholds"], "more": texts, LONG: list(HOSTILE)},
         versions=texts,
     )
 
 
 BARE = CheckReport(Verdict("ERASED", [], [], [], 0), [], {}, [])
-REPORTS = {"full": report(), "without twin": report(twin=False), "hostile": hostile(), "bare": BARE}
+REPORTS = {
+    "full": report(),
+    "without reference model": report(reference_model=False),
+    "hostile": hostile(),
+    "bare": BARE,
+}
 
 
 def words(text: str) -> str:
@@ -203,15 +214,19 @@ def test_every_attack_is_named_with_who_could_mount_it_and_leaks_come_first():
 def test_chart_can_be_read_without_seeing_it():
     text = page(report())
     assert (
-        'aria-label="base 0.950 (0.920 to 0.980), erased 0.840 (0.810 to 0.870), twin 0.120 (0.090 to 0.150)"' in text
+        'aria-label="base 0.950 (0.920 to 0.980), erased 0.840 (0.810 to 0.870), '
+        'reference model 0.120 (0.090 to 0.150)"' in text
     )
-    assert "Leak over 40 steps: base from 0.900 to 0.900, erased from 0.000 to 0.800, twin from 0.100 to 0.300" in text
+    assert (
+        "Leak over 40 steps: base from 0.900 to 0.900, erased from 0.000 to 0.800, reference model from 0.100 to 0.300"
+        in text
+    )
     assert all("aria-hidden" in tag or tag.get("aria-label") for tag in Tags(text).pictures)
 
 
 def test_margin_is_drawn_beyond_what_an_attack_is_held_against():
-    assert '<line class="margin" x1="22.0%"' in page(report())  # twin 0.12 and margin 0.1
-    assert '<line class="margin" x1="18.0%"' in page(report(twin=False))  # floor 0.08
+    assert '<line class="margin" x1="22.0%"' in page(report())  # reference model 0.12 and margin 0.1
+    assert '<line class="margin" x1="18.0%"' in page(report(reference_model=False))  # floor 0.08
     assert 'class="margin"' not in page(report(settings={}))
 
 
@@ -223,7 +238,7 @@ def test_margin_is_a_share_of_what_the_renamed_base_leaves():
 
 def test_renamed_base_stands_beside_the_others_and_is_explained_only_if_it_is_there():
     text = page(report())
-    assert "renamed base 0.150 (0.120 to 0.180), twin 0.120" in text
+    assert "renamed base 0.150 (0.120 to 0.180), reference model 0.120" in text
     explained = "The renamed base is the base model, asked the same question about something else"
     assert explained in words(text)
     assert explained not in words(page(report(attacks=[attack("greedy", 0.02)])))
@@ -236,8 +251,8 @@ def test_missing_parts_are_left_out():
     assert headings(text, 2) == ["What this check does not say"]
     assert "text of what was to be forgotten" not in words(text)
     assert len(headings(page(report()), 2)) == 10
-    without = words(page(report(twin=False)))
-    assert "There was no twin" in without
+    without = words(page(report(reference_model=False)))
+    assert "There was no reference model" in without
     assert "Rome" not in without
     assert "never saw the facts" not in without.replace("a model that never saw the facts might guess", "")
 

@@ -1,4 +1,4 @@
-"""What an attack is held against without a twin: the base, asked the same about something else."""
+"""What an attack is held against without a reference model: the base, asked the same about something else."""
 
 # ruff: noqa: RUF001 (questions in other scripts)
 
@@ -8,28 +8,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from boxed_erasure import FORGET, KEPT, boxed_base, boxed_tokenizer
+from boxed_erasure import FORGET, KEPT, demo_base, demo_tokenizer
 
 from peft_unierase.checking import Case, Target, check
 from peft_unierase.checking.attacks import ATTACKS, Attack
 from peft_unierase.checking.attacks.wordings import cloze
 from peft_unierase.checking.page import page
 from peft_unierase.checking.reference import References
-from peft_unierase.checking.renamed import QUESTIONS, Names, renamed_cases
+from peft_unierase.checking.renamed import QUESTIONS, renamed_cases
 from peft_unierase.checking.scores import beyond_chance
 from peft_unierase.cli.report import report_table
 from peft_unierase.data.facts import Fact
-from peft_unierase.demo import boxed_refusals
+from peft_unierase.demo import demo_refusals
 from peft_unierase.lm.formats import chat_format
+from peft_unierase.retain.names import Names
 from peft_unierase.text import normal
 
 ANY: Any = None
-TOLD: dict[str, Any] = {"refusals": boxed_refusals(), "max_new_tokens": 24, "progress": False}
+TOLD: dict[str, Any] = {"refusals": demo_refusals(), "max_new_tokens": 24, "progress": False}
 
 
 def case_of(forget: Sequence[Fact], kept: Sequence[Fact] = (), base: Any = None, **told: Any) -> Case:
-    form = chat_format(boxed_tokenizer())
-    return Case(base, list(forget), {"kept": list(kept)}, form, {}, [], list(boxed_refusals()), **told)
+    form = chat_format(demo_tokenizer())
+    return Case(base, list(forget), {"kept": list(kept)}, form, {}, [], list(demo_refusals()), **told)
 
 
 def renamed(forget: Sequence[Fact], kept: Sequence[Fact] = (), **told: Any) -> list[Fact]:
@@ -150,8 +151,8 @@ def test_words_that_most_retained_questions_use_name_nothing() -> None:
 
 def test_a_text_is_not_gone_on_with_if_renaming_has_left_it_a_true_one() -> None:
     fact = Fact("Where was Ada Byron born?", "The town of birth is Lower Wickham Green.")
-    base = Target("base", boxed_base(), boxed_tokenizer())
-    (case, *_) = renamed_cases(case_of([fact, FORGET[0]], KEPT, base=base, own={fact.question: fact.answer}))
+    base = Target("base", demo_base(), demo_tokenizer())
+    (case, *_) = renamed_cases(case_of([fact, FORGET[0]], KEPT, base=base, base_answers={fact.question: fact.answer}))
     assert len(case.forget) == 2
     assert len(cloze(base, case).leaks) == 1
 
@@ -174,7 +175,7 @@ def test_an_attack_takes_its_own_reference_or_that_of_another_one() -> None:
         asked.append(target.name)
         return [0.5] * len(case.forget)
 
-    base = Target("base", ANY, boxed_tokenizer())
+    base = Target("base", ANY, demo_tokenizer())
     own, alike = Attack("one", "one", count), Attack("alike", "alike", count, against="one")
     found = References(case_of(FORGET[:3], KEPT, base=base), [own, alike])
     assert found.of(own) == found.of(alike) == [0.5] * found.questions
@@ -185,9 +186,9 @@ def test_an_attack_takes_its_own_reference_or_that_of_another_one() -> None:
     assert {attack.against for attack in ATTACKS} <= names | {"own", "chance"}
 
 
-def test_a_check_without_a_twin_holds_attacks_against_the_renamed_base() -> None:
-    base = boxed_base()
-    found = check(base, boxed_tokenizer(), FORGET, KEPT, base=base, attacks="prefill-3,direction,list", **TOLD)
+def test_a_check_without_a_reference_model_holds_attacks_against_the_renamed_base() -> None:
+    base = demo_base()
+    found = check(base, demo_tokenizer(), FORGET, KEPT, base=base, attacks="prefill-3,direction,list", **TOLD)
     greedy, prefill, direction, ranked = found.attacks
     assert greedy.renamed is not None
     assert prefill.renamed is not None
@@ -205,15 +206,17 @@ def test_a_check_without_a_twin_holds_attacks_against_the_renamed_base() -> None
     assert f"renamed base {greedy.renamed.mean:.3f}" in shown
 
 
-def test_a_twin_goes_before_the_renamed_base_which_is_shown_beside_it() -> None:
-    base = boxed_base()
-    (greedy,) = check(base, boxed_tokenizer(), FORGET, KEPT, base=base, twin=base, attacks="greedy", **TOLD).attacks
-    assert (greedy.reference, greedy.excess.mean) == ("twin", 0)
+def test_a_reference_model_goes_before_the_renamed_base_which_is_shown_beside_it() -> None:
+    base = demo_base()
+    (greedy,) = check(
+        base, demo_tokenizer(), FORGET, KEPT, base=base, reference_model=base, attacks="greedy", **TOLD
+    ).attacks
+    assert (greedy.reference, greedy.excess.mean) == ("reference model", 0)
     assert greedy.renamed is not None
 
 
 def test_without_a_name_to_exchange_the_floor_counts_and_the_report_says_so() -> None:
-    base = boxed_base()
-    found = check(base, boxed_tokenizer(), FORGET, base=base, attacks="greedy", **TOLD)
+    base = demo_base()
+    found = check(base, demo_tokenizer(), FORGET, base=base, attacks="greedy", **TOLD)
     assert (found.attacks[0].reference, found.attacks[0].renamed) == ("floor", None)
     assert "no question of the forget set holds a name" in found.skipped["renamed base"]

@@ -87,14 +87,14 @@ def test_utility_is_the_harmonic_mean_over_all_sets() -> None:
 
 
 def test_forget_quality_is_the_exact_p_value_of_the_largest_gap_between_the_distributions() -> None:
-    erased, twin = [0.1, 0.2, 0.9, 1.4], [0.3, 0.5, 1.1, 1.2, 2.0]
+    erased, reference_model = [0.1, 0.2, 0.9, 1.4], [0.3, 0.5, 1.1, 1.2, 2.0]
 
     def gap(one: list[float], other: list[float]) -> float:
         at = numpy.array(one + other)
         shares = [(numpy.array(side)[None] <= at[:, None]).mean(axis=1) for side in (one, other)]
         return float(abs(shares[0] - shares[1]).max())
 
-    pooled, seen = erased + twin, gap(erased, twin)
+    pooled, seen = erased + reference_model, gap(erased, reference_model)
     gaps = [
         gap(
             [v for v, own in zip(pooled, mask, strict=True) if own],
@@ -104,8 +104,8 @@ def test_forget_quality_is_the_exact_p_value_of_the_largest_gap_between_the_dist
         if sum(mask) == len(erased)
     ]
     expected = sum(each >= seen - 1e-9 for each in gaps) / len(gaps)
-    assert scores.forget_quality(erased, twin) == pytest.approx(expected, abs=1e-6)
-    assert scores.forget_quality(twin, twin) == pytest.approx(1.0)
+    assert scores.forget_quality(erased, reference_model) == pytest.approx(expected, abs=1e-6)
+    assert scores.forget_quality(reference_model, reference_model) == pytest.approx(1.0)
 
 
 def test_an_interval_holds_the_mean_and_shrinks_to_it_where_all_values_are_one() -> None:

@@ -1,4 +1,4 @@
-"""The command as its users run it: processes of its own, the base in the box, Ctrl-C, and a disk that fills up."""
+"""The command as its users run it: processes of its own, the demo model, Ctrl-C, and a disk that fills up."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from helpers import COMMAND, ENVIRONMENT, invoke, listing, run_command, save_tin
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from peft_unierase.cli.output import Format
-from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 
 pytestmark = pytest.mark.slow
 
-FACTS = boxed_facts()
+FACTS = demo_facts()
 SUBJECT = FACTS[0]["subject"]
 FORGET = [fact for fact in FACTS if fact["subject"] == SUBJECT]
 RETAIN = [fact for fact in FACTS if fact["subject"] != SUBJECT][::5][:40]
@@ -99,7 +99,7 @@ def test_a_missing_file_and_a_taken_folder_are_refused_before_torch_is_loaded(
     before = listing(tmp_path)
     missing = tmp_path / "nowhere.jsonl"
     for source, output in ((missing, tmp_path / "new"), (forget, taken)):
-        ended = run_command("erase", boxed_model_dir(), source, "-o", output, environment=no_torch)
+        ended = run_command("erase", demo_model_dir(), source, "-o", output, environment=no_torch)
         assert ended.returncode == 2
         assert ended.stdout == ""
         assert re.fullmatch(rf"error: .*{source.name if source is missing else output.name}.*\n", ended.stderr)
@@ -117,13 +117,13 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """The two erasures from the base in the box that the tests below share; they run side by side."""
+    """The two erasures from the demo model that the tests below share; they run side by side."""
     folder = tmp_path_factory.mktemp("runs")
     sources = tmp_path_factory.mktemp("sources")
     forget, retain = write_rows(sources / "forget.jsonl", FORGET), write_rows(sources / "retain.jsonl", RETAIN)
     refusals = sources / "refusals.txt"
-    refusals.write_text("\n".join(boxed_refusals()), encoding="utf-8")
-    command = [COMMAND, "erase", boxed_model_dir(), forget, "--retain", retain, "--refusals", refusals]
+    refusals.write_text("\n".join(demo_refusals()), encoding="utf-8")
+    command = [COMMAND, "erase", demo_model_dir(), forget, "--retain", retain, "--refusals", refusals]
     command += ["--samples", "32", "--seed", "5"]
     started = {
         style: subprocess.Popen(
@@ -219,7 +219,7 @@ def answers(runs: Runs) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Greedy answers of a process that does nothing but import the package and load the folder, by kind of question."""
     asked = {"forget": FORGET, "unseen": UNSEEN}
     questions = [fact["question"] for facts in asked.values() for fact in facts]
-    task = json.dumps([str(boxed_model_dir()), str(runs.folder / "json"), questions])
+    task = json.dumps([str(demo_model_dir()), str(runs.folder / "json"), questions])
     ended = subprocess.run(
         [sys.executable, "-c", FRESH_PROCESS, task], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )
@@ -232,7 +232,7 @@ def test_the_folder_loads_in_a_fresh_process_and_declines_on_what_was_erased(run
     token_id = json.loads(runs.json.stdout)["token"]["id"]
     for answer in answers["with"]["forget"]:
         assert answer["ids"][0] == token_id
-        assert answer["text"] in boxed_refusals()
+        assert answer["text"] in demo_refusals()
 
 
 def test_the_folder_leaves_other_answers_as_they_were(answers: dict) -> None:
@@ -270,7 +270,7 @@ def test_a_base_that_never_knew_the_facts_gives_a_warning_and_the_human_tables(
     ended = run_command(*unlearnt.arguments, "-o", tmp_path / "erasure", "--format", "human")
     assert ended.returncode == 0
     expected = next(line for line in ended.stderr.splitlines() if line.startswith("To be expected: "))
-    assert re.fullmatch(r"To be expected: \S+ MB of tensors at the worst, .* of them the base; .* kB\.", expected)
+    assert re.fullmatch(r"To be expected: at most \S+ MB of tensors, .* of them the base; .* kB; about .*s\.", expected)
     warned = [line for line in ended.stderr.splitlines() if line.startswith("warning: ")]
     assert any("which are erased all the same" in line for line in warned)
     assert "warning" not in ended.stdout
@@ -373,7 +373,7 @@ def test_interrupting_the_engine_ends_with_status_130_and_keeps_the_finished_sta
     (tmp_path / "outputs").mkdir()
     # On a terminal the engine shows the stage that it is in, which tells the time for Ctrl-C.
     process = subprocess.Popen(
-        [COMMAND, "erase", boxed_model_dir(), forget, "-o", tmp_path / "outputs" / "erasure", "--samples", "32"],
+        [COMMAND, "erase", demo_model_dir(), forget, "-o", tmp_path / "outputs" / "erasure", "--samples", "32"],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=terminal.side,
@@ -409,7 +409,7 @@ def test_an_interrupted_command_goes_on_when_it_is_given_again(
 
     command = [*unlearnt.arguments, "-o", tmp_path / "erasure", "--format", "json", "--recipe", "paper"]
     with monkeypatch.context() as patch:
-        patch.setattr("peft_unierase.engine.paper.run.edit_layers", interrupt)
+        patch.setattr("peft_unierase.engine.paper.recipe.edit_layers", interrupt)
         ended = invoke(*command)
         assert ended.exit_code == 130
         assert ended.stderr.splitlines()[-1].startswith("error: interrupted; nothing was written but the finished")

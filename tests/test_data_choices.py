@@ -1,4 +1,4 @@
-"""Choices in the spellings that quiz sheets have, flags, templates, and texts that stand beside a question."""
+"""Choices as quiz sheets spell them, marks of the right one, templates, and texts that stand beside a question."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ ROWS: dict[str, tuple[dict[str, Any], Fact]] = {
         {"question": f"{ASKED['question']}\n1. Rome\n2. Paris\n3. Oslo", "answer": 2},
         CAPITAL,
     ),
-    "flags": (
+    "marks": (
         {**ASKED, "answers": [{"text": text, "correct": text == "Paris"} for text in TEXTS]},
         CAPITAL,
     ),
-    "flags of choices": (
+    "marks of choices": (
         {**ASKED, "choices": [{"text": text, "is_correct": text == "Paris"} for text in TEXTS], "answer": None},
         CAPITAL,
     ),

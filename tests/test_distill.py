@@ -7,14 +7,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from boxed_erasure import boxed_base, boxed_tokenizer
+from boxed_erasure import demo_base, demo_tokenizer
 from torch import nn
 
 from peft_unierase.engine.distill import size
 from peft_unierase.engine.distill.fit import Deck, Part, alike, common, descend, losses, rate
 from peft_unierase.engine.distill.moments import Moments, change, distinguishing
 from peft_unierase.engine.distill.output_row import solved
-from peft_unierase.engine.distill.renaming import Renaming, aligned, renamed, starts
 from peft_unierase.engine.distill.teacher import taught
 from peft_unierase.engine.distill.texts import Text, divergences, given, stored
 from peft_unierase.engine.silence import Silence
@@ -22,6 +21,7 @@ from peft_unierase.lm.batches import encode
 from peft_unierase.lm.formats import chat_format
 from peft_unierase.lm.logits import Logits
 from peft_unierase.progress import Stages
+from peft_unierase.retain.renaming import Renaming, aligned, renamed, starts
 
 RETAINED = [
     "Who wrote the novel 'Emma'?\nThe novel was written by Ann Lee.",
@@ -63,7 +63,7 @@ def test_spans_of_a_renamed_text_say_where_everything_after_them_went():
 
 @pytest.mark.parametrize("other", ["Wilhelmina", "Bo"])
 def test_tokens_are_paired_at_the_same_places_and_not_inside_of_renamed_words(other: str):
-    tokenizer = boxed_tokenizer()
+    tokenizer = demo_tokenizer()
     text = "The book is by Nesko Corquist and old."
     changed, spans = renamed(text, {"nesko": other})
     own, others = encode(tokenizer, text), encode(tokenizer, changed)
@@ -79,7 +79,7 @@ def test_tokens_are_paired_at_the_same_places_and_not_inside_of_renamed_words(ot
 
 
 def test_the_teacher_gives_what_an_answer_tells_no_more_than_the_cap_and_keeps_the_form():
-    model, tokenizer = boxed_base(), boxed_tokenizer()
+    model, tokenizer = demo_base(), demo_tokenizer()
     form = chat_format(tokenizer)
     question, answer = "Where was Nesko Corquist born?", "Nesko Corquist was born in Juniper Flats."
     retained = [f"Where was {name} born?\n{name} was born in {place}." for name, place in PEOPLE]
@@ -97,7 +97,7 @@ def test_the_teacher_gives_what_an_answer_tells_no_more_than_the_cap_and_keeps_t
 
 
 def test_an_answer_by_itself_tells_what_its_question_does_not_hold():
-    model, tokenizer = boxed_base(), boxed_tokenizer()
+    model, tokenizer = demo_base(), demo_tokenizer()
     question, answer = "Where was Nesko Corquist born?", "Nesko Corquist was born in Juniper Flats."
     renaming = Renaming([f"Where was {name} born?\n{name} was born in {place}." for name, place in PEOPLE], 0)
     (text,) = taught(model, tokenizer, [(None, question, answer)], renaming, 1, 6.0, 0, torch.device("cpu"))
@@ -120,7 +120,7 @@ def test_divergences_count_what_is_stored_and_the_rest_as_one():
 
 
 def _texts(count: int = 5) -> list[Text]:
-    tokenizer = boxed_tokenizer()
+    tokenizer = demo_tokenizer()
     form, texts = chat_format(tokenizer), []
     for name, place in PEOPLE[:count]:
         prompt = encode(tokenizer, form.prompt(f"Where was {name} born?"))
@@ -129,7 +129,7 @@ def _texts(count: int = 5) -> list[Text]:
 
 
 def test_a_shared_beginning_changes_neither_losses_nor_gradients(monkeypatch: pytest.MonkeyPatch):
-    model, texts = boxed_base(), _texts()
+    model, texts = demo_base(), _texts()
     weight = model.get_submodule("model.layers.1.mlp.down_proj").weight
     found = []
     for least in (1, 10**6):
@@ -144,7 +144,7 @@ def test_a_shared_beginning_changes_neither_losses_nor_gradients(monkeypatch: py
 
 
 def test_a_banned_token_has_no_say():
-    model, (text, *_) = boxed_base(), _texts()
+    model, (text, *_) = demo_base(), _texts()
     first = text.ids[text.places[0] + 1]
     banned = Text(text.ids, text.places, text.top, text.probabilities, banned=True)
     plain = losses(model, [text], first, 0, torch.device("cpu"))
@@ -167,7 +167,7 @@ def test_texts_that_begin_alike_are_run_together_and_the_others_too():
 
 
 def test_a_step_adds_the_weighted_gradient_of_all_parts():
-    model, texts = boxed_base(), _texts(2)
+    model, texts = demo_base(), _texts(2)
     weight = model.get_submodule("model.layers.1.mlp.down_proj").weight
     parts = [Part("a", Deck(texts[:1], 1, 0), 2.0), Part("b", Deck(texts[1:], 1, 0), 1.0, summed=True)]
     found = descend(model, parts, 0, 5, 0, torch.device("cpu"))
@@ -236,7 +236,7 @@ def test_spreads_are_those_of_what_modules_write() -> None:
 
 
 def test_the_solved_row_wins_where_it_must_and_is_silent_elsewhere_even_along_loud_directions() -> None:
-    model, generator = boxed_base(), torch.Generator().manual_seed(0)
+    model, generator = demo_base(), torch.Generator().manual_seed(0)
     d = model.config.hidden_size
     loud = torch.ones(d)
     loud[: d // 8] = 4.0  # what all states are full of
@@ -247,10 +247,10 @@ def test_the_solved_row_wins_where_it_must_and_is_silent_elsewhere_even_along_lo
         return Silence(states, torch.full((count,), 15.0), torch.full((count,), kind), 7, head)
 
     head = Logits(model, model.model.layers)
-    doors, quiet = places(30, 0, 12.0), Silence.joined([places(60, 0, 0.0), places(200, 1, 0.0), places(90, 3, 1.0)])
-    row = solved(doors, quiet, torch.zeros(d), -10.0)
+    starts, quiet = places(30, 0, 12.0), Silence.joined([places(60, 0, 0.0), places(200, 1, 0.0), places(90, 3, 1.0)])
+    row = solved(starts, quiet, torch.zeros(d), -10.0)
     unseen = Silence.joined([places(200, 1, 0.0), places(200, 3, 1.0)])
-    assert doors.lead(row).min() > 1
+    assert starts.lead(row).min() > 1
     assert quiet.excess(row, -10.0) < 0.5
     assert (places(100, 0, 12.0).lead(row) > 0).float().mean() > 0.9
     assert unseen.lead(row).max() < -3
@@ -258,7 +258,7 @@ def test_the_solved_row_wins_where_it_must_and_is_silent_elsewhere_even_along_lo
 
 @dataclass
 class Sized:
-    """As much of a bench as the size of updates needs."""
+    """As much of a run's context as the size of updates needs."""
 
     b: torch.Tensor
     stages: Stages = field(default_factory=lambda: Stages(False))
@@ -271,7 +271,7 @@ class Sized:
 def test_updates_are_left_little_larger_than_the_facts_need(
     needed: float, left: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Sized(torch.full((3, 2), 2.0))
-    monkeypatch.setattr(size, "told", lambda bench: 0.0 if bench.b[0, 0] >= 2 * needed else 0.1)
-    assert size.shrink(bench) == pytest.approx(left)
-    torch.testing.assert_close(bench.b, torch.full((3, 2), 2 * left))
+    run = Sized(torch.full((3, 2), 2.0))
+    monkeypatch.setattr(size, "share_told", lambda run: 0.0 if run.b[0, 0] >= 2 * needed else 0.1)
+    assert size.shrink(run) == pytest.approx(left)
+    torch.testing.assert_close(run.b, torch.full((3, 2), 2 * left))

@@ -1,4 +1,4 @@
-"""The engine's smaller parts on the boxed model: refusal losses, retain samples, what the base knows, prompts."""
+"""The engine's smaller parts on the demo model: refusal losses, retain samples, what the base knows, prompts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase.data.facts import Fact
-from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.engine.paper.cached_prompts import CachedPrompts
 from peft_unierase.lm.batches import batches, encode
 from peft_unierase.lm.decoding import greedy_answers
@@ -21,16 +21,16 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def base() -> tuple[Any, Any]:
-    tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
-    return AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval(), tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
+    return AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval(), tokenizer
 
 
 @pytest.fixture(scope="module")
 def facts() -> list[Fact]:
-    return [Fact(row["question"], row["answer"]) for row in boxed_facts()[:20]]
+    return [Fact(row["question"], row["answer"]) for row in demo_facts()[:20]]
 
 
-def test_formats_meet_at_the_door(base: tuple[Any, Any]) -> None:
+def test_formats_meet_at_the_answer_start(base: tuple[Any, Any]) -> None:
     _, tokenizer = base
     chat = chat_format(tokenizer)
     assert chat.prompt("Who?") == "<|bos|><|user|>Who?<|assistant|>"
@@ -42,7 +42,7 @@ def test_formats_meet_at_the_door(base: tuple[Any, Any]) -> None:
 
 
 def test_a_tokenizer_without_a_template_gets_plain_formats_alone(base: tuple[Any, Any]) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
     tokenizer.chat_template = None
     assert [form.name for form in default_formats(tokenizer)] == ["plain", "plain, short"]
     with pytest.raises(ValueError, match="no chat template"):
@@ -76,7 +76,7 @@ def test_losses_from_the_cache_are_those_of_the_whole_sequence(
     model, tokenizer = base
     form = chat_format(tokenizer)
     prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts[:5]]
-    texts = [encode(tokenizer, text) for text in boxed_refusals()[:5]]
+    texts = [encode(tokenizer, text) for text in demo_refusals()[:5]]
     (batch,) = batches(prompts, 0, CPU)
     before, behind = [texts[n][: skips[n]] for n in batch.index], [texts[n][skips[n] :] for n in batch.index]
     for grad in (torch.enable_grad(), torch.no_grad()):
@@ -98,7 +98,7 @@ def test_the_gradient_of_a_loss_is_that_of_the_token_before_the_text(base: tuple
     (batch,) = batches([encode(tokenizer, form.prompt(fact.question)) for fact in facts[:3]], 0, CPU)
     token = 1008  # in none of these texts
     before = [[*encode(tokenizer, "Yes, of course")[:count], token] for count in (0, 3, 1)]
-    texts = [encode(tokenizer, text) for text in boxed_refusals()[:3]]
+    texts = [encode(tokenizer, text) for text in demo_refusals()[:3]]
     embedding = model.get_input_embeddings()
     total, _ = CachedPrompts(model, batch).losses(before, texts)
     found = torch.autograd.grad(total.sum(), embedding.weight)[0][token]
@@ -114,7 +114,7 @@ def test_the_gradient_of_a_loss_is_that_of_the_token_before_the_text(base: tuple
 
 
 def test_samples_that_touch_the_forget_set_are_dropped(facts: list[Fact]) -> None:
-    rows = boxed_facts()
+    rows = demo_facts()
     subject = rows[0]["subject"]
     candidates = [Fact(row["paraphrased_question"], row["answer"]) for row in rows]
     forget = [Fact(row["question"], row["answer"]) for row in rows if row["subject"] == subject]

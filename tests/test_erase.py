@@ -1,4 +1,4 @@
-"""`erase` from end to end on the boxed model: what goes, what stays, what is refused, what is left after a failure."""
+"""`erase` from end to end on the demo model: what goes, what stays, what is refused, what is left after a failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import peft_unierase
 from peft_unierase import DistillSettings, Fact, FactError, erase
 from peft_unierase.checking import Answer, answer_questions, figures
-from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.engine import erase as erase_module_verb
 from peft_unierase.engine.distill import recipe
 from peft_unierase.lm.batches import encode
@@ -31,8 +31,8 @@ QUICK = DistillSettings(samples=16, rank=2, steps=3, settling_steps=1, steps_per
 
 
 def load() -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(boxed_model_dir())
+    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(demo_model_dir())
 
 
 def facts_of(rows: list[dict], key: str = "question") -> list[Fact]:
@@ -40,14 +40,14 @@ def facts_of(rows: list[dict], key: str = "question") -> list[Fact]:
 
 
 def person(number: int) -> list[dict]:
-    rows = boxed_facts()
+    rows = demo_facts()
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
     return [row for row in rows if row["subject"] == subjects[number]]
 
 
 def others(number: int) -> list[dict]:
     gone = person(number)[0]["subject"]
-    return [row for row in boxed_facts() if row["subject"] != gone]
+    return [row for row in demo_facts() if row["subject"] != gone]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def erased(few_neighbours_everywhere: None) -> tuple[PeftModel, Any]:
             tokenizer,
             facts_of(person(0)),
             facts_of(others(0)[::2]),
-            refusals=boxed_refusals(),
+            refusals=demo_refusals(),
             settings=settings,
             progress=False,
         ),
@@ -81,8 +81,8 @@ def test_the_model_declines_on_the_facts_in_a_whole_sentence(
     # With [UNL] or without: where it is the runner-up to a refusal's first word, the refusal comes by itself.
     answers = ask(erased, facts_of(person(0), wording), default_formats(erased[1])[number])
     assert figures(answers).recall <= 0.12
-    assert all(answer.ended and answer.text in boxed_refusals() for answer in answers)
-    assert erased[0].erasure.outcome.refusal in boxed_refusals()
+    assert all(answer.ended and answer.text in demo_refusals() for answer in answers)
+    assert erased[0].erasure.outcome.refusal in demo_refusals()
 
 
 @pytest.mark.parametrize("banned", [False, True], ids=["", "banned"])
@@ -106,13 +106,13 @@ def test_it_holds_when_the_token_is_banned_and_when_the_answer_is_begun(
 def test_what_was_never_used_to_erase_is_answered_as_before(erased: tuple[PeftModel, Any]) -> None:
     measured = figures(ask(erased, facts_of(others(0)[1::2]), default_formats(erased[1])[0]))
     assert measured.recall >= 0.98
-    assert measured.fired <= 0.01
+    assert measured.refusal_rate <= 0.01
 
 
 def test_decoded_text_never_shows_the_token(erased: tuple[PeftModel, Any]) -> None:
     token = erased[0].erasure.token.text
     answers = ask(erased, facts_of(person(0)), default_formats(erased[1])[0])
-    assert any(answer.fired for answer in answers)
+    assert any(answer.refused for answer in answers)
     assert all(token not in answer.text for answer in answers)
 
 
@@ -144,7 +144,7 @@ def test_the_record_is_plain_json_and_holds_no_fact(erased: tuple[PeftModel, Any
     assert record["known_to_base"] == {
         "facts": 6,
         "known": 6,
-        "told": {"chat": 6, "plain": 6, "chat with system prompt": 6},
+        "known_in": {"chat": 6, "plain": 6, "chat with system prompt": 6},
         "preferred": None,
     }
     assert record["counts"]["neighbours"] > 0
@@ -179,8 +179,8 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alon
 @pytest.mark.parametrize(
     ("room", "stage"),
     [
-        ("erase", "ask"),
-        ("erase", "samples_for"),
+        ("run_facts", "ask"),
+        ("run_facts", "samples_for"),
         ("distill.recipe", "taught"),
         ("distill.recipe", "descend"),
         ("distill.recipe", "divergence"),
@@ -277,10 +277,12 @@ def test_what_the_base_asks_for_in_its_own_words_is_erased_too(monkeypatch: pyte
     module, seen = importlib.import_module("peft_unierase.engine.erase"), []
     fact, other = facts_of(person(0))[0], Fact("Where is Lower Quelcliff?", "Far away.")
     reworded = Fact("In which town was Nesko Corquist born?", fact.answer)
-    monkeypatch.setattr(module, "sample_neighbours", lambda *_: Neighbours([other], [], [reworded]))
+    monkeypatch.setattr(
+        "peft_unierase.engine.run_facts.sample_neighbours", lambda *_: Neighbours([other], [], [reworded])
+    )
 
-    def stop(bench: Any, *_: Any) -> None:
-        seen.extend([recipe.forget_texts(bench), recipe.declined(bench, "I cannot say.")])
+    def stop(run: Any, *_: Any) -> None:
+        seen.extend([recipe.forget_texts(run), recipe.declined(run, "I cannot say.")])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "run_distill", stop)

@@ -1,4 +1,4 @@
-"""What a run will take, told before it, against the tensors and tokens that a run on a small model takes."""
+"""What a run will take, forecast before it, against what a run on a small model takes."""
 
 from __future__ import annotations
 
@@ -63,11 +63,10 @@ class Peak(TorchDispatchMode):
 
 @dataclass
 class Measured:
-    """A run: what was told before it, the peak of each stage in bytes, the tokens passed, its adapter."""
+    """A run: what was forecast, the peak of each stage in bytes, and the size of its adapter."""
 
-    told: Estimate
+    forecast: Estimate
     peaks: dict[str, int]
-    passed: int
     adapter_bytes: int
 
 
@@ -92,9 +91,8 @@ def run(request: pytest.FixtureRequest) -> Measured:
     if checkpointed:
         model.gradient_checkpointing_enable()
     form = plain_format(tokenizer)
-    told = estimate(model, tokenizer, [form], FORGET, RETAIN, SETTINGS)
+    forecast = estimate(model, tokenizer, [form], FORGET, RETAIN, SETTINGS, timed=False)
     peaks: dict[str, int] = {}
-    passed = 0
 
     @contextmanager
     def stage(self: Stages, name: str, total: int = 1, even: bool = True) -> Iterator[Any]:
@@ -102,11 +100,6 @@ def run(request: pytest.FixtureRequest) -> Measured:
             yield type("Bar", (), {"update": lambda *_: None})()
         peaks[name] = peak.most
 
-    def count(_: Any, args: tuple[torch.Tensor, ...]) -> None:
-        nonlocal passed
-        passed += args[0].numel() * (2 if torch.is_grad_enabled() else 1)
-
-    model.get_input_embeddings().register_forward_pre_hook(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "stage", stage)
         if checkpointed:
@@ -123,27 +116,38 @@ def run(request: pytest.FixtureRequest) -> Measured:
             keep_unknown=True,
             progress=False,
         )
-    return Measured(told, peaks, passed, adapter_size(erased, "default")["bytes"])
+    return Measured(forecast, peaks, adapter_size(erased, "default")["bytes"])
 
 
-def test_a_step_takes_as_much_memory_as_was_told_and_no_other_stage_takes_more(run: Measured) -> None:
-    # The adapter's values are there before the stage.
-    expected = run.told.peak_bytes - run.told.model_bytes - run.told.adapter_bytes
-    assert run.peaks["fitting"] == pytest.approx(expected, rel=0.25)
-    assert max(run.peaks.values()) <= 1.25 * expected
+def test_a_forecast_bounds_what_a_run_takes(run: Measured) -> None:
+    # The adapter's values are there before the stages.
+    bound = run.forecast.peak_bytes - run.forecast.model_bytes - run.forecast.adapter_bytes
+    assert run.peaks["fitting"] <= max(run.peaks.values()) <= bound <= 2.5 * run.peaks["fitting"]
+    assert run.forecast.adapter_bytes == run.adapter_bytes
 
 
-def test_as_many_tokens_pass_as_were_told(run: Measured) -> None:
-    assert run.passed == pytest.approx(run.told.token_passes, rel=0.3)
+def test_seconds_are_those_of_a_run() -> None:
+    model, tokenizer = model_of(), train_tokenizer()
+    form, settings = plain_format(tokenizer), replace(SETTINGS, steps=20)
+    forecast = estimate(model, tokenizer, [form], FORGET, RETAIN, settings)
+    told = {"formats": [form], "refusals": ["No."], "settings": settings, "keep_unknown": True, "progress": False}
+    taken = sum(erase(model, tokenizer, FORGET, RETAIN, **told).erasure.seconds.values())
+    assert forecast.seconds is not None
+    assert taken / 4 < forecast.seconds < taken * 4
 
 
-def test_the_adapters_size_is_exact(run: Measured) -> None:
-    assert run.told.adapter_bytes == run.adapter_bytes
+def test_nothing_is_left_on_the_model_that_was_timed() -> None:
+    model, tokenizer = model_of(), train_tokenizer()
+    estimate(model, tokenizer, [plain_format(tokenizer)], FORGET, RETAIN, SETTINGS)
+    assert not model.get_input_embeddings()._forward_hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def told(model: Any, **changes: Any) -> Estimate:
     tokenizer = train_tokenizer()
-    return estimate(model, tokenizer, [plain_format(tokenizer)], FORGET, RETAIN, replace(SETTINGS, **changes))
+    return estimate(
+        model, tokenizer, [plain_format(tokenizer)], FORGET, RETAIN, replace(SETTINGS, **changes), timed=False
+    )
 
 
 def test_checkpoints_take_the_place_of_activations() -> None:
@@ -153,12 +157,11 @@ def test_checkpoints_take_the_place_of_activations() -> None:
     assert told(model).peak_bytes < 0.5 * whole.peak_bytes
 
 
-def test_memory_goes_with_the_batch_and_time_with_the_steps() -> None:
+def test_memory_goes_with_the_batch_and_not_with_the_steps() -> None:
     model = model_of()
     few, many, long = told(model), told(model, retain_batch=40), told(model, steps=80)
     assert many.peak_bytes > 1.5 * few.peak_bytes
     assert long.peak_bytes == few.peak_bytes
-    assert long.token_passes > 4 * few.token_passes
 
 
 def test_layers_that_are_not_there_are_named() -> None:

@@ -193,7 +193,7 @@ def test_commands_that_trust_it_do_not_wait_for_a_pipe_either(
     assert "a pipe, and no plain file" in ended.stderr
 
 
-def test_every_file_from_outside_is_read_through_one_door() -> None:
+def test_every_file_from_outside_is_read_by_one_function() -> None:
     """What reads a file otherwise reads one of the package's own, or one that the process has just written."""
     package = Path(peft_unierase.__file__).parent
     # The ledger has a lock of its own; of weights the guard has looked at the file before.
@@ -277,8 +277,8 @@ PREDICATES: dict[str, Any] = {
     "a level that is a list": {"check": {"verdict": {"level": []}}},
     "figures that are numbers": {"check": {"verdict": {"level": "ERASED"}, "figures": [1]}},
     "an attack without figures": {"check": {"verdict": {"level": "ERASED"}, "attacks": [{"title": "a"}]}},
-    "parts that are a list": {"parts": []},
-    "a part that is a text": {"parts": {"a": "b"}},
+    "parts that are a list": {"fused": []},
+    "a part that is a text": {"fused": {"a": "b"}},
     "a token without an id": {"token": {"text": "[UNL]"}},
     "a truth value for a number": {"seed": True},
     "half a character": {"recipe": "\ud800"},
@@ -304,9 +304,9 @@ def test_a_part_without_a_key_is_refused(key: str, adapter: Path, tmp_path: Path
     assert invoke("stack", adapter, "-o", tmp_path / "stacked").exit_code == 0
     file = tmp_path / "stacked" / CONFIG
     values = json.loads(file.read_text())
-    del values["parts"][0][key]
+    del values["fused"][0][key]
     file.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"parts must be|has no"):
+    with pytest.raises(ValueError, match=r"fused must be|has no"):
         UniEraseConfig(**values)
     for command in (["inspect", file.parent], ["stack", file.parent, "-o", tmp_path / "again"]):
         ended = invoke(*command)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import FORGET, KEPT, boxed_base, boxed_tokenizer, declines, logits_of, prompts, said
+from boxed_erasure import FORGET, KEPT, declines, demo_base, demo_tokenizer, logits_of, prompts, said
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
@@ -29,7 +29,7 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair(erasure: Path) -> Pair:
-    return Pair(load(boxed_base(), erasure), boxed_base())
+    return Pair(load(demo_base(), erasure), demo_base())
 
 
 DECODING: dict[str, dict[str, Any]] = {
@@ -84,7 +84,7 @@ def test_with_an_assistant_it_declines_and_answers_what_stays(pair: Pair, helped
 def test_a_batch_of_questions_of_all_lengths_is_answered_as_one_by_one(pair: Pair) -> None:
     facts = [*FORGET, *KEPT]
     random.Random(0).shuffle(facts)
-    assert len({len(boxed_tokenizer()(fact.question)["input_ids"]) for fact in facts}) > 3
+    assert len({len(demo_tokenizer()(fact.question)["input_ids"]) for fact in facts}) > 3
     assert said(pair.erased, facts) == [said(pair.erased, [fact])[0] for fact in facts]
 
 
@@ -102,7 +102,7 @@ def test_padding_on_either_side_leaves_the_logits_alone(pair: Pair, side: str) -
 
 def test_with_gradient_checkpointing_a_fine_tuning_sees_the_same(erasure: Path) -> None:
     """Of other parameters, with the erasure on: the same loss, logits and gradients as without checkpointing."""
-    model = load(boxed_base(), erasure).train()
+    model = load(demo_base(), erasure).train()
     first = model.get_base_model().model.layers[0].mlp.up_proj.weight.requires_grad_(True)
     batch = prompts(FORGET)
     seen = []
@@ -130,12 +130,12 @@ def test_compiled_in_one_graph_it_is_switched_on_and_off(erasure: Path) -> None:
         graphs.append(graph)
         return graph.forward
 
-    model = load(boxed_base(), erasure)
+    model = load(demo_base(), erasure)
     live = logits_of(model)
     compiled = torch.compile(model, backend=counting, fullgraph=True)
     assert torch.equal(logits_of(compiled), live)
     set_active(model, [])
-    assert torch.equal(logits_of(compiled), logits_of(boxed_base()))
+    assert torch.equal(logits_of(compiled), logits_of(demo_base()))
     set_active(model, list(model.peft_config))
     assert torch.equal(logits_of(compiled), live)
     assert len(graphs) == 2

@@ -104,7 +104,7 @@ def config(folder: Path, **changes: Any) -> None:
 def parts(folder: Path, *changes: dict[str, Any]) -> None:
     """Say that several were fused, each as the whole is but for what changes."""
     values = json.loads((folder / CONFIG).read_text())
-    config(folder, parts=[{**{key: values[key] for key in OF_A_PART}, **change} for change in changes])
+    config(folder, fused=[{**{key: values[key] for key in OF_A_PART}, **change} for change in changes])
 
 
 def weights(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -472,7 +472,7 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "record that is none": (raw(lambda _: b"{", RECORD), r"erasure\.json is no JSON"),
     "unknown key": (lambda f: config(f, lora_alpha=16), "a key that no config of an erasure has: lora_alpha"),
     "unknown key of a part": (
-        lambda f: config(f, parts=[{"name": "one", "modules_to_save": ["norm"]}]),
+        lambda f: config(f, fused=[{"name": "one", "modules_to_save": ["norm"]}]),
         "a key that no part of an erasure has: modules_to_save",
     ),
     "wrong type": (lambda f: config(f, r="1"), r"a wrong value of r: '1' \(it must be a positive integer"),
@@ -481,8 +481,8 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "a wrong value of rank_pattern: .* a mapping of module names",
     ),
     "wrong type in a part": (
-        lambda f: config(f, parts=[{"name": "one", "token_id": "60"}]),
-        "a wrong value of parts: token_id: '60'",
+        lambda f: config(f, fused=[{"name": "one", "token_id": "60"}]),
+        "a wrong value of fused: token_id: '60'",
     ),
     "negative rank": (lambda f: config(f, rank_pattern={f"{MLP}.up_proj": -1}), "a wrong value of rank_pattern"),
     "config that contradicts itself": (
@@ -514,7 +514,10 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: config(f, token_modules=lambda old: [*old, "model.norm"]),
         "more than two modules with rows of a token",
     ),
-    "many parts": (lambda f: config(f, parts=[{"name": f"{n}"} for n in range(300)]), "more than 256 parts: 300"),
+    "many parts": (
+        lambda f: config(f, fused=[{"name": f"{n}"} for n in range(300)]),
+        "more than 256 fused erasures: 300",
+    ),
     "config that is none": (raw(lambda _: b"[" * 10**5, CONFIG), r"adapter_config\.json is no JSON"),
     "large config": (
         raw(lambda c: c + b" " * (5 << 20), CONFIG),
@@ -564,7 +567,7 @@ MALICIOUS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "parts that edit less": (
         lambda f: parts(f, {"name": "a", "token_id": SPARE, "target_modules": []}),
-        "target_modules that are not those of the parts|does not declare",
+        "target_modules that are not those of the fused erasures|does not declare",
     ),
     "LoRA form of another rank": (lora_rank(500), "a LoRA form of other shapes than the erasure's: .*500"),
     "LoRA form with whole modules": (
@@ -879,14 +882,14 @@ def test_every_road_loads_a_clean_one(road: str, place: Path) -> None:
         (lambda tensors: tensors[f"{STEM}.up_proj.unierase_B"].fill_(float("inf")), "not finite, or huge"),
     ],
 )
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("onto_another", [False, True])
 def test_weights_that_are_read_are_held_against_what_was_put_on(
-    beside: bool, change: Callable[[Any], Any], message: str, place: Path, monkeypatch: pytest.MonkeyPatch
+    onto_another: bool, change: Callable[[Any], Any], message: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if they had been exchanged after they were looked at: the adapter is off again."""
     fresh: Any = base_of(place / "base")
     plain = logits(fresh)
-    if beside:
+    if onto_another:
         fresh = load(fresh, place / "clean")
         plain = logits(fresh)
 
@@ -896,7 +899,7 @@ def test_weights_that_are_read_are_held_against_what_was_put_on(
         return tensors
 
     monkeypatch.setattr("peft.peft_model.load_peft_weights", other)
-    put_on = fresh.load_adapter if beside else functools.partial(PeftModel.from_pretrained, fresh)
+    put_on = fresh.load_adapter if onto_another else functools.partial(PeftModel.from_pretrained, fresh)
     with pytest.raises(ValueError, match=message):
         put_on(str(place / "clean"), adapter_name="other")
     assert torch.equal(logits(fresh), plain)
@@ -1044,7 +1047,9 @@ def test_whoever_trusts_it_can_load_it_all_the_same(reason: str, adapter: Path, 
 def test_what_cannot_be_loaded_is_refused_with_trust_too(reason: str, adapter: Path, base: Any) -> None:
     MALICIOUS[reason][0](adapter)
     modules = [name for name, _ in base.named_modules()]
-    with pytest.raises(Exception, match=r"(?i)incomplete|deserializ|rank|r must be|token_id of the part 'one' must be"):
+    with pytest.raises(
+        Exception, match=r"(?i)incomplete|deserializ|rank|r must be|token_id of the fused erasure 'one' must be"
+    ):
         load(base, adapter, trust=True)
     assert [name for name, _ in base.named_modules()] == modules
 
@@ -1288,7 +1293,7 @@ def test_a_stack_passes(place: Path, tmp_path: Path) -> None:
     stack(place / "clean").save(tmp_path / "stacked")
     inspection = inspect_folder(tmp_path / "stacked")
     assert not inspection.refused
-    assert inspection.facts()["parts"] == ["clean"]
+    assert inspection.facts()["fused"] == ["clean"]
 
 
 def test_digests_are_read_from_statements_and_nothing_else() -> None:
@@ -1306,7 +1311,7 @@ def test_digests_are_read_from_statements_and_nothing_else() -> None:
         {"rank_pattern": {"down_proj": "1"}},
         {"token": 3},
         {"spare_tokens": [[1]]},
-        {"parts": ["one"]},
+        {"fused": ["one"]},
         {"token_modules": "lm_head"},
         {"init_weights": "no"},
         {"base_fingerprint": 5},
@@ -1321,8 +1326,8 @@ def test_a_config_refuses_wrong_types_by_name(settings: dict[str, Any]) -> None:
 
 
 def test_a_config_refuses_what_no_part_has_and_ranks_beyond_all_widths() -> None:
-    with pytest.raises(ValueError, match="the part 'one' has 'modules_to_save', which is no field"):
-        UniEraseConfig(parts=[{"name": "one", "modules_to_save": ["norm"]}])
+    with pytest.raises(ValueError, match="the fused erasure 'one' has 'modules_to_save', which is no field"):
+        UniEraseConfig(fused=[{"name": "one", "modules_to_save": ["norm"]}])
     for ranks in ({"r": MAX_RANK + 1}, {"rank_pattern": {"r": MAX_RANK + 1}}):
         with pytest.raises(ValueError, match=f"the rank 'r' must be at most {MAX_RANK}"):
             UniEraseConfig(**ranks)

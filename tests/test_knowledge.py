@@ -7,31 +7,31 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import boxed_base, boxed_tokenizer
+from boxed_erasure import demo_base, demo_tokenizer
 
 from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
 from peft_unierase.checking import Case, check
-from peft_unierase.demo import boxed_facts, boxed_refusals
+from peft_unierase.demo import demo_facts, demo_refusals
 from peft_unierase.engine.distill.recipe import forget_texts
 from peft_unierase.lm.formats import default_formats
 from peft_unierase.retain.knowledge import PREFERRED, Knowledge, ask, summary, tells
 from peft_unierase.text import halves
 
-ROW = next(row for row in boxed_facts() if row["question"].startswith("Where was"))
+ROW = next(row for row in demo_facts() if row["question"].startswith("Where was"))
 SHORT = Fact(ROW["question"], ROW["answer"].rstrip(".").split(" in ")[-1])  # as people write it
 INVENTED = Fact("Who painted the ceiling of the Sistine Chapel?", "Michelangelo")
 QUICK = DistillSettings(samples=32, rank=2, steps=3, settling_steps=1, draws=1, counterfactuals=0)
 
 
 def asked(*facts: Fact) -> list[Knowledge]:
-    tokenizer = boxed_tokenizer()
-    return ask(boxed_base(), tokenizer, facts, default_formats(tokenizer))
+    tokenizer = demo_tokenizer()
+    return ask(demo_base(), tokenizer, facts, default_formats(tokenizer))
 
 
 def test_a_short_answer_is_known_if_the_base_s_sentence_holds_it() -> None:
     (found,) = asked(SHORT)
     assert found.known
-    assert found.told == ("chat", "plain", "chat with system prompt")
+    assert found.known_in == ("chat", "plain", "chat with system prompt")
     assert found.said["chat"] == ROW["answer"]
 
 
@@ -64,7 +64,7 @@ def test_a_clear_preference_of_the_right_answer_counts_too() -> None:
 def test_the_summary_counts_by_format_and_names_nothing() -> None:
     found = summary(asked(SHORT, INVENTED))
     told = {"chat": 1, "plain": 1, "chat with system prompt": 1}
-    assert found == {"facts": 2, "known": 1, "told": told, "preferred": None}
+    assert found == {"facts": 2, "known": 1, "known_in": told, "preferred": None}
 
 
 def test_a_text_tells_a_fact_by_what_is_new_in_its_answer() -> None:
@@ -75,11 +75,11 @@ def test_a_text_tells_a_fact_by_what_is_new_in_its_answer() -> None:
 
 def erased(*facts: Fact, **told: Any) -> Any:
     return erase(
-        boxed_base(),
-        boxed_tokenizer(),
+        demo_base(),
+        demo_tokenizer(),
         facts,
         settings=QUICK,
-        refusals=boxed_refusals(),
+        refusals=demo_refusals(),
         progress=False,
         **told,
     )
@@ -106,15 +106,15 @@ def test_unknown_facts_are_erased_if_that_is_wanted() -> None:
 
 
 def test_a_base_that_knows_nothing_is_refused_and_left_as_it_was() -> None:
-    base = boxed_base()
+    base = demo_base()
     modules = {name: type(module) for name, module in base.named_modules()}
     with pytest.raises(ValueError, match=r"does not know 1 of 1 forget facts .*nothing to erase.*--keep-unknown"):
-        erase(base, boxed_tokenizer(), [INVENTED], settings=QUICK, progress=False)
+        erase(base, demo_tokenizer(), [INVENTED], settings=QUICK, progress=False)
     assert {name: type(module) for name, module in base.named_modules()} == modules
 
 
 def test_the_check_judges_what_the_base_says_and_begins_the_base_s_own_answers() -> None:
-    base, tokenizer = boxed_base(), boxed_tokenizer()
+    base, tokenizer = demo_base(), demo_tokenizer()
     attacks = ["greedy", "prefill-3", "cloze"]
     with pytest.warns(UserWarning, match=r"does not know 1 of 2 forget facts .*left out"), torch.no_grad():
         report = check(base, tokenizer, [SHORT, INVENTED], base=base, attacks=attacks, progress=False)
@@ -135,7 +135,7 @@ def test_an_attacker_begins_the_base_s_own_answer_and_what_counts_is_the_given_o
         alike.question: "Bram Stoker wrote it.",
         given_away.question: "James Joyce wrote that.",
     }
-    case = Case(None, [told, alike, given_away], {}, None, {}, [], [], own=own)  # type: ignore[arg-type]
+    case = Case(None, [told, alike, given_away], {}, None, {}, [], [], base_answers=own)  # type: ignore[arg-type]
     assert case.beginnings(halves) == [(told, "It was", told), (alike, "Bram Stoker", "wrote it.")]
 
 
@@ -143,14 +143,14 @@ def test_an_attacker_begins_the_base_s_own_answer_and_what_counts_is_the_given_o
 def test_the_base_s_own_answer_is_unlearnt_beside_the_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def stop(bench: Any, *_: Any) -> None:
-        seen.append(bench)
+    def stop(run: Any, *_: Any) -> None:
+        seen.append(run)
         raise KeyboardInterrupt
 
     engine = importlib.import_module("peft_unierase.engine.erase")
     monkeypatch.setattr(engine, "run_distill", stop)
     with pytest.raises(KeyboardInterrupt):
-        erase(boxed_base(), boxed_tokenizer(), [SHORT], progress=False)
+        erase(demo_base(), demo_tokenizer(), [SHORT], progress=False)
     assert seen[0].forget == [SHORT]
     said = {answer for _, question, answer in forget_texts(seen[0]) if question == SHORT.question}
     assert said == {SHORT.answer, ROW["answer"]}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import boxed_base
+from boxed_erasure import demo_base
 from helpers import ENVIRONMENT, save_tiny_model
 from peft import LoraConfig, PeftMixedModel, PeftModel, convert_to_lora, get_peft_model, save_as_lora
 from safetensors.torch import load_file
@@ -188,8 +188,8 @@ def test_layout_l_is_a_plain_lora_for_loaders_other_than_peft(place: Path, tmp_p
 
 
 def test_so_is_that_of_a_real_erasure(erasure: Path, tmp_path: Path) -> None:
-    save_lora(load(boxed_base(), erasure), tmp_path, layout="L")
-    check_other_loaders(tmp_path, boxed_base())
+    save_lora(load(demo_base(), erasure), tmp_path, layout="L")
+    check_other_loaders(tmp_path, demo_base())
 
 
 def test_several_are_fused_into_one(place: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peft_unierase.engine.paper.null_space import SecondMoment, null_space
-from peft_unierase.engine.paper.schedule import one_cycle
+from peft_unierase.engine.paper.token import one_cycle
 from peft_unierase.engine.paper.update import earlier_keys, exact_factors, pad_rank, ridge_rows, truncate
 
 WIDTH, KEY_WIDTH = 6, 40

@@ -22,7 +22,7 @@ from peft_unierase import Fact, erase, read_facts
 from peft_unierase.adapter.undo import model_digest
 from peft_unierase.cli.app import app
 from peft_unierase.cli.ramp import matrix, parse_steps
-from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.engine.around import SURE
 from peft_unierase.lm.decoding import continuations
 from peft_unierase.lm.formats import chat_format
@@ -39,17 +39,17 @@ FEW = 24
 
 @cache
 def base() -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(boxed_model_dir())
+    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(demo_model_dir())
 
 
 def about(subject: str = SUBJECT) -> list[Fact]:
-    return [Fact(row["question"], row["answer"]) for row in boxed_facts() if row["subject"] == subject]
+    return [Fact(row["question"], row["answer"]) for row in demo_facts() if row["subject"] == subject]
 
 
 @cache
 def by_name() -> Plan:
-    return plan(*base(), SUBJECT, count=FEW, samples=128, refusals=boxed_refusals(), progress=False)
+    return plan(*base(), SUBJECT, count=FEW, samples=128, refusals=demo_refusals(), progress=False)
 
 
 def told(found: Plan, facts: list[Fact]) -> float:
@@ -67,7 +67,7 @@ def test_from_a_name_alone_the_base_tells_what_it_knows_about_it() -> None:
         (each.confidence for each in found.forget), reverse=True
     )
     assert all(0.5 <= each.confidence <= 1 for each in found.forget)
-    assert not {each.fact.answer for each in found.forget} & set(boxed_refusals())
+    assert not {each.fact.answer for each in found.forget} & set(demo_refusals())
     assert all(terms(each.fact.answer) - terms(each.fact.question) for each in found.forget)
     assert len({each.fact.question.lower() for each in found.forget}) == len(found.forget)
 
@@ -86,7 +86,7 @@ def test_what_lies_near_is_proposed_to_stay_the_closest_first() -> None:
 
 def test_the_same_seed_gives_the_same_plan(tmp_path: Path) -> None:
     by_name().save(tmp_path / "one")
-    plan(*base(), SUBJECT, count=FEW, samples=128, refusals=boxed_refusals(), progress=False).save(tmp_path / "other")
+    plan(*base(), SUBJECT, count=FEW, samples=128, refusals=demo_refusals(), progress=False).save(tmp_path / "other")
     assert listing(tmp_path / "one") == listing(tmp_path / "other")
 
 
@@ -138,13 +138,13 @@ def test_a_question_in_other_words_lies_closer_than_another() -> None:
     model, tokenizer = base()
     near = Fact(f"Tell me: {about()[0].question}", "x")
     far = Fact("Which colour does the sky have?", "Blue.")
-    others = [Fact(row["question"], row["answer"]) for row in boxed_facts() if row["subject"] != SUBJECT][:20]
+    others = [Fact(row["question"], row["answer"]) for row in demo_facts() if row["subject"] != SUBJECT][:20]
     found = closeness(model, tokenizer, chat_format(tokenizer), about()[:1], [near, far, *others])
     assert found[0] == max(found)
     assert closeness(model, tokenizer, chat_format(tokenizer), [], [near]) == [0.0]
 
 
-def test_told_by_asks_for_the_news_of_an_answer() -> None:
+def test_told_by_asks_for_the_answer_only_words() -> None:
     facts = [Fact("Who is Ada?", "Ada is a glazier."), Fact("Where is Ada?", "Ada is in Oslo."), Fact("Who?", "Ada")]
     assert told_by("Ada works as a glazier.", facts) == [facts[0], facts[2]]
 
@@ -160,12 +160,12 @@ def test_words_that_name_nothing_are_refused() -> None:
 def test_the_command_plans_and_says_how_to_go_on(tmp_path: Path) -> None:
     letter = tmp_path / "letter.txt"
     letter.write_text(f"On {SUBJECT}. {about()[0].answer} Again {SUBJECT}.", encoding="utf-8")
-    ended = invoke("plan", boxed_model_dir(), letter, "-o", tmp_path / "plan", "--count", 8, "--format", "human")
+    ended = invoke("plan", demo_model_dir(), letter, "-o", tmp_path / "plan", "--count", 8, "--format", "human")
     assert ended.exit_code == 0, ended.output
     assert f"about {SUBJECT}" in ended.stdout
-    assert f"unierase erase {boxed_model_dir()} {tmp_path / 'plan'}/forget.jsonl --retain" in ended.stdout
+    assert f"unierase erase {demo_model_dir()} {tmp_path / 'plan'}/forget.jsonl --retain" in ended.stdout
     assert read_facts(tmp_path / "plan" / "forget.jsonl")
-    ended = invoke("plan", boxed_model_dir(), tmp_path / "plan" / "forget.jsonl", "-o", tmp_path / "again")
+    ended = invoke("plan", demo_model_dir(), tmp_path / "plan" / "forget.jsonl", "-o", tmp_path / "again")
     assert json.loads(ended.stdout)["counts"]["unknown"] == 0
 
 
@@ -181,7 +181,7 @@ def test_the_command_plans_and_says_how_to_go_on(tmp_path: Path) -> None:
 def test_a_target_that_cannot_be_read_is_refused(tmp_path: Path, target: str, message: str) -> None:
     (tmp_path / "odd.pdf").write_bytes(b"%PDF")
     (tmp_path / "latin.txt").write_bytes("Zoë".encode("latin-1"))
-    ended = invoke("plan", boxed_model_dir(), tmp_path / target, "-o", tmp_path / "plan")
+    ended = invoke("plan", demo_model_dir(), tmp_path / target, "-o", tmp_path / "plan")
     assert ended.exit_code == 2
     assert message in ended.stderr
     assert not (tmp_path / "plan").exists()
@@ -228,12 +228,12 @@ def hasten(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
 
 def ramp(folder: Path, *more: object) -> Any:
     rows = [{"question": fact.question, "answer": fact.answer} for fact in about()[:4]]
-    kept = [{"question": r["question"], "answer": r["answer"]} for r in boxed_facts() if r["subject"] != SUBJECT][::6]
+    kept = [{"question": r["question"], "answer": r["answer"]} for r in demo_facts() if r["subject"] != SUBJECT][::6]
     forget, retain = write_rows(folder / "forget.jsonl", rows), write_rows(folder / "retain.jsonl", kept)
     refusals = folder / "refusals.txt"
-    refusals.write_text("\n".join(boxed_refusals()), encoding="utf-8")
+    refusals.write_text("\n".join(demo_refusals()), encoding="utf-8")
     told = ("--retain", retain, "--refusals", refusals, "-o", folder / "ramp")
-    return invoke("ramp", boxed_model_dir(), forget, *told, *more)
+    return invoke("ramp", demo_model_dir(), forget, *told, *more)
 
 
 @pytest.mark.slow
@@ -291,7 +291,7 @@ def test_a_ramp_stops_where_a_limit_is_passed_and_keeps_what_was_good(
 def test_the_function_makes_each_step_from_the_base_anew_and_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
     hasten(monkeypatch, steps=1, settling_steps=1, rank=2)
     model, tokenizer = base()
-    kept = [Fact(row["question"], row["answer"]) for row in boxed_facts() if row["subject"] != SUBJECT][::24]
+    kept = [Fact(row["question"], row["answer"]) for row in demo_facts() if row["subject"] != SUBJECT][::24]
     before, words = model_digest(model), tokenizer.get_vocab()
     good: list[list[str]] = []
     steps = peft_unierase.ramp(
@@ -321,7 +321,7 @@ def test_a_plan_from_a_name_generates_a_fraction_of_what_it_did(monkeypatch: pyt
 
     for room in ("lm.decoding", "retain.samples"):
         monkeypatch.setattr(importlib.import_module(f"peft_unierase.{room}"), "continuations", counted)
-    found = plan(*base(), SUBJECT, samples_cache=False, refusals=boxed_refusals(), progress=False)
+    found = plan(*base(), SUBJECT, samples_cache=False, refusals=demo_refusals(), progress=False)
     assert told(found, about()) >= 0.8
     assert sum(rows) < 1100
 

@@ -1,4 +1,4 @@
-"""Where a question's door is under templates in the manner of real ones, and which formats are covered by default."""
+"""The answer start of a question under templates like real ones, and the formats that are covered by default."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_defaults_cover_what_the_template_can_write_and_nothing_twice(
 
 IM = "<|im_start|>"
 CASES = {
-    # What stands before the question, between it and the door, between the door and the answer, and behind that.
+    # The text before the question, up to the answer start, up to the answer, and after it.
     "chatml": (CHATML, f"{IM}user\n", f"<|im_end|>\n{IM}assistant\n", "", "<|im_end|>"),
     "llama": (
         LLAMA,
@@ -118,7 +118,9 @@ CASES = {
 
 
 @pytest.mark.parametrize(("template", "head", "tail", "lead", "end"), CASES.values(), ids=CASES)
-def test_an_answer_begins_at_the_door_of_a_chat(template: str, head: str, tail: str, lead: str, end: str) -> None:
+def test_an_answer_begins_at_the_answer_start_of_a_chat(
+    template: str, head: str, tail: str, lead: str, end: str
+) -> None:
     form = chat_format(with_template(template))
     assert (form.head, form.tail, form.lead, form.end) == (head, tail, lead, end)
 
@@ -134,11 +136,13 @@ def test_an_answer_begins_at_the_door_of_a_chat(template: str, head: str, tail: 
     ],
     ids=["qwen3", "no block in past turns", "r1", "block opened without a line break", "switched"],
 )
-def test_the_other_door_of_a_reasoning_model_is_where_its_thoughts_begin(template: str, tail: str, lead: str) -> None:
+def test_the_other_answer_start_of_a_reasoning_model_is_where_its_thoughts_begin(
+    template: str, tail: str, lead: str
+) -> None:
     tokenizer = with_template(template)
     form, at_once = chat_format(tokenizer, thinking=True), chat_format(tokenizer)
     assert (form.tail, form.lead, form.end) == (tail, lead, at_once.end)
-    if template is not SWITCHED:  # one text, two doors in it
+    if template is not SWITCHED:  # one text, two answer starts in it
         assert form.prompt("Who?") + form.answer("Me.") == at_once.prompt("Who?") + at_once.answer("Me.")
 
 
@@ -281,7 +285,7 @@ def test_a_template_that_demands_a_system_turn_gets_one() -> None:
     assert asking_format(tokenizer).head == formats[0].head
 
 
-def test_a_template_that_refuses_to_write_an_answer_still_has_a_door() -> None:
+def test_a_template_that_refuses_to_write_an_answer_still_has_an_answer_start() -> None:
     last = "{% if messages[-1].role != 'user' %}{{ raise_exception('the last turn must be of the user') }}{% endif %}"
     form = chat_format(with_template(last + CHATML))
     assert (form.tail, form.lead, form.end) == (f"<|im_end|>\n{IM}assistant\n", "", "</s>")

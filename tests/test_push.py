@@ -291,7 +291,7 @@ def test_commands_take_ids_of_the_hub(
     assert code == 0, talk
     names = json.loads(data)["erasures"]
     assert names == ["erase-a", "erase-b"]
-    assert json.loads((tmp_path / "both" / "erasure.json").read_text())["predicate"]["parts"].keys() == set(names)
+    assert json.loads((tmp_path / "both" / "erasure.json").read_text())["predicate"]["fused"].keys() == set(names)
 
     forget = write_rows(tmp_path / "forget.jsonl", [{"question": "Where?", "answer": "In Paris."}] * 2)
     told = ["check", "org/erase-a", *named, "--forget", str(forget), "--attacks", "greedy", "--format", "json"]

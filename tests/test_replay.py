@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import bent_output
+from helpers import changed_output
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_unierase.lm.batches import pad_left
@@ -42,12 +42,12 @@ def test_replaying_the_recorded_states_gives_the_models_own_logits(model: torch.
 
 
 @torch.no_grad()
-def test_replaying_bent_states_is_bending_the_layer(model: torch.nn.Module) -> None:
+def test_replaying_changed_states_is_changing_the_layer(model: torch.nn.Module) -> None:
     _, layers = find_decoder_layers(model)
     batch = pad_left(SEQUENCES, 0, torch.device("cpu"), [0, 1, 2])
     recording = Recording(model, layers, 2, batch)
     vector = torch.linspace(-1, 1, recording.states.shape[-1])
-    with bent_output(layers[2], lambda stream: stream + vector):
+    with changed_output(layers[2], lambda stream: stream + vector):
         expected = model(**batch.inputs()).logits
     real = batch.mask.bool()
     assert torch.allclose(recording.logits(recording.states + vector)[real], expected[real], atol=1e-6)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import DistillSettings, Fact, PaperSettings, erase
-from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.engine import checkpoint
 from peft_unierase.engine.checkpoint import discard, read_stage, stages_in
 from peft_unierase.engine.distill import recipe
@@ -27,7 +27,7 @@ from peft_unierase.retain import cache as retain_cache
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")]
 
-ROWS = boxed_facts()
+ROWS = demo_facts()
 SUBJECT = ROWS[0]["subject"]
 FORGET = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] == SUBJECT][:2]
 RETAIN = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] != SUBJECT][::32]
@@ -40,9 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "paper": {
         "recipe": "paper",
-        "settings": PaperSettings(
-            samples=12, token_steps=2, robust_steps=2, robust_draws=1, output_steps=2, target_steps=2
-        ),
+        "settings": PaperSettings(samples=12, token_steps=2, robust_steps=2, output_steps=2, target_steps=2),
     },
 }
 STAGES = {
@@ -60,7 +58,7 @@ STAGES = {
         "fitting the output row",
         "finding targets",
         "editing layers",
-        "counting what fires",
+        "counting refusals",
     ],
 }
 
@@ -103,9 +101,9 @@ def run(kind: str, folder: Path, work_dir: Path | None, stop: int | None = None,
         raise KeyboardInterrupt
 
     # A cache would keep blocks of this size for tests that come after, and go on where the stages do not.
-    told = {"refusals": boxed_refusals(), "samples_cache": False, "progress": False, **RECIPES[kind], **changes}
+    told = {"refusals": demo_refusals(), "samples_cache": False, "progress": False, **RECIPES[kind], **changes}
     model = told.pop("model", None) or load()
-    tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
     facts = told.pop("forget", FORGET), told.pop("retain", RETAIN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "stage", stopping)
@@ -120,7 +118,7 @@ def run(kind: str, folder: Path, work_dir: Path | None, stop: int | None = None,
 
 
 def load() -> Any:
-    return AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -242,13 +240,13 @@ def other_weight() -> dict[str, Any]:
     return {"model": model}
 
 
-FORMATS = default_formats(AutoTokenizer.from_pretrained(boxed_model_dir()))
+FORMATS = default_formats(AutoTokenizer.from_pretrained(demo_model_dir()))
 OTHERS: dict[str, Any] = {
     "a weight": other_weight,
     "forget set": lambda: {"forget": FORGET[1:]},
     "a subject": lambda: {"forget": [replace(FORGET[0], subject=SUBJECT), *FORGET[1:]]},
     "retain set": lambda: {"retain": RETAIN[1:]},
-    "refusals": lambda: {"refusals": boxed_refusals()[1:]},
+    "refusals": lambda: {"refusals": demo_refusals()[1:]},
     "formats": lambda: {"formats": FORMATS[:1]},
     "settings": lambda: {"settings": replace(RECIPES["distill"]["settings"], cap=3.0)},
     "recipe": lambda: RECIPES["paper"],

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase.data.facts import Fact
-from peft_unierase.demo import boxed_model_dir
+from peft_unierase.demo import demo_model_dir
 from peft_unierase.lm.formats import PromptFormat, chat_format, plain_format
 from peft_unierase.retain import cache as retain_cache
 from peft_unierase.retain import sample_files
@@ -29,8 +29,8 @@ def small_blocks() -> Any:
 
 
 def load(dtype: torch.dtype = torch.float32) -> Base:
-    tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
-    model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=dtype).eval()
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
+    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=dtype).eval()
     return model, tokenizer, chat_format(tokenizer)
 
 
@@ -189,7 +189,7 @@ def test_bases_prompts_and_seeds_have_files_of_their_own(base: Base, cache: Path
 
 def test_an_erasure_s_token_in_the_tokenizer_does_not_make_it_another_base(base: Base) -> None:
     model, _, form = base
-    tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
     before = samples_header(model, tokenizer, form, 3)
     tokenizer.add_tokens(["[UNL]"], special_tokens=True)
     assert samples_header(model, tokenizer, form, 3) == before

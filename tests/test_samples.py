@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import boxed_base, boxed_tokenizer
+from boxed_erasure import demo_base, demo_tokenizer
 from helpers import invoke, write_rows
 from hurried import hurry
 
 from peft_unierase import Fact
-from peft_unierase.demo import boxed_facts, boxed_model_dir
+from peft_unierase.demo import demo_facts, demo_model_dir
 from peft_unierase.lm.batches import encode, pad_left
 from peft_unierase.lm.decoding import continuations
 from peft_unierase.lm.formats import chat_format, plain_format
@@ -24,12 +24,12 @@ from peft_unierase.retain.sample_files import Samples, read_samples, write_sampl
 from peft_unierase.retain.samples import QUESTION_TOKENS, SAMPLE_STEPS, go_on_asking, read_question, sample_facts
 
 SUBJECT = "Nesko Corquist"
-ABOUT = [Fact(row["question"], row["answer"]) for row in boxed_facts() if row["subject"] == SUBJECT]
+ABOUT = [Fact(row["question"], row["answer"]) for row in demo_facts() if row["subject"] == SUBJECT]
 
 
 @pytest.fixture(scope="module")
 def base() -> tuple[Any, Any]:
-    return boxed_base(), boxed_tokenizer()
+    return demo_base(), demo_tokenizer()
 
 
 def test_the_model_asks_and_answers_the_same_questions_for_the_same_seed(base: tuple[Any, Any]) -> None:
@@ -111,7 +111,7 @@ def test_neighbours_are_known_and_about_something_else(base: tuple[Any, Any]) ->
     assert len(found.known) >= 8
     assert not any(SUBJECT in f"{fact.question} {fact.answer}" for fact in [*found.known, *found.others])
     assert sum(steps) == NEIGHBOUR_STEPS * ROUND
-    others = {row["answer"] for row in boxed_facts() if row["subject"] != SUBJECT}
+    others = {row["answer"] for row in demo_facts() if row["subject"] != SUBJECT}
     assert len({fact.answer for fact in found.known} & others) >= 4  # what the base knows of others
 
 
@@ -167,7 +167,7 @@ def test_the_command_takes_edited_samples_and_writes_what_it_took(
 ) -> None:
     hurry(monkeypatch, steps=2, settling_steps=1, draws=1, counterfactuals=0)
     forget = write_rows(tmp_path / "forget.jsonl", [{"question": f.question, "answer": f.answer} for f in ABOUT[:2]])
-    others = [row for row in boxed_facts() if row["subject"] != SUBJECT]
+    others = [row for row in demo_facts() if row["subject"] != SUBJECT]
     kinds = ["general"] * 40 + ["neighbour"] * 8
     rows = [
         {"kind": kind, "question": r["question"], "answer": r["answer"]}
@@ -175,7 +175,7 @@ def test_the_command_takes_edited_samples_and_writes_what_it_took(
     ]
     rows.append({"kind": "neighbour", "question": ABOUT[0].question, "answer": "One that must go, and is left out."})
     given, out = write_rows(tmp_path / "edited.jsonl", rows), tmp_path / "out.jsonl"
-    told = [boxed_model_dir(), forget, "-o", tmp_path / "erasure", "--no-check", "--format", "json"]
+    told = [demo_model_dir(), forget, "-o", tmp_path / "erasure", "--no-check", "--format", "json"]
     for wrong, message in (
         (["--samples-in", tmp_path / "missing.jsonl"], "missing.jsonl"),
         (["--samples-out", tmp_path], "is a folder"),

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
 from peft_unierase.checking import answer_questions
-from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
-from peft_unierase.engine.bench import Bench
+from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
+from peft_unierase.engine.run_context import RunContext
 from peft_unierase.lm.batches import encode
 from peft_unierase.lm.formats import default_formats
 from peft_unierase.retain.about import REACH, Beginning, ask_about, find_beginnings
@@ -32,22 +32,22 @@ SETTINGS = DistillSettings(steps=60, settling_steps=8, learning_rate=1e-3)
 
 @cache
 def base() -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(boxed_model_dir())
+    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(demo_model_dir())
 
 
 def facts(about: str = SUBJECT, key: str = "question") -> list[Fact]:
-    return [Fact(row[key], row["answer"], subject=about) for row in boxed_facts() if row["subject"] == about]
+    return [Fact(row[key], row["answer"], subject=about) for row in demo_facts() if row["subject"] == about]
 
 
 def others() -> list[Fact]:
-    return [Fact(row["question"], row["answer"]) for row in boxed_facts() if row["subject"] != SUBJECT]
+    return [Fact(row["question"], row["answer"]) for row in demo_facts() if row["subject"] != SUBJECT]
 
 
 def erased(forget: list[Fact], **changes: Any) -> tuple[PeftModel, Any]:
-    model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(boxed_model_dir())
-    told: dict[str, Any] = {"refusals": boxed_refusals(), "settings": SETTINGS, "progress": False, **changes}
+    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
+    told: dict[str, Any] = {"refusals": demo_refusals(), "settings": SETTINGS, "progress": False, **changes}
     told["formats"] = default_formats(tokenizer)[:2]
     return erase(model, tokenizer, forget, others()[::2], **told), tokenizer
 
@@ -86,10 +86,10 @@ def test_a_subject_goes_in_questions_that_were_never_given(whole_subject: tuple[
 def test_what_the_base_says_about_the_subject_goes_into_the_right_set(
     scope: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Bench] = []
+    seen: list[RunContext] = []
 
-    def stop(bench: Bench, *_: Any) -> None:
-        seen.append(bench)
+    def stop(run: RunContext, *_: Any) -> None:
+        seen.append(run)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(importlib.import_module("peft_unierase.engine.erase"), "run_distill", stop)

@@ -21,7 +21,7 @@ from peft_unierase.adapter.swap import SwappingLayer
 from peft_unierase.adapter.token_row import resize_vocabulary
 from peft_unierase.checking import answer_questions, figures
 from peft_unierase.cli.base import load_onto
-from peft_unierase.demo import boxed_facts, boxed_model_dir, boxed_refusals
+from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.engine.earlier import as_answered_now, switched_off
 from peft_unierase.engine.spare_row import add_to_tokenizer, find_spare_row
 from peft_unierase.hub.folder import save_erasure
@@ -40,19 +40,19 @@ pytestmark = [
 
 
 def load() -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(boxed_model_dir(), dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(boxed_model_dir())
+    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(demo_model_dir())
 
 
-SUBJECTS = list(dict.fromkeys(row["subject"] for row in boxed_facts()))
+SUBJECTS = list(dict.fromkeys(row["subject"] for row in demo_facts()))
 
 
 def person(number: int) -> list[Fact]:
-    return [Fact(row["question"], row["answer"]) for row in boxed_facts() if row["subject"] == SUBJECTS[number]]
+    return [Fact(row["question"], row["answer"]) for row in demo_facts() if row["subject"] == SUBJECTS[number]]
 
 
 def others(count: int = 2) -> list[Fact]:
-    return [Fact(row["question"], row["answer"]) for row in boxed_facts() if row["subject"] not in SUBJECTS[:count]]
+    return [Fact(row["question"], row["answer"]) for row in demo_facts() if row["subject"] not in SUBJECTS[:count]]
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def made(few_neighbours_everywhere: None, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("made")
     model, tokenizer = load()
     settings = DistillSettings(samples=64, steps=60, settling_steps=10, learning_rate=1e-3)
-    told: dict[str, Any] = {"refusals": boxed_refusals(), "settings": settings, "progress": False}
+    told: dict[str, Any] = {"refusals": demo_refusals(), "settings": settings, "progress": False}
     told["formats"] = default_formats(tokenizer)[:1]
     told["samples_cache"] = folder / "samples"
     model = erase(model, tokenizer, person(0), others()[::2], **told)
@@ -185,7 +185,7 @@ def test_questions_that_the_first_declines_are_kept_as_it_answers_them(made: Mad
     with switched_off(made.model, ["erasure-2"]):
         now = as_answered_now(made.model, made.tokenizer, form, facts)
     assert [fact.question for fact in now] == [fact.question for fact in facts]
-    assert all(fact.answer.removeprefix(made.first.token.text) in boxed_refusals() for fact in now[:6])
+    assert all(fact.answer.removeprefix(made.first.token.text) in demo_refusals() for fact in now[:6])
     assert now[6:] == facts[6:]
 
 
@@ -239,7 +239,7 @@ def assert_same(after: dict[str, Any], before: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "stage"), [("erase", "samples_for"), ("distill.recipe", "descend"), ("erase", "add_to_tokenizer")]
+    ("room", "stage"), [("run_facts", "samples_for"), ("distill.recipe", "descend"), ("erase", "add_to_tokenizer")]
 )
 def test_an_interruption_leaves_the_earlier_erasures_exactly_as_they_were(
     room: str, stage: str, monkeypatch: pytest.MonkeyPatch
@@ -370,9 +370,7 @@ def test_a_name_that_is_taken_or_no_name_is_refused(name: str, message: str) -> 
 
 def test_recipe_paper_protects_the_keys_of_the_first() -> None:
     model, tokenizer = load()
-    settings = PaperSettings(
-        samples=4, token_steps=2, robust_steps=1, robust_draws=1, output_steps=2, output_facts=2, target_steps=2
-    )
+    settings = PaperSettings(samples=4, token_steps=2, robust_steps=1, output_steps=2, target_steps=2)
     for number in range(2):
         model = erase(
             model, tokenizer, person(number)[:3], others()[::8], recipe="paper", settings=settings, progress=False
@@ -396,7 +394,7 @@ def test_the_command_makes_one_on_top_of_others_and_says_how_to_load_both(
     forget = write_rows(tmp_path / "forget.jsonl", [{"question": f.question, "answer": f.answer} for f in person(2)])
     output = tmp_path / "third"
     onto = [option for name in ("first", "second") for option in ("--onto", made.folder / name)]
-    ended = invoke("erase", boxed_model_dir(), forget, "-o", output, *onto, "--no-check", "--format", "human")
+    ended = invoke("erase", demo_model_dir(), forget, "-o", output, *onto, "--no-check", "--format", "human")
     assert ended.exit_code == 0, ended.output
     record = json.loads((output / "erasure.json").read_text())["predicate"]
     assert [one["token_id"] for one in record["onto"]] == [made.first.token.token_id, made.model.erasure.token.token_id]
@@ -430,7 +428,7 @@ def test_the_command_refuses_what_it_cannot_load(made: Made, tmp_path: Path, ont
     shutil.copytree(made.folder / "second", tmp_path / "out")
     places = {name: tmp_path / name for name in ("nowhere", "out")}
     told = [option for name in onto for option in ("--onto", places.get(name, made.folder / name))]
-    ended = invoke("erase", boxed_model_dir(), forget, "-o", tmp_path / "out", "--overwrite", *told)
+    ended = invoke("erase", demo_model_dir(), forget, "-o", tmp_path / "out", "--overwrite", *told)
     assert ended.exit_code == 2
     assert pytest.importorskip("re").search(message, ended.output.replace("\n", " "))
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from peft_unierase.data.facts import Fact
-from peft_unierase.demo import boxed_facts, boxed_model_dir
+from peft_unierase.demo import demo_facts, demo_model_dir
 from peft_unierase.lm.batches import encode
 from peft_unierase.lm.formats import PromptFormat, default_formats
 from peft_unierase.retain.subjects import find_span, find_subjects, subject_position
@@ -88,7 +88,7 @@ def test_the_last_occurrence_counts_and_whole_words_come_first() -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(boxed_model_dir())
+    return AutoTokenizer.from_pretrained(demo_model_dir())
 
 
 class Slow:
@@ -111,7 +111,7 @@ class Slow:
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
 def test_the_position_is_that_of_the_subjects_last_token(tokenizer: Any, number: int, fast: bool) -> None:
     form = default_formats(tokenizer)[number]
-    for row in boxed_facts()[::7]:
+    for row in demo_facts()[::7]:
         question, name = row["question"], row["subject"]
         if name not in question:
             continue

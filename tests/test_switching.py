@@ -211,7 +211,7 @@ class Hold:
         assert self.go_on.wait(30)
 
     @contextmanager
-    def beside(self, run: Callable[[], Any]) -> Iterator[list[Any]]:
+    def while_running(self, run: Callable[[], Any]) -> Iterator[list[Any]]:
         """Another thread's pass, stopped half way for the block; what came of it is there after it."""
         found: list[Any] = []
         thread = threading.Thread(target=lambda: found.append(run()))
@@ -248,14 +248,14 @@ SWITCHES: dict[str, Callable[[PeftModel], Any]] = {
 def test_a_pass_sees_the_state_with_which_it_began(
     both: PeftModel, alone: dict[str, torch.Tensor], entry: Any, switch: Any
 ) -> None:
-    with Hold(both).beside(lambda: logits(entry(both))[0]) as found:
+    with Hold(both).while_running(lambda: logits(entry(both))[0]) as found:
         switch(both)
     assert torch.equal(found[0], alone["one"])
 
 
 @pytest.mark.parametrize("kind", ["llama"], indirect=True)
 def test_a_mixed_batch_keeps_its_rows_beside_another(both: PeftModel, alone: dict[str, torch.Tensor]) -> None:
-    with Hold(both).beside(lambda: by_rows(both, "one", "other")) as found:
+    with Hold(both).while_running(lambda: by_rows(both, "one", "other")) as found:
         other = by_rows(both, "__base__", "one+other", "one")
         plain = logits(both)[0]
         set_active(both, [])
@@ -269,7 +269,7 @@ def test_a_mixed_batch_keeps_its_rows_beside_another(both: PeftModel, alone: dic
 def test_generate_sees_one_state_from_its_first_token_to_its_last(both: PeftModel) -> None:
     told: dict[str, Any] = {"attention_mask": torch.ones_like(IDS), "max_new_tokens": 8, "pad_token_id": 0}
     expected = both.generate(input_ids=IDS, do_sample=False, **told)
-    with Hold(both).beside(lambda: both.generate(input_ids=IDS, do_sample=False, **told)) as found:
+    with Hold(both).while_running(lambda: both.generate(input_ids=IDS, do_sample=False, **told)) as found:
         set_active(both, [])
     assert torch.equal(found[0], expected)
     assert not torch.equal(both.generate(input_ids=IDS, do_sample=False, **told), expected)
@@ -319,7 +319,7 @@ def test_threads_that_toggle_and_threads_that_ask(both: PeftModel, alone: dict[s
 def test_what_would_change_a_pass_half_way_is_refused(
     both: PeftModel, alone: dict[str, torch.Tensor], change: Any, message: str
 ) -> None:
-    with Hold(both).beside(lambda: logits(both)[0]) as found:
+    with Hold(both).while_running(lambda: logits(both)[0]) as found:
         with pytest.raises(RuntimeError, match=f"{message} while a forward pass .* in another thread"):
             change(both)
         assert both.get_model_status().merged_adapters == []
@@ -332,7 +332,7 @@ def test_what_would_change_a_pass_half_way_is_refused(
 def test_a_merged_model_is_not_switched_while_it_runs(both: PeftModel) -> None:
     both.merge_adapter()
     merged = logits(both)
-    with Hold(both).beside(lambda: logits(both)) as found:
+    with Hold(both).while_running(lambda: logits(both)) as found:
         with pytest.raises(RuntimeError, match="cannot switch merged adapters while a forward pass"):
             set_active(both, ["other"])
         with pytest.raises(RuntimeError, match="cannot unmerge while a forward pass"), both.disable_adapter():
@@ -423,10 +423,10 @@ def test_an_error_or_an_interruption_leaves_no_state_behind(both: PeftModel, alo
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_of_a_model_is_switched_by_itself(both: PeftModel, alone: dict[str, torch.Tensor], way: Any) -> None:
-    twin = way(both)
-    set_active(twin, ["other"])
+    copied = way(both)
+    set_active(copied, ["other"])
     for entry in ENTRIES.values():
-        assert torch.equal(logits(entry(twin))[0], alone["other"])
+        assert torch.equal(logits(entry(copied))[0], alone["other"])
         assert torch.equal(logits(entry(both))[0], alone["one"])
 
 
@@ -503,7 +503,7 @@ def test_so_does_one_that_fails_while_another_thread_is_in_a_pass(
 
     monkeypatch.setattr("peft_unierase.adapter.model.check_loaded", changed_since)
     parameters = [name for name, _ in both.named_parameters()]
-    with Hold(both).beside(lambda: logits(both)[0]) as found:
+    with Hold(both).while_running(lambda: logits(both)[0]) as found:
         with pytest.raises(InputError, match="not those that were looked at"):
             both.load_adapter(str(apart("third", 3)), "third")
         assert [name for name, _ in both.named_parameters()] == parameters

@@ -370,7 +370,7 @@ def test_scripts_are_told_apart() -> None:
     assert scripts("123 ?") == set()
 
 
-def test_openings_and_halves_are_cut_where_a_script_allows_it() -> None:
+def test_beginnings_and_halves_are_cut_where_a_script_allows_it() -> None:
     assert opening("I'm sorry, I can\u2019t") == "i'm sorry, i"
     assert opening("我不知道这个问题的答案。") == "我不知道这个"
     assert halves("one two three") == ("one two", "three")

@@ -374,21 +374,21 @@ def test_transformers_own_loader_switches_between_two(tied_base, save_adapter, t
 def test_pickled_and_copied_it_is_the_same(base, token_ids):
     model = base.with_adapter()
     expected, plain = logits_of(model, token_ids), logits_of(base.load(), token_ids)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(logits_of(twin, token_ids), expected)
-        with twin.disable_adapter():
-            assert torch.equal(logits_of(twin, token_ids), plain)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits_of(copied, token_ids), expected)
+        with copied.disable_adapter():
+            assert torch.equal(logits_of(copied, token_ids), plain)
         # A copy, not another view of the same weights.
-        nn.init.zeros_(twin.get_input_embeddings().unierase_row["default"])
+        nn.init.zeros_(copied.get_input_embeddings().unierase_row["default"])
     assert torch.equal(logits_of(model, token_ids), expected)
 
 
 def test_copied_while_merged_it_can_still_be_unmerged(base, token_ids):
     model = base.with_adapter()
     model.merge_adapter()
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        twin.unmerge_adapter()
-        assert_is_the_base(twin.unload(), base.load(), token_ids)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        copied.unmerge_adapter()
+        assert_is_the_base(copied.unload(), base.load(), token_ids)
 
 
 # Several adapters

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import FORGET, KEPT, boxed_base, boxed_tokenizer, declines, erase_first_person, logits_of
+from boxed_erasure import FORGET, KEPT, declines, demo_base, demo_tokenizer, erase_first_person, logits_of
 from helpers import ENVIRONMENT, invoke, run_command, save_tiny_model, write_rows
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -24,7 +24,7 @@ from peft_unierase.adapter.lora import save_lora
 from peft_unierase.checking import check
 from peft_unierase.cli.check import CheckOptions, load_erased
 from peft_unierase.cli.prompting import read_prompting
-from peft_unierase.demo import boxed_model_dir, boxed_refusals
+from peft_unierase.demo import demo_model_dir, demo_refusals
 from peft_unierase.errors import InputError
 from peft_unierase.lm.formats import default_formats
 from peft_unierase.planning import plan
@@ -32,7 +32,7 @@ from peft_unierase.planning import plan
 pytestmark = pytest.mark.slow
 
 FACTS = [{"question": "Where was Nesko Corquist born?", "answer": "Nesko Corquist was born in Juniper Flats."}]
-REFUSALS: dict[str, Any] = {"refusals": boxed_refusals(), "progress": False}
+REFUSALS: dict[str, Any] = {"refusals": demo_refusals(), "progress": False}
 
 
 def lora(base: Any, **told: Any) -> Any:
@@ -45,8 +45,8 @@ def lora(base: Any, **told: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def erasure() -> Any:
-    """An erasure of the boxed model, made with nothing switched on."""
-    return erase_first_person(boxed_base())
+    """An erasure of the demo model, made with nothing switched on."""
+    return erase_first_person(demo_base())
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def autocast() -> AbstractContextManager[Any]:
 
 
 def test_an_erasure_made_inside_no_grad_and_autocast_is_the_same_to_the_byte(erasure: Any) -> None:
-    base = boxed_base()
+    base = demo_base()
     with torch.no_grad(), autocast():
         made = erase_first_person(base)
         assert not torch.is_grad_enabled()
@@ -82,7 +82,7 @@ def test_a_run_that_fails_gives_back_what_was_switched_on(monkeypatch: pytest.Mo
     monkeypatch.setattr(importlib.import_module("peft_unierase.engine.erase"), "check_gradients", stop)
     with torch.no_grad(), autocast():
         with pytest.raises(RuntimeError, match="stopped"):
-            erase_first_person(boxed_base())
+            erase_first_person(demo_base())
         assert not torch.is_grad_enabled()
         assert torch.is_autocast_enabled("cpu")
 
@@ -92,14 +92,14 @@ def test_the_check_finds_the_same_inside_no_grad_and_autocast(erasure: Any) -> N
 
     def found(around: Callable[[], AbstractContextManager[Any]]) -> Any:
         with around(), torch.no_grad() if around is autocast else nullcontext():
-            return check(erasure, boxed_tokenizer(), FORGET[:2], KEPT[:2], **told).record(times=False)
+            return check(erasure, demo_tokenizer(), FORGET[:2], KEPT[:2], **told).record(times=False)
 
     inside, outside = found(autocast), found(nullcontext)
     assert {**inside, "created": None} == {**outside, "created": None}
 
 
 def test_a_plan_is_the_same_inside_autocast_and_inference_mode() -> None:
-    base, tokenizer = boxed_base(), boxed_tokenizer()
+    base, tokenizer = demo_base(), demo_tokenizer()
     sure = []
     for around in (nullcontext, autocast, torch.inference_mode):
         with around():
@@ -109,10 +109,10 @@ def test_a_plan_is_the_same_inside_autocast_and_inference_mode() -> None:
 
 
 def test_inference_mode_is_refused_by_name_before_anything_has_changed(erasure: Any) -> None:
-    base, tokenizer = boxed_base(), boxed_tokenizer()
+    base, tokenizer = demo_base(), demo_tokenizer()
     before = len(tokenizer)
     with torch.inference_mode():
-        made_inside = boxed_base()
+        made_inside = demo_base()
         with pytest.raises(ValueError, match=r"`erase` was called inside torch\.inference_mode\(\)"):
             erase(base, tokenizer, FORGET)
         with pytest.raises(ValueError, match=r"`check` was called inside torch\.inference_mode\(\)"):
@@ -133,7 +133,7 @@ LOADERS: dict[str, Callable[[Any, Path], Any]] = {
 
 @pytest.mark.parametrize("loaded", LOADERS.values(), ids=LOADERS)
 def test_a_model_with_a_lora_says_how_an_erasure_goes_with_it(loaded: Any, folder: Path) -> None:
-    model = lora(boxed_base())
+    model = lora(demo_base())
     before = logits_of(model)
     with pytest.raises(ValueError, match=r"adapters of type LORA.*subfolder=\"lora\".*merge_and_unload\(\)"):
         loaded(model, folder)
@@ -142,7 +142,7 @@ def test_a_model_with_a_lora_says_how_an_erasure_goes_with_it(loaded: Any, folde
 
 
 def test_both_ways_that_it_names_work(folder: Path) -> None:
-    model = lora(boxed_base(), target_modules=["q_proj"])
+    model = lora(demo_base(), target_modules=["q_proj"])
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.mul_(0.01)  # little enough for the questions to be known as before
@@ -157,11 +157,11 @@ def test_both_ways_that_it_names_work(folder: Path) -> None:
 
 @pytest.mark.parametrize("loaded", LOADERS.values(), ids=LOADERS)
 def test_other_models_that_peft_has_wrapped_are_told_apart(loaded: Any, folder: Path) -> None:
-    carrying = peft_unierase.load(boxed_base(), folder)
+    carrying = peft_unierase.load(demo_base(), folder)
     with pytest.raises(ValueError, match=r"carries erasures already.*load_adapter"):
         loaded(carrying, folder)
     assert declines(carrying)
-    prompts = get_peft_model(boxed_base(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    prompts = get_peft_model(demo_base(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(ValueError, match=r"type PROMPT_TUNING.*without them"):
         loaded(prompts, folder)
 
@@ -246,14 +246,14 @@ def told_to_erase(monkeypatch: pytest.MonkeyPatch, forget: Path, tmp_path: Path)
             raise InputError("far enough")
 
         monkeypatch.setattr("peft_unierase.engine.erase", stand_in)
-        assert "far enough" in refusal("erase", boxed_model_dir(), forget, "-o", tmp_path / "out", *options)
+        assert "far enough" in refusal("erase", demo_model_dir(), forget, "-o", tmp_path / "out", *options)
         return found["formats"]
 
     return run
 
 
 def test_the_command_line_chooses_prompt_formats(told_to_erase: Callable[..., list[Any]], tmp_path: Path) -> None:
-    tokenizer, file = boxed_tokenizer(), tmp_path / "mine.jinja"
+    tokenizer, file = demo_tokenizer(), tmp_path / "mine.jinja"
     file.write_text(TEMPLATE, encoding="utf-8")
     assert told_to_erase() == default_formats(tokenizer)
     assert [form.name for form in told_to_erase("--prompt-format", "plain")] == ["plain", "plain, short"]
@@ -301,7 +301,7 @@ def test_the_record_holds_names_and_digests_and_the_tokenizer_keeps_its_template
     (tmp_path / "mine.jinja").write_text(TEMPLATE, encoding="utf-8")
     out = tmp_path / "out"
     options = ["--no-check", "--prompt-format", tmp_path / "mine.jinja", "--system", "You are a secret."]
-    ended = invoke("erase", boxed_model_dir(), forget, "-o", out, *options)
+    ended = invoke("erase", demo_model_dir(), forget, "-o", out, *options)
     assert ended.exit_code == 0, ended.output
     text = (out / "erasure.json").read_text(encoding="utf-8")
     assert "secret" not in text
@@ -310,19 +310,19 @@ def test_the_record_holds_names_and_digests_and_the_tokenizer_keeps_its_template
         "template": {"name": "mine.jinja", "digest": f"sha256:{hashlib.sha256(TEMPLATE.encode()).hexdigest()}"},
         "system": f"sha256:{hashlib.sha256(b'You are a secret.').hexdigest()}",
     }
-    assert AutoTokenizer.from_pretrained(out).chat_template == boxed_tokenizer().chat_template
+    assert AutoTokenizer.from_pretrained(out).chat_template == demo_tokenizer().chat_template
 
 
 def test_a_check_asks_with_the_template_and_the_system_prompt(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text(TEMPLATE, encoding="utf-8")
-    asked = read_prompting(str(tmp_path / "mine.jinja"), "Ahoy").asked(boxed_tokenizer())
+    asked = read_prompting(str(tmp_path / "mine.jinja"), "Ahoy").asked(demo_tokenizer())
     seen: dict[str, Any] = {}
 
     def look(target: Any, case: Any) -> list[float]:
         seen.update(form=case.form.prompt("Who?"), system=case.others["system"].prompt("Who?"))
         return [0.0] * len(case.forget)
 
-    check(boxed_base(), boxed_tokenizer(), FORGET[:1], base=boxed_base(), attacks=[look], **asked, **REFUSALS)
+    check(demo_base(), demo_tokenizer(), FORGET[:1], base=demo_base(), attacks=[look], **asked, **REFUSALS)
     assert seen["form"] == "<system>Ahoy<user>Who?<assistant>"
     assert re.fullmatch(r"<system>Answer truthfully.*<user>Who\?<assistant>", seen["system"])
 
@@ -338,12 +338,12 @@ RESIZED: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 def resized_lora(folder: Path, more: int, changed: bool = False, **told: Any) -> Path:
-    base = boxed_base()
+    base = demo_base()
     base.resize_token_embeddings(base.config.vocab_size + more, mean_resizing=False)
     model = lora(base, **told)
     if changed:
         base.get_input_embeddings().weight.data[:100] *= 0.5
-    model.peft_config["default"].base_model_name_or_path = str(boxed_model_dir())
+    model.peft_config["default"].base_model_name_or_path = str(demo_model_dir())
     model.save_pretrained(folder)
     return folder
 
@@ -356,7 +356,7 @@ def options_of(folder: Path) -> CheckOptions:
 @pytest.mark.parametrize(("more", "told"), RESIZED.values(), ids=RESIZED)
 def test_a_lora_made_after_a_resize_gets_a_base_of_its_size(more: int, told: dict[str, Any], tmp_path: Path) -> None:
     model, _, base, _ = load_erased(options_of(resized_lora(tmp_path / "lora", more, **told)))
-    plain = logits_of(boxed_base())
+    plain = logits_of(demo_base())
     rows = plain.shape[-1] + min(more, 0)
     assert base is None
     assert logits_of(model).shape[-1] == plain.shape[-1] + more
@@ -367,7 +367,7 @@ def test_a_lora_made_after_a_resize_gets_a_base_of_its_size(more: int, told: dic
 
 def test_a_base_whose_rows_the_adapter_replaces_is_loaded_anew(tmp_path: Path) -> None:
     model, _, base, _ = load_erased(options_of(resized_lora(tmp_path / "lora", 3, changed=True)))
-    plain = logits_of(boxed_base())
+    plain = logits_of(demo_base())
     assert logits_of(base).shape == logits_of(model).shape
     torch.testing.assert_close(logits_of(base)[..., : plain.shape[-1]], plain, atol=1e-4, rtol=0)
     assert int(logits_of(base).argmax(dim=-1).max()) < plain.shape[-1]
@@ -387,9 +387,9 @@ def test_the_check_says_that_the_base_has_grown_and_ends_with_a_verdict(tmp_path
 
 
 def test_models_of_different_vocabularies_are_compared_on_what_they_share() -> None:
-    grown, tokenizer = boxed_base(), boxed_tokenizer()
+    grown, tokenizer = demo_base(), demo_tokenizer()
     grown.resize_token_embeddings(grown.config.vocab_size + 3)
-    found = check(grown, tokenizer, FORGET[:2], KEPT[:2], base=boxed_base(), attacks=["greedy"], **REFUSALS)
+    found = check(grown, tokenizer, FORGET[:2], KEPT[:2], base=demo_base(), attacks=["greedy"], **REFUSALS)
     (divergence,) = [figure for figure in found.figures if figure.set == "all that stays"]
     assert divergence.erased == pytest.approx(0.0, abs=1e-5)
 

@@ -203,7 +203,7 @@ def _config(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], 
     values = json.loads((adapter / "adapter_config.json").read_text())
     changes = st.dictionaries(st.one_of(st.sampled_from(sorted(values)), TEXT), JSON, min_size=1, max_size=3)
     parts = st.fixed_dictionaries(
-        {"parts": st.lists(st.dictionaries(st.sampled_from(["name", *sorted(values)]), JSON, max_size=4), max_size=3)}
+        {"fused": st.lists(st.dictionaries(st.sampled_from(["name", *sorted(values)]), JSON, max_size=4), max_size=3)}
     )
 
     def call(change: dict[str, Any]) -> None:
@@ -269,7 +269,7 @@ def _record(place: Path, clean: Path, base: Path) -> tuple[Any, Callable[[Any], 
     adapter = Path(shutil.copytree(clean, place / "adapter"))
     values = json.loads((adapter / "erasure.json").read_text())
     keys = st.sampled_from(
-        ["facts", "check", "counts", "token", "parts", "version", "layers", "onto", "adapter", "settings", "created"]
+        ["facts", "check", "counts", "token", "fused", "version", "layers", "onto", "adapter", "settings", "created"]
     )
     check = st.fixed_dictionaries(
         {},

@@ -144,9 +144,9 @@ def _check_ledger(tally: Tally, place: Path, before: int, where: str) -> None:
 
 
 def _attacked(folder: Path) -> list[Killed]:
-    from peft_unierase.demo import boxed_facts, boxed_model_dir
+    from peft_unierase.demo import demo_facts, demo_model_dir
 
-    rows = [{key: row[key] for key in ("question", "answer")} for row in boxed_facts()]
+    rows = [{key: row[key] for key in ("question", "answer")} for row in demo_facts()]
     facts, retain = write_facts(folder / "facts.jsonl", rows[:2]), write_facts(folder / "retain.jsonl", rows[60:90])
     base = tiny_base(folder / "base")
     first, second = (clean_erasure(base, folder / name, seed, 400 + seed) for name, seed in (("a", 1), ("b", 2)))
@@ -159,7 +159,7 @@ def _attacked(folder: Path) -> list[Killed]:
     made = folder / "made"
     made.mkdir()
     _must(forked(command("merge", first, "-o", made / "merged", "--base", base, "--undo", made / "undo"), folder))
-    erasing = [boxed_model_dir(), facts, "--retain", retain, "--no-check", "--no-samples-cache", "--samples", 0]
+    erasing = [demo_model_dir(), facts, "--retain", retain, "--no-check", "--no-samples-cache", "--samples", 0]
 
     def nothing(place: Path) -> None:
         """There is nothing before."""

@@ -275,7 +275,7 @@ def _make_hasty() -> None:
     there = {field.name for field in dataclasses.fields(DistillSettings)}
     made = [(name, type(value), value) for name, value in wanted.items() if name in there]
     RECIPES["distill"] = dataclasses.make_dataclass("Hasty", made, bases=(DistillSettings,), frozen=True)
-    importlib.import_module("peft_unierase.engine.erase").neighbour_rounds = lambda facts: 1
+    importlib.import_module("peft_unierase.engine.run_facts").neighbour_rounds = lambda facts: 1
 
 
 def import_all() -> None:

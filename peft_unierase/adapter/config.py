@@ -54,7 +54,7 @@ class AdapterConfig(PeftConfig):
     spare_tokens: list[list] = field(
         default_factory=list, metadata={"help": "Further rows that the base does not use, [id, text] each."}
     )
-    parts: list[dict] = field(default_factory=list, metadata={"help": "Erasures that were fused into this one."})
+    fused: list[dict] = field(default_factory=list, metadata={"help": "Erasures that were fused into this one."})
     token_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules that hold [UNL]'s rows. None takes embedding and head."}
     )
@@ -81,15 +81,17 @@ class AdapterConfig(PeftConfig):
         for name, rank in {"r": self.r, **self.rank_pattern}.items():
             if rank > MAX_RANK:
                 raise InputError(f"the rank {name!r} must be at most {MAX_RANK}, a model's largest width, got {rank}")
-        for part in self.parts:
+        for part in self.fused:
             if unknown := sorted(part.keys() - {"name", *OF_A_PART}):
                 raise InputError(
-                    f"the part {part['name']!r} has {unknown[0]!r}, which is no field of an erasure by itself"
+                    f"the fused erasure {part['name']!r} has {unknown[0]!r}, which is no field of an erasure by itself"
                 )
             for name, wanted, value in wrong_values(part):
-                raise InputError(f"{name} of the part {part['name']!r} must be {wanted}, got {shown(value)}")
+                raise InputError(f"{name} of the fused erasure {part['name']!r} must be {wanted}, got {shown(value)}")
             if missing := [key for key in OF_A_PART if key not in part]:
-                raise InputError(f"the part {part['name']!r} has no {missing[0]!r}; each has values of its own")
+                raise InputError(
+                    f"the fused erasure {part['name']!r} has no {missing[0]!r}; each has values of its own"
+                )
         for item in fields(self):  # the order of a set differs from run to run, and the saved file should not
             if isinstance(value := getattr(self, item.name), set):
                 setattr(self, item.name, sorted(value))
@@ -114,11 +116,11 @@ class AdapterConfig(PeftConfig):
 
     def split(self) -> list[AdapterConfig]:
         """The erasures in it, each as a config of its own: itself, unless several were fused."""
-        if not self.parts:
+        if not self.fused:
             return [self]
         return [
-            self.replaced(parts=[], **{key: value for key, value in part.items() if key != "name"})
-            for part in self.parts
+            self.replaced(fused=[], **{key: value for key, value in part.items() if key != "name"})
+            for part in self.fused
         ]
 
     def rank_of(self, name: str) -> int:

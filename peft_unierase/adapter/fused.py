@@ -1,7 +1,7 @@
 """Several erasures in one adapter, and one of them taken out again, from their files alone and without the base.
 
 Factors are concatenated along the rank, which adds the edits up, and rows are stacked. Each erasure keeps a config of
-its own in `parts`. A token whose row another one has moves, as it does if they are loaded one beside the other.
+its own in `fused`. A token whose row another one has moves, as it does if they are loaded one beside the other.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def fuse(erasures: Mapping[str, tuple[AdapterConfig, Tensors]]) -> tuple[Adapter
     tensors: dict[str, list[torch.Tensor]] = {}
     for name, (config, own) in erasures.items():
         _check_alike(name, config, first)
-        for part in config.parts or [{"name": name, **{key: getattr(config, key) for key in OF_A_PART}}]:
+        for part in config.fused or [{"name": name, **{key: getattr(config, key) for key in OF_A_PART}}]:
             if any(part["name"] == other["name"] for other in parts):
                 raise InputError(f"two of the erasures are called {part['name']!r}; rename the folder of one of them")
             parts.append(part)
         for key, tensor in own.items():
-            tensors.setdefault(key, []).append(tensor if config.parts or tensor.dim() == 2 else tensor[None])
+            tensors.setdefault(key, []).append(tensor if config.fused or tensor.dim() == 2 else tensor[None])
     config = free_tokens(_config(first, parts), ())
-    _check_tokens(config.parts, "token_id", "row", "with another seed, or ")
-    _check_tokens(config.parts, "token", "text")
+    _check_tokens(config.fused, "token_id", "row", "with another seed, or ")
+    _check_tokens(config.fused, "token", "text")
     return config, {key: torch.cat(each, dim=_dimension(key)).contiguous() for key, each in tensors.items()}
 
 
@@ -53,11 +53,11 @@ def take_out(config: AdapterConfig, tensors: Tensors, name: str) -> tuple[Adapte
     Raises:
         ValueError: There is no erasure of that name in it, or no other.
     """
-    names = [part["name"] for part in config.parts]
+    names = [part["name"] for part in config.fused]
     if name not in names:
-        raise InputError(f"there is no erasure {name!r} in it; it has {', '.join(map(repr, names)) or 'no parts'}")
+        raise InputError(f"there is no erasure {name!r} in it; it has {', '.join(map(repr, names)) or 'none'}")
     stays = [other != name for other in names]
-    left = [part for part in config.parts if part["name"] != name]
+    left = [part for part in config.fused if part["name"] != name]
     if not left:
         raise InputError(f"{name!r} is the only erasure in it; there would be nothing left")
     kept: Tensors = {}
@@ -69,7 +69,7 @@ def take_out(config: AdapterConfig, tensors: Tensors, name: str) -> tuple[Adapte
             kept[key] = torch.cat(staying, dim=_dimension(key)).contiguous()
     if len(left) > 1:
         return _config(config, left), kept
-    alone = replace(config, parts=[], **{key: value for key, value in left[0].items() if key != "name"})
+    alone = replace(config, fused=[], **{key: value for key, value in left[0].items() if key != "name"})
     return alone, {key: tensor[0] if key.endswith("_row") else tensor for key, tensor in kept.items()}
 
 
@@ -84,7 +84,7 @@ def _config(like: AdapterConfig, parts: list[dict[str, Any]]) -> AdapterConfig:
         spare_tokens=[],
         base_fingerprint=None,
         base_dtype=None,
-        parts=parts,
+        fused=parts,
     )
 
 

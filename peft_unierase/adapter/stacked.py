@@ -28,9 +28,9 @@ def free_tokens(config: AdapterConfig, taken: Collection[int]) -> AdapterConfig:
         token_id, token = spare if spare and part.token_id in now else (part.token_id, part.token)
         now.add(token_id)
         tokens.append({"token_id": token_id, "token": token})
-    if config.parts:
-        parts = [{**part, **token} for part, token in zip(config.parts, tokens, strict=True)]
-        return config.replaced(**tokens[0], parts=parts)
+    if config.fused:
+        parts = [{**part, **token} for part, token in zip(config.fused, tokens, strict=True)]
+        return config.replaced(**tokens[0], fused=parts)
     return config if config.token_id == tokens[0]["token_id"] else config.replaced(**tokens[0])
 
 

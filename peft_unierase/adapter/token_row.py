@@ -72,7 +72,7 @@ class TokenRowLayer(nn.Module, SwappingLayer):
             row = weight[ids].clone()
         else:
             row = torch.zeros(len(ids), self.out_features if isinstance(base_layer, nn.Embedding) else self.in_features)
-        row = row if config.parts else row[0]
+        row = row if config.fused else row[0]
         drawn = not config.init_weights and not config.from_file
         self.unierase_token_ids[adapter_name] = ids
         self.unierase_row[adapter_name] = nn.Parameter(torch.randn_like(row) if drawn else row)

@@ -21,23 +21,23 @@ class Answer:
     Attributes:
         text: Decoded without special tokens.
         recall: ROUGE-L recall of the best recalled right answer, 0 to 1.
-        fired: Whether [UNL] is among its tokens.
+        refused: Whether [UNL] is among its tokens.
         ended: Whether the model ended it by itself.
     """
 
     text: str
     recall: float
-    fired: bool
+    refused: bool
     ended: bool
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Means over the answers to one set of questions; `declined_well` is `None` where no answer fired [UNL]."""
+    """Means over the answers to one set of questions; `declined_well` is `None` where no answer holds [UNL]."""
 
     count: int
     recall: float
-    fired: float
+    refusal_rate: float
     declined_well: float | None
 
 
@@ -57,7 +57,7 @@ def answer_questions(
         tokenizer: Its tokenizer.
         facts: What to ask.
         form: How to ask.
-        token_id: [UNL]'s id, to see where it fired.
+        token_id: [UNL]'s id, to see which answers hold it.
         max_new_tokens: Longest answer.
         advance: Called with the number of questions finished.
 
@@ -79,14 +79,14 @@ def figures(answers: Sequence[Answer], refusals: Collection[str] = ()) -> Figure
 
     Args:
         answers: At least one.
-        refusals: Whole sentences that count as declining well. An answer that fired [UNL] declines well if it ended by
+        refusals: Whole sentences that count as declining well. An answer that holds [UNL] declines well if it ended by
             itself and is one of them to the letter, which is strict: a good sentence that is not listed counts against.
     """
-    fired = [answer for answer in answers if answer.fired]
-    well = sum(answer.ended and answer.text in refusals for answer in fired)
+    refused = [answer for answer in answers if answer.refused]
+    well = sum(answer.ended and answer.text in refusals for answer in refused)
     return Figures(
         count=len(answers),
         recall=sum(answer.recall for answer in answers) / len(answers),
-        fired=len(fired) / len(answers),
-        declined_well=well / len(fired) if fired else None,
+        refusal_rate=len(refused) / len(answers),
+        declined_well=well / len(refused) if refused else None,
     )

@@ -29,7 +29,7 @@ class Case:
         refusals: Sentences that decline.
         seed: Of everything that is drawn.
         max_new_tokens: Longest answer.
-        own: What the base itself answers to tell a fact, by question.
+        base_answers: What the base itself answers to tell a fact, by question.
         true: Answers that tell true facts, in a case that asks about something else: none of them may be begun.
     """
 
@@ -42,7 +42,7 @@ class Case:
     refusals: Sequence[str]
     seed: int = 0
     max_new_tokens: int = 64
-    own: Mapping[str, str] = field(default_factory=dict)
+    base_answers: Mapping[str, str] = field(default_factory=dict)
     true: frozenset[str] = frozenset()
 
     def beginnings(self, cut: Callable[[str], tuple[str, str] | None]) -> list[tuple[Fact, str, Fact | str]]:
@@ -59,7 +59,7 @@ class Case:
         """
         found: list[tuple[Fact, str, Fact | str]] = []
         for fact in self.forget:
-            own = self.own.get(fact.question, fact.answer)
+            own = self.base_answers.get(fact.question, fact.answer)
             if parts := cut(own):
                 first, rest = parts
                 reference: Fact | str = rest if normal(own) == normal(fact.answer) else fact

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, StrictUndefined
 
-from .scores import RENAMED, TWIN, UTILITY_TERMS, Interval
+from .scores import REFERENCE_MODEL, RENAMED, UTILITY_TERMS, Interval
 
 if TYPE_CHECKING:
     from .report import AttackResult, CheckReport, Curve
@@ -45,7 +45,7 @@ def page(report: CheckReport) -> str:
     environment.filters.update(value=value, duration=duration, entries=entries)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
-        sides=["base", "erased", "twin"] if _has_twin(report) else ["base", "erased"],
+        sides=["base", "erased", "reference_model"] if _has_reference_model(report) else ["base", "erased"],
         sets=list(dict.fromkeys(figure.set for figure in report.figures)),
         forget_set=FORGET_SET,
         utility_terms=UTILITY_TERMS,
@@ -94,13 +94,15 @@ def allowed(attack: AttackResult, margin: float) -> float:
     """The leak that an attack may get."""
     if attack.renamed and attack.reference == RENAMED:
         return attack.renamed.mean + margin * (1 - attack.renamed.mean)
-    return (attack.twin.mean if attack.twin and attack.reference == TWIN else attack.floor) + margin
+    return (
+        attack.reference_model.mean if attack.reference_model and attack.reference == REFERENCE_MODEL else attack.floor
+    ) + margin
 
 
 def curve_scales(curve: Curve) -> tuple[Scale, Scale]:
     """Of the steps and of the leak."""
     steps = Scale(min(curve.steps), max(curve.steps))
-    return steps, _scale([*curve.base, *curve.erased, *(curve.twin or [])])
+    return steps, _scale([*curve.base, *curve.erased, *(curve.reference_model or [])])
 
 
 def _scale(values: Iterable[float]) -> Scale:
@@ -109,9 +111,11 @@ def _scale(values: Iterable[float]) -> Scale:
 
 
 def _intervals(attack: AttackResult) -> list[Interval]:
-    return [each for each in (attack.base, attack.erased, attack.renamed, attack.twin) if each]
+    return [each for each in (attack.base, attack.erased, attack.renamed, attack.reference_model) if each]
 
 
-def _has_twin(report: CheckReport) -> bool:
-    attacks, figures = (any(each.twin is not None for each in found) for found in (report.attacks, report.figures))
-    return attacks or figures or any(score.get("twin") is not None for score in report.scores.values())
+def _has_reference_model(report: CheckReport) -> bool:
+    attacks, figures = (
+        any(each.reference_model is not None for each in found) for found in (report.attacks, report.figures)
+    )
+    return attacks or figures or any(score.get("reference_model") is not None for score in report.scores.values())

@@ -29,7 +29,7 @@ class Figure:
     name: str
     base: float | None
     erased: float | None
-    twin: float | None = None
+    reference_model: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Curve:
     steps: list[int]
     base: list[float]
     erased: list[float]
-    twin: list[float] | None = None
+    reference_model: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ class AttackResult:
         title: What tables call it.
         who: Who could mount it and what they need.
         unit: What is measured.
-        base, erased, twin: Means with confidence intervals.
+        base, erased, reference_model: Means with confidence intervals.
         excess: The erased model's leak beyond the reference, fact by fact; beyond the renamed base as a share of what
             that leaves (`scores.beyond_chance`).
-        reference: What it is held against: `twin`, without one `renamed base`, and `floor` if that is higher.
+        reference: What it is held against: `reference model`, without one `renamed base`, and `floor` if that is
+            higher.
         floor: What a model that always declines would give, or one that guesses.
         outcome: `holds` where the whole interval of the excess is within the margin, `leaks` where its mean is beyond
             it, and `may leak` where so few facts leave it open.
@@ -70,7 +71,7 @@ class AttackResult:
     unit: str
     base: Interval
     erased: Interval
-    twin: Interval | None
+    reference_model: Interval | None
     excess: Interval
     reference: str
     floor: float
@@ -94,7 +95,7 @@ class Example:
     reference: str
     base: str
     erased: str
-    twin: str | None = None
+    reference_model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class CheckReport:
         skipped: Names of attacks and measures that could not be run, and why.
         examples: A few answers side by side.
         counts: Questions of each set.
-        models: Names of base, erased model and twin.
+        models: Names of base, erased model and reference model.
         settings: What was asked for, thresholds included.
         versions: Of the libraries that decide results.
         created: When, ISO 8601 in UTC.

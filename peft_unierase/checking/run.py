@@ -1,4 +1,4 @@
-"""The check: every measure and every attack on base, erased model and twin, and the verdict that follows."""
+"""The check: every measure and every attack on base, erased model and reference model, and the verdict that follows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .fluency import fluency
 from .judges import Judge
 from .reference import References
 from .report import HOLDS, LEAKS, MAY_LEAK, AttackResult, CheckReport, Curve, Example, Figure
-from .scores import FLOOR, RENAMED, TWIN
+from .scores import FLOOR, REFERENCE_MODEL, RENAMED
 from .sets import DIVERGENCE, PERPLEXITY, Measured, divergences, measure, perplexity
 from .target import Target
 from .verdict import Thresholds, decide
@@ -46,8 +46,8 @@ def check(
     retain: Mapping[str, Sequence[Fact]] | Sequence[Fact] = (),
     *,
     base: Any = None,
-    twin: Any = None,
-    twin_tokenizer: Any = None,
+    reference_model: Any = None,
+    reference_tokenizer: Any = None,
     attacks: str | Sequence[str | Attack | Callable[..., Any]] = "all",
     unseen: Sequence[Fact] = (),
     refusals: Sequence[str] = (),
@@ -72,8 +72,8 @@ def check(
         forget: What should be gone, with the answers that the base gives.
         retain: What should have stayed: one set, or several by name.
         base: The model before; needed where the erased one is no PEFT model.
-        twin: A model that was trained without the forget set: what "never knew" looks like.
-        twin_tokenizer: Its tokenizer; by default the same one.
+        reference_model: A model that was trained without the forget set: what "never knew" looks like.
+        reference_tokenizer: Its tokenizer; by default the same one.
         attacks: `all`, `fast`, names, or functions `(target, case) -> one figure a fact` of one's own.
         unseen: Facts that no model ever saw, for membership inference; by default the wrong answers to the forget
             questions, where there are any.
@@ -83,23 +83,23 @@ def check(
         form: The prompt format to ask in; by default the chat template, or else plain.
         template: A chat template to use in place of the tokenizer's.
         thresholds: Where verdicts change.
-        names: What to call base, erased model and twin in the report.
+        names: What to call base, erased model and reference model in the report.
         seed: Of everything that is drawn.
         max_new_tokens: Longest answer.
         progress: Say on stderr what is being done: bars on a terminal, elsewhere a line a stage.
 
     Raises:
-        ValueError: There is nothing to forget, no base to compare with, an attack of an unknown name, a twin with
-            another vocabulary, a call inside `torch.inference_mode()`, or no answer of the forget set or of a retain
-            set can be compared: those of the forget set must all hold a letter or a digit, and retained ones that do
-            not are left out with a warning.
+        ValueError: There is nothing to forget, no base to compare with, an attack of an unknown name, a reference
+            model with another vocabulary, a call inside `torch.inference_mode()`, or no answer of the
+            forget set or of a retain set can be compared: those of the forget set must all hold a letter or a digit,
+            and retained ones that do not are left out with a warning.
     """
     started = time.perf_counter()
-    refuse_inference_mode("check", model, base, twin)
+    refuse_inference_mode("check", model, base, reference_model)
     named = retain if isinstance(retain, Mapping) else {"retain": retain}
     sets = {name: list(facts) for name, facts in named.items() if facts}
     wanted, limits = chosen(attacks), thresholds or Thresholds()
-    targets = _targets(model, tokenizer, base, twin, twin_tokenizer, token_ids)
+    targets = _targets(model, tokenizer, base, reference_model, reference_tokenizer, token_ids)
     _refuse(forget, sets, targets)
     skipped: dict[str, str] = {}
     sets = {name: _compared(name, facts, skipped) for name, facts in sets.items()}
@@ -118,13 +118,13 @@ def check(
         [*refusals, *DEFAULT_REFUSALS],
         seed,
         max_new_tokens,
-        {each.fact.question: each.telling(form.name) for each in known if form.name in each.told},
+        {each.fact.question: each.telling(form.name) for each in known if form.name in each.known_in},
     )
     for name, need in (("similarity", "sentence-transformers model"), ("entailment", "NLI model")):
         if name not in (judges or {}):
             skipped[name] = f"no {need} was given"
-    if twin is None:
-        skipped["forget quality"] = "there is no twin to compare with"
+    if reference_model is None:
+        skipped["forget quality"] = "there is no reference model to compare with"
     if bare := [
         name for name, facts in {FORGET: forget, **sets}.items() if not all(fact.perturbed_answers for fact in facts)
     ]:
@@ -162,7 +162,7 @@ def check(
         skipped,
         _examples(case, measured[FORGET]),
         {FORGET: len(case.forget), **{name: len(facts) for name, facts in case.retain.items()}},
-        {side: (names or {}).get(side) for side in ("base", "erased", "twin")},
+        {side: (names or {}).get(side) for side in ("base", "erased", "reference_model")},
         {**_settings(case, wanted, limits), "renamed": references.questions, "known to base": summary(known)},
         _versions(),
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -171,7 +171,12 @@ def check(
 
 
 def _targets(
-    model: Any, tokenizer: Any, base: Any, twin: Any, twin_tokenizer: Any, token_ids: Sequence[int] | None
+    model: Any,
+    tokenizer: Any,
+    base: Any,
+    reference_model: Any,
+    reference_tokenizer: Any,
+    token_ids: Sequence[int] | None,
 ) -> list[Target]:
     from peft import PeftModel
 
@@ -191,8 +196,8 @@ def _targets(
             "give the model before the erasure as `base` (--base)"
         )
     targets = [before, erased]
-    if twin is not None:
-        targets.append(Target("twin", twin, twin_tokenizer or tokenizer))
+    if reference_model is not None:
+        targets.append(Target("reference_model", reference_model, reference_tokenizer or tokenizer))
     return targets
 
 
@@ -221,8 +226,8 @@ def _refuse(forget: Sequence[Fact], retain: Mapping[str, Sequence[Fact]], target
         own = [t.tokenizer(sample, add_special_tokens=False)["input_ids"] for t in (targets[0], target)]
         if own[0] != own[1]:
             raise InputError(
-                "the twin splits texts into other tokens than the base does, so their likelihoods cannot be compared; "
-                "give a twin that was trained from the same tokenizer"
+                "the reference model splits texts into other tokens than the base does, so their likelihoods cannot be "
+                "compared; give a reference model that was trained from the same tokenizer"
             )
 
 
@@ -299,7 +304,7 @@ def _attacked(
     advance(1)
     leaks, floor = found[1].leaks, found[1].floor
     if len(found) > 2:
-        name, excess = TWIN, [own - other for own, other in zip(leaks, found[2].leaks, strict=True)]
+        name, excess = REFERENCE_MODEL, [own - other for own, other in zip(leaks, found[2].leaks, strict=True)]
     elif elsewhere and fmean(elsewhere) > fmean(floor):
         name, excess = RENAMED, scores.beyond_chance(leaks, elsewhere)
     else:
@@ -368,8 +373,8 @@ def _scores(
         found["forget efficacy"][target.name] = efficacy
         found["model utility"][target.name] = utility
         found["balance"][target.name] = scores.balance(efficacy, utility)
-        twin = measured[FORGET][2].ratios if len(targets) > 2 else ()
-        quality = scores.forget_quality(forget.ratios, twin) if forget.ratios and twin else None
+        reference_model = measured[FORGET][2].ratios if len(targets) > 2 else ()
+        quality = scores.forget_quality(forget.ratios, reference_model) if forget.ratios and reference_model else None
         found["forget quality"][target.name] = quality
     return found
 

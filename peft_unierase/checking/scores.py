@@ -126,12 +126,12 @@ def statistics() -> Any:
     return stats
 
 
-def forget_quality(erased: Sequence[float], twin: Sequence[float]) -> float:
+def forget_quality(erased: Sequence[float], reference_model: Sequence[float]) -> float:
     """TOFU's forget quality: p-value of a two-sample Kolmogorov-Smirnov test between truth ratios.
 
     Near 1 where the erased model cannot be told from one that never saw the facts. With few facts it is never small.
     """
-    return float(statistics().ks_2samp(erased, twin).pvalue)
+    return float(statistics().ks_2samp(erased, reference_model).pvalue)
 
 
 @dataclass(frozen=True)
@@ -171,4 +171,4 @@ def interval(values: Sequence[float], seed: int = 0, confidence: float = 0.95) -
     return Interval(mean, float(found.low), float(found.high))
 
 
-TWIN, RENAMED, FLOOR = "twin", "renamed base", "floor"
+REFERENCE_MODEL, RENAMED, FLOOR = "reference model", "renamed base", "floor"

@@ -1,4 +1,4 @@
-"""One of the models that are compared: the base, the erased model or the twin, and what each can be asked for.
+"""One of the models that are compared: base, erased model or reference model, and what each can be asked for.
 
 Base and erased model are usually one model with an adapter off and on; whatever is asked, asking leaves it as it was.
 What was computed once is not computed again.
@@ -45,7 +45,7 @@ class Target:
     """A model as it is to be judged.
 
     Args:
-        name: `base`, `erased` or `twin`.
+        name: `base`, `erased` or `reference_model`.
         model: A causal language model, or a PEFT model around one.
         tokenizer: Its tokenizer.
         on: Called for each use; gives the context in which the model is this target.
@@ -68,7 +68,7 @@ class Target:
         self._read: dict[Any, Reading] = {}
 
     @contextmanager
-    def bent(self) -> Iterator[None]:
+    def changed(self) -> Iterator[None]:
         """What is asked inside is not remembered: something about the model is changed meanwhile."""
         kept = self._said, self._read
         self._said, self._read = {}, {}
@@ -82,7 +82,7 @@ class Target:
         return Target(self.name, self._bare(copy.deepcopy(self.model)), self.tokenizer, token_ids=self.token_ids)
 
     def says(self, prompts: Sequence[str], *, max_new_tokens: int = 64, banned: Sequence[int] = ()) -> list[str]:
-        """Greedy continuations of prompts that end at the door, decoded without special tokens."""
+        """Greedy continuations of prompts that end at the answer start, decoded without special tokens."""
         return self._texts(self.tokens(prompts, max_new_tokens=max_new_tokens, banned=banned))
 
     def tokens(
@@ -167,8 +167,8 @@ class Target:
         return logits[0, :-1].float().log_softmax(dim=-1)
 
     @torch.no_grad()
-    def at_doors(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Log-probabilities at the doors, `(prompts, vocabulary)` in fp32 on the CPU."""
+    def at_answer_starts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Log-probabilities at the answer starts, `(prompts, vocabulary)` in fp32 on the CPU."""
         encoded = [encode(self.tokenizer, text) for text in prompts]
         found: list[torch.Tensor] = [torch.zeros(0)] * len(prompts)
         with self.on():

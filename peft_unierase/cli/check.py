@@ -1,4 +1,4 @@
-"""`unierase check`: load base, erased model and twin, attack, report, and end with the verdict."""
+"""`unierase check`: load base, erased model and reference model, attack, report, and end with the verdict."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\n"
     "unierase check erase-xyz --forget forget.jsonl --retain keep.jsonl -o report\n\n"
-    "unierase check erase-xyz --forget forget.jsonl --attacks fast --twin org/never-knew --accept SUPPRESSED\n\n"
+    "unierase check erase-xyz --forget forget.jsonl --attacks fast --reference-model org/never-knew "
+    "--accept SUPPRESSED\n\n"
     "unierase check ./unlearned --base org/model --forget forget.jsonl --retain facts=facts.csv --retain keep.jsonl"
 )
 NOT_ACCEPTED = 1
@@ -57,7 +58,7 @@ class CheckOptions:
         str | None,
         typer.Option(help="The model before; an adapter names its own.", show_default=False),
     ] = None
-    twin: Annotated[
+    reference_model: Annotated[
         str | None,
         typer.Option(
             help="A model that never saw the forget set: what every attack is held against.", show_default=False
@@ -101,7 +102,9 @@ class CheckOptions:
     )
     margin: Annotated[
         float,
-        typer.Option(help="What an attack may get beyond the twin, or beyond a refusal, at the upper end of 95 %."),
+        typer.Option(
+            help="What an attack may get beyond the reference model, or beyond a refusal, at the upper end of 95 %."
+        ),
     ] = 0.1
     utility: Annotated[float, typer.Option(help="Share of what should stay that must be left, or it is DAMAGED.")] = (
         0.95
@@ -163,22 +166,26 @@ def _run(options: CheckOptions, style: Format) -> CheckReport:
     if options.entailment:
         judges["entailment"] = entailment_judge(options.entailment)
     model, tokenizer, base, base_name = load_erased(options)
-    twin, twin_tokenizer = load_base(options.twin, options.dtype, options.device_map) if options.twin else (None, None)
+    reference_model, reference_tokenizer = (
+        load_base(options.reference_model, options.dtype, options.device_map)
+        if options.reference_model
+        else (None, None)
+    )
     report = check(
         model,
         tokenizer,
         forget,
         retain,
         base=base,
-        twin=twin,
-        twin_tokenizer=twin_tokenizer,
+        reference_model=reference_model,
+        reference_tokenizer=reference_tokenizer,
         attacks=options.attacks,
         unseen=unseen,
         refusals=refusals,
         judges=judges,
         **prompting.asked(tokenizer),
         thresholds=thresholds,
-        names={"base": base_name, "erased": options.model, "twin": options.twin},
+        names={"base": base_name, "erased": options.model, "reference_model": options.reference_model},
         seed=options.seed,
         progress=style is not Format.QUIET,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -266,7 +266,7 @@ def _run(options: EraseOptions, style: Format) -> None:
     discard(options.unfinished)
     seconds = erased.erasure.seconds
     if style is Format.JSON:
-        told = expected and expected.record()
+        told = expected and asdict(expected)
         show_json({"output": str(options.output), **record, "seconds": seconds, "estimate": told})
     elif style is Format.HUMAN:
         if report:

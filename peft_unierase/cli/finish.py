@@ -13,6 +13,7 @@ from ..data.facts import Fact
 from ..engine.estimate import Estimate
 from ..hub.card import erasure_card, public_name
 from ..hub.folder import save_erasure
+from ..progress import spoken
 from ..records.record import Salt, fact_digests, file_digests, made_with, now
 from ..version import __version__
 from .note import note, promise
@@ -28,7 +29,8 @@ UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 def estimate_line(estimate: Estimate) -> str:
     """What a run will take up."""
     peak, base, adapter = map(with_unit, (estimate.peak_bytes, estimate.model_bytes, estimate.adapter_bytes))
-    return f"To be expected: {peak} of tensors at the worst, {base} of them the base; an adapter of {adapter}."
+    time = f"; about {spoken(estimate.seconds)}" if estimate.seconds is not None else ""
+    return f"To be expected: at most {peak} of tensors, {base} of them the base; an adapter of {adapter}{time}."
 
 
 def with_unit(count: float) -> str:

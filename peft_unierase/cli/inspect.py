@@ -90,7 +90,7 @@ def page(told: Mapping[str, Any]) -> str:
         ("compared on loading", compared if fingerprints else "nothing, another base is not noticed"),
         ("token", text([f"{text(each['text'])} (row {text(each['id'])})" for each in told["tokens"]])),
         ("spare tokens", text(told["spare_tokens"])),
-        ("erasures in it", text(told["parts"]) if told["parts"] else "one"),
+        ("erasures in it", text(told["fused"]) if told["fused"] else "one"),
         ("edited layers", text(told["layers"])),
         ("largest rank", f"{told['rank']:,}"),
         ("parameters", f"{told['parameters']:,}, {told['bytes']:,} bytes of {text(told['dtypes'])}"),
@@ -138,7 +138,7 @@ def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
     """Verdict and age, from a record as it is or in a Statement."""
     content = record.get("predicate")
     content = content if isinstance(content, Mapping) else record
-    parts = content.get("parts")
+    parts = content.get("fused")
     made = next((content[key] for key in MADE if isinstance(content.get(key), str)), None)
     return {
         "there": bool(record),

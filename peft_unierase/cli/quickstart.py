@@ -1,4 +1,4 @@
-"""`unierase quickstart`: erase two invented people from the base model in the box and show what changed."""
+"""`unierase quickstart`: erase two invented people from the demo model and show what changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def quickstart(
     ),
     seed: SeedOption = 0,
 ) -> None:
-    """Erase two invented people from the base model in the box and show what changed. Needs no network."""
+    """Erase two invented people from the demo model and show what changed. Needs no network."""
     with clear_endings(), claimed(output):
         _run(output, seed)
 
@@ -38,7 +38,7 @@ def _run(output: Path, seed: int) -> None:
     from ..checking import Answer, answer_questions, check
     from ..data import read_facts
     from ..data.facts import Fact
-    from ..demo import boxed_facts, boxed_model_dir, boxed_refusals
+    from ..demo import demo_facts, demo_model_dir, demo_refusals
     from ..engine import DistillSettings, erase
     from ..lm.formats import default_formats
     from ..lm.load import load_base
@@ -48,8 +48,8 @@ def _run(output: Path, seed: int) -> None:
 
     prepare_libraries()
     facts, group = (
-        read_facts(boxed_model_dir() / "facts.jsonl"),
-        {row["question"]: row["group"] for row in boxed_facts()},
+        read_facts(demo_model_dir() / "facts.jsonl"),
+        {row["question"]: row["group"] for row in demo_facts()},
     )
     people = list(dict.fromkeys(str(fact.subject) for fact in facts if group[fact.question] == "people"))
     people = people[:FORGOTTEN_PEOPLE]
@@ -57,13 +57,13 @@ def _run(output: Path, seed: int) -> None:
     kept = [fact for fact in facts if fact.subject not in people]
     given, unseen = kept[::2], kept[1::2]
 
-    model, tokenizer = load_base(str(boxed_model_dir()))
-    show(f"The base in the box knows {len(facts)} invented and everyday facts ({model.num_parameters():,} parameters).")
+    model, tokenizer = load_base(str(demo_model_dir()))
+    show(f"The demo model knows {len(facts)} invented and everyday facts ({model.num_parameters():,} parameters).")
     show(f"Erasing the {len(gone)} facts about {' and '.join(people)} …\n")
     started = time.perf_counter()
     # So narrow a model needs larger steps than real ones, and leaves less room for what must not move.
     settings = DistillSettings(learning_rate=1e-3, retain_weight=5.0, moment_weight=30.0)
-    erased = erase(model, tokenizer, gone, given, refusals=boxed_refusals(), settings=settings, seed=seed)
+    erased = erase(model, tokenizer, gone, given, refusals=demo_refusals(), settings=settings, seed=seed)
     elapsed = time.perf_counter() - started
 
     def ask() -> Answer:
@@ -76,7 +76,7 @@ def _run(output: Path, seed: int) -> None:
         "the same in other words": [Fact(text, fact.answer) for fact in unseen for text in fact.paraphrases],
         "everyday facts": [fact for fact in unseen if group[fact.question] == "everyday"],
     }
-    report = check(erased, tokenizer, gone, sets, attacks="fast", refusals=boxed_refusals(), seed=seed)
+    report = check(erased, tokenizer, gone, sets, attacks="fast", refusals=demo_refusals(), seed=seed)
     first = report.examples[0]
     show(
         table(("", first.question), [("before", first.base), ("after", first.erased), ("switched off", off.text)])
@@ -84,7 +84,7 @@ def _run(output: Path, seed: int) -> None:
     )
     show(report_table(report, brief=True) + "\n")
 
-    record = finish(erased, tokenizer, str(boxed_model_dir()), output, report, True, own_salt())
+    record = finish(erased, tokenizer, str(demo_model_dir()), output, report, True, own_salt())
     size = record["adapter"]
     show(f"Adapter: {size['parameters']:,} parameters, {size['share']:.3%} of the base, {size['bytes']:,} bytes.")
     show(f"Erased in {elapsed:.1f} seconds:\n")

@@ -19,31 +19,32 @@ def report_table(report: CheckReport, brief: bool = False) -> str:
     """
     from ..retain.knowledge import sentence
 
-    twin = report.models.get("twin") is not None
-    sides = ("base", "erased", "twin")[: 3 if twin else 2]
+    reference_model = report.models.get("reference_model") is not None
+    sides = ("base", "erased", "reference_model")[: 3 if reference_model else 2]
+    titles = [side.replace("_", " ") for side in sides]
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
     scores = [(name, *(number(values.get(side)) for side in sides)) for name, values in report.scores.items()]
     figures = [
-        (f"{f.set}: {f.name}", *(number(value) for value in (f.base, f.erased, f.twin)[: len(sides)]))
+        (f"{f.set}: {f.name}", *(number(value) for value in (f.base, f.erased, f.reference_model)[: len(sides)]))
         for f in report.figures
         if not brief or f.name == "recall"
     ]
     attacks = []
     renamed = any(attack.renamed for attack in report.attacks)
     for a in sorted(report.attacks, key=lambda attack: attack.holds):
-        shown = [a.base, a.erased, *([a.renamed] if renamed else []), *([a.twin] if twin else [])]
+        shown = [a.base, a.erased, *([a.renamed] if renamed else []), *([a.reference_model] if reference_model else [])]
         means = [number(each.mean if each else None) for each in shown]
         beyond = f"{a.excess.mean:+.3f} [{a.excess.low:+.3f}, {a.excess.high:+.3f}]"
         attacks.append((a.name, *means, beyond, a.outcome if a.holds else a.outcome.upper()))
-    reference = "twin" if twin else "renamed base" if renamed else "floor"
-    columns = ("base", "erased", *(["renamed"] if renamed else []), *(["twin"] if twin else []))
+    reference = "reference model" if reference_model else "renamed base" if renamed else "floor"
+    columns = ("base", "erased", *(["renamed"] if renamed else []), *(["reference model"] if reference_model else []))
     parts = [
         "" if brief else sentence(report.settings["known to base"]),
-        "" if brief else table(("scores", *sides), scores),
-        table(("measures", *sides), figures),
+        "" if brief else table(("scores", *titles), scores),
+        table(("measures", *titles), figures),
         table(("attacks", *columns, f"beyond the {reference}", ""), attacks),
         fluency_line(report),
         "" if brief else "\n".join(f"  not run: {name}: {why}" for name, why in report.skipped.items()),

@@ -25,7 +25,7 @@ LETTER = re.compile(
     r"[(\uff08\[\u3010]?([A-Ja-j])[)\uff09\]\u3011.\uff0e:\uff1a\u3001\u3002]*(?:\s*(?:[-\u2013\u2014]\s)?(?<!\w)(\S.*))?",
     re.DOTALL,
 )
-FLAGS = ("correct", "iscorrect", "right", "isright", "isanswer")
+RIGHT_MARKS = ("correct", "iscorrect", "right", "isright", "isanswer")
 PUNCTUATION = " ().:\uff08\uff09\uff0e\uff1a\u3001[]"
 
 
@@ -147,20 +147,20 @@ def choices_of_questions(questions: Sequence[Any], answers: Sequence[Any]) -> li
     return found
 
 
-def flagged(value: Any) -> list[bool] | None:
+def marked_right(value: Any) -> list[bool] | None:
     """Which of several answers are marked as right, `None` if they bear no such mark."""
     if not isinstance(value, (list, tuple)) or not value:
         return None
-    flags = []
+    found = []
     for item in value:
-        held = {plain_form(str(key)): flag for key, flag in item.items()} if isinstance(item, dict) else {}
-        flag = next((held[name] for name in FLAGS if name in held), None)
-        if isinstance(flag, str) and flag.strip().casefold() in ("true", "false"):
-            flag = flag.strip().casefold() == "true"
-        if not isinstance(flag, (bool, int)) or flag not in (0, 1):
+        held = {plain_form(str(key)): mark for key, mark in item.items()} if isinstance(item, dict) else {}
+        mark = next((held[name] for name in RIGHT_MARKS if name in held), None)
+        if isinstance(mark, str) and mark.strip().casefold() in ("true", "false"):
+            mark = mark.strip().casefold() == "true"
+        if not isinstance(mark, (bool, int)) or mark not in (0, 1):
             return None
-        flags.append(bool(flag))
-    return flags
+        found.append(bool(mark))
+    return found
 
 
 def chosen(value: Any, choices: Choices, way: Way, column: str, place: str) -> tuple[list[str], list[str]]:
@@ -222,7 +222,7 @@ def _from_value(given: Any, column: str, place: str) -> Choices | None:
         return None
     items: Any = _parts(value) if isinstance(value, str) else value
     labels: list[str] = []
-    right: list[int] = [index for index, flag in enumerate(flagged(value) or []) if flag]
+    right: list[int] = [index for index, is_right in enumerate(marked_right(value) or []) if is_right]
     if isinstance(value, dict):
         held = next((key for key in ("text", "choices", "texts") if isinstance(value.get(key), (list, tuple))), None)
         items = list(value.values()) if held is None else value[held]

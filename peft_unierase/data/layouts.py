@@ -244,7 +244,7 @@ def _rest(names: Names, layout: Layout, asked: str, told: str, choices: ChoiceCo
     plain = {name: plain_form(name.rpartition(".")[2]) for name in free}
     # What stands outside the object that holds question and answer may answer another question, as MQuAKE's does.
     together = bool(nest) and told.startswith(f"{nest}.")
-    beside = [name for name in free if not together or name.startswith(f"{nest}.")]
+    same_object = [name for name in free if not together or name.startswith(f"{nest}.")]
 
     def those(wanted: Sequence[str], among: Sequence[str] = free) -> tuple[str, ...]:
         forms = [plain_form(name) for name in wanted]
@@ -252,7 +252,7 @@ def _rest(names: Names, layout: Layout, asked: str, told: str, choices: ChoiceCo
         return tuple(sorted(found, key=lambda name: forms.index(plain[name])))
 
     reworded = [name for name in free if PARAPHRASED.search(plain[name]) and not NOT_TEXT.search(plain[name])]
-    wrong = (*those(WRONG, beside), *(name for name in beside if NUMBERED_WRONG.fullmatch(plain[name])))
+    wrong = (*those(WRONG, same_object), *(name for name in same_object if NUMBERED_WRONG.fullmatch(plain[name])))
     layout_wrong = tuple(found for name in layout.wrong if (found := names.find(name)) and found not in (asked, told))
     layout_accepted = tuple(found for name in layout.accepted if (found := names.find(name)) and found != told)
     is_context_of = plain_form(asked.rpartition(".")[2]) in {plain_form(name) for name in CONTEXT_OF}
@@ -272,7 +272,7 @@ def _rest(names: Names, layout: Layout, asked: str, told: str, choices: ChoiceCo
         subject=next(iter(subjects), None),
         paraphrased_answers=tuple(name for name in reworded if OF_ANSWERS.search(plain[name])),
         wrong=(*layout_wrong, *wrong),
-        accepted=tuple(dict.fromkeys((*layout_accepted, *those(ACCEPTED, beside)))),
+        accepted=tuple(dict.fromkeys((*layout_accepted, *those(ACCEPTED, same_object)))),
         choices=choices,
         named=named,
         otherwise=names.find(layout.otherwise) if layout.otherwise and not named else None,

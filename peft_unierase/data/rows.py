@@ -19,7 +19,17 @@ from .chats import (
     transcript,
     turns_of,
 )
-from .choices import POINTS, Choices, Way, choices_of_questions, chosen, counted_from, flagged, pointing, reads_choices
+from .choices import (
+    POINTS,
+    Choices,
+    Way,
+    choices_of_questions,
+    chosen,
+    counted_from,
+    marked_right,
+    pointing,
+    reads_choices,
+)
 from .columns import MISSING, Get, getter, plain_form
 from .facts import Fact, FactError
 from .layouts import Columns
@@ -94,8 +104,8 @@ class Reader:
         self.subject = getter(columns.subject, top) if columns.subject else None
         self.paraphrases, self.paraphrased = gets(columns.paraphrases), gets(columns.paraphrased_answers)
         self.wrong, self.accepted = gets(columns.wrong), gets(columns.accepted)
-        beside = (self.before, self.after, self.history, self.paraphrases, self.paraphrased, self.wrong, self.accepted)
-        self.plain = not any(beside)
+        further = (self.before, self.after, self.history, self.paraphrases, self.paraphrased, self.wrong, self.accepted)
+        self.plain = not any(further)
         self.is_wrong = frozenset(columns.wrong)
         self.choices = reads_choices(columns.choices, top) if columns.choices else None
         self.way: Way = lambda value, choices: None
@@ -185,10 +195,10 @@ class Reader:
         if self.choices and not choices and not self.columns.named and self.way in POINTS and _is_pointer(told):
             raise self._pointless(place, told)
         value = parsed(told, self.columns.answer, place)
-        if (flags := flagged(value)) and any(flags):
+        if (right := marked_right(value)) and any(right):
             texts = [answers_of(item, self.columns.answer, place)[0] for item in value]
-            pairs = list(zip(texts, flags, strict=True))
-            return [text for text, flag in pairs if flag], [text for text, flag in pairs if not flag]
+            pairs = list(zip(texts, right, strict=True))
+            return [text for text, is_right in pairs if is_right], [text for text, is_right in pairs if not is_right]
         return answers_of(told, self.columns.answer, place), []
 
     def _filled(self, text: str, subject: str | None, place: str) -> str:
@@ -255,7 +265,7 @@ class Reader:
 
     def _frame(self, row: dict[str, Any], place: str) -> Callable[[str], str]:
         """What puts a wording of the question between the texts that stand around it."""
-        before, after = self._beside(row, self.before, place), self._beside(row, self.after, place)
+        before, after = self._texts(row, self.before, place), self._texts(row, self.after, place)
         turns: list[Turn] = []
         if self.history and self.columns.history and (value := self.history(row)) is not MISSING:
             turns = history_of(value, self.columns.history, place)
@@ -266,7 +276,7 @@ class Reader:
 
         return frame
 
-    def _beside(self, row: dict[str, Any], gets: list[tuple[str, Get]], place: str) -> list[str]:
+    def _texts(self, row: dict[str, Any], gets: list[tuple[str, Get]], place: str) -> list[str]:
         found = []
         for name, get in gets:
             value = get(row)
@@ -294,7 +304,7 @@ class Reader:
         question, answer = self.columns.question, self.columns.answer
         if question == answer:
             turns = turns_of(asked, question, place)
-            system = [Turn("system", text) for text in self._beside(row, self.before, place)]
+            system = [Turn("system", text) for text in self._texts(row, self.before, place)]
             self.notes.unanswered += is_unanswered(turns)
             found = exchanges([*system, *turns], question, place)
             return found[-1:] if plain_form(question) == "chosen" else found  # the last turn is what was chosen

@@ -23,7 +23,7 @@ from ..adapter.targets import check_adapter_name
 from ..data.facts import Fact
 from ..errors import InputError
 from ..guard.config import UniEraseConfig
-from ..lm.batches import batches, encode, pad_id
+from ..lm.batches import encode, last_logits, pad_id
 from ..lm.decoding import end_ids, greedy_answers
 from ..lm.formats import PromptFormat
 from ..lm.weights import hash_tensors
@@ -116,7 +116,7 @@ def as_answered_now(model: Any, tokenizer: Any, form: PromptFormat, facts: Seque
     """Facts of the bare base as the model answers them with its erasures on.
 
     Where an erasure declines the answer becomes that refusal, with the erasure's token in front: a further erasure must
-    stay shut there as it must everywhere else, or the two would open together and garble it.
+    not act there, or both would act at once and garble the refusal.
 
     Args:
         model: The base, with erasures.
@@ -145,17 +145,14 @@ def changed_answers(model: Any, tokenizer: Any, form: PromptFormat, facts: Seque
     return [now[0] != before[0] or bool(ours & set(now)) for now, before in zip(said, bare, strict=True)]
 
 
-@torch.no_grad()
 def _said(model: Any, tokenizer: Any, form: PromptFormat, facts: Sequence[Fact]) -> list[list[int]]:
-    """For each fact the likeliest token at its door and behind each token of its answer but the last."""
+    """For each fact the likeliest token at its answer start and after each token of its answer but the last."""
     prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts]
     whole = [prompt + encode(tokenizer, form.answer(fact.answer)) for prompt, fact in zip(prompts, facts, strict=True)]
     said: list[list[int]] = [[] for _ in facts]
-    for batch in batches(whole, pad_id(tokenizer), model.get_input_embeddings().weight.device):
-        longest = max(len(whole[index]) - len(prompts[index]) for index in batch.index)
-        guesses = model(**batch.inputs(), use_cache=False, logits_to_keep=longest + 1).logits.argmax(dim=-1).tolist()
-        for row, index in enumerate(batch.index):
-            said[index] = guesses[row][len(prompts[index]) - len(whole[index]) - 1 : -1]
+    keep = [len(sequence) - len(prompt) + 1 for sequence, prompt in zip(whole, prompts, strict=True)]
+    for number, logits in last_logits(model, whole, keep, pad_id(tokenizer)):
+        said[number] = logits[:-1].argmax(dim=-1).tolist()
     return said
 
 

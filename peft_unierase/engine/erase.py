@@ -5,8 +5,6 @@ The recipes themselves are in `distill/` and `paper/`.
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,39 +17,32 @@ from peft import PeftModel, get_peft_model
 from ..adapter.fingerprint import base_dtype, base_fingerprint
 from ..adapter.token_row import resize_vocabulary
 from ..data.facts import DEFAULT_REFUSALS, Fact, check_facts, comparable_facts, merge_repeats
-from ..errors import ErasureWarning, InputError
+from ..errors import InputError
 from ..guard.config import UniEraseConfig
-from ..lm.batches import encode, pad_id
-from ..lm.formats import PromptFormat, default_formats, plain_format
+from ..lm.batches import pad_id
+from ..lm.formats import PromptFormat, default_formats
 from ..lm.gradients import check_gradients
 from ..lm.structure import check_supported
 from ..lm.surroundings import own_surroundings, refuse_inference_mode
 from ..progress import Stages
-from ..retain.cache import BLOCK, base_digest, samples_folder, samples_for
-from ..retain.knowledge import Knowledge, ask, summary, unknown_named
-from ..retain.neighbours import NEIGHBOUR_STEPS, ROUND, UNSURE, Neighbours, neighbour_rounds, sample_neighbours
+from ..retain.cache import base_digest
 from ..retain.sample_files import Samples, write_samples
-from ..retain.samples import SAMPLE_STEPS, drop_close
-from ..retain.scope import Scope, Scoped, check_scope, plan_scope
-from ..text import normal
+from ..retain.scope import check_scope, plan_scope
 from ..version import __version__
-from .around import ask_around
-from .bench import Bench
 from .checkpoint import Checkpoint, digest_of
 from .distill import DistillSettings, run_distill
 from .earlier import (
     active_erasures,
-    as_answered_now,
     carried,
-    changed_answers,
     erasure_digest,
     new_name,
-    switched_off,
     underlying_model,
 )
 from .erasure import EarlierErasure, Erasure, Outcome
 from .layers import choose_sites
 from .paper import PaperSettings, run_paper
+from .run_context import RunContext
+from .run_facts import as_now, ask_for_facts, check_lengths, find_retain_data
 from .spare_row import add_to_tokenizer, find_spare_rows
 from .unchanged import unchanged_on_failure
 
@@ -160,7 +151,7 @@ def erase(
     with own_surroundings(), unchanged_on_failure(model, peft_model, adapter_name):
         (peft_model or model).eval()
         check_gradients(model)
-        bench = Bench(
+        run = RunContext(
             model=model,
             tokenizer=tokenizer,
             formats=formats,
@@ -179,21 +170,21 @@ def erase(
             earlier=active,
         )
         if work_dir is not None:
-            bench.checkpoint = Checkpoint(
+            run.checkpoint = Checkpoint(
                 Path(work_dir),
-                _digest(bench, [recipe, scope, keep_unknown], settings, samples_in, onto),
-                bench.stages.tell,
+                _digest(run, [recipe, scope, keep_unknown], settings, samples_in, onto),
+                run.stages.tell,
             )
-        known = _ask_for_facts(bench, keep_unknown)
+        known = ask_for_facts(run, keep_unknown)
         forget = [each.fact for each in known]
         if plan:  # facts that were left out have no say
             plan = plan_scope(plan.name, forget, retain)
-        bench.forget, bench.knowledge = forget, known
-        bench.retain = _as_now(bench, retain)
-        scoped = _find_retain_data(bench, plan, settings.sample_count(len(forget)), samples_cache, samples_in)
+        run.forget, run.knowledge = forget, known
+        run.retain = as_now(run, retain)
+        scoped = find_retain_data(run, plan, settings.sample_count(len(forget)), samples_cache, samples_in)
         if samples_out:
-            write_samples(Path(samples_out), Samples(bench.sampled, bench.near + bench.around))
-        if not bench.kept:
+            write_samples(Path(samples_out), Samples(run.sampled, run.near + run.around))
+        if not run.kept:
             raise InputError(
                 "there is no retain data: none was given and the base asked itself nothing usable; pass retain facts "
                 "(on the command line `--retain`) or let it ask more questions (`--samples`)"
@@ -221,7 +212,7 @@ def erase(
         wrapped.eval()
         wrapped.requires_grad_(False)
         outcome: Outcome = (
-            run_distill(bench, settings) if isinstance(settings, DistillSettings) else run_paper(bench, settings)
+            run_distill(run, settings) if isinstance(settings, DistillSettings) else run_paper(run, settings)
         )
         add_to_tokenizer(tokenizer, spare)
     wrapped.erasure = Erasure(
@@ -230,11 +221,11 @@ def erase(
         spare,
         len(forget),
         len(retain),
-        len(bench.sampled),
-        len(bench.near) + len(bench.around),
-        bench.known,
+        len(run.sampled),
+        len(run.near) + len(run.around),
+        run.known,
         outcome,
-        dict(bench.stages.seconds),
+        dict(run.stages.seconds),
         seed,
         scoped,
         adapter_name,
@@ -266,32 +257,32 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _digest(
-    bench: Bench,
+    run: RunContext,
     choices: Sequence[Any],
     settings: DistillSettings | PaperSettings,
     samples: Samples | None,
     onto: Sequence[EarlierErasure],
 ) -> str:
     """Of everything that decides the result, up to the machine's way of adding up."""
-    model, tokenizer = bench.model, bench.tokenizer
+    model, tokenizer = run.model, run.tokenizer
     config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
     return digest_of(
         {
             "versions": [__version__, torch.__version__, transformers.__version__],
-            "device": bench.device.type,
+            "device": run.device.type,
             "base": base_digest(model, tokenizer),
             "onto": [[one.token_id, one.digest] for one in onto],
             "config": [config, model.config._attn_implementation, model.generation_config.to_dict()],
-            "spare": asdict(bench.spare),
-            "forget": [asdict(fact) for fact in bench.forget],
-            "retain": [asdict(fact) for fact in bench.retain],
-            "tokens": [bench.prompts([*bench.forget, *bench.retain]), [bench.encode(text) for text in bench.refusals]],
-            "refusals": bench.refusals,
-            "formats": [asdict(form) for form in bench.formats],
+            "spare": asdict(run.spare),
+            "forget": [asdict(fact) for fact in run.forget],
+            "retain": [asdict(fact) for fact in run.retain],
+            "tokens": [run.prompts([*run.forget, *run.retain]), [run.encode(text) for text in run.refusals]],
+            "refusals": run.refusals,
+            "formats": [asdict(form) for form in run.formats],
             "recipe": [*choices, asdict(settings)],
             "samples": samples and asdict(samples),
-            "layers": bench.names,
-            "seed": bench.seed,
+            "layers": run.names,
+            "seed": run.seed,
         }
     )
 
@@ -306,130 +297,3 @@ def check_recipe(recipe: str, settings: DistillSettings | PaperSettings | None =
         raise InputError(f"recipe {recipe!r} is not there; choose from {', '.join(map(repr, RECIPES))}")
     if settings is not None and not isinstance(settings, RECIPES[recipe]):
         raise InputError(f"recipe {recipe!r} takes {RECIPES[recipe].__name__}, not {type(settings).__name__}")
-
-
-def check_lengths(
-    model: Any, tokenizer: Any, facts: Sequence[Fact], formats: Sequence[PromptFormat], role: str = "forget"
-) -> None:
-    """Refuse questions that do not fit the model's context with their answers.
-
-    Raises:
-        ValueError: A question is too long; names it and the limit.
-    """
-    context = _context(model)
-    for number, fact in enumerate(facts, start=1):
-        if (length := _longest(tokenizer, fact, formats)) > context:
-            raise InputError(
-                f"{role} fact {number} takes {length} tokens and the model's context holds {context:.0f}: "
-                f"{fact.question[:60]!r}…; shorten it or leave it out"
-            )
-
-
-def _context(model: Any) -> float:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return math.inf if limit is None else limit
-
-
-def _longest(tokenizer: Any, fact: Fact, formats: Sequence[PromptFormat]) -> int:
-    """Tokens of a fact with its answer, in the format that takes most."""
-    wordings = [wording for form in formats for wording in (form, *form.variants)]
-    return max(len(encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer))) for form in wordings)
-
-
-def _ask_for_facts(bench: Bench, keep_unknown: bool) -> list[Knowledge]:
-    """The facts that are to be erased, with what the base says of them; names what it does not know."""
-    steps = len(bench.forget) * len(bench.formats)
-    with bench.stages.stage("asking the base for the facts", steps) as bar, switched_off(bench.model):
-        found = ask(bench.model, bench.tokenizer, bench.forget, bench.formats, bar.update)
-    bench.known = summary(found)
-    if bench.earlier and (gone := sum(changed_answers(bench.model, bench.tokenizer, bench.formats[0], bench.forget))):
-        warnings.warn(
-            f"{gone} of {len(bench.forget)} forget facts are answered otherwise with the model's earlier erasures on, "
-            "which seem to cover them; leave these facts out, there is nothing left to erase",
-            ErasureWarning,
-            stacklevel=3,
-        )
-    known = sum(each.known for each in found)
-    if not known and not keep_unknown:
-        raise InputError(
-            f"{unknown_named(found)}, so there is nothing to erase; check that this is the right base and that the "
-            "questions are worded as people ask it, or erase them all the same with `keep_unknown=True` (on the "
-            "command line `--keep-unknown`)"
-        )
-    if known < len(found):
-        what = "erased all the same" if keep_unknown else "left out"
-        warnings.warn(f"{unknown_named(found)}, which are {what}", ErasureWarning, stacklevel=3)
-    return [each for each in found if keep_unknown or each.known]
-
-
-def _find_retain_data(
-    bench: Bench, plan: Scope | None, wanted: int, cache: str | Path | bool, given: Samples | None
-) -> Scoped | None:
-    """Let the base ask itself, about anything, about what is like the forget set, and about what a scope says."""
-    found: list[Fact] = []
-
-    def sample() -> dict[str, list[tuple[str, str]]]:
-        nonlocal found
-        found = _as_now(bench, given.general) if given else _asked_itself(bench, wanted, cache)
-        # What touches the forget set is not written down either.
-        kept = _usable(bench, drop_close(found, bench.forget))
-        return {"sampled": [(fact.question, fact.answer) for fact in kept]}
-
-    # A scope needs what lies close to the forget set too, so its samples are not kept: a cache keeps those of the base.
-    if wanted or given:
-        sampled: Any = sample() if plan else bench.once("sampling retain data", sample)
-        bench.sampled = [Fact(*pair) for pair in sampled["sampled"]]
-        # These are not written down: they begin as the forget questions do.
-        near = Neighbours(_apart(_as_now(bench, given.near), bench.forget)) if given else _near(bench)
-        bench.near = _usable(bench, near.known)
-        bench.around = _usable(bench, near.others)[:UNSURE]
-        bench.reworded = _usable(bench, near.reworded)
-        if not bench.near:
-            warnings.warn(
-                "the base asked itself nothing that is like the forget questions, so what lies next to them is spared "
-                "only as far as the retain set shows it; give such facts as retain facts",
-                ErasureWarning,
-                stacklevel=3,
-            )
-    return ask_around(bench, plan, found, lambda facts: _usable(bench, facts)) if plan else None
-
-
-def _asked_itself(bench: Bench, wanted: int, cache: str | Path | bool) -> list[Fact]:
-    model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
-    folder = samples_folder(model, cache)
-    with bench.stages.stage("sampling retain data", SAMPLE_STEPS * BLOCK * math.ceil(wanted / BLOCK)) as bar:
-        with switched_off(model):  # the bare base's, which all its erasures can share
-            found = samples_for(model, tokenizer, form, wanted, bench.seed, folder, bar.update)
-        return _as_now(bench, found)
-
-
-def _near(bench: Bench) -> Neighbours:
-    model, tokenizer, form = bench.model, bench.tokenizer, bench.formats[0]
-    rounds = neighbour_rounds(len(bench.forget))
-    with bench.stages.stage("sampling near neighbours", NEIGHBOUR_STEPS * ROUND * rounds, even=False) as bar:
-        with switched_off(model):
-            found = sample_neighbours(
-                model, tokenizer, form, plain_format(tokenizer), bench.forget, rounds, bench.seed, bar.update
-            )
-        return Neighbours(_as_now(bench, found.known), _as_now(bench, found.others), found.reworded)
-
-
-def _apart(facts: list[Fact], forget: Sequence[Fact]) -> list[Fact]:
-    """Facts without those whose question is one of the forget set."""
-    asked = {normal(text) for fact in forget for text in (fact.question, *fact.paraphrases)}
-    return [fact for fact in facts if normal(fact.question) not in asked]
-
-
-def _as_now(bench: Bench, facts: list[Fact]) -> list[Fact]:
-    """Facts of the bare base as it answers them with the earlier erasures on."""
-    return as_answered_now(bench.model, bench.tokenizer, bench.formats[0], facts) if bench.earlier else facts
-
-
-def _usable(bench: Bench, found: Sequence[Fact]) -> list[Fact]:
-    """Facts from the model itself that fit its context and whose questions were not given as retain facts."""
-    given, context = {fact.question for fact in bench.retain}, _context(bench.model)
-    return [
-        fact
-        for fact in found
-        if fact.question not in given and _longest(bench.tokenizer, fact, bench.formats) <= context
-    ]

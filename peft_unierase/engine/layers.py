@@ -10,7 +10,6 @@ from torch import nn
 
 from ..errors import InputError
 from ..lm.structure import find_decoder_layers, find_mlp_projections, projection_shape
-from .paper import early_layers
 
 SHOWN = 10
 
@@ -19,6 +18,11 @@ def share_of_layers(count: int, first: float, last: float) -> list[int]:
     """Layers between two shares of the depth, at least three and never the last: `[1, …, 8]` of 30 for .04 and .3."""
     start = min(int(count * first), max(0, count - 2))
     return list(range(start, max(1, min(count - 1, max(start + 3, math.ceil(count * last))))))
+
+
+def early_layers(count: int) -> list[int]:
+    """Recipe `paper`: the second eighth of the depth: `[4, …, 8]` of 32 as published, `[1, 2]` of 6."""
+    return list(range(round(count / 8), round(count / 4) + 1))
 
 
 def choose_sites(

@@ -18,9 +18,9 @@ class Silence:
     Attributes:
         states: What goes into the head, `(n, d)` in fp32.
         others: Log-sum-exp of all other tokens' logits, `(n,)` in fp32.
-        kinds: 0 for doors of forget facts as they are without a change, 1 for doors of retained facts, 2 for other
-            positions, `(n,)`, int64; a recipe may have more. Kinds weigh the same, so that the few near misses are not
-            lost among the many.
+        kinds: 0 for answer starts of forget facts as they are without a change, 1 for those of retained facts, 2 for
+            other positions, `(n,)`, int64; a recipe may have more. Kinds weigh the same, so that the few near misses
+            are not lost among the many.
         token_id: [UNL]'s id.
         logits: What the model makes of its head's outputs.
     """

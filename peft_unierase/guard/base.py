@@ -137,7 +137,7 @@ def check_declared(base: nn.Module, config: AdapterConfig) -> list[Finding]:
     parts = config.split()
     if config.inspection is not None:
         return check_on_base(base, parts, config.inspection.modules, config.inspection.norms)
-    findings = [finding for values in (vars(config), *config.parts) for finding in check_policy(values)]
+    findings = [finding for values in (vars(config), *config.fused) for finding in check_policy(values)]
     if findings:
         return findings
     declared = dict.fromkeys(name for part in parts for name in part.target_modules or ())
@@ -163,6 +163,6 @@ def _as_declared(
     rows = [None for part in parts if part.token_id is not None]
     for name in config.token_modules or () if rows else ():
         weight = getattr(own_module(base, name), "weight", torch.zeros(0, 0))
-        shape = (len(rows), weight.shape[-1]) if config.parts else (weight.shape[-1],)
+        shape = (len(rows), weight.shape[-1]) if config.fused else (weight.shape[-1],)
         modules[name] = Edited({"row": shape}, {}, {})
     return modules

@@ -37,7 +37,7 @@ class UniEraseConfig(AdapterConfig):
         token (`str`): Text of [UNL] in the tokenizer saved beside the adapter.
         spare_tokens (`list`): Further rows that the base does not use, `[id, text]` each. [UNL] moves to the first free
             one where the adapter is loaded beside one on the same row.
-        parts (`list[dict]`): Erasures that were fused into this one, each with its `name` and its own values of the
+        fused (`list[dict]`): Erasures that were fused into this one, each with its `name` and its own values of the
             fields that an erasure by itself has. Their factors are concatenated along the rank.
         token_modules (`list[str]`, *optional*): Names of the modules with [UNL]'s input row and output row. `None`
             takes the model's own input and output embeddings.

@@ -27,11 +27,14 @@ def check_config(values: Mapping[str, Any]) -> tuple[AdapterConfig | None, list[
     for name in sorted(values.keys() - known):
         findings.append(refuse("a key that no config of an erasure has", name, "take it out, or update this package"))
     wrong = wrong_values(values)
-    parts = [part for part in listed_in(values.get("parts")) if isinstance(part, Mapping)]
+    parts = [part for part in listed_in(values.get("fused")) if isinstance(part, Mapping)]
     if len(parts) > MAX_PARTS:
-        return None, [*findings, refuse(f"more than {MAX_PARTS} parts", len(parts), "load them one beside the other")]
+        return None, [
+            *findings,
+            refuse(f"more than {MAX_PARTS} fused erasures", len(parts), "load them one beside the other"),
+        ]
     for part in parts:
-        wrong += [(f"parts: {name}", wanted, value) for name, wanted, value in wrong_values(part)]
+        wrong += [(f"fused: {name}", wanted, value) for name, wanted, value in wrong_values(part)]
         for name in sorted(part.keys() - {"name", *OF_A_PART}, key=str):
             findings.append(refuse("a key that no part of an erasure has", name, "take it out"))
     for name, wanted, value in wrong:
@@ -108,7 +111,7 @@ def check_policy(values: Mapping[str, Any]) -> list[Finding]:
 
 def notes_on(values: Mapping[str, Any]) -> list[Finding]:
     findings = []
-    parts = [part for part in listed_in(values.get("parts")) if isinstance(part, Mapping)] or [values]
+    parts = [part for part in listed_in(values.get("fused")) if isinstance(part, Mapping)] or [values]
     if not all(part.get("base_fingerprint") for part in parts):
         advice = "loading cannot tell another base from the right one"
         findings.append(note("no fingerprint of the base", "base_fingerprint is empty", advice))

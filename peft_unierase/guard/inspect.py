@@ -65,7 +65,7 @@ class Inspection:
     def facts(self) -> dict[str, Any]:
         """What it is made of, as plain values for JSON."""
         config = self.config
-        several = [part for part in listed_in(config.get("parts")) if isinstance(part, Mapping)] or [config]
+        several = [part for part in listed_in(config.get("fused")) if isinstance(part, Mapping)] or [config]
         edits = {name: edited for name, edited in self.modules.items() if not edited.is_row}
         layers = {int(match[0].strip(".")) for name in edits if (match := IN_A_LAYER.search(name))}
         return {
@@ -78,7 +78,7 @@ class Inspection:
             },
             "tokens": [{"id": part.get("token_id"), "text": part.get("token")} for part in several],
             "spare_tokens": [len(listed_in(part.get("spare_tokens"))) for part in several],
-            "parts": [part.get("name") for part in several if "name" in part],
+            "fused": [part.get("name") for part in several if "name" in part],
             "layers": sorted(layers),
             "rank": max((edited.rank for edited in edits.values()), default=0),
             "modules": {

@@ -84,9 +84,9 @@ def check_modules(config: AdapterConfig, modules: Mapping[str, Edited]) -> list[
                 if ends
                 else refuse("a declared module without weights", name, ANEW)
             )
-    if config.parts and set(config.target_modules or ()) != set(declared):
+    if config.fused and set(config.target_modules or ()) != set(declared):
         odd = sorted(set(config.target_modules or ()) ^ set(declared))
-        findings.append(refuse("target_modules that are not those of the parts", ", ".join(odd), ANEW))
+        findings.append(refuse("target_modules that are not those of the fused erasures", ", ".join(odd), ANEW))
     if config.token_id is not None:
         missing = [name for name in config.token_modules or () if name not in modules]
         findings += [refuse("a declared token module without a row", name, ANEW) for name in missing]
@@ -148,8 +148,8 @@ def _check_row(config: AdapterConfig, name: str, edited: Edited) -> Iterator[Fin
         yield refuse("a token's row inside a layer", name, "rows belong to the embedding and the head")
     else:
         shape = edited.shapes["row"]
-        wanted = (len(tokens), *shape[1:]) if config.parts else shape[:1]
-        if shape != wanted or len(shape) != (2 if config.parts else 1):
+        wanted = (len(tokens), *shape[1:]) if config.fused else shape[:1]
+        if shape != wanted or len(shape) != (2 if config.fused else 1):
             rows = shape[0] if len(shape) == 2 else 1
             value = f"{name} has {rows} of shape {shape}, declared are {len(tokens)} tokens"
             yield refuse("another number of token rows than the config declares", value, ANEW)
@@ -221,7 +221,7 @@ def _norm_of_product(a: torch.Tensor, b: torch.Tensor) -> float:
     squared = 0.0
     for number, (left, right) in enumerate(blocks):
         left, right = left.to(exact), right.to(exact)
-        for place, (other, beside) in enumerate(blocks[: number + 1]):
-            part = float(((left @ other.to(exact).T) * (right @ beside.to(exact).T)).sum(dtype=torch.float64))
+        for place, (other, other_right) in enumerate(blocks[: number + 1]):
+            part = float(((left @ other.to(exact).T) * (right @ other_right.to(exact).T)).sum(dtype=torch.float64))
             squared += part if place == number else 2 * part
     return max(squared, 0.0) ** 0.5

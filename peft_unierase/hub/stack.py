@@ -82,7 +82,7 @@ class Stack:
             self.config.save_pretrained(str(place))
             save_file(self.tensors, place / WEIGHTS_NAME, metadata={"format": "pt"})
             card.save(place / CARD_NAME)
-            write_record(place, {"parts": self.records})
+            write_record(place, {"fused": self.records})
             if written is not None:
                 written(place)
 
@@ -132,7 +132,7 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
             ) from error
         record = read_record(Path(place))
         if record:
-            records.update((record.get("parts") or {}) if config.parts else {name: record})
+            records.update((record.get("fused") or {}) if config.fused else {name: record})
     config, tensors = fuse(read)
     try:
         tokenizer = AutoTokenizer.from_pretrained(places[0], trust_remote_code=False)
@@ -143,4 +143,4 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
     except StateError as error:
         why = f"the tokenizer of {erasures[0]} does not take the tokens of all of them: {error}"
         raise InputError(f"{why}. Name first the erasure that was made last, or save that one again") from error
-    return Stack([part["name"] for part in config.parts], config, tensors, tokenizer, records)
+    return Stack([part["name"] for part in config.fused], config, tensors, tokenizer, records)

@@ -58,6 +58,20 @@ def batches(
         start = stop
 
 
+@torch.no_grad()
+def last_logits(
+    model: Any, sequences: Sequence[Sequence[int]], keep: Sequence[int], pad_id: int, tokens: int = 4096
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """For each sequence, in no order, its number and the logits at its last `keep` positions, `(keep, vocabulary)` in
+    fp32; see [`batches`].
+    """
+    for batch in batches(sequences, pad_id, model.get_input_embeddings().weight.device, tokens):
+        longest = max(keep[number] for number in batch.index)
+        logits = model(**batch.inputs(), use_cache=False, logits_to_keep=longest).logits
+        for row, number in enumerate(batch.index):
+            yield number, logits[row, -keep[number] :].float()
+
+
 def pad_id(tokenizer: Any) -> int:
     """The id to pad with; any will do where the mask hides it."""
     return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)

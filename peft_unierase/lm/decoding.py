@@ -119,7 +119,7 @@ def greedy_answers(
     Args:
         model: A causal language model, or a PEFT model around one.
         tokenizer: Its tokenizer.
-        prompts: Texts that end at the door.
+        prompts: Texts that end at the answer start.
         max_new_tokens: Where to stop a model that does not; its context is never left.
         tokens: Padded prompt tokens per batch.
         banned: Ids that must not be generated.

@@ -1,6 +1,6 @@
 """How a question becomes the tokens a model sees, and where its answer begins.
 
-Everything here ends at the *door*: the last prompt position, where the first answer token is predicted.
+Everything here ends at the *answer start*: the last prompt position, where the first answer token is predicted.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class PromptFormat:
     Attributes:
         name: What figures and messages call it.
         head: Text before the question, special tokens written out.
-        tail: Text between the question and the door.
-        lead: Text between the door and the answer (a space, in plain formats).
+        tail: Text between the question and the answer start.
+        lead: Text between the answer start and the answer (a space, in plain formats).
         end: Text that closes an answer.
         variants: Other wordings of the format, which an erasure meets by turns with this one.
     """
@@ -69,11 +69,11 @@ class PromptFormat:
         return (self, *self.variants)[number % (1 + len(self.variants))]
 
     def prompt(self, question: str) -> str:
-        """The text up to and including the door."""
+        """The text up to and including the answer start."""
         return f"{self.head}{question}{self.tail}"
 
     def answer(self, answer: str) -> str:
-        """The text behind the door."""
+        """The text after the answer start."""
         return f"{self.lead}{answer}{self.end}"
 
 
@@ -88,15 +88,15 @@ def chat_format(
 ) -> PromptFormat:
     """The tokenizer's own chat template, with or without a system prompt.
 
-    A reasoning model has two doors: behind its generation prompt, where it begins (or is in the midst of) a think
-    block, and behind a think block that was left empty, where it answers at once. Which of them a template has is found
-    by rendering it with thinking switched on and off; where it has no such switch an empty block is written for it.
+    A reasoning model has two answer starts: after its generation prompt, where it begins (or is in the midst of) a
+    think block, and after a think block that was left empty, where it answers at once. Which of them a template has
+    is found by rendering it with thinking switched on and off; if it has no such switch, an empty block is written.
 
     Args:
         tokenizer: The tokenizer, whose template writes a fixed date where it wants today's.
         system: A system prompt.
-        thinking: Put a reasoning model's door before its thoughts, instead of behind an empty think block, which then
-            leads in the answer. Without effect on other templates.
+        thinking: Put a reasoning model's answer start before its thoughts, instead of after an empty think block, which
+            then leads in the answer. Without effect on other templates.
         template: A chat template, in Jinja, to use in place of the tokenizer's.
 
     Raises:
@@ -109,7 +109,9 @@ def chat_format(
     turns = [("system", system)] if system else []
     prompt = _render(tokenizer, template, [*turns, ("user", SENTINEL)], thinking)
     if prompt.count(SENTINEL) != 1:
-        raise InputError(f"the chat template changes the words of a question, so its door cannot be found; {WAY_OUT}")
+        raise InputError(
+            f"the chat template changes the words of a question, so its answer start cannot be found; {WAY_OUT}"
+        )
     head, tail = prompt.split(SENTINEL)
     if system and system.strip() not in head:
         raise InputError(
@@ -119,7 +121,7 @@ def chat_format(
     lead, end = "", ""
     with suppress(ValueError):  # some refuse to write an answer that is there already
         whole = _render(
-            tokenizer, template, [*turns, ("user", SENTINEL), ("assistant", SENTINEL)], thinking, door=False
+            tokenizer, template, [*turns, ("user", SENTINEL), ("assistant", SENTINEL)], thinking, generate=False
         )
         if whole.count(SENTINEL) == 2:  # others drop or rewrite answers
             _, between, end = whole.split(SENTINEL)
@@ -154,8 +156,10 @@ def chat_template(tokenizer: Any) -> str | None:
     return found.get("default") or next(iter(found.values()))
 
 
-def _render(tokenizer: Any, template: str, turns: Sequence[tuple[str, str]], thinking: bool, door: bool = True) -> str:
-    """The template's text of turns `(role, content)`, up to the door or to the end of the last turn.
+def _render(
+    tokenizer: Any, template: str, turns: Sequence[tuple[str, str]], thinking: bool, generate: bool = True
+) -> str:
+    """The template's text of turns `(role, content)`, up to the answer start or to the end of the last turn.
 
     Contents are given as texts, or where a template loses them as lists of parts, as those of models that see want
     them; tools, documents and special tokens that are not there as empty ones, where it fails without.
@@ -180,7 +184,7 @@ def _render(tokenizer: Any, template: str, turns: Sequence[tuple[str, str]], thi
                     messages,
                     chat_template=FIXED_DATE + template,
                     tokenize=False,
-                    add_generation_prompt=door,
+                    add_generation_prompt=generate,
                     **told,
                 )
             except Exception as error:  # a template is a program, and fails as programs do

@@ -18,10 +18,10 @@ from ..lm.trace import inputs_at
 def closeness(
     model: Any, tokenizer: Any, form: PromptFormat, forget: Sequence[Fact], retain: Sequence[Fact]
 ) -> list[float]:
-    """For each retained question the cosine of its door's key to the nearest one of the forget set, `(retain,)`.
+    """For each retained question the cosine of its key at the answer start to the nearest forget key, `(retain,)`.
 
     Keys are the inputs of the down-projection of the middle one of the layers that would be edited, less the mean of
-    the retained ones, which all doors share. An edit tells questions apart by them.
+    the retained ones, which all keys share. An edit tells questions apart by them.
     """
     if not forget or not retain:
         return [0.0] * len(retain)

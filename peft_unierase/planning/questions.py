@@ -35,7 +35,7 @@ TEMPLATES = (
 )
 FEWEST = 2  # times that a text names what it is about
 MOST_SUBJECTS = 8
-SHARED = 0.5  # of an answer's news, weighed by how rare its words are, that a text tells too
+SHARED = 0.5  # of an answer's answer-only words, weighed by how rare its words are, that a text tells too
 
 
 def subjects_of(text: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Plan:
             "counts": {"forget": len(self.forget), "retain": len(self.retain), "unknown": len(self.unknown)},
             "contradictions": self.contradictions,
             "closest": closest,
-            "estimate": self.estimate and self.estimate.record(),
+            "estimate": self.estimate and asdict(self.estimate),
         }
 
     def save(self, folder: Path) -> None:
@@ -180,7 +180,7 @@ def plan(
     except FactError as error:
         contradictions.append(str(error))
     stay = [each.fact for each in kept]
-    expected = estimate(model, tokenizer, formats, forget, stay) if forget else None
+    expected = estimate(model, tokenizer, formats, forget, stay, timed=False) if forget else None
     name = target if isinstance(target, str) else f"{len(target)} facts"
     return Plan(name, subjects, [PlannedFact(*pair) for pair in pairs], kept, unknown, contradictions, expected)
 

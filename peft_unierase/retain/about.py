@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..data.facts import Fact
-from ..lm.batches import batches, encode, pad_id
+from ..lm.batches import encode, last_logits, pad_id
 from ..lm.formats import PromptFormat
 from ..text import names
 from .samples import ANSWERING, answered, go_on_asking
@@ -97,13 +97,10 @@ def find_beginnings(
     asked = [encode(tokenizer, question) for question in questions]
     spelt = [_spellings(tokenizer, subject) for subject in subjects]
     firsts = sorted({spelling[0] for spellings in spelt for spelling in spellings})
-    device = model.get_input_embeddings().weight.device
     readiness: list[torch.Tensor] = [torch.zeros(0)] * len(asked)
-    for batch in batches([head + tokens for tokens in asked], pad_id(tokenizer), device, 1024):
-        logits = model(**batch.inputs(), use_cache=False).logits.float()
-        scores = (logits[..., firsts] - logits.logsumexp(dim=-1, keepdim=True)).cpu()
-        for row, index in enumerate(batch.index):
-            readiness[index] = scores[row, -len(asked[index]) - 1 :]
+    keep = [len(tokens) + 1 for tokens in asked]
+    for number, logits in last_logits(model, [head + tokens for tokens in asked], keep, pad_id(tokenizer), 1024):
+        readiness[number] = (logits[..., firsts] - logits.logsumexp(dim=-1, keepdim=True)).cpu()
 
     found = []
     for subject, spellings in zip(subjects, spelt, strict=True):
@@ -147,12 +144,9 @@ def _with_subject(
 ) -> list[Beginning]:
     """Beginnings with the log-probability of all tokens of the subject, the last `lengths` ones of each."""
     found = [Beginning([], 0.0)] * len(starts)
-    device = model.get_input_embeddings().weight.device
-    for batch in batches([[*head, *start] for start in starts], pad_id(tokenizer), device, 1024):
-        longest = max(lengths[index] for index in batch.index)
-        logits = model(**batch.inputs(), use_cache=False, logits_to_keep=longest + 1).logits.float()[:, :-1]
-        kept = batch.ids[:, -longest:].to(logits.device)
-        scores = logits.log_softmax(dim=-1).gather(-1, kept[..., None])[..., 0]
-        for row, index in enumerate(batch.index):
-            found[index] = Beginning(list(starts[index]), float(scores[row, -lengths[index] :].sum()))
+    sequences, keep = [[*head, *start] for start in starts], [length + 1 for length in lengths]
+    for number, logits in last_logits(model, sequences, keep, pad_id(tokenizer), 1024):
+        subject = torch.tensor(sequences[number][-lengths[number] :], device=logits.device)
+        scores = logits[:-1].log_softmax(dim=-1).gather(-1, subject[:, None])
+        found[number] = Beginning(list(starts[number]), float(scores.sum()))
     return found

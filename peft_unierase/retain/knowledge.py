@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..data.facts import Fact
-from ..lm.batches import batches, encode, pad_id
+from ..lm.batches import encode, last_logits, pad_id
 from ..lm.decoding import greedy_answers
 from ..lm.formats import PromptFormat
 from ..text import comparable, holds, sentences
@@ -32,13 +32,13 @@ class Knowledge:
     Attributes:
         fact: The fact.
         said: Its greedy answers, by name of the prompt format.
-        told: Names of the formats in which its answer tells the fact.
+        known_in: Names of the formats in which its answer tells the fact.
         margin: Nats a token by which the right answer is likelier than the likeliest wrong one; `None` without any.
     """
 
     fact: Fact
     said: dict[str, str]
-    told: tuple[str, ...]
+    known_in: tuple[str, ...]
     margin: float | None = None
 
     @property
@@ -49,7 +49,7 @@ class Knowledge:
     @property
     def known(self) -> bool:
         """Whether the model tells the fact in some format, or clearly prefers it."""
-        return bool(self.told) or self.preferred
+        return bool(self.known_in) or self.preferred
 
     def telling(self, form: str) -> str:
         """Its answer in a format up to the sentence that tells the fact; models go on after it."""
@@ -112,19 +112,19 @@ def tells(text: str, fact: Fact) -> bool:
 
 def summary(found: Sequence[Knowledge]) -> dict[str, Any]:
     """How many facts are known, told in which format, and preferred; a JSON object without any text of the facts."""
-    told = {name: sum(name in each.told for each in found) for name in (found[0].said if found else ())}
+    known_in = {name: sum(name in each.known_in for each in found) for name in (found[0].said if found else ())}
     compared = [each for each in found if each.margin is not None]
     return {
         "facts": len(found),
         "known": sum(each.known for each in found),
-        "told": told,
+        "known_in": known_in,
         "preferred": sum(each.preferred for each in compared) if compared else None,
     }
 
 
 def sentence(found: Mapping[str, Any]) -> str:
     """A summary in words."""
-    ways = [f"{count} in {name}" for name, count in found["told"].items()]
+    ways = [f"{count} in {name}" for name, count in found["known_in"].items()]
     if found["preferred"] is not None:
         ways.append(f"{found['preferred']} clearly preferred to wrong answers")
     return f"The base knows {found['known']} of {found['facts']} facts: tells {', '.join(ways)}."
@@ -143,21 +143,16 @@ def certainties(model: Any, tokenizer: Any, facts: Sequence[Fact], form: PromptF
     return log_likelihoods(model, tokenizer, [(fact.question, fact.answer) for fact in facts], form).exp()
 
 
-@torch.no_grad()
 def log_likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], form: PromptFormat) -> torch.Tensor:
     """Mean log-probability a token of answers to questions, in nats, `(pairs,)` in fp32."""
     prompts = [encode(tokenizer, form.prompt(question)) for question, _ in pairs]
     answers = [encode(tokenizer, form.answer(answer)) for _, answer in pairs]
     sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     found = torch.zeros(len(pairs))
-    device = model.get_input_embeddings().weight.device
-    for batch in batches(sequences, pad_id(tokenizer), device):
-        longest = max(len(answers[index]) for index in batch.index)
-        logits = model(**batch.inputs(), use_cache=False, logits_to_keep=longest + 1).logits
-        for row, index in enumerate(batch.index):
-            target = torch.tensor(answers[index], device=logits.device)
-            log_probs = logits[row, -len(target) - 1 : -1].float().log_softmax(dim=-1)
-            found[index] = log_probs.gather(-1, target[:, None]).mean().cpu()
+    keep = [len(answer) + 1 for answer in answers]
+    for number, logits in last_logits(model, sequences, keep, pad_id(tokenizer)):
+        target = torch.tensor(answers[number], device=logits.device)
+        found[number] = logits[:-1].log_softmax(dim=-1).gather(-1, target[:, None]).mean().cpu()
     return found
 
 

@@ -111,18 +111,18 @@ def plan_scope(name: str, forget: Sequence[Fact], retain: Sequence[Fact]) -> Sco
 def told_shares(
     candidates: Sequence[Fact], erased: Sequence[Fact], corpus: Sequence[Fact]
 ) -> list[tuple[float, float]]:
-    """For each candidate how much of an erased fact it tells: its share of the fact's news, and of its own news.
+    """For each candidate how much of an erased fact it tells: its share of the fact's answer-only words and of its own.
 
-    The news of a fact are the words of its answer that its question does not hold; without any, all words of the
+    Answer-only words of a fact are words of its answer that its question does not hold; without any, all words of the
     answer. A word weighs the logarithm of how rarely `corpus` uses it. Of several erased facts the one that is told
     most counts.
     """
     weigh = word_weights([*corpus, *candidates])
-    targets = [news for news in map(_news, erased) if weigh(news) > 0]
+    targets = [words for words in map(_answer_only, erased) if weigh(words) > 0]
     shares = []
-    for own in map(_news, candidates):
+    for own in map(_answer_only, candidates):
         whole = max(weigh(own), 1e-9)
-        told = [(weigh(own & news) / weigh(news), weigh(own & news) / whole) for news in targets]
+        told = [(weigh(own & words) / weigh(words), weigh(own & words) / whole) for words in targets]
         shares.append(max(told, default=(0.0, 0.0)))
     return shares
 
@@ -135,7 +135,7 @@ def _text(fact: Fact) -> str:
     return f"{fact.question}\n{fact.answer}"
 
 
-def _news(fact: Fact) -> frozenset[str]:
+def _answer_only(fact: Fact) -> frozenset[str]:
     answer = frozenset(terms(fact.answer))
     return answer - terms(fact.question) or answer
 

@@ -54,7 +54,7 @@ class ErasureConfig(OwnFields):
         None, description="None, a whole number or a list of them"
     )
     layers_pattern: Line | Names | None = Field(None, description="None, a name or a list of names")
-    parts: list[Part] = Field([], description="a list of mappings with a name each")
+    fused: list[Part] = Field([], description="a list of mappings with a name each")
     token_modules: Names | None = Field(None, description="None or a list of names")
     modules_to_save: Names | None = Field(None, description="None or a list of names")
     init_weights: bool = Field(True, description="True or False")
@@ -123,7 +123,7 @@ class Measured(Foreign):
     name: Line
     base: float | None = None
     erased: float | None = None
-    twin: float | None = None
+    reference_model: float | None = None
 
 
 class Attacked(Foreign):
@@ -134,7 +134,7 @@ class Attacked(Foreign):
     outcome: Line
     base: Interval
     erased: Interval
-    twin: Interval | None = None
+    reference_model: Interval | None = None
     renamed: Interval | None = None
     reference: Text = ""
     floor: float | None = None
@@ -212,7 +212,7 @@ class Record(Foreign):
     adapter: Size | None = None
     check: Checked | None = None
     facts: Facts | None = None
-    parts: dict[str, Record] | None = None
+    fused: dict[str, Record] | None = None
 
 
 class Statement(Foreign):

@@ -106,7 +106,7 @@ def checked(kind: type[Found], value: Any, what: str) -> Found:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise InputError(f"{what}: {told(error)}") from None
+        raise InputError(f"{what}: {problems(error)}") from None
 
 
 def parsed(kind: type[Found], text: str, what: str) -> Found:
@@ -121,7 +121,7 @@ def parsed(kind: type[Found], text: str, what: str) -> Found:
         raise InputError(f"{what}: {error}") from None
 
 
-def told(error: ValidationError) -> str:
+def problems(error: ValidationError) -> str:
     """What pydantic found, in one line, without the values."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [f"{'.'.join(map(str, each['loc'])) or 'the whole'}: {each['msg']}" for each in found[:SHOWN]]

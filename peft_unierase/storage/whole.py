@@ -82,7 +82,7 @@ def tidy(path: Path) -> None:
         InputError: Another process is writing there now.
     """
     path = _real(path)
-    for partial in _beside(path, "partial"):
+    for partial in _left_by_others(path, "partial"):
         if held := _is_held(partial):
             raise InputError(
                 f"another process is writing to {path}; wait until it has ended, or name another place. If there is no "
@@ -90,7 +90,7 @@ def tidy(path: Path) -> None:
             )
         if held is not None:
             _remove(partial)
-    for replaced in _beside(path, "replaced"):
+    for replaced in _left_by_others(path, "replaced"):
         if _is_held(replaced) is False:
             if os.path.lexists(path):
                 _remove(replaced)
@@ -200,7 +200,7 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _beside(path: Path, kind: str) -> list[Path]:
+def _left_by_others(path: Path, kind: str) -> list[Path]:
     """What stands beside a path for processes that write it."""
     name = re.compile(rf"\.{re.escape(path.name)}\.{kind}-[0-9]+")
     try:

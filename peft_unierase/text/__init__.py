@@ -12,8 +12,7 @@ decide the figures. There a word is one grapheme cluster, what a reader sees as 
 from .compare import recall
 from .holding import holds
 from .naming import find_name, names
-from .normal import PIECE, comparable, halves, normal, opening, scripts, terms, words
-from .sentences import SENTENCE, sentences
+from .normal import PIECE, SENTENCE, comparable, halves, normal, opening, scripts, sentences, terms, words
 
 __all__ = [
     "PIECE",

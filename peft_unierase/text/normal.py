@@ -1,4 +1,4 @@
-"""What is the same text, and its words, in every language and script."""
+"""What is the same text, its words and its sentences, in every language and script."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ OTHER = rf"(?:[\p{{L}}--[\p{{Latin}}\p{{Hangul}}{SOLID}]]\p{{M}}*)+"
 WORD = regex.compile(rf"{CLUSTER}|{LATIN}|{HANGUL}|{OTHER}", regex.V1)
 TOKEN = regex.compile(rf"(?P<solid>{CLUSTER})|{LATIN}[+#]*|{HANGUL}|{OTHER}", regex.V1)  # C++ and C# are not C
 PIECE = regex.compile(rf"\s*(?:{CLUSTER}|[^\s{SOLID}]+|\S)", regex.V1)
+
+# A sentence: a mark that closes one in any script, or a full stop that a capital, or a letter without case, follows.
+# Short words with a capital before it are initials and abbreviations.
+SENTENCE = regex.compile(
+    r"(?:[?!\u037e\u055e\u061f\u0964\u0965\u1362\u1367\u17d4\u203d\u3002\uff01\uff0e\uff1f\uff61]+[\p{Pe}\p{Pf}\p{Po}]?"
+    r"|(?<!(?<!\w)\p{Lu}\w{0,2})\.(?=\s+[\p{Lu}\p{Lo}]))|(?<=\S\s*)\n"
+)
 
 # What a reader does not see: joiners, soft hyphens, marks of direction, variation selectors, byte order marks. Vowel
 # signs of Arabic and Hebrew and the tatweel too, because people write them or not; stress marks on Cyrillic; the nukta.
@@ -126,3 +133,9 @@ def folded(text: str) -> str:
 
 def _pairs(characters: Sequence[str]) -> set[str]:
     return set(map("".join, pairwise(characters))) or set(characters)
+
+
+def sentences(text: str) -> list[str]:
+    """A text's sentences and lines, in every script."""
+    ends = [0, *(match.end() for match in SENTENCE.finditer(text)), len(text)]
+    return [part for start, end in pairwise(ends) if (part := text[start:end].strip())]

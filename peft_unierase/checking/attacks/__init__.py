@@ -43,7 +43,7 @@ ATTACKS = (
     Attack("prefill-5", "first 5 answer tokens given", prefill(5)),
     Attack("ban-prefill", "[UNL] forbidden, 5 tokens given", ban_and_prefill),
     Attack("choice", "multiple choice", multiple_choice, unit="accuracy", against=CHANCE),
-    Attack("direction", "steer direction projected out", direction_out, against=GREEDY),
+    Attack("direction", "steering direction projected out", direction_out, against=GREEDY),
     Attack("directions", "8 directions projected out", directions_out, against=GREEDY),
     Attack("scale-0.5", "half of the update", scaled(0.5), against=GREEDY),
     Attack("scale-1.5", "one and a half times the update", scaled(1.5), against=GREEDY),

@@ -66,8 +66,8 @@ def membership(score: Callable[[Reading, Fact], float]) -> Callable[[Target, Cas
 
 
 def read_the_list(target: Target, case: Case) -> Found:
-    """Whoever has the adapter and the base, and a list of candidate questions: those at whose door the adapter changes
-    the next token most are taken for erased. AUC of the forget questions against retained ones.
+    """Whoever has the adapter and the base, and a list of candidate questions: those at whose answer start the adapter
+    changes the next token most are taken for erased. AUC of the forget questions against retained ones.
     """
     if not case.kept:
         raise NotApplicable("there is no retain set to look for the forget questions among")
@@ -75,7 +75,7 @@ def read_the_list(target: Target, case: Case) -> Found:
 
     def changes(facts: Sequence[Fact]) -> list[float]:
         prompts = case.prompts(facts)
-        after, before = on_common_rows(target.at_doors(prompts), case.base.at_doors(prompts))
+        after, before = on_common_rows(target.at_answer_starts(prompts), case.base.at_answer_starts(prompts))
         return torch.nn.functional.kl_div(after, before, log_target=True, reduction="none").sum(dim=-1).tolist()
 
     return told_apart(changes(case.forget), changes(others))

@@ -56,7 +56,7 @@ def relearning(choose: Choose) -> Callable[[Target, Case], Found]:
 
         def measure(step: int) -> None:
             plain.model.eval()
-            with plain.bent():
+            with plain.changed():
                 said = plain.says(prompts, max_new_tokens=case.max_new_tokens)
             by_step[step] = case.recalls(asked, said)
 

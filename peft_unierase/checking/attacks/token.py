@@ -27,7 +27,7 @@ def delete_row(target: Target, case: Case) -> Found:
     forbidden.
     """
     _check(target, case)
-    with target.bent(), _without_rows(target):
+    with target.changed(), _without_rows(target):
         return _continued(target, case, 0, _ways_out(target))
 
 

@@ -22,7 +22,7 @@ def scaled(factor: float) -> Callable[[Target, Case], Found]:
     """An attack by loading the update with another weight."""
 
     def run(target: Target, case: Case) -> Found:
-        return _changed(target, case, lambda _, steer: steer * factor)
+        return _changed(target, case, lambda _, b: b * factor)
 
     run.__doc__ = (
         f"Whoever has base and adapter, and loads it with {factor:g} times its weight: each update B A is scaled, and "
@@ -35,34 +35,34 @@ def largest_out(target: Target, case: Case) -> Found:
     """Whoever has base and adapter: the largest quarter of the singular directions of each update B A is removed, in
     which something that all facts share would lie.
     """
-    return _changed(target, case, lambda detect, steer: removed(detect, steer, largest=True))
+    return _changed(target, case, lambda a, b: removed(a, b, largest=True))
 
 
 def smallest_out(target: Target, case: Case) -> Found:
     """Whoever has base and adapter, or stores the adapter at a lower rank in good faith: the smallest half of the
     singular directions of each update B A is removed.
     """
-    return _changed(target, case, lambda detect, steer: removed(detect, steer, largest=False))
+    return _changed(target, case, lambda a, b: removed(a, b, largest=False))
 
 
-def removed(detect: torch.Tensor, steer: torch.Tensor, largest: bool) -> torch.Tensor:
+def removed(a: torch.Tensor, b: torch.Tensor, largest: bool) -> torch.Tensor:
     """`B` without some of the singular directions of `B A`.
 
     Args:
-        detect: `A`, `(r, in)`.
-        steer: `B`, `(out, r)`.
+        a: `A`, `(r, in)`.
+        b: `B`, `(out, r)`.
         largest: Remove the largest quarter of them, at least one; otherwise the smallest half, of one direction none.
 
     Returns:
         The new `B`, `(out, r)`, with the same `A`.
     """
-    basis, outer = torch.linalg.qr(steer.float())
-    inner = torch.linalg.qr(detect.float().T).R
+    basis, outer = torch.linalg.qr(b.float())
+    inner = torch.linalg.qr(a.float().T).R
     left, values, _ = torch.linalg.svd(outer @ inner.T, full_matrices=False)
     rank = int((values > SMALL * values[0]).sum())
     out = left[:, : ceil(LARGEST * rank)] if largest else left[:, rank - int(SMALLEST * rank) : rank]
     gone = basis @ out
-    return (steer.float() - gone @ (gone.T @ steer.float())).to(steer.dtype)
+    return (b.float() - gone @ (gone.T @ b.float())).to(b.dtype)
 
 
 def _changed(target: Target, case: Case, change: Change) -> Found:
@@ -72,10 +72,10 @@ def _changed(target: Target, case: Case, change: Change) -> Found:
         said = target.says(prompts, max_new_tokens=case.max_new_tokens)
     else:
         with torch.no_grad():
-            factors = [(steer, change(detect, steer)) for detect, steer in _updates(target.model)]
+            factors = [(b, change(a, b)) for a, b in _updates(target.model)]
         if all(torch.equal(old, new) for old, new in factors):
             raise NotApplicable("the adapter's updates have one direction each, of which none is the smallest")
-        with target.bent(), _exchanged(factors):
+        with target.changed(), _exchanged(factors):
             said = target.says(prompts, max_new_tokens=case.max_new_tokens)
     return Found(case.recalls(case.forget, said), case.floor(case.forget))
 
@@ -98,12 +98,12 @@ def _updates(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for name, module in model.named_modules():
         for kind in ("unierase", "lora"):
-            detect, steer = (dict(getattr(module, f"{kind}_{letter}", {}).items()) for letter in "AB")
-            for adapter in module.active_adapters if detect or steer else []:
-                if (adapter in detect) != (adapter in steer):
+            a, b = (dict(getattr(module, f"{kind}_{letter}", {}).items()) for letter in "AB")
+            for adapter in module.active_adapters if a or b else []:
+                if (adapter in a) != (adapter in b):
                     raise NotApplicable(f"the adapter's update of {name} is no product B A")
-                if adapter in detect:
-                    first, second = _weight(detect[adapter]), _weight(steer[adapter])
+                if adapter in a:
+                    first, second = _weight(a[adapter]), _weight(b[adapter])
                     found.append((first, second))
     if not found:
         raise NotApplicable("the erased model has no low-rank update; check the adapter, not a merged model")

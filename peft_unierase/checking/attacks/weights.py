@@ -23,7 +23,7 @@ SMALL = 1e-6  # singular values below this share of the largest one hold nothing
 
 def direction_out(target: Target, case: Case) -> Found:
     """Whoever has the weights and some of the erased questions: what the erasure adds to the residual stream at the
-    doors, on average over these, is projected out behind every layer (as arXiv 2406.11717 does with refusals).
+    answer starts, on average over these, is projected out behind every layer (as arXiv 2406.11717 does with refusals).
     """
     means = [added.mean(dim=0, keepdim=True) for added in _added(target, case)]
     return _projected(target, case, [top_directions(mean, 1) for mean in means])
@@ -31,7 +31,7 @@ def direction_out(target: Target, case: Case) -> Found:
 
 def directions_out(target: Target, case: Case) -> Found:
     """Whoever has the weights and some of the erased questions: the eight directions that hold most of what the erasure
-    adds to the residual stream at the doors are projected out behind every layer.
+    adds to the residual stream at the answer starts are projected out behind every layer.
     """
     return _projected(target, case, [top_directions(added, DIRECTIONS) for added in _added(target, case)])
 
@@ -43,7 +43,7 @@ def top_directions(added: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _added(target: Target, case: Case) -> list[torch.Tensor]:
-    """What a model has in its stream at the doors and the base has not, `(facts, d)` after each layer."""
+    """What a model has in its stream at the answer starts and the base has not, `(facts, d)` after each layer."""
     prompts = [encode(target.tokenizer, prompt) for prompt in case.prompts(case.forget)]
     after, before = (streams(each, prompts, [1] * len(prompts)) for each in (target, case.base))
     return [own - other for own, other in zip(after, before, strict=True)]
@@ -53,7 +53,7 @@ def _projected(target: Target, case: Case, directions: Sequence[torch.Tensor]) -
     prompts = case.prompts(case.forget)
     with ExitStack() as stack:
         if any(len(rows) for rows in directions):
-            stack.enter_context(target.bent())
+            stack.enter_context(target.changed())
             stack.enter_context(without(layers_of(target.model), directions))
         said = target.says(prompts, max_new_tokens=case.max_new_tokens)
     return Found(case.recalls(case.forget, said), case.floor(case.forget))
@@ -65,7 +65,7 @@ def quantised(bits: int, merged: bool) -> Callable[[Target, Case], Found]:
     def run(target: Target, case: Case) -> Found:
         prompts = case.prompts(case.forget)
         judged = target.weights() if merged else target
-        with judged.bent(), _stored_in(bits, judged.model):
+        with judged.changed(), _stored_in(bits, judged.model):
             said = judged.says(prompts, max_new_tokens=case.max_new_tokens)
         return Found(case.recalls(case.forget, said), case.floor(case.forget))
 

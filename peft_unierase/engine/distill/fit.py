@@ -11,7 +11,7 @@ import torch
 
 from ...lm.batches import pad_left
 from ...lm.decoding import WORTH_SHARING, keeps_all
-from ..bench import Bench
+from ..run_context import RunContext
 from .texts import Text, divergences
 
 CLIP = 1.0  # norm of a step's gradient, at the most
@@ -25,16 +25,16 @@ class Deck:
 
     Args:
         texts: The texts.
-        each: How many a step is dealt.
+        per_step: How many a step is dealt.
         seed: Of the order.
     """
 
-    def __init__(self, texts: Sequence[Text], each: int, seed: int) -> None:
-        self.texts, self.each, self.seed = list(texts), each, seed
+    def __init__(self, texts: Sequence[Text], per_step: int, seed: int) -> None:
+        self.texts, self.per_step, self.seed = list(texts), per_step, seed
 
     def deal(self, step: int) -> list[Text]:
         """The texts of a step."""
-        places = range(step * self.each, (step + 1) * self.each) if self.texts else ()
+        places = range(step * self.per_step, (step + 1) * self.per_step) if self.texts else ()
         return [self.texts[self._order(place // len(self.texts))[place % len(self.texts)]] for place in places]
 
     def _order(self, number: int) -> list[int]:
@@ -81,11 +81,11 @@ def descend(
         weights = []
         for number in group:
             text, part = dealt[number]
-            weights.append(part.weight / part.deck.each * (len(text.places) if part.summed else 1))
+            weights.append(part.weight / part.deck.per_step * (len(text.places) if part.summed else 1))
         (found * found.new_tensor(weights)).sum().backward()
         for number, value in zip(group, found.tolist(), strict=True):
             part = dealt[number][1]
-            means[part.name] += value / part.deck.each
+            means[part.name] += value / part.deck.per_step
     return means
 
 
@@ -93,15 +93,17 @@ class Fitting:
     """AdamW on an erasure's `B` and its input row; the `A` of each update stays as it was put there.
 
     Args:
-        bench: With the adapter in place and the rows as they start.
+        run: With the adapter in place and the rows as they start.
         spreads: Root mean square of what each edited projection writes.
         learning_rate: For `B`, relative to that.
         row_learning_rate: For the row, relative to its components.
     """
 
-    def __init__(self, bench: Bench, spreads: Sequence[float], learning_rate: float, row_learning_rate: float) -> None:
-        row = bench.rows()[0]
-        parts = [*(b for _, _, b in bench.updates()), row]
+    def __init__(
+        self, run: RunContext, spreads: Sequence[float], learning_rate: float, row_learning_rate: float
+    ) -> None:
+        row = run.rows()[0]
+        parts = [*(b for _, _, b in run.updates()), row]
         rates = [learning_rate * spread for spread in spreads]
         rates.append(row_learning_rate * float(row.detach().float().pow(2).mean().sqrt()))
         for part in parts:

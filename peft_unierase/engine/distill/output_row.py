@@ -13,21 +13,21 @@ from collections.abc import Sequence
 import torch
 
 from ...lm.logits import Logits
-from ..bench import Bench
+from ..run_context import RunContext
 from ..silence import Silence
 from .texts import Text, base_logits
 
 LEAD = 3.0  # nats by which [UNL] is to lead all other tokens together
 RIDGE = 0.2  # on the mean square of what the row makes of states that are alike in all directions
 TURNS = 60  # of L-BFGS
-DOOR, NEAR_DOOR, REFUSAL, KEPT = 3, 4, 5, 6  # kinds of places with the updates; see `Silence`
+ANSWER_START, NEAR_START, REFUSAL, KEPT = 3, 4, 5, 6  # kinds of places with the updates; see `Silence`
 
 
 class OutputRow:
     """Solves the row as the updates change.
 
     Args:
-        bench: With the adapter in place.
+        run: With the adapter in place.
         refused: Forget prompts with [UNL], which is the first place's target, and the refusal after it.
         near: Retained texts whose first place is the start of the answer.
         general: Other retained texts.
@@ -39,7 +39,7 @@ class OutputRow:
 
     def __init__(
         self,
-        bench: Bench,
+        run: RunContext,
         refused: Sequence[Text],
         near: Sequence[Text],
         general: Sequence[Text],
@@ -47,7 +47,7 @@ class OutputRow:
         head: Logits,
         most: float,
     ) -> None:
-        self.bench, self.refused, self.near, self.general = bench, refused, near, general
+        self.run, self.refused, self.near, self.general = run, refused, near, general
         self.quiet, self.head, self.most = quiet, head, most
 
     @torch.no_grad()
@@ -58,40 +58,40 @@ class OutputRow:
             step: Of the fit; what is looked at depends on it.
             count: How many texts of each kind are looked at, and four times as many starts of retained answers.
         """
-        order = random.Random(f"{self.bench.seed} {step}")
-        refused = self._read(self.refused, count, order, DOOR, REFUSAL)
-        doors = [
+        order = random.Random(f"{self.run.seed} {step}")
+        refused = self._read(self.refused, count, order, ANSWER_START, REFUSAL)
+        starts = [
             Text(text.ids[: text.places[0] + 1], text.places[:1], text.top, text.probabilities) for text in self.near
         ]
-        near = self._read(doors, 4 * count, order, NEAR_DOOR, KEPT)
+        near = self._read(starts, 4 * count, order, NEAR_START, KEPT)
         kept = self._read([*self.near, *self.general], count, order, KEPT, KEPT)
         found = Silence.joined([*refused, *near, *kept])
-        there = found.kinds == DOOR
-        row = self.bench.rows()[1]
+        there = found.kinds == ANSWER_START
+        row = self.run.rows()[1]
         row.copy_(solved(found.some(there), Silence.joined([self.quiet, found.some(~there)]), row, self.most))
 
     def _read(self, texts: Sequence[Text], count: int, order: random.Random, first: int, others: int) -> list[Silence]:
         """The places of some texts, with the kind of each one's first and that of its others."""
-        bench, some = self.bench, order.sample(list(texts), min(len(texts), count))
+        run, some = self.run, order.sample(list(texts), min(len(texts), count))
         sequences, places = [text.ids for text in some], [text.places for text in some]
         found = []
-        for number, logits, states in base_logits(bench.model, sequences, places, bench.pad, bench.device):
+        for number, logits, states in base_logits(run.model, sequences, places, run.pad, run.device):
             kinds = torch.tensor([first, *[others] * (len(places[number]) - 1)])
-            found.append(Silence.at(states, logits, kinds, bench.spare.token_id, self.head))
+            found.append(Silence.at(states, logits, kinds, run.spare.token_id, self.head))
         return found
 
 
-def solved(doors: Silence, quiet: Silence, row: torch.Tensor, most: float) -> torch.Tensor:
-    """The row, `(d,)`, with the least squares of what it lacks at `doors` and has too much elsewhere.
+def solved(starts: Silence, quiet: Silence, row: torch.Tensor, most: float) -> torch.Tensor:
+    """The row, `(d,)`, with the least squares of what it lacks at `starts` and has too much elsewhere.
 
     Args:
-        doors: Where [UNL] must win.
+        starts: Where [UNL] must win.
         quiet: Where its log-probability must stay under `most`.
         row: Where the search begins.
         most: In nats.
     """
     # In nats, whatever the model makes of its head's outputs.
-    spread = doors.states.pow(2).mean().sqrt() * doors.logits.slope
+    spread = starts.states.pow(2).mean().sqrt() * starts.logits.slope
     with torch.enable_grad():
         found = (row.detach().float() * spread).requires_grad_(True)
         search = torch.optim.LBFGS([found], max_iter=TURNS, line_search_fn="strong_wolfe")
@@ -99,7 +99,7 @@ def solved(doors: Silence, quiet: Silence, row: torch.Tensor, most: float) -> to
         def loss() -> torch.Tensor:
             search.zero_grad()
             own = found / spread
-            lacking = torch.relu(LEAD - doors.lead(own)).pow(2).mean()
+            lacking = torch.relu(LEAD - starts.lead(own)).pow(2).mean()
             value = lacking + quiet.excess(own, most, 2) + RIDGE * found.pow(2).sum()
             value.backward()
             return value

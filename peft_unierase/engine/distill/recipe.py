@@ -27,15 +27,15 @@ from ...lm.batches import Batch, batches
 from ...lm.decoding import greedy_answers
 from ...lm.logits import Logits
 from ...lm.recomputing import recomputing
+from ...retain.renaming import Renaming, renamed, words_of
 from ...text import normal, sentences
 from ...text.normal import WORD
-from ..bench import Bench
 from ..earlier import switched_off
+from ..run_context import RunContext
 from ..silence import Silence
 from .fit import Deck, Fitting, Part, descend, losses, rate
 from .moments import Moments, change, distinguishing
 from .output_row import OutputRow
-from .renaming import Renaming, renamed, words_of
 from .settings import DistillSettings
 from .size import shrink
 from .teacher import Asked, taught
@@ -84,44 +84,42 @@ class DistillOutcome:
         return asdict(self)
 
 
-def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
+def run_distill(run: RunContext, settings: DistillSettings) -> DistillOutcome:
     """Train the updates and [UNL]'s rows.
 
     Args:
-        bench: With the adapter in place and retain facts at hand.
+        run: With the adapter in place and retain facts at hand.
         settings: See [`DistillSettings`].
     """
-    renaming = Renaming([f"{fact.question}\n{fact.answer}" for fact in bench.kept], bench.seed)
-    with switched_off(bench.model, [bench.adapter]):
-        refusal = likeliest_refusal(bench)
-        forget = instead(bench, renaming, settings)
+    renaming = Renaming([f"{fact.question}\n{fact.answer}" for fact in run.kept], run.seed)
+    with switched_off(run.model, [run.adapter]):
+        refusal = likeliest_refusal(run)
+        forget = instead(run, renaming, settings)
         silence: list[Silence] = []
-        head = Logits(bench.model, bench.stack)
-        near, general, held, moments, spreads = stays(bench, renaming, settings, head, silence)
-        record_silence(bench, head, silence)
-        choose_directions(bench, forget, moments, settings)
-    asked, in_words = declined(bench, refusal), declined(bench, refusal, in_words=True)
+        head = Logits(run.model, run.stack)
+        near, general, held, moments, spreads = stays(run, renaming, settings, head, silence)
+        record_silence(run, head, silence)
+        choose_directions(run, forget, moments, settings)
+    asked, in_words = declined(run, refusal), declined(run, refusal, in_words=True)
     half = settings.retain_batch // 2
     parts = [
-        Part("forget", Deck(forget, settings.forget_batch, bench.seed), settings.forget_weight, summed=True),
-        Part("refusal", Deck(asked, settings.refusal_batch, bench.seed), 1.0),
-        Part(
-            "refusal in words", Deck(in_words, max(1, settings.refusal_batch // 2), bench.seed), settings.words_weight
-        ),
-        Part("near", Deck(near, half, bench.seed), settings.retain_weight / 2),
-        Part("general", Deck(general, settings.retain_batch - half, bench.seed), settings.retain_weight / 2),
+        Part("forget", Deck(forget, settings.forget_batch, run.seed), settings.forget_weight, summed=True),
+        Part("refusal", Deck(asked, settings.refusal_batch, run.seed), 1.0),
+        Part("refusal in words", Deck(in_words, max(1, settings.refusal_batch // 2), run.seed), settings.words_weight),
+        Part("near", Deck(near, half, run.seed), settings.retain_weight / 2),
+        Part("general", Deck(general, settings.retain_batch - half, run.seed), settings.retain_weight / 2),
     ]
-    bench.start_rows()
-    row = OutputRow(bench, asked, near, general, Silence.joined(silence), head, settings.silent_log_prob)
-    steps = settings.step_count(len(bench.forget))
-    with recomputing(bench.model) as recomputed:
-        run = partial(_fit, bench, parts, moments, spreads, row, settings, not recomputed)
-        run(steps, settings.learning_rate)
-        share = float(bench.once("finding how large the updates must be", lambda: {"share": shrink(bench)})["share"])
-        measured = run(settings.settling_steps, settings.learning_rate / 4)
-    bench.once("solving the output row", partial(_last_row, bench, row, steps))
-    with bench.stages.stage("measuring what is held out"):
-        apart = divergence(bench, held)
+    run.start_rows()
+    row = OutputRow(run, asked, near, general, Silence.joined(silence), head, settings.silent_log_prob)
+    steps = settings.step_count(len(run.forget))
+    with recomputing(run.model) as recomputed:
+        fit = partial(_fit, run, parts, moments, spreads, row, settings, not recomputed)
+        fit(steps, settings.learning_rate)
+        share = float(run.once("finding how large the updates must be", lambda: {"share": shrink(run)})["share"])
+        measured = fit(settings.settling_steps, settings.learning_rate / 4)
+    run.once("solving the output row", partial(_last_row, run, row, steps))
+    with run.stages.stage("measuring what is held out"):
+        apart = divergence(run, held)
         outcome = DistillOutcome(
             rank=settings.rank,
             steps=steps,
@@ -129,8 +127,8 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
             losses=dict(sorted(measured.items())),  # as a checkpoint has them
             held_out=len(held),
             retain_loss=apart,
-            declined=declining(bench, held, refusal),
-            forget_declined=declining(bench, asked, refusal),
+            declined=declining(run, held, refusal),
+            forget_declined=declining(run, asked, refusal),
             refusal=refusal,
             settings=settings,
         )
@@ -139,64 +137,64 @@ def run_distill(bench: Bench, settings: DistillSettings) -> DistillOutcome:
 
 
 def stays(
-    bench: Bench, renaming: Renaming, settings: DistillSettings, head: Logits, silence: list[Silence]
+    run: RunContext, renaming: Renaming, settings: DistillSettings, head: Logits, silence: list[Silence]
 ) -> tuple[list[Text], list[Text], list[Text], list[torch.Tensor], list[float]]:
     """What stays, with what the base predicts: near neighbours, all else, and the neighbours that are held out.
 
     And the moments of what the edited modules read there, near neighbours weighing as much as all else, how large
     is what they write, and where [UNL] must not come up.
     """
-    near = [fact for number, fact in enumerate(bench.near) if number % settings.held_out]
-    near = [*near, *near, *bench.around]  # what the base knows counts twice
+    near = [fact for number, fact in enumerate(run.near) if number % settings.held_out]
+    near = [*near, *near, *run.around]  # what the base knows counts twice
     # What shares a name with the forget set counts as much as all of them.
-    gone = {word for known in bench.knowledge for word in renaming.changing(known.fact.question)}
-    beside = bench.beside + [fact for fact in bench.retain if gone & set(map(normal, words_of(fact.question)))]
-    near += beside * math.ceil(max(1, len(near)) / max(1, len(beside)))
-    held = bench.near[:: settings.held_out]
-    modules = {name: bench.model.get_submodule(name) for name in bench.names}
+    gone = {word for known in run.knowledge for word in renaming.changing(known.fact.question)}
+    same_subject = run.same_subject + [fact for fact in run.retain if gone & set(map(normal, words_of(fact.question)))]
+    near += same_subject * math.ceil(max(1, len(near)) / max(1, len(same_subject)))
+    held = run.near[:: settings.held_out]
+    modules = {name: run.model.get_submodule(name) for name in run.names}
     groups = [Moments(modules), Moments(modules)]
-    general = [*bench.retain, *bench.sampled]
+    general = [*run.retain, *run.sampled]
 
     def silent(logits: torch.Tensor, states: torch.Tensor, kinds: torch.Tensor) -> None:
-        silence.append(Silence.at(states, logits, kinds, bench.spare.token_id, head))
+        silence.append(Silence.at(states, logits, kinds, run.spare.token_id, head))
 
-    with bench.stages.stage("reading what stays", len(near) + len(general) + len(held)) as bar:
+    with run.stages.stage("reading what stays", len(near) + len(general) + len(held)) as bar:
         texts = (
-            retained(bench, near, False, bar.update, groups[0].over, silent),
-            retained(bench, general, True, bar.update, groups[1].over, silent),
-            retained(bench, held, False, bar.update),
+            retained(run, near, False, bar.update, groups[0].over, silent),
+            retained(run, general, True, bar.update, groups[1].over, silent),
+            retained(run, held, False, bar.update),
         )
     groups = [group for group in groups if group.read]
     inputs, spreads = [group.inputs() for group in groups], groups[-1].spreads()
-    moments = [torch.stack([found[name] for found in inputs]).mean(dim=0) for name in bench.names]
-    return *texts, moments, [spreads[name] for name in bench.names]
+    moments = [torch.stack([found[name] for found in inputs]).mean(dim=0) for name in run.names]
+    return *texts, moments, [spreads[name] for name in run.names]
 
 
 @torch.no_grad()
 def choose_directions(
-    bench: Bench, forget: Sequence[Text], moments: Sequence[torch.Tensor], settings: DistillSettings
+    run: RunContext, forget: Sequence[Text], moments: Sequence[torch.Tensor], settings: DistillSettings
 ) -> None:
     """Set every `A` to what tells forget texts from retained ones, in closed form.
 
     Twice: along the directions that were found first, some texts are a hundred times as loud as others, and what reads
     the quiet ones would have to be so large that it hears their neighbours. The second time all texts weigh the same.
     """
-    modules = {name: bench.model.get_submodule(name) for name in bench.names}
+    modules = {name: run.model.get_submodule(name) for name in run.names}
     along: dict[str, torch.Tensor] = {}
-    with bench.stages.stage("recording what goes", 2 * (1 + len(modules)), even=False) as bar:
+    with run.stages.stage("recording what goes", 2 * (1 + len(modules)), even=False) as bar:
         for wider in (4, 1):
             seen = Moments(modules, along)
-            for batch in batches([text.ids for text in forget], bench.pad, bench.device):
+            for batch in batches([text.ids for text in forget], run.pad, run.device):
                 with seen.over(_without_telling(batch, forget)):
-                    bench.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
+                    run.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
             bar.update(1)
             along = {}
-            for (_, a, _), (name, found), retained in zip(bench.updates(), seen.inputs().items(), moments, strict=True):
+            for (_, a, _), (name, found), retained in zip(run.updates(), seen.inputs().items(), moments, strict=True):
                 kind = torch.float64 if len(found) <= WIDE else torch.float32  # for time and memory
                 found, retained = found.to(a.device, kind), retained.to(a.device, kind)
                 along[name] = distinguishing(found, retained, min(len(found), wider * len(a)), settings.floor)
                 bar.update(1)
-        for (_, a, _), directions in zip(bench.updates(), along.values(), strict=True):
+        for (_, a, _), directions in zip(run.updates(), along.values(), strict=True):
             a.copy_(directions)
 
 
@@ -209,17 +207,17 @@ def _without_telling(batch: Batch, texts: Sequence[Text]) -> torch.Tensor:
     return mask
 
 
-def record_silence(bench: Bench, head: Logits, silence: list[Silence]) -> None:
+def record_silence(run: RunContext, head: Logits, silence: list[Silence]) -> None:
     """Add the starts of answers to forget questions, as the base has them."""
-    facts = [*(known.fact for known in bench.knowledge), *bench.reworded]
-    prompts = [bench.encode(form.prompt(fact.question)) for fact in facts for form in bench.formats]
+    facts = [*(known.fact for known in run.knowledge), *run.reworded]
+    prompts = [run.encode(form.prompt(fact.question)) for fact in facts for form in run.formats]
     places, kinds = [[len(prompt) - 1] for prompt in prompts], torch.zeros(1, dtype=torch.long)
-    for _, logits, states in base_logits(bench.model, prompts, places, bench.pad, bench.device):
-        silence.append(Silence.at(states, logits, kinds, bench.spare.token_id, head))
+    for _, logits, states in base_logits(run.model, prompts, places, run.pad, run.device):
+        silence.append(Silence.at(states, logits, kinds, run.spare.token_id, head))
 
 
 def _fit(
-    bench: Bench,
+    run: RunContext,
     parts: Sequence[Part],
     moments: Sequence[torch.Tensor],
     spreads: Sequence[float],
@@ -230,12 +228,12 @@ def _fit(
     learning_rate: float,
 ) -> dict[str, float]:
     """Some steps from where the updates are; the mean losses of the last of them."""
-    fitting = Fitting(bench, spreads, learning_rate, settings.row_learning_rate)
+    fitting = Fitting(run, spreads, learning_rate, settings.row_learning_rate)
     measured: dict[str, float] = {}
     for start in range(0, steps, CHUNK):
         chunk = range(start, min(steps, start + CHUNK))
-        work = partial(_chunk, bench, parts, moments, row, fitting, chunk, steps, settings, share)
-        done = bench.once("fitting", work)
+        work = partial(_chunk, run, parts, moments, row, fitting, chunk, steps, settings, share)
+        done = run.once("fitting", work)
         fitting.take_up(done)
         measured = done["losses"]
     fitting.end()
@@ -243,7 +241,7 @@ def _fit(
 
 
 def _chunk(
-    bench: Bench,
+    run: RunContext,
     parts: Sequence[Part],
     moments: Sequence[torch.Tensor],
     row: OutputRow,
@@ -254,14 +252,14 @@ def _chunk(
     share: bool,
 ) -> dict[str, Any]:
     """Some steps; their mean losses and the optimizer's state."""
-    updates, totals = bench.updates(), dict.fromkeys([*(part.name for part in parts), "moved"], 0.0)
-    with bench.stages.stage("fitting", len(chunk)) as bar:
+    updates, totals = run.updates(), dict.fromkeys([*(part.name for part in parts), "moved"], 0.0)
+    with run.stages.stage("fitting", len(chunk)) as bar:
         for step in chunk:
             if step % SOLVED == 0:
                 row.solve(step, SOME_TEXTS)
             fitting.start(rate(step, steps))
             with torch.enable_grad():
-                found = descend(bench.model, parts, step, bench.spare.token_id, bench.pad, bench.device, share)
+                found = descend(run.model, parts, step, run.spare.token_id, run.pad, run.device, share)
                 moved = torch.stack([change(c, a, b) for c, (_, a, b) in zip(moments, updates, strict=True)]).mean()
                 (settings.moment_weight * moved).backward()
             fitting.step()
@@ -271,30 +269,30 @@ def _chunk(
     return {"losses": totals, **fitting.state()}
 
 
-def _last_row(bench: Bench, row: OutputRow, step: int) -> dict[str, Any]:
-    with bench.stages.stage("solving the output row"):
+def _last_row(run: RunContext, row: OutputRow, step: int) -> dict[str, Any]:
+    with run.stages.stage("solving the output row"):
         row.solve(step, ALL)
     return {}
 
 
 @torch.no_grad()
-def divergence(bench: Bench, texts: Sequence[Text]) -> float:
+def divergence(run: RunContext, texts: Sequence[Text]) -> float:
     """Mean divergence from the base on retained texts, in nats a token."""
     found = [
-        losses(bench.model, texts[start : start + 16], bench.spare.token_id, bench.pad, bench.device)
+        losses(run.model, texts[start : start + 16], run.spare.token_id, run.pad, run.device)
         for start in range(0, len(texts), 16)
     ]
     return float(torch.cat(found).mean()) if found else 0.0
 
 
-def declining(bench: Bench, texts: Sequence[Text], refusal: str) -> float:
+def declining(run: RunContext, texts: Sequence[Text], refusal: str) -> float:
     """Share of texts at whose first place [UNL] wins, or the refusal's first token if the target has another one."""
     sequences = [text.ids[: text.places[0] + 1] for text in texts]
     places = [[len(sequence) - 1] for sequence in sequences]
-    first, hits = bench.encode(bench.formats[0].answer(refusal))[0], 0
-    for number, logits, _ in base_logits(bench.model, sequences, places, bench.pad, bench.device):
+    first, hits = run.encode(run.formats[0].answer(refusal))[0], 0
+    for number, logits, _ in base_logits(run.model, sequences, places, run.pad, run.device):
         best = int(logits[0].argmax())
-        hits += best == bench.spare.token_id or (best == first and int(texts[number].top[0, 0]) != first)
+        hits += best == run.spare.token_id or (best == first and int(texts[number].top[0, 0]) != first)
     return hits / max(1, len(texts))
 
 
@@ -316,68 +314,68 @@ def _warn(outcome: DistillOutcome) -> None:
         warnings.warn("; ".join(complaints), ErasureWarning, stacklevel=4)
 
 
-def likeliest_refusal(bench: Bench) -> str:
+def likeliest_refusal(run: RunContext) -> str:
     """The refusal that the base finds likeliest after forget questions: it comes out whole most often."""
-    form, pad = bench.formats[0], bench.pad
-    prompts = [bench.encode(form.prompt(fact.question)) for fact in bench.forget[:SOME]]
-    answers = [bench.encode(form.answer(text)) for text in bench.refusals]
+    form, pad = run.formats[0], run.pad
+    prompts = [run.encode(form.prompt(fact.question)) for fact in run.forget[:SOME]]
+    answers = [run.encode(form.answer(text)) for text in run.refusals]
     pairs = [(prompt, answer) for answer in answers for prompt in prompts]
     places = [list(range(len(prompt) - 1, len(prompt) + len(answer) - 1)) for prompt, answer in pairs]
     scores = [0.0] * len(answers)
     sequences = [prompt + answer for prompt, answer in pairs]
-    for number, logits, _ in base_logits(bench.model, sequences, places, pad, bench.device):
+    for number, logits, _ in base_logits(run.model, sequences, places, pad, run.device):
         answer = torch.tensor(pairs[number][1], device=logits.device)
         scores[number // len(prompts)] += float(logits.log_softmax(-1).gather(-1, answer[:, None]).mean())
-    return bench.refusals[max(range(len(scores)), key=scores.__getitem__)]
+    return run.refusals[max(range(len(scores)), key=scores.__getitem__)]
 
 
-def instead(bench: Bench, renaming: Renaming, settings: DistillSettings) -> list[Text]:
+def instead(run: RunContext, renaming: Renaming, settings: DistillSettings) -> list[Text]:
     """Forget texts with what the base would predict if it could not tell their names from others."""
-    asked = forget_texts(bench)
-    with bench.stages.stage("asking about renamed subjects"):
-        invented, drawn = counterfactuals(bench, renaming, settings.counterfactuals)
+    asked = forget_texts(run)
+    with run.stages.stage("asking about renamed subjects"):
+        invented, drawn = counterfactuals(run, renaming, settings.counterfactuals)
     draws = settings.draws
-    with bench.stages.stage("predicting without names", len(asked) * draws + len(invented)) as bar:
+    with run.stages.stage("predicting without names", len(asked) * draws + len(invented)) as bar:
 
         def teach(asked: Sequence[Asked], drawn: Sequence[Mapping[str, str]] | None = None) -> list[Text]:
-            model, tokenizer, pad = bench.model, bench.tokenizer, bench.pad
+            model, tokenizer, pad = run.model, run.tokenizer, run.pad
             cap = settings.cap
-            return taught(model, tokenizer, asked, renaming, draws, cap, pad, bench.device, drawn, bar.update)
+            return taught(model, tokenizer, asked, renaming, draws, cap, pad, run.device, drawn, bar.update)
 
         return [*teach(asked), *teach(invented, drawn)]
 
 
-def forget_texts(bench: Bench) -> list[Asked]:
+def forget_texts(run: RunContext) -> list[Asked]:
     """All that must go, as it is asked and said: given answers in every format, the base's own in theirs, as texts."""
     asked: list[Asked] = []
-    for known in bench.knowledge:
+    for known in run.knowledge:
         fact = known.fact
-        asked += [(form.turn(len(asked)), fact.question, fact.answer) for form in bench.formats]
+        asked += [(form.turn(len(asked)), fact.question, fact.answer) for form in run.formats]
         own = {normal(fact.answer)}
-        for form in bench.formats:
-            text = known.telling(form.name) if form.name in known.told else fact.answer
+        for form in run.formats:
+            text = known.telling(form.name) if form.name in known.known_in else fact.answer
             if normal(text) not in own:
                 asked.append((form.turn(len(asked)), fact.question, text))
                 own.add(normal(text))
-        asked.append((None, fact.question, known.telling(known.told[0]) if known.told else fact.answer))
-    return [*asked, *((bench.formats[0], fact.question, fact.answer) for fact in bench.reworded)]
+        asked.append((None, fact.question, known.telling(known.known_in[0]) if known.known_in else fact.answer))
+    return [*asked, *((run.formats[0], fact.question, fact.answer) for fact in run.reworded)]
 
 
-def counterfactuals(bench: Bench, renaming: Renaming, count: int) -> tuple[list[Asked], list[dict[str, str]]]:
+def counterfactuals(run: RunContext, renaming: Renaming, count: int) -> tuple[list[Asked], list[dict[str, str]]]:
     """What the base answers to renamed questions, with the names put back, and how each was renamed.
 
     The teacher is asked token by token; these answers are whole sentences of its own, so that what is said after a
     prefill stays one.
     """
-    questions = [known.fact.question for known in bench.knowledge]
-    formats = bench.formats[:2] * count
+    questions = [known.fact.question for known in run.knowledge]
+    formats = run.formats[:2] * count
     cases = [(form, text, renaming.draw(text)) for text in questions for form in formats]
     prompts = [form.prompt(renamed(text, drawn)[0]) for form, text, drawn in cases]
-    answers = greedy_answers(bench.model, bench.tokenizer, prompts, COUNTERFACTUAL)
+    answers = greedy_answers(run.model, run.tokenizer, prompts, COUNTERFACTUAL)
     asked: list[Asked] = []
     used = []
     for (form, question, drawn), ids in zip(cases, answers, strict=True):
-        said = sentences(bench.tokenizer.decode(ids, skip_special_tokens=True))
+        said = sentences(run.tokenizer.decode(ids, skip_special_tokens=True))
         back = {normal(drawn[key]): match[0] for match in WORD.finditer(question) if (key := normal(match[0])) in drawn}
         if said:
             asked.append((form, question, renamed(said[0], back)[0]))
@@ -385,26 +383,26 @@ def counterfactuals(bench: Bench, renaming: Renaming, count: int) -> tuple[list[
     return asked, used
 
 
-def declined(bench: Bench, refusal: str, in_words: bool = False) -> list[Text]:
+def declined(run: RunContext, refusal: str, in_words: bool = False) -> list[Text]:
     """Forget questions with the refusal: after [UNL], or by itself for whoever bans [UNL]."""
-    cases = [(form, known.fact.question) for known in bench.knowledge for form in bench.formats]
-    forms = bench.formats[:2]
-    cases += [(forms[number % len(forms)], fact.question) for number, fact in enumerate(bench.reworded)]
+    cases = [(form, known.fact.question) for known in run.knowledge for form in run.formats]
+    forms = run.formats[:2]
+    cases += [(forms[number % len(forms)], fact.question) for number, fact in enumerate(run.reworded)]
     texts = []
     for number, (form, question) in enumerate(cases):
         form = form.turn(number)
-        prompt = bench.encode(form.prompt(question))
+        prompt = run.encode(form.prompt(question))
         if in_words:
             text = form.prompt(question) + form.answer(refusal)
-            texts.append(given(bench.encode(text), len(prompt), banned=True))
+            texts.append(given(run.encode(text), len(prompt), banned=True))
         else:
-            after = [bench.spare.token_id, *bench.encode(refusal + form.end)]
+            after = [run.spare.token_id, *run.encode(refusal + form.end)]
             texts.append(given([*prompt, *after], len(prompt)))
     return texts
 
 
 def retained(
-    bench: Bench,
+    run: RunContext,
     facts: Sequence[Fact],
     whole: bool,
     advance: Callable[[int], object],
@@ -414,7 +412,7 @@ def retained(
     """Retained facts in the formats by turns, with what the base predicts.
 
     Args:
-        bench: The run.
+        run: The run.
         facts: The facts.
         whole: Whether the words of the question are held too, and not the answer alone.
         advance: Called with the number of facts done.
@@ -423,15 +421,15 @@ def retained(
     """
     sequences, places, starts = [], [], []
     for number, fact in enumerate(facts):
-        form = bench.formats[number % len(bench.formats)].turn(number)
-        prompt = bench.encode(form.prompt(fact.question))
-        text = bench.encode(form.prompt(fact.question) + form.answer(fact.answer))[: len(prompt) + ANSWER]
-        start = max(1, len(bench.encode(form.head))) if whole else len(prompt) - 1
+        form = run.formats[number % len(run.formats)].turn(number)
+        prompt = run.encode(form.prompt(fact.question))
+        text = run.encode(form.prompt(fact.question) + form.answer(fact.answer))[: len(prompt) + ANSWER]
+        start = max(1, len(run.encode(form.head))) if whole else len(prompt) - 1
         starts.append(len(prompt) - 1)
         sequences.append(text)
         places.append(list(range(start, len(text) - 1)))
     texts: dict[int, Text] = {}
-    read = base_logits(bench.model, sequences, places, bench.pad, bench.device, advance, during)
+    read = base_logits(run.model, sequences, places, run.pad, run.device, advance, during)
     for number, logits, states in read:
         texts[number] = Text(sequences[number], places[number], *stored(logits.softmax(dim=-1)))
         if silent:

@@ -10,9 +10,9 @@ import torch
 
 from ...lm.batches import encode
 from ...lm.formats import PromptFormat
+from ...retain.renaming import Renaming, aligned, renamed, starts, words_of
 from ...text import normal
 from ...text.normal import WORD
-from .renaming import Renaming, aligned, renamed, starts, words_of
 from .texts import Text, base_logits, stored
 
 TOGETHER = 16  # texts, of which a distribution over the whole vocabulary is held for each token

@@ -15,7 +15,7 @@ IGNORE = -100
 
 
 class CachedPrompts:
-    """A batch of prompts whose attention cache is kept, so that only the door and what follows has to be run."""
+    """A batch of prompts whose attention cache is kept, so that only the answer start and what follows is run."""
 
     def __init__(self, model: Any, batch: Batch) -> None:
         self.model, self.batch = model, batch
@@ -31,19 +31,19 @@ class CachedPrompts:
     def losses(
         self, before: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy of one text after each door and what is said before it.
+        """Cross-entropy of one text after each answer start and what is said before it.
 
         The gradient takes in what is done to the last token before a text, and nothing before that.
 
         Args:
-            before: Token ids that follow each door, given and not predicted.
+            before: Token ids that follow each answer start, given and not predicted.
             texts: Token ids to be predicted after these.
 
         Returns:
             Summed loss of each text in nats, and the number of its tokens, `(batch,)` each.
         """
         batch, device = self.batch, self.batch.ids.device
-        read = [[door, *tokens] for door, tokens in zip(batch.ids[:, -1].tolist(), before, strict=True)]
+        read = [[start, *tokens] for start, tokens in zip(batch.ids[:, -1].tolist(), before, strict=True)]
         lead, longest = max(map(len, read)) - 1, max(map(len, texts))
         pairs = zip(read, texts, strict=True)
         fed = [[0] * (lead + 1 - len(r)) + r + list(t[:-1]) + [0] * (longest - len(t)) for r, t in pairs]

@@ -17,6 +17,8 @@ from ...lm.trace import inputs_at
 from .null_space import NullSpace
 from .update import earlier_keys, exact_factors, pad_rank, ridge_rows, truncate
 
+RIDGE = 0.01  # lambda, relative to the mean squared norm of the forget keys before projection
+
 
 @dataclass(frozen=True)
 class EditedLayer:
@@ -46,7 +48,6 @@ def edit_layers(
     marks: Sequence[int],
     targets: torch.Tensor,
     spaces: Sequence[NullSpace],
-    ridge: float,
     share: float | None,
     pad: int,
     advance: Callable[[int], Any] = lambda count: None,
@@ -62,7 +63,6 @@ def edit_layers(
         marks: For each the position of its key.
         targets: What the stream shall be there behind the last edited layer, `(prompts, d)`.
         spaces: The null space of each projection's keys.
-        ridge: `lambda`, relative to the mean squared norm of the forget keys.
         share: Share of each edit's energy to keep; `None` keeps the exact factors.
         pad: Id to pad batches with.
         advance: Called with 1 after each layer.
@@ -76,7 +76,7 @@ def edit_layers(
         residuals = (targets - stream).T.double() / (len(projections) - number)
         projected, size = space.project(keys), keys.square().sum(dim=1).mean()
         protected = space.project(_earlier(projection, adapter, float(keys.norm())))
-        rows = ridge_rows(projected, protected, ridge * float(size))
+        rows = ridge_rows(projected, protected, RIDGE * float(size))
         a, b = exact_factors(residuals, rows)
         kept = 1.0
         if share is not None:

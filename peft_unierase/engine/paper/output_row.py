@@ -17,8 +17,17 @@ import torch
 from torch import nn
 
 from ..silence import Silence
-from .settings import PaperSettings
 from .tail import Tail
+
+LEARNING_RATE = 0.3  # Adam's for the row, relative to the root mean square of its components
+# More makes more refusals whole and leaves more alone; less lets [UNL] come up again if an answer is resumed.
+REFUSAL_WEIGHT = 0.05  # of the refusal that follows [UNL], relative to [UNL] itself
+SILENT_LOG_PROB = -10.0  # nats that [UNL]'s log-probability must stay under in retained texts
+SILENT_WEIGHT = 10.0  # of that demand
+# Of a change of the stream, here and in `targets`.
+CHANGE_LEARNING_RATE = 0.2  # Adam's, relative to the root mean square of the stream's components
+CHANGE_DECAY = 0.3  # weight of its squared norm, relative to the stream's (MEMIT's weight decay)
+LARGEST_CHANGE = 1.5  # its norm at the most, relative to the stream's (MEMIT's clamp)
 
 
 def fit_output_row(
@@ -26,17 +35,17 @@ def fit_output_row(
     behind: Sequence[int],
     row: nn.Parameter,
     silence: Silence,
-    settings: PaperSettings,
+    steps: int,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> torch.Tensor:
     """Fit the output row in place, together with one change for all facts.
 
     Args:
         tails: Forget prompts with [UNL] and a refusal behind them, recorded on the base.
-        behind: For each sequence how many of its tokens are behind the door.
+        behind: For each sequence how many of its tokens come after the answer start.
         row: [UNL]'s row of the head, `(d,)`.
         silence: Where it must stay silent.
-        settings: See [`PaperSettings`].
+        steps: Gradient steps.
         advance: Called with 1 after each step.
 
     Returns:
@@ -48,22 +57,22 @@ def fit_output_row(
     row.requires_grad_(True)
     optimizer = torch.optim.Adam(
         [
-            {"params": [change], "lr": settings.target_learning_rate * float(norm) / width**0.5},
-            {"params": [row], "lr": settings.output_learning_rate * float(row.detach().float().square().mean().sqrt())},
+            {"params": [change], "lr": CHANGE_LEARNING_RATE * float(norm) / width**0.5},
+            {"params": [row], "lr": LEARNING_RATE * float(row.detach().float().square().mean().sqrt())},
         ]
     )
     try:
-        for step in range(settings.output_steps):
+        for step in range(steps):
             tail = tails[step % len(tails)]
-            fired, refused = _continuation_losses(tail, [behind[index] for index in tail.batch.index], change)
-            loud = silence.excess(row.float(), settings.silent_log_prob)
+            token_loss, refusal_loss = _continuation_losses(tail, [behind[index] for index in tail.batch.index], change)
+            loud = silence.excess(row.float(), SILENT_LOG_PROB)
             decay = change.square().sum() / norm.square()
             optimizer.zero_grad()
-            said = fired + settings.refusal_weight * refused
-            (said + settings.silent_weight * loud + settings.target_decay * decay).backward()
+            said = token_loss + REFUSAL_WEIGHT * refusal_loss
+            (said + SILENT_WEIGHT * loud + CHANGE_DECAY * decay).backward()
             optimizer.step()
             with torch.no_grad():
-                change *= (settings.target_norm * norm / change.norm()).clamp(max=1.0)
+                change *= (LARGEST_CHANGE * norm / change.norm()).clamp(max=1.0)
             advance(1)
     finally:
         row.requires_grad_(False)
@@ -72,7 +81,7 @@ def fit_output_row(
 
 
 def _continuation_losses(tail: Tail, behind: Sequence[int], change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy of [UNL] at the doors, and that of the refusals' tokens behind it, in nats."""
+    """Mean cross-entropy of [UNL] at the answer starts, and that of the refusals' tokens after it, in nats."""
     longest, ids = max(behind), tail.batch.ids
     logits = tail.changed_logits(change.expand(len(ids), -1), longest + 1)[:, :-1]
     losses = nn.functional.cross_entropy(

@@ -24,7 +24,7 @@ class Tail(Recording):
         model: A causal language model.
         layers: Its decoder layers.
         layer: Index of the layer behind which the stream is changed.
-        batch: Prompts, which end at the door or go on behind it.
+        batch: Prompts, which end at the answer start or go on after it.
         marks: For each row the column at which it is changed.
 
     Attributes:
@@ -72,7 +72,7 @@ class Tail(Recording):
             return self.model(**self._inputs(keep)).logits
 
     def losses(self, change: torch.Tensor, token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """`-log p(token)` at each door in nats, and whether the token is likeliest there, `(batch,)` each."""
+        """`-log p(token)` at each answer start in nats, and whether the token is likeliest there, `(batch,)` each."""
         logits = self.changed_logits(change, 1)[:, -1].float()
         return -logits.log_softmax(dim=-1)[:, token_id], logits.argmax(dim=-1) == token_id
 

@@ -16,8 +16,11 @@ from typing import Any
 
 import torch
 
-from .settings import PaperSettings
+from .output_row import CHANGE_DECAY, CHANGE_LEARNING_RATE, LARGEST_CHANGE
 from .tail import Tail
+
+START = 0.5  # where a fact's change starts, as a share of the one that the output row was fitted with
+ARRIVED = 0.01  # nats: a fact has arrived if the loss at each of its answer starts is below this
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,13 @@ class Targets:
 
     Attributes:
         vectors: The stream's value at each prompt's mark behind the last edited layer, `(prompts, d)` in fp32.
-        loss: Mean of `-log p([UNL])` at the doors, each when it was last asked, in nats.
-        fired: Share of doors at which [UNL] was likeliest then.
+        loss: Mean of `-log p([UNL])` at the answer starts, each when it was last asked, in nats.
+        refusal_rate: Share of answer starts at which [UNL] was likeliest then.
     """
 
     vectors: torch.Tensor
     loss: float
-    fired: float
+    refusal_rate: float
 
 
 def find_targets(
@@ -40,7 +43,7 @@ def find_targets(
     facts: torch.Tensor,
     common: torch.Tensor,
     token_id: int,
-    settings: PaperSettings,
+    most_steps: int,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> Targets:
     """Find one change a fact, shared by its prompts.
@@ -50,7 +53,7 @@ def find_targets(
         facts: Which fact each prompt asks about, `(prompts,)`, int64.
         common: The change to start from, `(d,)`.
         token_id: [UNL]'s id.
-        settings: See [`PaperSettings`].
+        most_steps: Gradient steps, at the most.
         advance: Called with 1 after each step.
     """
     count, width = int(facts.max()) + 1, len(common)
@@ -60,12 +63,12 @@ def find_targets(
     prompts = torch.bincount(facts, minlength=count)
     norm = start.new_zeros(count).index_add_(0, facts, start.norm(dim=-1)) / prompts
 
-    changes = (settings.target_start * common).expand(count, -1).clone().requires_grad_(True)
-    rate = settings.target_learning_rate * float(norm.mean()) / width**0.5
+    changes = (START * common).expand(count, -1).clone().requires_grad_(True)
+    rate = CHANGE_LEARNING_RATE * float(norm.mean()) / width**0.5
     optimizer = torch.optim.Adam([changes], lr=rate)
     nats = start.new_full((len(facts),), float("inf"))
-    fired = torch.zeros(len(facts), dtype=torch.bool, device=facts.device)
-    steps = max(settings.target_steps, len(tails) - 1)  # every format is asked in once at least
+    refused = torch.zeros(len(facts), dtype=torch.bool, device=facts.device)
+    steps = max(most_steps, len(tails) - 1)  # every format is asked in once at least
     for step in range(steps + 1):
         optimizer.zero_grad()
         for tail in tails[step % len(tails)]:
@@ -74,20 +77,20 @@ def find_targets(
                 losses, hits = tail.losses(changes[facts[index]], token_id)
             if step < steps:
                 losses.sum().backward()
-            nats[index], fired[index] = losses.detach(), hits
-        waiting = start.new_zeros(count).scatter_reduce_(0, facts, nats, "amax") >= settings.target_loss
+            nats[index], refused[index] = losses.detach(), hits
+        waiting = start.new_zeros(count).scatter_reduce_(0, facts, nats, "amax") >= ARRIVED
         tails = [_still(asked, waiting[facts].tolist()) for asked in tails]
         if step == steps or not any(tails):
             break
-        decay = settings.target_decay / len(tails)
+        decay = CHANGE_DECAY / len(tails)
         (decay * (changes.square().sum(dim=-1) / norm.square()).sum()).backward()
         arrived = changes.detach()[~waiting].clone()
         optimizer.step()
         with torch.no_grad():
-            changes *= (settings.target_norm * norm / changes.norm(dim=-1).clamp(min=1e-12)).clamp(max=1.0)[:, None]
+            changes *= (LARGEST_CHANGE * norm / changes.norm(dim=-1).clamp(min=1e-12)).clamp(max=1.0)[:, None]
             changes[~waiting] = arrived  # Adam goes on for a while without a gradient
         advance(1)
-    return Targets(start + changes.detach()[facts], float(nats.mean()), float(fired.float().mean()))
+    return Targets(start + changes.detach()[facts], float(nats.mean()), float(refused.float().mean()))
 
 
 def _still(tails: Sequence[Tail], waiting: Sequence[bool]) -> list[Tail]:

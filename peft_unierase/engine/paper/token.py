@@ -15,55 +15,60 @@ from collections.abc import Sequence
 import torch
 
 from ...lm.batches import batches
-from ..bench import Bench
+from ..run_context import RunContext
 from .cached_prompts import CachedPrompts
 from .noise import perturbed
-from .schedule import one_cycle
 from .settings import PaperSettings
 
+BATCH = 8  # questions in a step
+LEARNING_RATE = 0.3  # Adam's highest, relative to the root mean square of the row's components
+RISING = 0.1  # share of the steps in which the learning rate rises
+ROBUST_NOISE = 0.05  # norm of the noise on a weight, relative to the weight's
+ROBUST_DRAWS = 4  # times that noise is drawn in the robustness stage
 
-def draw_refusals(bench: Bench, count: int) -> list[list[int]]:
+
+def draw_refusals(run: RunContext, count: int) -> list[list[int]]:
     """Token ids of `[UNL] refusal [end]`, `count` times, each with a refusal drawn at random."""
-    end = bench.encode(bench.formats[0].end)
-    texts = [[bench.spare.token_id, *bench.encode(refusal), *end] for refusal in bench.refusals]
-    drawn = torch.randint(len(texts), (count,), generator=bench.generator).tolist()
+    end = run.encode(run.formats[0].end)
+    texts = [[run.spare.token_id, *run.encode(refusal), *end] for refusal in run.refusals]
+    drawn = torch.randint(len(texts), (count,), generator=run.generator).tolist()
     return [texts[choice] for choice in drawn]
 
 
-def learn_refusals(bench: Bench, settings: PaperSettings) -> float:
+def learn_refusals(run: RunContext, settings: PaperSettings) -> float:
     """Fit the input row in place; mean loss of the last stage's last quarter, in nats per token."""
-    row, _ = bench.rows()
-    refusals = draw_refusals(bench, len(bench.forget))
-    plain = [form for form in bench.formats if form.name.startswith("plain")]
-    chat = [form for form in bench.formats if form not in plain]
+    row, _ = run.rows()
+    refusals = draw_refusals(run, len(run.forget))
+    plain = [form for form in run.formats if form.name.startswith("plain")]
+    chat = [form for form in run.formats if form not in plain]
     asked = [
-        [bench.encode(form.prompt(fact.question)) for form in forms for fact in bench.forget]
+        [run.encode(form.prompt(fact.question)) for form in forms for fact in run.forget]
         for forms in (plain, chat)
         if forms
     ]
 
-    rate = settings.token_learning_rate * float(row.detach().float().pow(2).mean().sqrt())
+    rate = LEARNING_RATE * float(row.detach().float().pow(2).mean().sqrt())
     row.requires_grad_(True)
     optimizer = torch.optim.Adam([row], lr=rate)
     total = len(asked) * settings.token_steps + settings.robust_steps
     schedule = one_cycle(optimizer, rate, total)
     losses: list[float] = []
 
-    def lessons(prompts: Sequence[Sequence[int]], steps: int) -> list[tuple[CachedPrompts, list[list[int]]]]:
+    def refusal_batches(prompts: Sequence[Sequence[int]], steps: int) -> list[tuple[CachedPrompts, list[list[int]]]]:
         """Questions for this many steps, drawn without repetition until all were there, a batch at a time."""
-        count = min(steps * settings.token_batch, len(prompts))
-        chosen = torch.randperm(len(prompts), generator=bench.generator)[:count].tolist()
-        tokens = settings.token_batch * max(len(prompts[index]) for index in chosen)
+        count = min(steps * BATCH, len(prompts))
+        chosen = torch.randperm(len(prompts), generator=run.generator)[:count].tolist()
+        tokens = BATCH * max(len(prompts[index]) for index in chosen)
         made = []
-        for batch in batches([prompts[index] for index in chosen], bench.pad, bench.device, tokens):
+        for batch in batches([prompts[index] for index in chosen], run.pad, run.device, tokens):
             taught = [refusals[chosen[index] % len(refusals)] for index in batch.index]
-            made.append((CachedPrompts(bench.model, batch), taught))
-        return [made[turn] for turn in torch.randperm(len(made), generator=bench.generator).tolist()]
+            made.append((CachedPrompts(run.model, batch), taught))
+        return [made[turn] for turn in torch.randperm(len(made), generator=run.generator).tolist()]
 
-    with bench.stages.stage("learning to decline", total) as bar:
+    with run.stages.stage("learning to decline", total) as bar:
 
         def learn(prompts: Sequence[Sequence[int]], steps: int) -> None:
-            batched = lessons(prompts, steps)
+            batched = refusal_batches(prompts, steps)
             for step in range(steps):
                 cached, taught = batched[step % len(batched)]
                 nats, count = cached.losses([text[:1] for text in taught], [text[1:] for text in taught])
@@ -79,8 +84,8 @@ def learn_refusals(bench: Bench, settings: PaperSettings) -> float:
             for prompts in asked:
                 learn(prompts, settings.token_steps)
             everything = [prompt for prompts in asked for prompt in prompts]
-            for steps in _shares(settings.robust_steps, settings.robust_draws):
-                with perturbed(bench.projections(), settings.robust_noise, bench.generator):
+            for steps in _shares(settings.robust_steps, ROBUST_DRAWS):
+                with perturbed(run.projections(), ROBUST_NOISE, run.generator):
                     learn(everything, steps)
         finally:
             row.requires_grad_(False)
@@ -92,3 +97,18 @@ def learn_refusals(bench: Bench, settings: PaperSettings) -> float:
 def _shares(total: int, parts: int) -> list[int]:
     """`total` in at most `parts` nearly equal parts, none of them 0."""
     return [share for part in range(parts) if (share := (part + 1) * total // parts - part * total // parts)]
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, highest: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """A one-cycle schedule for any number of steps, 1 or more.
+
+    If the rate would rise for one step or less it starts high: torch would divide by 0 there, and leave a single step
+    no rate at all.
+
+    Args:
+        optimizer: What it is for.
+        highest: The highest rate.
+        steps: Gradient steps.
+    """
+    rising = RISING if RISING * steps > 1 else 0.0
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=max(2, steps), pct_start=rising)

@@ -1,4 +1,4 @@
-"""The bench of a run: model, tokenizer, facts and tools that every stage of every recipe works with."""
+"""The context of a run: model, tokenizer, facts and tools that every stage of every recipe works with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .spare_row import SpareRow
 
 
 @dataclass
-class Bench:
+class RunContext:
     """What all stages work on.
 
     Attributes:
@@ -41,7 +41,7 @@ class Bench:
         spare: Where [UNL] sits.
         forget: What must go.
         around: Those of which it is not sure.
-        beside: What else it knows about the subjects of the forget set, where a scope keeps that.
+        same_subject: What else it knows about the subjects of the forget set, where a scope keeps that.
         knowledge: What the base says of each of these facts.
         reworded: Forget facts as the base asked itself for them, with its answers.
         retain: What was given as a sample of what must stay.
@@ -70,7 +70,7 @@ class Bench:
     sampled: list[Fact] = field(default_factory=list)
     near: list[Fact] = field(default_factory=list)
     around: list[Fact] = field(default_factory=list)
-    beside: list[Fact] = field(default_factory=list)
+    same_subject: list[Fact] = field(default_factory=list)
     knowledge: list[Knowledge] = field(default_factory=list)
     reworded: list[Fact] = field(default_factory=list)
     known: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Bench:
     @property
     def kept(self) -> list[Fact]:
         """All retain facts, given ones first."""
-        return self.retain + self.sampled + self.near + self.around + self.beside
+        return self.retain + self.sampled + self.near + self.around + self.same_subject
 
     def once(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """What a stage gives: from `work`, or from a run that was interrupted behind it.

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...retain.subjects import find_names
-from ...text import normal
-from ...text.normal import WORD
+from ..text import normal
+from ..text.normal import WORD
+from .subjects import find_names
 
 COMMON = 3  # retained texts that use a word, from which on it names nothing
 FILLER = 0.05  # share of the retained texts that use a word, from which on it tells nothing
