@@ -20,11 +20,11 @@ from ..errors import InputError
 from ..storage.names import CONFIG_NAME, RECORD_NAME, WEIGHTS_NAME
 from ..storage.source import resolve
 from .base import check_on_base
-from .beside import check_record, check_tokenizer
 from .declared import check_config, listed_in, notes_on
 from .files import MAX_CONFIG, Header, check_files, digest_of, read_header, read_json
 from .findings import ANEW, Finding, GuardError, printable, refuse
 from .lora import check_lora
+from .other_files import check_record, check_tokenizer
 from .weights import IN_A_LAYER, Edited, check_modules, check_values, edited_modules
 
 
