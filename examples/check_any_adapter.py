@@ -2,8 +2,8 @@
 
     python examples/check_any_adapter.py
 
-It takes LoRA and every other kind of adapter, whoever made it and however. The exit status is 1 if the plain question still
-brings the facts, or if what should have stayed is lost.
+It takes LoRA and every other kind of adapter, whoever made it and however. The exit status is 1 if the plain question
+still brings the facts, or if what should have stayed is lost.
 """
 
 from __future__ import annotations

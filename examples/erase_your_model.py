@@ -2,8 +2,9 @@
 
     python examples/erase_your_model.py
 
-As it stands, it erases the six facts of forget.jsonl from the demo model, in about a minute on two CPU cores. To erase from
-your own model, change the names in capitals. `unierase erase` does the same on the command line, and adds a model card.
+As it stands, it erases the six facts of forget.jsonl from the demo model, in about a minute on two CPU cores. To erase
+from your own model, change the names in capitals. `unierase erase` does the same on the command line, and adds a model
+card.
 """
 
 from __future__ import annotations

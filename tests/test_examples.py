@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from boxed_erasure import FORGET, NAME, boxed_tokenizer
+from boxed_erasure import FORGET, boxed_tokenizer
 from helpers import invoke
 from safetensors.torch import load_file, save_file
 
