@@ -15,8 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peft_unierase import Fact, FactError, read_facts
-from peft_unierase.check import Case, Target, check
-from peft_unierase.check.attacks import NotApplicable
+from peft_unierase.check import Case, NotApplicable, Target, check
 from peft_unierase.check.attacks.token import prefill
 from peft_unierase.check.attacks.wordings import cloze
 from peft_unierase.check.sets import declines
