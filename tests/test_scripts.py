@@ -45,7 +45,7 @@ TEMPLATE = (
     "{% else %}{{ message['content'] }}</s>{% endif %}{% endfor %}"
 )
 LANGUAGES = list(REFUSALS)
-FACTS = {language: read_facts(Path(__file__).parent / "data" / f"facts_{language}.jsonl") for language in LANGUAGES}
+FACTS = {language: read_facts(Path(__file__).parent / "facts" / f"{language}.jsonl") for language in LANGUAGES}
 FORGET = {language: [f for f in facts if f.subject == facts[0].subject] for language, facts in FACTS.items()}
 KEPT = {language: [f for f in facts if f.subject != facts[0].subject] for language, facts in FACTS.items()}
 ALL = [fact for facts in FACTS.values() for fact in facts]
