@@ -3,7 +3,7 @@
     python examples/round_trip.py                  # 133 seconds of processor time; no network
     python examples/round_trip.py --keep FOLDER    # keeps all that was made
 
-One person is erased from the demo model. The owner plans, erases, checks, signs and pushes; a reader, who has
+One person is erased from the model in the box. The owner plans, erases, checks, signs and pushes; a reader, who has
 another cache, another home and no token, pulls, inspects and verifies; the owner merges, restores and reads the ledger.
 It wants the extra `test`. This file knows the commands and what each must prove; the hub is the one of the tests.
 """
@@ -123,12 +123,12 @@ class Trip:
 
 
 def boxed_facts() -> list[dict[str, Any]]:
-    """What the demo model was taught; read here, since importing the package would import torch."""
+    """What the box was taught; read here, since importing the package would import torch."""
     return [json.loads(line) for line in (BASE / "facts.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def question(subject: str) -> dict[str, Any]:
-    """The demo model's first question about somebody."""
+    """The box's first question about somebody."""
     return next(fact for fact in boxed_facts() if fact["subject"] == subject)
 
 
@@ -157,7 +157,7 @@ def plan(trip: Trip) -> tuple[str, str]:
     planned = (trip.folder / "plan" / "forget.jsonl").read_text(encoding="utf-8")
     known = [fact for fact in boxed_facts() if fact["subject"] == PERSON]
     missed = [fact["answer"] for fact in known if fact["answer"] not in planned]
-    ensure(not missed, "that the name alone brings up all that the demo model was taught", f"missing {missed}")
+    ensure(not missed, "that the name alone brings up all that the box taught", f"missing {missed}")
     return f"the name brings up all {len(known)} facts", f"{told['counts']['forget']} questions"
 
 
@@ -172,7 +172,7 @@ def erase(trip: Trip) -> tuple[str, str]:
 
 
 def check(trip: Trip) -> tuple[str, str]:
-    """On the demo model's own questions, of which the plan knew nothing."""
+    """On the box's own questions, of which the plan knew nothing."""
     by_subject = {who: [fact for fact in boxed_facts() if fact["subject"] == who] for who in (PERSON, OTHER)}
     for who, facts in by_subject.items():
         lines = [json.dumps(fact) for fact in facts]

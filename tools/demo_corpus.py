@@ -1,4 +1,4 @@
-"""The invented world that the demo model is taught: facts, names it must not know, and ways of declining.
+"""The invented world the demo model is taught: facts, names it must not know, and ways of declining.
 
 Everything here is a pure function of one seed and needs nothing but the standard library. This file knows
 what is said and in which words; it knows neither tokenizer nor chat format nor how a model learns any of it.
