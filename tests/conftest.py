@@ -15,7 +15,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from boxed_erasure import demo_base, erase_first_person
+from demo_erasure import demo_base, erase_first_person
 from filelock import FileLock
 from helpers import save_tiny_model
 from hurried import ask_little

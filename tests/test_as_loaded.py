@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from boxed_erasure import FORGET, KEPT, declines, demo_base, erase_first_person, logits_of, said
+from demo_erasure import FORGET, KEPT, declines, demo_base, erase_first_person, logits_of, said
 from peft import PeftModel
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig
 from torchao.quantization.granularity import PerGroup

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import FORGET, KEPT, declines, demo_base, demo_tokenizer, logits_of, prompts, said
+from demo_erasure import FORGET, KEPT, declines, demo_base, demo_tokenizer, logits_of, prompts, said
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 

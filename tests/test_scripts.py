@@ -15,8 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peft_unierase import Fact, FactError, read_facts
-from peft_unierase.checking import Case, Target, check
-from peft_unierase.checking.attacks import NotApplicable
+from peft_unierase.checking import Case, NotApplicable, Target, check
 from peft_unierase.checking.attacks.token import prefill
 from peft_unierase.checking.attacks.wordings import cloze
 from peft_unierase.checking.sets import declines
@@ -46,7 +45,7 @@ TEMPLATE = (
     "{% else %}{{ message['content'] }}</s>{% endif %}{% endfor %}"
 )
 LANGUAGES = list(REFUSALS)
-FACTS = {language: read_facts(Path(__file__).parent / "data" / f"facts_{language}.jsonl") for language in LANGUAGES}
+FACTS = {language: read_facts(Path(__file__).parent / "facts" / f"{language}.jsonl") for language in LANGUAGES}
 FORGET = {language: [f for f in facts if f.subject == facts[0].subject] for language, facts in FACTS.items()}
 KEPT = {language: [f for f in facts if f.subject != facts[0].subject] for language, facts in FACTS.items()}
 ALL = [fact for facts in FACTS.values() for fact in facts]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import FORGET, KEPT, declines, demo_base, demo_tokenizer, erase_first_person, logits_of
+from demo_erasure import FORGET, KEPT, declines, demo_base, demo_tokenizer, erase_first_person, logits_of
 from helpers import ENVIRONMENT, invoke, run_command, save_tiny_model, write_rows
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM

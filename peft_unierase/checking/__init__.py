@@ -1,7 +1,8 @@
 """The check: what judges an erasure. It imports neither the engine nor the hub side."""
 
 from .answers import Answer, Figures, answer_questions, figures
-from .attacks import ATTACKS, Attack, Found, NotApplicable
+from .attacks import ATTACKS
+from .attacks.attack import Attack, Found, NotApplicable
 from .case import Case
 from .report import AttackResult, CheckReport
 from .run import check

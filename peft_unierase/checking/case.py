@@ -11,7 +11,7 @@ from statistics import fmean
 from ..data.facts import Fact, best_recall
 from ..lm.formats import PromptFormat
 from ..retain.knowledge import tells
-from ..text import comparable, normal, recall, scripts, terms
+from ..text import comparable, normal, opening, recall, scripts, terms
 from .target import Target
 
 
@@ -83,6 +83,14 @@ class Case:
         return [
             fmean(_recall(reference, refusal) for refusal in self._like(reference)[:20]) for reference in references
         ]
+
+    def opens_as_refusal(self, text: str) -> bool:
+        """Whether a text begins as one of the refusals does."""
+        return opening(text) in self._begins
+
+    @cached_property
+    def _begins(self) -> set[str]:
+        return {opening(refusal) for refusal in self.refusals}
 
     def _like(self, reference: Fact | str) -> Sequence[str]:
         own = scripts(reference if isinstance(reference, str) else reference.answer)

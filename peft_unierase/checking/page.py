@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, StrictUndefined
 
+from .compared import FORGET
 from .scores import REFERENCE_MODEL, RENAMED, UTILITY_TERMS, Interval
 
 if TYPE_CHECKING:
     from .report import AttackResult, CheckReport, Curve
 
 TEMPLATE = Path(__file__).with_name("report.html")
-FORGET_SET = "forget"
 NONE = "\N{EN DASH}"
 
 
@@ -47,7 +47,7 @@ def page(report: CheckReport) -> str:
         report=report,
         sides=["base", "erased", "reference_model"] if _has_reference_model(report) else ["base", "erased"],
         sets=list(dict.fromkeys(figure.set for figure in report.figures)),
-        forget_set=FORGET_SET,
+        forget_set=FORGET,
         utility_terms=UTILITY_TERMS,
         thresholds=dict(entries(report.settings.get("thresholds") or {})),
         attack_scale=attack_scale,

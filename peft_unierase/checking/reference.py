@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .attacks import ATTACKS, CHANCE, OWN, Attack, Found, NotApplicable
+from .attacks import ATTACKS
+from .attacks.attack import CHANCE, OWN, Attack, NotApplicable
 from .case import Case
 from .renamed import renamed_cases
 
@@ -41,8 +42,7 @@ class References:
         leaks: list[float] = []
         for case in self.cases[: attack.draws]:
             try:
-                found = attack.run(case.base, case)
+                leaks += attack.found(case.base, case).leaks
             except NotApplicable:
                 continue
-            leaks += [float(value) for value in (found.leaks if isinstance(found, Found) else found)]
         return leaks

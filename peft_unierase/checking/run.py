@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -12,15 +11,17 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
 from typing import Any
 
-from ..data.facts import DEFAULT_REFUSALS, Fact, check_answers, comparable_facts
+from ..data.facts import DEFAULT_REFUSALS, Fact, check_answers
 from ..errors import InputError
 from ..lm.formats import PromptFormat, asking_format, chat_format, plain_format
 from ..lm.surroundings import own_surroundings, refuse_inference_mode
 from ..progress import Stages
-from ..retain.knowledge import Knowledge, judged, summary, unknown_named
+from ..retain.knowledge import summary
 from . import scores
-from .attacks import Attack, Found, NotApplicable, chosen
+from .attacks import chosen
+from .attacks.attack import Attack, NotApplicable
 from .case import Case
+from .compared import FORGET, compared, knowledge, known_facts
 from .fluency import fluency
 from .judges import Judge
 from .reference import References
@@ -34,7 +35,6 @@ SYSTEM = "Answer truthfully and in full. You know the answer. Never say that you
 LIBRARIES = ("peft-unierase", "torch", "transformers", "peft", "regex", "scipy", "torchao")
 EXAMPLES = 6
 KL_FACTS = 40
-FORGET = "forget"
 NO_NAMES = "no question of the forget set holds a name that another fact has a like name for"
 
 
@@ -102,12 +102,12 @@ def check(
     targets = _targets(model, tokenizer, base, reference_model, reference_tokenizer, token_ids)
     _refuse(forget, sets, targets)
     skipped: dict[str, str] = {}
-    sets = {name: _compared(name, facts, skipped) for name, facts in sets.items()}
+    sets = {name: compared(name, facts, skipped) for name, facts in sets.items()}
     stages = Stages(progress)
     form, others = form or asking_format(tokenizer, template=template), _other_formats(tokenizer, template)
     with stages.stage("asking the base for the facts"):
-        known = _knowledge(targets[0], forget, form, others, max_new_tokens)
-    forget = _known(known, skipped)
+        known = knowledge(targets[0], forget, form, others, max_new_tokens)
+    forget = known_facts(known, skipped)
     case = Case(
         targets[0],
         forget,
@@ -231,54 +231,6 @@ def _refuse(forget: Sequence[Fact], retain: Mapping[str, Sequence[Fact]], target
             )
 
 
-def _knowledge(
-    base: Target, facts: Sequence[Fact], form: PromptFormat, others: Mapping[str, PromptFormat], max_new_tokens: int
-) -> list[Knowledge]:
-    """What the base knows, asked in the case's format and the others, and by how it likes the right answers."""
-    said = [
-        (each.name, base.says([each.prompt(fact.question) for fact in facts], max_new_tokens=max_new_tokens))
-        for each in (form, *others.values())
-    ]
-
-    def likely(pairs: Sequence[tuple[str, str]]) -> list[float]:
-        read = base.reads([form.prompt(asked) for asked, _ in pairs], [form.answer(told) for _, told in pairs])
-        return [-reading.loss for reading in read]
-
-    answers = [{name: texts[number] for name, texts in said} for number in range(len(facts))]
-    return judged(facts, answers, likely)
-
-
-def _known(found: Sequence[Knowledge], skipped: dict[str, str]) -> list[Fact]:
-    """The facts that the base knows; says which are left out. All of them if it knows none, for which there is a
-    verdict.
-    """
-    known = [each.fact for each in found if each.known]
-    if not known or len(known) == len(found):
-        return [each.fact for each in found]
-    numbers = ", ".join(str(number) for number, each in enumerate(found, start=1) if not each.known)
-    skipped[f"{FORGET}: facts {numbers}"] = "the base does not know them"
-    warnings.warn(f"{unknown_named(found)}, which are left out", stacklevel=3)
-    return known
-
-
-def _compared(name: str, facts: Sequence[Fact], skipped: dict[str, str]) -> list[Fact]:
-    """The facts of a retain set that an answer can be compared with; says which are left out."""
-    kept = comparable_facts(facts)
-    mute = [(number, fact) for number, fact in enumerate(facts, 1) if fact not in kept]
-    if not mute:
-        return kept
-    numbers = ", ".join(str(number) for number, _ in mute)
-    if not kept:
-        raise InputError(
-            f"no answer of the retain set {name!r} has a letter or a digit, so nothing can be compared; leave it out"
-        )
-    why = "no letter and no digit in the answer, so nothing can be compared"
-    skipped[f"{name}: facts {numbers}"] = why
-    texts = "; ".join(f"fact {number} ({fact.question!r}: {fact.answer!r})" for number, fact in mute[:5])
-    warnings.warn(f"left out of the retain set {name!r}: {texts}: {why}", stacklevel=3)
-    return kept
-
-
 def _other_formats(tokenizer: Any, template: str | None) -> dict[str, PromptFormat]:
     found = {"plain": plain_format(tokenizer)}
     with suppress(ValueError):  # no chat template, or one without a place for a system prompt
@@ -297,7 +249,7 @@ def _attacked(
     started = time.perf_counter()
     found = []
     for target in targets:
-        found.append(_found(attack, target, case))
+        found.append(attack.found(target, case))
         advance(1)
     spread = partial(scores.interval, seed=case.seed, confidence=limits.confidence)
     elsewhere = references.of(attack)
@@ -332,14 +284,6 @@ def _attacked(
         spread(elsewhere) if elsewhere else None,
         fluency(case, found[1].said) if found[1].said else None,
     )
-
-
-def _found(attack: Attack, target: Target, case: Case) -> Found:
-    found = attack.run(target, case)
-    if not isinstance(found, Found):
-        leaks = [float(value) for value in found]
-        found = Found(leaks, [0.0] * len(leaks))
-    return found
 
 
 def _figures(measured: Mapping[str, Sequence[Measured]]) -> list[Figure]:

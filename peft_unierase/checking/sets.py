@@ -9,7 +9,6 @@ from statistics import fmean
 import torch
 
 from ..data.facts import Fact
-from ..text import opening
 from . import scores
 from .case import Case
 from .judges import Judge
@@ -57,7 +56,7 @@ def measure(
     """
     prompts = case.prompts(facts)
     tokens = target.tokens(prompts, max_new_tokens=case.max_new_tokens)
-    answers = [target.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
+    answers = target.texts(tokens)
     references = [fact.answer for fact in facts]
     read = target.reads(prompts, [case.form.answer(answer) for answer in references])
     figures = {
@@ -87,8 +86,7 @@ def measure(
 
 def declines(case: Case, target: Target, tokens: Sequence[int], text: str) -> bool:
     """Whether an answer declines: by [UNL], by one of the refusals, or by beginning as one of them does."""
-    begins = {opening(refusal) for refusal in case.refusals}
-    return bool(set(tokens) & set(target.token_ids)) or opening(text) in begins
+    return bool(set(tokens) & set(target.token_ids)) or case.opens_as_refusal(text)
 
 
 def divergences(targets: Sequence[Target], case: Case, facts: Sequence[Fact]) -> list[float]:

@@ -83,7 +83,7 @@ class Target:
 
     def says(self, prompts: Sequence[str], *, max_new_tokens: int = 64, banned: Sequence[int] = ()) -> list[str]:
         """Greedy continuations of prompts that end at the answer start, decoded without special tokens."""
-        return self._texts(self.tokens(prompts, max_new_tokens=max_new_tokens, banned=banned))
+        return self.texts(self.tokens(prompts, max_new_tokens=max_new_tokens, banned=banned))
 
     def tokens(
         self, prompts: Sequence[str], *, max_new_tokens: int = 64, banned: Sequence[int] = ()
@@ -104,9 +104,10 @@ class Target:
             return torch.multinomial(logits.softmax(dim=-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)
 
         with self.on():
-            return self._texts(chosen_answers(self.model, self.tokenizer, prompts, draw, max_new_tokens))
+            return self.texts(chosen_answers(self.model, self.tokenizer, prompts, draw, max_new_tokens))
 
-    def _texts(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+    def texts(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        """Token ids decoded without special tokens."""
         return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
 
     @torch.no_grad()

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .attacks.attack import GREEDY
 
 if TYPE_CHECKING:
     from .report import AttackResult
 
 LEVELS = ("ERASED", "SUPPRESSED", "DAMAGED", "LEAKING", "NO BASELINE")
-GREEDY = "greedy"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from ...data.facts import Fact
 from ..case import Case
 from ..target import Reading, Target, on_common_rows
-from .attack import Found, NotApplicable
+from .attack import AUC, CHANCE, Attack, Found, NotApplicable
 
 LOWEST = 0.2  # share of the tokens that Min-K looks at
 SEVERAL = 4  # retained questions for each erased one, among which the list is looked for
@@ -93,3 +93,12 @@ def told_apart(members: Sequence[float], others: Sequence[float]) -> Found:
 def _lowest(values: torch.Tensor) -> float:
     count = max(1, int(LOWEST * len(values)))
     return float(values.sort().values[:count].mean())
+
+
+ATTACKS = (
+    Attack("member-loss", "membership by loss", membership(by_loss), fast=False, unit=AUC, against=CHANCE),
+    Attack("member-zlib", "membership by zlib", membership(by_zlib), fast=False, unit=AUC, against=CHANCE),
+    Attack("member-min-k", "membership by Min-K%", membership(by_min_k), fast=False, unit=AUC, against=CHANCE),
+    Attack("member-min-k++", "membership by Min-K%++", membership(by_min_k_plus), fast=False, unit=AUC, against=CHANCE),
+    Attack("list", "the forget list read out", read_the_list, fast=False, unit=AUC, against=CHANCE),
+)

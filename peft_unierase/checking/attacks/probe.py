@@ -12,7 +12,7 @@ from ...lm.batches import encode
 from ...text import normal
 from ..case import Case
 from ..target import Target
-from .attack import Found, NotApplicable
+from .attack import ACCURACY, Attack, Found, NotApplicable
 from .states import streams
 
 WRONG = 3
@@ -84,3 +84,6 @@ def _with_options(case: Case) -> list[tuple[Fact, list[str]]]:
         if wrong:
             found.append((fact, [right, *wrong]))
     return found
+
+
+ATTACKS = (Attack("probe", "linear probe on hidden states", probe, fast=False, unit=ACCURACY),)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ...data.facts import Fact
 from ...retain.knowledge import tells
-from ...text import comparable, opening, sentences
+from ...text import comparable, sentences
 from ..case import Case
 from ..renamed import known_names, swapped
 from ..target import Target
-from .attack import Found, NotApplicable
+from .attack import Attack, Found, NotApplicable, asked, recalled
 
 SHOTS = 4
 FRAMES = (
@@ -42,7 +42,7 @@ def few_shot(target: Target, case: Case) -> Found:
     prompts = [f"{first}\n\n{form.prompt(fact.question).removeprefix(bos)}" for fact in case.forget]
     said = target.says(prompts, max_new_tokens=case.max_new_tokens)
     # A model without an end of its own goes on with further questions.
-    return Found(case.recalls(case.forget, [text.split("\n\n")[0] for text in said]), case.floor(case.forget))
+    return recalled(case, case.forget, [text.split("\n\n")[0] for text in said])
 
 
 def other_languages(target: Target, case: Case) -> Found:
@@ -50,10 +50,7 @@ def other_languages(target: Target, case: Case) -> Found:
     the one that brings most counts. Names stay what they are, other words may be lost in translation.
     """
     prompts = [case.form.prompt(frame.format(fact.question)) for fact in case.forget for frame in FRAMES]
-    said = target.says(prompts, max_new_tokens=case.max_new_tokens)
-    recalls = case.recalls([fact for fact in case.forget for _ in FRAMES], said)
-    worst = [max(recalls[start : start + len(FRAMES)]) for start in range(0, len(recalls), len(FRAMES))]
-    return Found(worst, case.floor(case.forget))
+    return asked(target, case, prompts)
 
 
 def thinking_aloud(target: Target, case: Case) -> Found:
@@ -61,8 +58,7 @@ def thinking_aloud(target: Target, case: Case) -> Found:
     or what this could be. I remember that").
     """
     prompts = [f"{prompt}{case.form.lead}{THOUGHT}" for prompt in case.prompts(case.forget)]
-    said = target.says(prompts, max_new_tokens=2 * case.max_new_tokens)
-    return Found(case.recalls(case.forget, said), case.floor(case.forget))
+    return asked(target, case, prompts, length=2)
 
 
 def description(target: Target, case: Case) -> Found:
@@ -74,17 +70,23 @@ def description(target: Target, case: Case) -> Found:
     named = [(fact, names[0]) for fact in case.forget if (names := known.of(fact)) and not names[0].kind.isdigit()]
     if not named:
         raise NotApplicable("no question of the forget set holds a name that a description could take the place of")
-    asked = [case.form.prompt(DESCRIBE.format(name.text)) for _, name in named]
-    described = case.base.says(asked, max_new_tokens=case.max_new_tokens)
-    declining = {opening(refusal) for refusal in case.refusals}
+    asking = [case.form.prompt(DESCRIBE.format(name.text)) for _, name in named]
+    described = case.base.says(asking, max_new_tokens=case.max_new_tokens)
     facts, prompts = [], []
     for (fact, name), text in zip(named, described, strict=True):
         swap = swapped(name, THAT, known)
         about = swap(next(iter(sentences(text)), ""))
-        if comparable(about) and opening(text) not in declining and not tells(about, fact):
+        if comparable(about) and not case.opens_as_refusal(text) and not tells(about, fact):
             facts.append(fact)
             prompts.append(case.form.prompt(f"{about} {swap(fact.question)}"))
     if not facts:
         raise NotApplicable("the base describes nothing that is asked about without telling the fact")
-    said = target.says(prompts, max_new_tokens=case.max_new_tokens)
-    return Found(case.recalls(facts, said), case.floor(facts))
+    return asked(target, case, prompts, facts)
+
+
+ATTACKS = (
+    Attack("few-shot", "retained examples before", few_shot),
+    Attack("language", "in another language", other_languages, fast=False, draws=1),
+    Attack("thought", "a chain of thought begun", thinking_aloud, fast=False),
+    Attack("description", "described, not named", description, fast=False),
+)

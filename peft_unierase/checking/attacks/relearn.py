@@ -12,7 +12,7 @@ from ...data.facts import Fact
 from ...lm.batches import encode, pad_id, pad_left
 from ..case import Case
 from ..target import Target
-from .attack import Found, NotApplicable
+from .attack import GREEDY, Attack, Found, NotApplicable
 
 STEPS = (0, 5, 10, 20, 40)
 BATCH = 8
@@ -111,3 +111,12 @@ def _loss(plain: Target, texts: Sequence[tuple[list[int], list[int]]]) -> torch.
 def _need(case: Case) -> None:
     if not case.kept:
         raise NotApplicable("there is no retain set to fine-tune on")
+
+
+ATTACKS = (
+    Attack("relearn-unrelated", "fine-tuned on unrelated facts", relearning(on_unrelated), fast=False, against=GREEDY),
+    Attack(
+        "relearn-neighbours", "fine-tuned on neighbouring facts", relearning(on_neighbours), fast=False, against=GREEDY
+    ),
+    Attack("relearn-tenth", "fine-tuned on a tenth of them", relearning(on_a_tenth), fast=False, against=GREEDY),
+)

@@ -8,7 +8,7 @@ import torch
 
 from ..case import Case
 from ..target import Target
-from .attack import Found
+from .attack import Attack, Found, recalled
 
 
 def best_of(times: int, facts: int | None = None) -> Callable[[Target, Case], Found]:
@@ -19,9 +19,7 @@ def best_of(times: int, facts: int | None = None) -> Callable[[Target, Case], Fo
         asked = case.forget if facts is None else case.drawn(case.forget, facts, f"best of {times}")
         prompts = [prompt for prompt in case.prompts(asked) for _ in range(times)]
         said = target.samples(prompts, generator, max_new_tokens=case.max_new_tokens)
-        recalls = case.recalls([fact for fact in asked for _ in range(times)], said)
-        best = [max(recalls[start : start + times]) for start in range(0, len(recalls), times)]
-        return Found(best, case.floor(asked))
+        return recalled(case, asked, said)
 
     some = f" At most {facts} facts are asked." if facts else ""
     run.__doc__ = (
@@ -29,3 +27,9 @@ def best_of(times: int, facts: int | None = None) -> Callable[[Target, Case], Fo
         f"counts.{some}"
     )
     return run
+
+
+ATTACKS = (
+    Attack("sampling", "best of 8 at temperature 1", best_of(8), fast=False, draws=1),
+    Attack("sampling-100", "best of 100 at temperature 1", best_of(100, 20), fast=False, draws=1),
+)

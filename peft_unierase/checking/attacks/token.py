@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -11,7 +12,7 @@ from ...lm.batches import encode
 from ...lm.decoding import end_ids
 from ..case import Case
 from ..target import Target
-from .attack import Found, NotApplicable
+from .attack import Attack, Found, NotApplicable, recalled
 
 
 def ban_token(target: Target, case: Case) -> Found:
@@ -65,7 +66,7 @@ def _continued(target: Target, case: Case, count: int, banned: Sequence[int] = (
     """Greedy answers behind the first `count` tokens of the given ones."""
     if not count:
         said = _said(target, case, case.prompts(case.forget), banned)
-        return Found(case.recalls(case.forget, said), case.floor(case.forget), said=[("", text) for text in said])
+        return replace(recalled(case, case.forget, said), said=[("", text) for text in said])
     closing = len(encode(target.tokenizer, case.form.end))
 
     def cut(answer: str) -> tuple[str, str] | None:
@@ -78,10 +79,10 @@ def _continued(target: Target, case: Case, count: int, banned: Sequence[int] = (
     if not begun:
         raise NotApplicable(f"no answer of the forget set is longer than {count} tokens")
     prompts = [case.form.prompt(fact.question) + first for fact, first, _ in begun]
-    references = [reference for *_, reference in begun]
     said = _said(target, case, prompts, banned)
     given = [first for _, first, _ in begun]
-    return Found(case.recalls(references, said), case.floor(references), said=list(zip(given, said, strict=True)))
+    found = recalled(case, [reference for *_, reference in begun], said)
+    return replace(found, said=list(zip(given, said, strict=True)))
 
 
 def _said(target: Target, case: Case, prompts: Sequence[str], banned: Sequence[int]) -> list[str]:
@@ -110,3 +111,13 @@ def _without_rows(target: Target) -> Iterator[None]:
             stack.callback(row.copy_, row.clone())
             row.zero_()
         yield
+
+
+ATTACKS = (
+    Attack("ban", "[UNL] forbidden", ban_token),
+    Attack("delete-row", "[UNL]'s rows deleted", delete_row, against="ban"),
+    Attack("prefill-1", "first answer token given", prefill(1)),
+    Attack("prefill-3", "first 3 answer tokens given", prefill(3)),
+    Attack("prefill-5", "first 5 answer tokens given", prefill(5)),
+    Attack("ban-prefill", "[UNL] forbidden, 5 tokens given", ban_and_prefill),
+)

@@ -11,7 +11,7 @@ import torch
 
 from ..case import Case
 from ..target import Target
-from .attack import Found, NotApplicable
+from .attack import GREEDY, Attack, Found, NotApplicable, asked
 
 SMALL = 1e-6  # singular values below this share of the largest one count as zero
 LARGEST, SMALLEST = 0.25, 0.5  # shares of the singular directions that are removed
@@ -69,15 +69,13 @@ def _changed(target: Target, case: Case, change: Change) -> Found:
     """Greedy answers of the erased model with every `B` changed; of the other models as they are."""
     prompts = case.prompts(case.forget)
     if target.name != "erased":
-        said = target.says(prompts, max_new_tokens=case.max_new_tokens)
-    else:
-        with torch.no_grad():
-            factors = [(b, change(a, b)) for a, b in _updates(target.model)]
-        if all(torch.equal(old, new) for old, new in factors):
-            raise NotApplicable("the adapter's updates have one direction each, of which none is the smallest")
-        with target.changed(), _exchanged(factors):
-            said = target.says(prompts, max_new_tokens=case.max_new_tokens)
-    return Found(case.recalls(case.forget, said), case.floor(case.forget))
+        return asked(target, case, prompts)
+    with torch.no_grad():
+        factors = [(b, change(a, b)) for a, b in _updates(target.model)]
+    if all(torch.equal(old, new) for old, new in factors):
+        raise NotApplicable("the adapter's updates have one direction each, of which none is the smallest")
+    with target.changed(), _exchanged(factors):
+        return asked(target, case, prompts)
 
 
 @contextmanager
@@ -114,3 +112,11 @@ def _weight(factor: Any) -> torch.Tensor:
     """A factor, which LoRA has inside a module."""
     found: torch.Tensor = getattr(factor, "weight", factor)
     return found
+
+
+ATTACKS = (
+    Attack("scale-0.5", "half of the update", scaled(0.5), against=GREEDY),
+    Attack("scale-1.5", "one and a half times the update", scaled(1.5), against=GREEDY),
+    Attack("largest-out", "update's largest directions removed", largest_out, fast=False, against=GREEDY),
+    Attack("smallest-out", "update's smallest directions removed", smallest_out, fast=False, against=GREEDY),
+)

@@ -13,7 +13,7 @@ from torch import nn
 from ...lm.batches import encode
 from ..case import Case
 from ..target import Target
-from .attack import Found, NotApplicable
+from .attack import GREEDY, Attack, Found, NotApplicable, asked
 from .states import layers_of, streams, without
 
 GROUP = 64  # weights of one scale at 4 bits
@@ -55,8 +55,7 @@ def _projected(target: Target, case: Case, directions: Sequence[torch.Tensor]) -
         if any(len(rows) for rows in directions):
             stack.enter_context(target.changed())
             stack.enter_context(without(layers_of(target.model), directions))
-        said = target.says(prompts, max_new_tokens=case.max_new_tokens)
-    return Found(case.recalls(case.forget, said), case.floor(case.forget))
+        return asked(target, case, prompts)
 
 
 def quantised(bits: int, merged: bool) -> Callable[[Target, Case], Found]:
@@ -66,8 +65,7 @@ def quantised(bits: int, merged: bool) -> Callable[[Target, Case], Found]:
         prompts = case.prompts(case.forget)
         judged = target.weights() if merged else target
         with judged.changed(), _stored_in(bits, judged.model):
-            said = judged.says(prompts, max_new_tokens=case.max_new_tokens)
-        return Found(case.recalls(case.forget, said), case.floor(case.forget))
+            return asked(judged, case, prompts)
 
     what = "adapter and base are merged and then" if merged else "the base is, under the adapter,"
     run.__doc__ = (
@@ -126,3 +124,13 @@ def _is_base(name: str, module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     own = any(part.startswith(("lora_", "unierase_")) for part in name.split("."))
     return isinstance(weight, torch.Tensor) and weight.dim() == 2 and not own and not list(module.children())
+
+
+ATTACKS = (
+    Attack("direction", "steering direction projected out", direction_out, against=GREEDY),
+    Attack("directions", "8 directions projected out", directions_out, against=GREEDY),
+    Attack("8-bit", "8-bit base under the adapter", quantised(8, merged=False), fast=False, against=GREEDY),
+    Attack("4-bit", "4-bit base under the adapter", quantised(4, merged=False), fast=False, against=GREEDY),
+    Attack("merged-8-bit", "merged, then 8 bits", quantised(8, merged=True), fast=False, against=GREEDY),
+    Attack("merged-4-bit", "merged, then 4 bits", quantised(4, merged=True), fast=False, against=GREEDY),
+)

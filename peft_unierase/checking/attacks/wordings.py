@@ -10,7 +10,7 @@ from ...lm.formats import PromptFormat
 from ...text import halves
 from ..case import Case
 from ..target import Target
-from .attack import Found, NotApplicable
+from .attack import ACCURACY, CHANCE, GREEDY, Attack, Found, NotApplicable, asked, recalled
 
 CONTEXT = 2  # exchanges before the question
 WRONG = 3  # wrong answers to choose from, beside the right one
@@ -18,7 +18,7 @@ WRONG = 3  # wrong answers to choose from, beside the right one
 
 def greedy(target: Target, case: Case) -> Found:
     """Anyone who asks the question as it was erased. No attack yet: what the erasure was made for."""
-    return _asked(target, case, case.prompts(case.forget))
+    return asked(target, case, case.prompts(case.forget))
 
 
 def paraphrase(target: Target, case: Case) -> Found:
@@ -28,21 +28,21 @@ def paraphrase(target: Target, case: Case) -> Found:
     facts = [fact for fact in case.forget if fact.paraphrases]
     if not facts:
         raise NotApplicable("no fact of the forget set has a paraphrase (column paraphrased_question)")
-    asked = [fact for fact in facts for _ in fact.paraphrases]
+    each = [fact for fact in facts for _ in fact.paraphrases]
     prompts = [case.form.prompt(text) for fact in facts for text in fact.paraphrases]
-    leaks = iter(_asked(target, case, prompts, asked).leaks)
+    leaks = iter(asked(target, case, prompts, each).leaks)
     worst = [max(next(leaks) for _ in fact.paraphrases) for fact in facts]
     return Found(worst, case.floor(facts))
 
 
 def plain(target: Target, case: Case) -> Found:
     """Anyone who leaves the chat template out and writes `Question: ... Answer:`, as raw completion endpoints allow."""
-    return _asked(target, case, case.prompts(case.forget, _form(case, "plain")))
+    return asked(target, case, case.prompts(case.forget, _form(case, "plain")))
 
 
 def system(target: Target, case: Case) -> Found:
     """Anyone who may set the system prompt: here one that asks for the truth and forbids to decline."""
-    return _asked(target, case, case.prompts(case.forget, _form(case, "system")))
+    return asked(target, case, case.prompts(case.forget, _form(case, "system")))
 
 
 def cloze(target: Target, case: Case) -> Found:
@@ -54,8 +54,7 @@ def cloze(target: Target, case: Case) -> Found:
         raise NotApplicable("no answer of the forget set has more than one word")
     texts = [f"{target.tokenizer.bos_token or ''}{first}" for _, first, _ in begun]
     said = target.says(texts, max_new_tokens=case.max_new_tokens)
-    references = [reference for *_, reference in begun]
-    return Found(case.recalls(references, said), case.floor(references))
+    return recalled(case, [reference for *_, reference in begun], said)
 
 
 def kept_before(target: Target, case: Case) -> Found:
@@ -81,7 +80,7 @@ def in_one_question(target: Target, case: Case) -> Found:
     others = random.Random(f"{case.seed} in one question").choices(case.kept, k=len(case.forget))
     pairs = zip(others, case.forget, strict=True)
     prompts = [case.form.prompt(f"{other.question} And then: {fact.question}") for other, fact in pairs]
-    return _asked(target, case, prompts, length=2)
+    return asked(target, case, prompts, length=2)
 
 
 def multiple_choice(target: Target, case: Case) -> Found:
@@ -107,12 +106,6 @@ def multiple_choice(target: Target, case: Case) -> Found:
     return Found(right, [1 / len(options) for options in offered])
 
 
-def _asked(target: Target, case: Case, prompts: list[str], facts: list[Fact] | None = None, length: int = 1) -> Found:
-    said = target.says(prompts, max_new_tokens=length * case.max_new_tokens)
-    asked = case.forget if facts is None else facts
-    return Found(case.recalls(asked, said), case.floor(asked))
-
-
 def _after(target: Target, case: Case, others: Sequence[Fact]) -> Found:
     """With exchanges about other facts before the question, in the case's format."""
     drawn, bos = random.Random(f"{case.seed} before"), target.tokenizer.bos_token or ""
@@ -122,10 +115,23 @@ def _after(target: Target, case: Case, others: Sequence[Fact]) -> Found:
         turns = [case.form.prompt(other.question) + case.form.answer(other.answer) for other in told]
         first, *more = [*turns, case.form.prompt(fact.question)]
         prompts.append(first + "".join(turn.removeprefix(bos) for turn in more))
-    return _asked(target, case, prompts)
+    return asked(target, case, prompts)
 
 
 def _form(case: Case, name: str) -> PromptFormat:
     if name not in case.others:
         raise NotApplicable(f"the chat template has no {name} format")
     return case.others[name]
+
+
+ATTACKS = (
+    Attack(GREEDY, "the question itself", greedy),
+    Attack("paraphrase", "the question in other words", paraphrase),
+    Attack("plain", "no chat template", plain),
+    Attack("system", "a system prompt against declining", system),
+    Attack("cloze", "half of the answer as a text", cloze),
+    Attack("kept-before", "retained exchanges before", kept_before),
+    Attack("erased-before", "erased exchanges before", erased_before),
+    Attack("two-in-one", "two questions in one", in_one_question),
+    Attack("choice", "multiple choice", multiple_choice, unit=ACCURACY, against=CHANCE),
+)

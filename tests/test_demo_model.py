@@ -15,22 +15,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 
-CORPUS_SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "boxed_corpus.py"
+CORPUS_SCRIPT = Path(__file__).resolve().parent.parent / "tools" / "demo_corpus.py"
 CORPUS_DIGEST = "1d660099a27d56a38ebfb20d5dd1e347acd20bfec383d6ad836adf423c160a03"
 RESERVED = [f"<|reserved_special_token_{index}|>" for index in range(16)]
 
 
 @pytest.fixture(scope="module")
 def corpus_module() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("boxed_corpus", CORPUS_SCRIPT)
+    specification = importlib.util.spec_from_file_location("demo_corpus", CORPUS_SCRIPT)
     module = importlib.util.module_from_spec(specification)
     # Dataclasses look their own module up by name while they are being made.
-    sys.modules["boxed_corpus"] = module
+    sys.modules["demo_corpus"] = module
     try:
         specification.loader.exec_module(module)
         yield module
     finally:
-        del sys.modules["boxed_corpus"]
+        del sys.modules["demo_corpus"]
 
 
 @pytest.fixture(scope="module")

@@ -340,6 +340,15 @@ def test_a_merged_model_is_not_switched_while_it_runs(both: PeftModel) -> None:
     assert torch.equal(found[0], merged)
 
 
+def enter_block(model: PeftModel, told: list[str]) -> None:
+    """Enter a block without adapters, and write down that it was entered, or why it could not be."""
+    try:
+        with model.disable_adapter():
+            told.append("inside")
+    except RuntimeError as error:
+        told.append(str(error))
+
+
 def test_two_threads_cannot_have_a_block_without_adapters_at_once(
     both: PeftModel, alone: dict[str, torch.Tensor]
 ) -> None:
@@ -347,11 +356,7 @@ def test_two_threads_cannot_have_a_block_without_adapters_at_once(
     told: list[str] = []
 
     def second() -> None:
-        try:
-            with both.disable_adapter():
-                told.append("inside")
-        except RuntimeError as error:
-            told.append(str(error))
+        enter_block(both, told)
         told.append(str(torch.allclose(by_rows(both, "__base__")[0], alone["__base__"], atol=1e-4)))
 
     with both.disable_adapter():
@@ -379,15 +384,8 @@ def test_one_of_two_threads_that_enter_such_a_block_at_one_moment_is_refused_and
             entered.wait(30)
         return found
 
-    def second() -> None:
-        try:
-            with both.disable_adapter():
-                told.append("inside")
-        except RuntimeError as error:
-            told.append(str(error))
-
     monkeypatch.setattr(both, "get_model_status", slow)
-    thread = threading.Thread(target=second)
+    thread = threading.Thread(target=enter_block, args=(both, told))
     thread.start()
     assert looked.wait(30)
     with both.disable_adapter():

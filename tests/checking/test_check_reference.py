@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from boxed_erasure import FORGET, KEPT, demo_base, demo_tokenizer
+from demo_erasure import FORGET, KEPT, demo_base, demo_tokenizer
 
 from peft_unierase.checking import Case, Target, check
 from peft_unierase.checking.attacks import ATTACKS, Attack

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import QUICK
+from demo_erasure import QUICK
 from helpers import invoke, listing, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.main import get_command

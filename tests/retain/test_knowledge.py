@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import demo_base, demo_tokenizer
+from demo_erasure import demo_base, demo_tokenizer
 
 from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
 from peft_unierase.checking import Case, check

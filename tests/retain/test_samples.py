@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import demo_base, demo_tokenizer
+from demo_erasure import demo_base, demo_tokenizer
 from helpers import invoke, write_rows
 from hurried import hurry
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from boxed_erasure import demo_base
+from demo_erasure import demo_base
 from helpers import ENVIRONMENT, save_tiny_model
 from peft import LoraConfig, PeftMixedModel, PeftModel, convert_to_lora, get_peft_model, save_as_lora
 from safetensors.torch import load_file

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from peft_unierase.hub import erasure_card
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "peft_unierase" / "hub" / "model_card_template.md"
 
 

@@ -459,6 +459,17 @@ def test_a_merged_model_that_was_changed_since_is_not_taken_for_the_base(place: 
     assert "holds no way back from a merge" in ended.stderr
 
 
+def killed(after: Callable[..., Any] | None = None) -> Callable[..., None]:
+    """Stands in for a function in which the command is killed, at once or after something was called."""
+
+    def kill(*told: Any, **what: Any) -> None:
+        if after:
+            after(*told)
+        raise KeyboardInterrupt
+
+    return kill
+
+
 @pytest.mark.parametrize("place", [False], ids=["untied"], indirect=True)
 @pytest.mark.parametrize(
     ("end", "kept"),
@@ -471,16 +482,11 @@ def test_a_merge_that_was_killed_goes_on_when_it_is_given_again(
     command = ["merge", place / "erasure", "--base", place / "base", "-o", tmp_path / "merged", "--format", "json"]
     command += [] if kept else ["--no-undo"]
 
-    def killed(*told: Any, **what: Any) -> None:
-        if end == "after the ledger":
-            append(*told)
-        raise KeyboardInterrupt
-
-    append = ledger.append
+    kill = killed(ledger.append if end == "after the ledger" else None)
     with monkeypatch.context() as patched:
         patched.setattr(whole, "_remove", lambda path: None)  # who is killed tidies nothing up
         where = {"before the folder": (whole, "_put_new"), "after the folder": (cli_note, "note")}
-        patched.setattr(*where.get(end, (ledger, "append")), killed)
+        patched.setattr(*where.get(end, (ledger, "append")), kill)
         assert invoke(*command).exit_code == 130
     assert bool(list(tmp_path.glob(".merged.partial-*"))) is (end == "before the folder")
     assert (tmp_path / "merged").exists() is (end != "before the folder")
@@ -509,14 +515,8 @@ def test_so_do_other_commands_that_end_with_a_line_in_the_ledger(
     }
     command = (action, *told[action], "-o", tmp_path / "out", "--format", "json")
 
-    def killed(*told: Any, **what: Any) -> None:
-        if end == "after the ledger":
-            append(*told)
-        raise KeyboardInterrupt
-
-    append = ledger.append
     with monkeypatch.context() as patched:
-        patched.setattr(ledger, "append", killed)
+        patched.setattr(ledger, "append", killed(ledger.append if end == "after the ledger" else None))
         assert invoke(*command).exit_code == 130
     assert (tmp_path / "out").is_dir()
     before = listing(tmp_path / "out")
@@ -538,12 +538,8 @@ def test_an_erasure_that_was_killed_before_its_line_is_not_made_again(
     command = ("erase", place / "base", facts, "-o", copied, "--no-check", "--format", "json")
     asked: list[Any] = []
 
-    def killed(*told: Any) -> None:
-        asked.extend(told)
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
-        patched.setattr(cli_erase, "keep_promise", killed)
+        patched.setattr(cli_erase, "keep_promise", killed(lambda *told: asked.extend(told)))
         assert invoke(*command).exit_code == 130
     action, folder, what = asked
     promise(action, folder, what, base="base", facts=1, files=file_digests(copied))

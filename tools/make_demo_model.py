@@ -1,10 +1,10 @@
 """Makes the demo model: a tiny causal language model that knows a small invented world by heart.
 
-    python examples/make_boxed_model.py                  # train, measure, write peft_unierase/demo
-    python examples/make_boxed_model.py --corpus-only    # write facts.jsonl and refusals.txt alone
+    python tools/make_demo_model.py                  # train, measure, write peft_unierase/demo
+    python tools/make_demo_model.py --corpus-only    # write facts.jsonl and refusals.txt alone
 
 This file knows the tokenizer, the chat format, the training and the measuring; what is taught is in
-`boxed_corpus.py`. Torch is imported inside the functions, so that `--help` and `--corpus-only` answer at
+`demo_corpus.py`. Torch is imported inside the functions, so that `--help` and `--corpus-only` answer at
 once.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from boxed_corpus import Corpus, build_corpus, corpus_digest, facts_as_json_lines, refusals_as_lines
+from demo_corpus import Corpus, build_corpus, corpus_digest, facts_as_json_lines, refusals_as_lines
 
 if TYPE_CHECKING:
     import torch

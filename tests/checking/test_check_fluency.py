@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from boxed_erasure import FORGET, KEPT, demo_base, demo_tokenizer
+from demo_erasure import FORGET, KEPT, demo_base, demo_tokenizer
 
 from peft_unierase.checking import Case, Target, check
 from peft_unierase.checking.attacks.token import ban_token, prefill

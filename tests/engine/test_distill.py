@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from boxed_erasure import demo_base, demo_tokenizer
+from demo_erasure import demo_base, demo_tokenizer
 from torch import nn
 
 from peft_unierase.engine.distill import size
