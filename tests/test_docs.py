@@ -27,11 +27,12 @@ import typer
 from helpers import invoke
 from hurried import hurry
 
+import peft_unierase
 from peft_unierase.cli.app import app
 from peft_unierase.demo import demo_facts, demo_model_dir
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(<!-- parse only: [^\n]*-->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CODE = ("python", "bash")
 SHOWN = ("text", "json")  # what is printed, or stands in a file
@@ -190,6 +191,12 @@ def wrong_options(words: list[str]) -> str:
         option for parameter in commands[words[0]].params for option in (*parameter.opts, *parameter.secondary_opts)
     }
     return ", ".join(word for word in words[1:] if word.startswith("-") and word.partition("=")[0] not in known)
+
+
+def test_the_python_page_has_every_public_name() -> None:
+    page = (ROOT / "docs/reference/python.md").read_text(encoding="utf-8")
+    shown = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: ")}
+    assert not {*peft_unierase.__all__} - {"__version__"} - shown
 
 
 def test_the_command_line_page_has_every_command() -> None:
