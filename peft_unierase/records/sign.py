@@ -88,7 +88,7 @@ def signed_digests(folder: Path) -> dict[str, str]:
 
 
 def _hashing(folder: Path) -> Any:
-    paths = [folder / name for name in (SIGNATURE_NAME, PARTIAL_NAME, *UNSIGNED)]
+    paths = [SIGNATURE_NAME, PARTIAL_NAME, *UNSIGNED]  # in the folder: the library joins them to its path
     return _library("hashing").Config().set_ignored_paths(paths=paths, ignore_git_paths=True)
 
 
