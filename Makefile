@@ -35,7 +35,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast peft-suite hardening real-model quality clean
+.PHONY: help quickstart test test-fast peft-suite hardening real-model quality docs clean
 .NOTPARALLEL:
 
 help:  ## Show this list
@@ -62,16 +62,21 @@ hardening: $(VENV)/.installed-hardening  ## Attack the package for 20 minutes: m
 real-model: $(VENV)/.installed-real-model  ## Fetch the real model of the benchmarks, SmolLM2-135M-Instruct
 	@$(BIN)/python benchmarks/smollm2.py
 
-quality: $(VENV)/.installed-dev  ## Check style, formatting, types, directions of imports, dead code, dependencies
+quality: $(VENV)/.installed-dev  ## Check style, formatting, types, directions of imports, dead code, dependencies, docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/vulture
 	$(BIN)/deptry .
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs: $(VENV)/.installed-docs  ## Build the pages in docs/ into site/, with the reference from the docstrings
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html"
 
 clean:  ## Remove caches, build output and the quickstart's erasure; keeps .venv
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .peft-suite quickstart-erasure
+	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .peft-suite quickstart-erasure
 	@find . -name $(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is younger than what it was installed from, so a second call has nothing to do.
@@ -83,6 +88,9 @@ $(VENV)/.installed-hardening: $(PINNED) | $(BIN)/python
 
 $(VENV)/.installed-real-model: $(PINNED) | $(BIN)/python
 	$(call install,real-model)
+
+$(VENV)/.installed-docs: $(PINNED) | $(BIN)/python
+	$(call install,docs)
 
 $(VENV)/.installed-dev: $(PINNED) | $(BIN)/python
 	$(call install,dev)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from made_apart import IDS, base_of, config_of
 from peft import PeftModel
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import peft_unierase
 from peft_unierase import load, set_active
@@ -20,6 +20,7 @@ from peft_unierase.adapter.active import active
 from peft_unierase.cli.finish import loading_lines
 
 ROOT = Path(__file__).resolve().parents[1]
+SEVERAL = "docs/guides/sequential-and-staged.md"
 TOLD: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
 
 pytestmark = pytest.mark.parametrize("kind", ["llama"], indirect=True)
@@ -69,7 +70,8 @@ def tokenizer_of(folder: Path) -> Any:
 def test_several_at_once(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
     places = {"org/erase-a": apart("erase-a", 1), "org/erase-b": apart("erase-b", 2)}
     names = {"base": base_of(kind[1]), "tokenizer": tokenizer_of(kind[1]), "inputs": batch(3)}
-    found = run(block("README.md", "set_active(model, [])"), places, names)
+    names |= {name: getattr(peft_unierase, name) for name in ("align_tokenizer", "load", "set_active", "toggle")}
+    found = run(block(SEVERAL, "set_active(model, [])"), places, names)
     model = names["model"]
     states = {line.partition("(")[0] + ("([])" if "[]" in line else ""): on for line, (on, _) in found.items()}
     assert states["toggle"] == ["erase-a", "erase-b"]
@@ -104,10 +106,11 @@ def test_a_further_erasure(
     names: dict[str, Any] = {
         "model": PeftModel.from_pretrained(base_of(kind[1]), str(first)), "base": base, "PeftModel": PeftModel,
         "tokenizer": tokenizer_of(kind[1]), "erase": erase, "read_facts": lambda _: [],
+        "AutoModelForCausalLM": AutoModelForCausalLM,
     }  # fmt: skip
-    found = run(block("README.md", 'selected_adapters=["erasure-2"]'), {
-        "erase-xyz": first, "erase-more": tmp_path / "erase-more",
-    }, names)  # fmt: skip
+    places = {"org/model": kind[1], "erase-xyz": first, "erase-later": tmp_path / "erase-later"}
+    run(block(SEVERAL, 'selected_adapters=["erasure-2"]'), places, names)
+    found = run(block(SEVERAL, 'load_adapter("erase-later'), places, names)
     assert list(found.values())[-1][0] == ["default", "erasure-2"]
     both = names["model"]
     with torch.no_grad():

@@ -27,7 +27,6 @@ ALLOWED = {
     "peft_unierase/retain/subjects.py": r"\bflags\b",  # of regular expressions
     "tests/lm/test_structure.py": r'"gate", "up"',
     "tools/demo_corpus.py": r"haven gate dorf|on (its|the) flag",
-    "docs/check.md": r"recipe `gate`|`gate`",  # a recipe of an earlier version, whose figures are kept
 }
 
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-# The largest found in an erasure is 19 (docs/guard.md); fp16 ends at 65504.
+# The largest found in an erasure is 19 (docs/guides/security.md); fp16 ends at 65504.
 MAX_NORM = 10_000.0
 VALUES_AT_ONCE = 1 << 22
 

@@ -1,6 +1,6 @@
 """What a check found: plain values, their JSON form, and where they are written to.
 
-`docs/check.md` describes the JSON; `SCHEMA` changes with it.
+`docs/reference/attacks.md` describes the JSON; `SCHEMA` changes with it.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class EraseOptions:
         str,
         typer.Argument(
             help="What must go: a .jsonl, .json, .csv or .parquet file, or a Hub data set (org/name, or "
-            "org/name:config), with questions and answers, chats, or in another layout of docs/data.md."
+            "org/name:config), with questions and answers, chats, or in another layout of docs/guides/data-files.md."
         ),
     ]
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.", show_default=False)]

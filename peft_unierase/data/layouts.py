@@ -365,6 +365,6 @@ def _unknown(table: Table, names: Names, asked: str | None, told: str | None) ->
     looked_for = "question/answer, prompt/completion, instruction/output, input/target, messages, conversations"
     return FactError(
         f"{table.label}: no column for {lacking} among {quoted([*names.top, *names.nested])}; looked for {looked_for} "
-        "and the layouts in docs/data.md. Name yours with --question-column and --answer-column (question= and "
-        "answer= in Python); --answer-column answers.text names what lies inside"
+        "and the layouts in docs/guides/data-files.md. Name yours with --question-column and --answer-column "
+        "(question= and answer= in Python); --answer-column answers.text names what lies inside"
     )

@@ -30,11 +30,11 @@ def read_facts(
 ) -> list[Fact]:
     """Read facts from a file or from a data set on the Hub, in their order.
 
-    Columns are found by name, in upper or lower case, by the layouts that data sets are published in (docs/data.md):
-    questions with answers, instructions with their input, prompts with completions, answers that are one of choices,
-    chats of several turns (each answer is a fact, and what was said before it is its question), and benchmarks of
-    editing and unlearning. Paraphrases, the subject, further right answers and wrong ones are taken along where they
-    are. A fact that stands there twice is read once.
+    Columns are found by name, in upper or lower case, by the layouts that data sets are published in
+    (docs/guides/data-files.md): questions with answers, instructions with their input, prompts with completions,
+    answers that are one of choices, chats of several turns (each answer is a fact, and what was said before it is its
+    question), and benchmarks of editing and unlearning. Paraphrases, the subject, further right answers and wrong ones
+    are taken along where they are. A fact that stands there twice is read once.
 
     Args:
         source: A `.jsonl`, `.json` (a list, an object of rows, of columns or of one list, or JSON lines), `.csv` or

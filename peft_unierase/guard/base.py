@@ -23,7 +23,7 @@ from .declared import check_policy
 from .findings import Finding, refuse
 from .weights import OUTSIDE, Edited, check_modules, holders_of
 
-# Of an edit to its weight, by the Frobenius norm. The largest found in an erasure is 3.0 (docs/guard.md).
+# Of an edit to its weight, by the Frobenius norm. The largest found in an erasure is 3.0 (docs/guides/security.md).
 MAX_RATIO = 100.0
 # Rows by which a vocabulary may grow for erasures that were made on a base which had grown, one row each.
 MAX_GROWTH = 256

@@ -2,7 +2,7 @@
 
 It builds no model, runs none of what it reads and follows nothing out of the folder. It needs no base; with one it also
 looks where that has its MLPs and how large its weights are. It shows that an erasure is what it declares to be, and not
-that what it declares is well meant (docs/guard.md).
+that what it declares is well meant (docs/guides/security.md).
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def signed_digests(folder: Path) -> dict[str, str]:
 
 def _hashing(folder: Path) -> Any:
     left = folder.glob(f".{SIGNATURE_NAME}.partial-*")  # by a command that was killed
-    paths = [*left, *(folder / name for name in UNSIGNED)]
+    paths = [*(file.name for file in left), *UNSIGNED]  # in the folder: the library joins them to its path
     return _library("hashing").Config().set_ignored_paths(paths=paths, ignore_git_paths=True)
 
 

@@ -745,7 +745,7 @@ def test_the_command_says_what_was_wrong(hub: HubServer, owner: HubProcess, plac
 def test_what_pefts_own_push_gives_today(
     hub: HubServer, owner: HubProcess, push: Any, wanted: list[Any], place: Path
 ) -> None:
-    """If this fails, PEFT's or transformers' `push_to_hub` has changed: see docs/hub.md."""
+    """If this fails, PEFT's or transformers' `push_to_hub` has changed: see docs/guides/sharing-and-loading.md."""
     code = "PeftModel.from_pretrained(base(), source).push_to_hub(repo)"
     owner.run(code, source=str(place / "erase-a"), repo="org/by-peft")
     files = hub.repos["org/by-peft"].files()
