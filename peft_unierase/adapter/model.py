@@ -42,7 +42,7 @@ class UniEraseModel(BaseTuner):
     Args:
         model ([`~transformers.PreTrainedModel`]): The model to erase from.
         config ([`UniEraseConfig`]): Configuration of the first adapter.
-        adapter_name (`str`): Its name. Defaults to `"default"`.
+        adapter_name (`str`): Its name.
         low_cpu_mem_usage (`bool`, *optional*): Make empty adapter weights on the meta device, for faster loading.
 
     Example:
@@ -64,11 +64,13 @@ class UniEraseModel(BaseTuner):
     _check_target_module_exists = staticmethod(is_target)
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (as in the base class)
 
-    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, model: nn.Module, config: Any, adapter_name: str, low_cpu_mem_usage: bool = False, **told: Any
+    ) -> None:
         check_unwrapped(model)  # here, because what follows writes into the configurations of a wrapped model
         layers = (module for module in model.modules() if isinstance(module, SwappingLayer))
         self.switch = next((layer.switch for layer in layers), Switch())
-        super().__init__(model, *args, **kwargs)
+        super().__init__(model, config, adapter_name, low_cpu_mem_usage, **told)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter; see `BaseTuner.inject_adapter`. What can be refused is refused before it is changed."""
