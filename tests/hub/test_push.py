@@ -688,9 +688,9 @@ def test_what_is_no_signature_is_not_pushed(try_push: Any, signed: Path) -> None
 
 
 def test_a_signed_base_that_is_named_by_a_path_is_not_pushed(try_push: Any, signed: Path, tmp_path: Path) -> None:
-    config = json.loads((signed / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = str(tmp_path / "base")
-    (signed / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    for file in (signed / "adapter_config.json", signed / "lora" / "adapter_config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path / "base")}), encoding="utf-8")
     record(signed)
     sign(signed, tmp_path / "key.pem")
     assert "Name the base with `unierase erase --base-id`" in try_push(signed, "org/refused")["error"]
