@@ -107,6 +107,8 @@ def load(
         unwrap(base)
         if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
             resize_vocabulary(base, rows)
+        if isinstance(error, InputError) and len(places) > 1:
+            raise InputError(f"{places[name].name}: {error}") from error
         if isinstance(error, UniEraseError | OSError) or not isinstance(error, Exception):
             raise
         raise InputError(_unloadable(name, error)) from error

@@ -14,9 +14,9 @@ from peft_unierase.data.facts import Fact
 from peft_unierase.demo import demo_model_dir
 from peft_unierase.lm.formats import PromptFormat, chat_format, plain_format
 from peft_unierase.retain import cache as retain_cache
-from peft_unierase.retain import sample_files
 from peft_unierase.retain.cache import samples_for, samples_header, weights_digest
 from peft_unierase.retain.samples import SAMPLE_STEPS, sample_facts
+from peft_unierase.storage import whole
 
 Base = tuple[Any, Any, PromptFormat]
 
@@ -120,7 +120,7 @@ def test_an_interruption_leaves_the_last_whole_file(
     base: Base, facts: list[Fact], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = cache.read_bytes()
-    monkeypatch.setattr(sample_files.os, "replace", no_sampling)
+    monkeypatch.setattr(whole.os, "replace", no_sampling)
     with pytest.raises(AssertionError):
         samples_for(*base, 24, seed=3, folder=cache.parent)
     assert {path.name: path.read_bytes() for path in cache.parent.iterdir()} == {cache.name: before}
