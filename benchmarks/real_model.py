@@ -102,14 +102,15 @@ def case_of(base: Target, task: Task, seed: int) -> Telling:
     others = {"plain": plain, "system": chat_format(base.tokenizer, SYSTEM)}
     known = ask(base.model, base.tokenizer, task.forget, [form])
     own = {each.fact.question: each.telling(form.name) for each in known if each.known_in}
-    return Telling(base, task.forget, task.held_out, form, others, (), DEFAULT_REFUSALS, seed, own=own)
+    return Telling(base, task.forget, task.held_out, form, others, (), DEFAULT_REFUSALS, seed, base_answers=own)
 
 
 def after(target: Target, case: Case, count: int, banned: Sequence[int]) -> list[tuple[Fact, str, str]]:
     """Facts with the first tokens of the base's own answers and what is said after them."""
     begun = []
     for fact in case.forget:
-        ids, place = encode(target.tokenizer, case.form.answer(case.own.get(fact.question, fact.answer))), count
+        answer = case.base_answers.get(fact.question, fact.answer)
+        ids, place = encode(target.tokenizer, case.form.answer(answer)), count
         while place < len(ids) and target.tokenizer.decode(ids[:place]).endswith(LEFT):
             place += 1
         given = target.tokenizer.decode(ids[:place], skip_special_tokens=True)
@@ -152,7 +153,7 @@ def figures_of(target: Target, case: Case, task: Task) -> dict[str, float]:
             forced += [(given, text) for _, given, text in told]
     found["choice by likelihood"] = chosen(target, [(prompt, "") for prompt in case.prompts(task.forget)], task.choices)
     own = [
-        (case.own.get(fact.question, ""), fact, choices)
+        (case.base_answers.get(fact.question, ""), fact, choices)
         for fact, choices in zip(task.forget, task.choices, strict=True)
     ]
     inside = [(text, fact, choices) for text, fact, choices in own if fact.answer in text]
@@ -210,7 +211,7 @@ def main() -> int:
     base = Target("base", load(), tokenizer)
     case = case_of(base, task, options.seed)
     table = {"base": figures_of(base, case, task)}
-    print(f"asked the base for {len(task.forget)} facts: it tells {len(case.own)}", flush=True)
+    print(f"asked the base for {len(task.forget)} facts: it tells {len(case.base_answers)}", flush=True)
 
     erased, seconds, said = timed_erase(
         load(),

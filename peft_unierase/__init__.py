@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .retain.sample_files import Samples, read_samples
     from .storage.plain import JsonError, NotPlainError
 
-# Where each public name is found: a room or file of the package, and its name there if that is another one.
+# Where each public name is found: a room or file of the package.
 _HOMES = {
     "BaseWarning": "adapter.fingerprint",
     "DistillSettings": "engine",
@@ -81,8 +81,7 @@ __all__ = ["__version__", *_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        home, _, own = _HOMES[name].partition(":")
-        return getattr(import_module(f".{home}", __name__), own or name)
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

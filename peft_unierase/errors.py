@@ -45,3 +45,11 @@ def in_one_line(error: BaseException, most: int = 300) -> str:
 
 class ErasureWarning(UserWarning):
     """The run went through, but its erasure may not be what was asked for; the text says why, with figures."""
+
+
+def no_memory(error: Exception) -> bool:
+    """Whether an error is the system's, or a device's, that has no memory left."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
+    )

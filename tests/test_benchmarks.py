@@ -8,10 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from demo_erasure import demo_base, demo_tokenizer
 
+from peft_unierase import Fact
 from peft_unierase.checking.report import AttackResult, CheckReport, Curve, Figure
 from peft_unierase.checking.scores import Interval
+from peft_unierase.checking.target import Target
 from peft_unierase.checking.verdict import Verdict
+from peft_unierase.demo import demo_facts
+from peft_unierase.retain.knowledge import tells
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
@@ -147,3 +152,11 @@ def _report(attacks: list[str], kept: list[str]) -> CheckReport:
     return CheckReport(
         Verdict("ERASED", [], [], [], len(attacks)), figures, {}, [result(name) for name in attacks], counts=counts
     )
+
+
+def test_the_real_model_s_case_holds_what_the_base_says(benchmarks: Any) -> None:
+    real, facts = benchmarks.real_model, [Fact(row["question"], row["answer"]) for row in demo_facts()[:2]]
+    base = Target("base", demo_base(), demo_tokenizer())
+    case = real.case_of(base, real.Task(facts, [[fact.answer for fact in facts]] * 2, {"others": facts}), 0)
+    assert case.base_answers.keys() == {fact.question for fact in facts}
+    assert all(tells(case.base_answers[fact.question], fact) for fact in facts)

@@ -18,7 +18,7 @@ from .config import AdapterConfig
 from .swap import SwappingLayer
 
 HOW_TO = (
-    "To load it all the same, take the digest out: `config = AdapterConfig.from_pretrained(ADAPTER)`, "
+    "To load it all the same, take the digest out: `config = UniEraseConfig.from_pretrained(ADAPTER)`, "
     "`config.base_fingerprint = None`, and pass `config=config`"
 )
 TRUST = "To load it all the same, use `peft_unierase.load` with trust=True (on the command line --trust)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -42,7 +41,6 @@ def inspect(
     """Look at an erasure without loading it: what it touches, what its record says, and whether the guard passes it."""
     style = Format(format.value).resolved()
     with clear_endings():
-        logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
         from ..guard.inspect import inspect
 
         found = inspect(adapter, revision=revision)

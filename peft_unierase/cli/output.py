@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from ..errors import UniEraseError
+from ..errors import UniEraseError, no_memory
 from ..version import __version__
 
 BAD_INPUT = 2
@@ -149,14 +149,6 @@ def usage_error(error: Any) -> str | None:
         raise error
     context = getattr(error, "ctx", None)
     return f"{error.format_message().rstrip('.')}; see `{context.command_path if context else 'unierase'} --help`"
-
-
-def no_memory(error: Exception) -> bool:
-    """Whether an error is the system's, or a device's, that has no memory left."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
-    )
 
 
 def interrupt(signum: int, frame: FrameType | None) -> NoReturn:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..data.facts import Fact
+from ..errors import no_memory
 from ..lm.batches import Batch, batches, encode, pad_id, pad_left
 from ..lm.decoding import greedy_answers
 from ..lm.formats import PromptFormat
@@ -100,7 +101,9 @@ def _forecast(
             _seconds(lambda: model(**batch.inputs(), use_cache=False))  # the first pass prepares kernels
             read = _seconds(lambda: model(**batch.inputs(), use_cache=False)) / batch.ids.numel()
         fitted = _seconds(lambda: _gradient(model, batch))
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not no_memory(error):
+            raise
         return None
     said = _seconds(lambda: greedy_answers(model, tokenizer, [prompts[n] for n in asked], TIMED, READ)) / TIMED
     sampled = settings.samples + (ROUND * neighbour_rounds(facts) if settings.samples else 0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,50 +88,65 @@ def load(
         places = {name: each.folder for name, each in found.items()}
         configs = {name: UniEraseConfig.of(each) for name, each in found.items()}
     rows = base.get_input_embeddings().weight.shape[0] if allow_resize else None
-    if allow_resize:
-        resize_for(base, list(configs.values()))
     model: Any = None
     # PEFT takes an offloaded base apart and distributes it anew, with hooks that lose the erasure.
     device_map = vars(base).pop("hf_device_map", None)
     try:
+        if allow_resize:
+            resize_for(base, {str(named[name]): config for name, config in configs.items()})
         for name, place in places.items():
-            if model is None:
-                model = PeftModel.from_pretrained(base, str(place), adapter_name=name, config=configs[name], **told)
-            else:
-                configs[name].inference_mode = not told.get("is_trainable", False)
-                casting = {key: told[key] for key in OF_ADDING if key in told}
-                model.add_adapter(name, configs[name], **casting)
-                model.load_adapter(str(place), adapter_name=name, **told)
+            with _said_of(named[name], len(places)):
+                if model is None:
+                    model = PeftModel.from_pretrained(base, str(place), adapter_name=name, config=configs[name], **told)
+                else:
+                    configs[name].inference_mode = not told.get("is_trainable", False)
+                    casting = {key: told[key] for key in OF_ADDING if key in told}
+                    model.add_adapter(name, configs[name], **casting)
+                    model.load_adapter(str(place), adapter_name=name, **told)
         set_active(model, [name for name, source in named.items() if wanted[source]])
     except BaseException as error:
         # Not by `unload`: where the first one's weights cannot be read, there is no `PeftModel` yet.
         unwrap(base)
         if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
             resize_vocabulary(base, rows)
-        if isinstance(error, InputError) and len(places) > 1:
-            raise InputError(f"{places[name].name}: {error}") from error
         if isinstance(error, UniEraseError | OSError) or not isinstance(error, Exception):
             raise
-        raise InputError(_unloadable(name, error)) from error
+        raise InputError(_unloadable(str(named[name]), error)) from error
     finally:
         if device_map is not None:
             base.hf_device_map = device_map
     return model.eval()
 
 
-def resize_for(model: Any, configs: Sequence[Any]) -> None:
+@contextmanager
+def _said_of(source: str | Path, count: int) -> Iterator[None]:
+    """Say of which erasure an error speaks, if there are several."""
+    try:
+        yield
+    except InputError as error:
+        if count == 1 or type(error) is not InputError:  # a guard's error has the name
+            raise
+        raise InputError(f"{source}: {error}") from error
+
+
+def resize_for(model: Any, configs: Mapping[str, Any]) -> None:
     """Let the vocabulary grow by the rows of erasures for which it had grown.
+
+    Args:
+        model: The base.
+        configs: Those of the erasures, by what names them.
 
     Raises:
         ValueError: The base is not the one that they were made for, or would have to grow by many rows; it is as it
             was.
     """
-    needed = max((token_id for config in configs for token_id, _ in config.tokens), default=-1) + 1
+    needed = max((token_id for config in configs.values() for token_id, _ in config.tokens), default=-1) + 1
     rows = model.get_input_embeddings().weight.shape[0]
     if needed <= rows:
         return
-    for config in configs:
-        check_base(model, config)
+    for name, config in configs.items():
+        with _said_of(name, len(configs)):
+            check_base(model, config)
     if needed > rows + MAX_GROWTH:
         raise InputError(
             f"an erasure has its token on row {needed - 1:,} and the base has {rows:,} rows, more than {MAX_GROWTH} "

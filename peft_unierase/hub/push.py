@@ -199,7 +199,7 @@ def _check_signature(folder: Path, names: Iterable[str]) -> None:
             "not hold there. Name the base with `unierase erase --base-id`, sign that and push it"
         )
     signed = signed_digests(folder)
-    pushed = {name: sha256(folder / name) for name in names if name not in (SIGNATURE_NAME, *UNSIGNED)}
+    pushed = {name: sha256(folder / name) for name in names if name not in UNSIGNED}
     if differing := sorted(name for name, _ in signed.items() ^ pushed.items()):
         raise InputError(
             f"{folder} is signed, and what was signed is not what goes up, so the signature would not hold there: "

@@ -90,6 +90,11 @@ def ramp(
         ```
     """
     forget, retain = list(forget), comparable_facts(list(retain))
+    if not forget or not retain:
+        raise InputError(
+            f"a ramp needs facts to erase and retained facts to judge by, got {len(forget)} and {len(retain)}; give at "
+            "least one of each"
+        )
     whole = sorted({*(step for step in STEPS if step < len(forget)), len(forget)})
     counts = whole if steps is None else growing(steps, len(forget))
     formats = list(formats or default_formats(tokenizer))
@@ -122,24 +127,26 @@ def ramp(
             progress=progress,
             samples_cache=samples_cache,
         )
-        leaks = [
-            recall(f"asking what step {step} erased", erased, own, sample)
-            for step, sample in enumerate(samples[:number], start=1)
-        ]
-        left = recall("asking what is retained", erased, own, asked) / base
-        failed = [
-            f"{back:.3f} of what step {step} erased comes back, and --leak allows {leak}"
-            for step, back in enumerate(leaks, start=1)
-            if back > leak
-        ]
-        if left < kept:
-            failed.append(f"{left:.3f} of the retained answers are left, and --kept asks for {kept}")
-        found.append(Step(count, leaks, left, failed))
-        if not failed and good is not None:
-            good(erased, own)
-        if measured is not None:
-            measured(found)
-        model = erased.unload()
+        try:
+            leaks = [
+                recall(f"asking what step {step} erased", erased, own, sample)
+                for step, sample in enumerate(samples[:number], start=1)
+            ]
+            left = recall("asking what is retained", erased, own, asked) / base
+            failed = [
+                f"{back:.3f} of what step {step} erased comes back, and --leak allows {leak}"
+                for step, back in enumerate(leaks, start=1)
+                if back > leak
+            ]
+            if left < kept:
+                failed.append(f"{left:.3f} of the retained answers are left, and --kept asks for {kept}")
+            found.append(Step(count, leaks, left, failed))
+            if not failed and good is not None:
+                good(erased, own)
+            if measured is not None:
+                measured(found)
+        finally:
+            model = erased.unload()
         if failed:
             break
     return found

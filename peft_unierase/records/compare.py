@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..data.facts import Fact
 from ..errors import InputError
 from ..storage.digests import recorded_digests
 from ..storage.names import RECORD_NAME, WEIGHTS_NAME
 from .record import Salt, coverage, file_digests, predicate_of
+
+if TYPE_CHECKING:
+    from ..data.facts import Fact
 
 HOLDS, FAILS, OPEN = "holds", "FAILS", "not compared"
 

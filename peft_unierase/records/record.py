@@ -20,14 +20,16 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..data.facts import Fact
 from ..errors import InputError, shown
 from ..storage.digests import sha256
 from ..storage.names import RECORD_NAME, is_recorded
 from ..storage.output import write_json
 from ..storage.plain import read_text
+
+if TYPE_CHECKING:
+    from ..data.facts import Fact
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:peft-unierase:erasure:v1"

@@ -92,7 +92,7 @@ def samples_for(
             try:
                 if cache:
                     save_samples(cache, header, blocks)
-            except OSError as error:
+            except (OSError, InputError) as error:  # another process may be writing it
                 warn(f"what the base asks itself is not kept for further erasures: {error}")
                 cache = None
         facts += blocks[number]

@@ -88,7 +88,7 @@ def is_recorded(name: str) -> bool:
 
 def is_pushed(name: str) -> bool:
     """Whether a push takes a file along."""
-    return _matches(name, (file.name for file in FILES))
+    return is_allowed(name) and _matches(name, (file.name for file in FILES))
 
 
 def is_ours(name: str) -> bool:

@@ -224,18 +224,6 @@ class Statement(Foreign):
     predicate: Record
 
 
-class LedgerLine(Foreign):
-    """One line of the ledger."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    number: Annotated[int, Field(ge=1)]
-    time: Line
-    action: Line
-    what: dict[str, Any]
-    previous: Sha256
-    digest: Sha256
-
-
 class UndoHeader(Foreign):
     """The header of a way back from a merge; `tied` and `tokens` are JSON in it."""
 

@@ -73,6 +73,12 @@ def test_another_base_is_refused_and_stays_as_it_was(folder: Path, change: Calla
     assert [name for name, _ in model.named_modules()] == names
 
 
+def test_the_way_to_load_it_all_the_same_is_told_by_a_public_name(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"`config = UniEraseConfig\.from_pretrained\(ADAPTER\)`"):
+        onto(edited(load(folder)), folder)
+    assert "UniEraseConfig" in peft_unierase.__all__
+
+
 def test_it_can_be_loaded_all_the_same(folder: Path) -> None:
     config = UniEraseConfig.from_pretrained(str(folder / "erasure"))
     config.base_fingerprint = None

@@ -321,6 +321,12 @@ def test_pushing_the_same_again_makes_no_commit(hub: HubServer, push: Any, place
     assert len(hub.repos["org/again"].messages) == 2
 
 
+def test_a_licence_of_another_name_is_left_out_and_not_refused(hub: HubServer, push: Any, copied: Path) -> None:
+    (copied / "LICENSE-MIT").write_text("all rights reserved\n")
+    push(copied, "org/licences")
+    assert "LICENSE-MIT" not in hub.repos["org/licences"].files()
+
+
 def test_files_that_are_gone_go_and_those_of_others_stay(hub: HubServer, push: Any, copied: Path) -> None:
     (copied / "LICENSE").write_text("all rights reserved\n")
     push(copied, "org/pruned")

@@ -308,6 +308,16 @@ def test_the_function_makes_each_step_from_the_base_anew_and_gives_it_back(monke
     assert not hasattr(model, "peft_config")
     with pytest.raises(ValueError, match="does not grow"):
         peft_unierase.ramp(model, tokenizer, about()[:2], kept, steps=[2, 1], progress=False)
+    with pytest.raises(ValueError, match="got 2 and 0; give at least one of each"):
+        peft_unierase.ramp(model, tokenizer, about()[:2], [], progress=False)
+
+    def stopped(erased: Any, own: Any) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        peft_unierase.ramp(model, tokenizer, about()[:1], kept, steps=[1], leak=1, kept=0, progress=False, good=stopped)
+    assert model_digest(model) == before
+    assert not hasattr(model, "peft_config")
 
 
 @pytest.mark.slow
