@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -439,5 +440,7 @@ def test_a_base_that_is_not_the_erasure_s_is_refused(made: Made) -> None:
         model.get_submodule(DOWN.format(1)).weight[0, 0] += 1
     with pytest.raises(ValueError, match=r"^this is not the base that the erasure was made for"):
         load_onto(model, tokenizer, [made.folder / "first"])
-    with pytest.raises(ValueError, match=r"^first: this is not the base that the erasure was made for"):
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(str(made.folder / 'first'))}: this is not the base that the erasure"
+    ):
         load_onto(model, tokenizer, [made.folder / "first", made.folder / "second"])
