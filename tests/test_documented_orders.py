@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import peft_unierase
 from peft_unierase import load, set_active
 from peft_unierase.adapter.active import active
-from peft_unierase.cli.finish import loading_lines
+from peft_unierase.cli.loading import loading_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 SEVERAL = "docs/guides/sequential-and-staged.md"
@@ -121,7 +122,6 @@ def test_a_further_erasure(
 
 def test_what_the_command_shows_after_a_further_erasure(kind: tuple[str, Path], apart: Callable[..., Path]) -> None:
     first, second = apart("first", 1), apart("second", 2)
-    names: dict[str, Any] = {"base": base_of(kind[1]), "peft_unierase": peft_unierase}
-    lines = loading_lines(second, onto=[first])
-    run("\n".join(line.removeprefix("    ") for line in lines.split("\n")), {}, names)
-    assert active(names["model"]) == ["default", "erasure-2"]
+    names: dict[str, Any] = {"base": base_of(kind[1])}
+    run(textwrap.dedent(loading_lines(second, onto=[first])), {}, names)
+    assert active(names["model"]) == ["first", "second"]

@@ -12,6 +12,7 @@ import typer
 
 from ..storage.whole import claimed
 from .erase_checks import check_onto, check_samples_out, parse_layers
+from .loading import loading_lines
 from .note import keep_promise
 from .options import (
     MOST,
@@ -194,7 +195,7 @@ def _run(options: EraseOptions, style: Format) -> None:
     from ..retain.sample_files import read_samples
     from ..retain.scope import check_scope, plan_scope
     from .base import load_onto, prepare_libraries
-    from .finish import checked, estimate_line, finish, loading_lines, stages_table
+    from .finish import checked, estimate_line, finish, stages_table
     from .report import report_table
 
     samples_in = read_samples(options.samples_in) if options.samples_in else None
@@ -283,7 +284,6 @@ def _show_finished(options: EraseOptions, style: Format) -> None:
     """End a command that was killed when all but its line in the ledger was written."""
     from ..engine.checkpoint import discard
     from ..records.read import read_record
-    from .finish import loading_lines
 
     discard(options.unfinished)
     if style is Format.JSON:

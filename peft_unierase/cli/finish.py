@@ -148,18 +148,3 @@ def stages_table(seconds: dict[str, float]) -> str:
     """Time by stage."""
     rows = [(name, f"{value:.1f}") for name, value in seconds.items()]
     return table(("stage", "seconds"), [*rows, ("all stages", f"{sum(seconds.values()):.1f}")])
-
-
-def loading_lines(output: Path, onto: Sequence[Path] = ()) -> str:
-    """The lines that load an erasure, and with it those that it was made on top of."""
-    first, *others = [*onto, output]
-    names = [f"erasure-{number}" for number in range(2, len(others) + 2)]
-    lines = [
-        "import peft_unierase; from peft import PeftModel",
-        f'model = PeftModel.from_pretrained(base, "{first}")',
-        *(f'model.load_adapter("{folder}", "{name}")' for folder, name in zip(others, names, strict=True)),
-    ]
-    if others:
-        listed = ", ".join(f'"{name}"' for name in ("default", *names))
-        lines.append(f"model.base_model.set_adapter([{listed}], inference_mode=True)")
-    return "\n".join(f"    {line}" for line in lines)

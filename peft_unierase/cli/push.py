@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from .loading import loading_lines
 from .note import note
 from .options import FormatOption
 from .output import Format, clear_endings, fail, say, show, show_json
@@ -79,10 +80,8 @@ def push(options: PushOptions, format: FormatOption = Format.AUTO) -> None:
         show_json({**told, "files": names, "left_out": left})
     elif style is Format.HUMAN:
         revision = commit.pr_revision or options.revision
-        pinned = f', revision="{revision}"' if revision else ""
         show(f"Pushed {len(names)} files to {repo_id}: {commit.pr_url or commit.commit_url}. To load it:\n")
-        show("    import peft_unierase; from peft import PeftModel")
-        show(f'    model = PeftModel.from_pretrained(base, "{repo_id}"{pinned})')
+        show(loading_lines(repo_id, revision=revision))
         show(f"\nNext, where the base is withheld:\n\n    unierase merge {repo_id} -o merged")
     else:
         show(commit.pr_url or commit.commit_url)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..storage.whole import claimed
+from .loading import loading_lines
 from .options import SeedOption
 from .output import clear_endings, show, table
 
@@ -43,7 +44,7 @@ def _run(output: Path, seed: int) -> None:
     from ..lm.formats import default_formats
     from ..lm.load import load_base
     from .base import prepare_libraries
-    from .finish import finish, loading_lines, stages_table
+    from .finish import finish, stages_table
     from .report import report_table
 
     prepare_libraries()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .loading import loading_lines
 from .note import Written, noted_once
 from .options import ErasuresArgument, FormatOption, TrustOption
 from .output import Format, clear_endings, show, show_json
@@ -55,5 +56,5 @@ def stack(options: StackOptions, format: FormatOption = Format.AUTO) -> None:
     if style is Format.JSON:
         show_json({"output": str(options.output), "erasures": told["names"], "tokens": told["tokens"]})
     elif style is Format.HUMAN:
-        show(f"Saved to {options.output}, with {', '.join(told['names'])} in it. Next:\n")
-        show(f'    model = PeftModel.from_pretrained(base, "{options.output}")')
+        show(f"Saved to {options.output}, with {', '.join(told['names'])} in it. To load it:\n")
+        show(loading_lines(options.output))

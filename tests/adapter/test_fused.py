@@ -171,6 +171,7 @@ def test_the_command_stacks_and_takes_out(kind: Kind, both: Path, tmp_path: Path
     assert listing(tmp_path / "by-command").keys() == listing(both).keys()
     ended = invoke("stack", both, "--without", "one", "-o", tmp_path / "left", "--format", "human")
     assert "with other in it" in ended.stdout
+    assert f'model = peft_unierase.load(base, "{tmp_path / "left"}")' in ended.stdout
     ended = invoke("stack", both, "--without", "third", "-o", tmp_path / "none")
     assert ended.exit_code == 2
     assert "there is no erasure 'third' in it; it has 'one', 'other'" in ended.stderr

@@ -279,7 +279,7 @@ def test_a_base_that_never_knew_the_facts_gives_a_warning_and_the_human_tables(
     assert re.match(r" +retain: recall +\d\.\d{3} +\d\.\d{3}$", table[3])
     assert "NO BASELINE" in table
     assert any(re.match(r" +all stages +\d+\.\d$", line) for line in table)
-    assert f'PeftModel.from_pretrained(base, "{tmp_path / "erasure"}")' in ended.stdout
+    assert f'peft_unierase.load(base, "{tmp_path / "erasure"}")' in ended.stdout
 
 
 def test_a_base_that_knows_none_of_the_facts_is_refused_with_the_way_round_it(

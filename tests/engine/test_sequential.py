@@ -409,7 +409,7 @@ def test_the_command_makes_one_on_top_of_others_and_says_how_to_load_both(
     model, _ = load()
     found: dict[str, Any] = {"base": model}
     exec("\n".join(line.strip() for line in lines.strip().splitlines()), found)
-    assert found["model"].base_model.active_adapters == ["default", "erasure-2", "erasure-3"]
+    assert found["model"].base_model.active_adapters == ["first", "second", "third"]
     ours, tokenizer = load()
     ours = load_onto(ours, tokenizer, [made.folder / "first", made.folder / "second", output])
     assert torch.equal(logits(found["model"].eval()), logits(ours))

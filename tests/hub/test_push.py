@@ -726,7 +726,7 @@ def test_the_command_shows_how_to_load_it(hub: HubServer, owner: HubProcess, pus
     assert code == 0
     number = hub.repos["org/erase-a"].pull_requests
     assert f"org/erase-a: {hub.url}/org/erase-a/discussions/{number}." in data
-    assert f'PeftModel.from_pretrained(base, "org/erase-a", revision="refs/pr/{number}")' in data
+    assert f'peft_unierase.load(base, "org/erase-a", revision="refs/pr/{number}")' in data
 
 
 def test_the_command_says_what_was_wrong(hub: HubServer, owner: HubProcess, place: Path) -> None:
