@@ -13,6 +13,7 @@ from ..errors import UniEraseError
 from ..records import ledger
 from ..records.record import file_digests
 from ..storage.names import home
+from ..storage.output import check_new
 from ..storage.plain import read_json
 from ..storage.whole import claimed, tidy, whole_file
 from .output import say
@@ -102,10 +103,14 @@ def noted_once(
 
     Returns:
         What is noted of it.
+
+    Raises:
+        InputError: Something is in the folder, or it cannot be written to; `work` was not called.
     """
     with claimed(folder):
         if (kept := keep_promise(action, folder, command)) is not None:
             return kept
+        check_new(folder)
         told: dict[str, Any] = {}
 
         def written(place: Path, **what: Any) -> None:

@@ -46,14 +46,12 @@ def restore(options: RestoreOptions, format: FormatOption = Format.AUTO) -> None
 
     def work(written: Written) -> None:
         from ..records.restore import restore
-        from ..storage.output import check_new
         from .base import prepare_libraries
 
         def noted(place: Path, restored: Restored) -> None:
             written(place, merged=str(folder.absolute()), **vars(restored))
 
         assert output is not None
-        check_new(output)
         prepare_libraries()
         restore(folder, output, undo=options.undo, device_map=options.device_map, written=noted)
 

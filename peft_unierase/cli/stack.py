@@ -36,9 +36,6 @@ def stack(options: StackOptions, format: FormatOption = Format.AUTO) -> None:
     style, adapters, without = format.resolved(), list(options.adapters), list(options.without or ())
 
     def work(written: Written) -> None:
-        from ..storage.output import check_new
-
-        check_new(options.output)
         from ..hub.stack import stack
         from .base import prepare_libraries
 

@@ -106,6 +106,19 @@ def test_a_missing_file_and_a_taken_folder_are_refused_before_torch_is_loaded(
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("command", ["merge", "export", "stack", "restore"])
+def test_these_refuse_a_taken_folder_before_torch_is_loaded(
+    command: str, no_torch: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("mine", encoding="utf-8")
+    before = listing(tmp_path)
+    ended = run_command(command, tmp_path, "-o", tmp_path / "taken", environment=no_torch)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert re.fullmatch(r"error: .*taken is there already; name a new folder\n", ended.stderr)
+    assert listing(tmp_path) == before
+
+
 @dataclass(frozen=True)
 class Runs:
     """Two finished runs with the same seed, one with `--format json` and one with `--format quiet`."""
