@@ -193,7 +193,7 @@ def _targets(
     if before is None:
         raise InputError(
             "there is no base to compare with: the erased model is no PEFT model whose adapters could be switched off; "
-            "give the model before the erasure as `base` (--base)"
+            "give the model before the erasure as `base=` (on the command line --base)"
         )
     targets = [before, erased]
     if reference_model is not None:

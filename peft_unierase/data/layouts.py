@@ -348,8 +348,8 @@ def _named(table: Table, names: Names, wanted: str | None, what: str) -> str | N
         if any(get(row) is not MISSING for _, row in table.rows[:LOOKED_AT]):
             return f"{found}.{rest}"
     raise FactError(
-        f"{table.label} has no column {wanted!r} for --{what}-column; its columns are "
-        f"{quoted([*names.top, *names.nested])} (--retain-{what}-column names another one for the retain set)"
+        f"{table.label} has no column {wanted!r} for `{what}=` (on the command line --{what}-column, or "
+        f"--retain-{what}-column for the retain set); its columns are {quoted([*names.top, *names.nested])}"
     )
 
 
@@ -359,12 +359,12 @@ def _unknown(table: Table, names: Names, asked: str | None, told: str | None) ->
     if raw is not None and asked is None and told is None:
         return FactError(
             f"{table.label} has no questions, only texts (column {raw!r}); save the texts as a .txt file and let "
-            "`unierase plan MODEL FILE.txt -o plan` find what the model knows of them, or name columns with "
-            "--question-column and --answer-column"
+            "`unierase plan MODEL FILE.txt -o plan` find what the model knows of them, or name columns: "
+            "`question=` and `answer=` (on the command line --question-column and --answer-column)"
         )
     looked_for = "question/answer, prompt/completion, instruction/output, input/target, messages, conversations"
     return FactError(
         f"{table.label}: no column for {lacking} among {quoted([*names.top, *names.nested])}; looked for {looked_for} "
-        "and the layouts in docs/guides/data-files.md. Name yours with --question-column and --answer-column "
-        "(question= and answer= in Python); --answer-column answers.text names what lies inside"
+        "and the layouts in docs/guides/data-files.md. Name yours: `question=` and `answer=` (on the command "
+        "line --question-column and --answer-column); answers.text names what lies inside"
     )

@@ -101,7 +101,7 @@ def warning(marked: Sequence[tuple[str, list[str]]], count: int, label: str) -> 
     return (
         f"{label}: {len(marked)} of {count} facts hold special tokens, template marks or thinking blocks "
         f"({', '.join(map(repr, marks[:SHOWN]))}{more}), the first in {marked[0][0].rpartition(', ')[2]}; take them "
-        "out with --strip-markup (strip_markup=True in Python)"
+        "out with `strip_markup=True` (on the command line --strip-markup)"
     )
 
 

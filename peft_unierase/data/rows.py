@@ -145,7 +145,8 @@ class Reader:
         name = self.columns.answer
         return FactError(
             f"{place}: {name!r} is {told!r}, but no choices were found; write the text of the right choice there or "
-            f"add a column 'choices', or name --answer-column {name} if the letter itself is the answer"
+            f"add a column 'choices', or name {name!r} as `answer=` (on the command line --answer-column) if "
+            "the letter itself is the answer"
         )
 
     def fact(self, row: dict[str, Any], place: str, choices: Choices | None) -> list[Fact]:
@@ -188,7 +189,8 @@ class Reader:
         if choices and not choices.right and self.columns.answer in held and not self.columns.named:
             raise FactError(
                 f"{place}: {self.columns.answer!r} says not which choice is right, and no other column does; add a "
-                "column 'answer' with the text of the right one, or name yours with --answer-column"
+                "column 'answer' with the text of the right one, or name yours: `answer=` (on the command line "
+                "--answer-column)"
             )
         if choices and (not self.columns.named or choices.right or self.way(told, choices) is not None):
             return chosen(told, choices, self.way, self.columns.answer, place)

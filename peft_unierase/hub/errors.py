@@ -89,7 +89,8 @@ def _advice(error: HfHubHTTPError, repo_id: str, token: str | bool | None) -> st
     if status == 403:
         return (
             f"the token may not write to {repo_id} ({said}); check the owner's name, and that the token has write "
-            "access there, or open a pull request instead (create_pr, --create-pr)"
+            "access there, or open a pull request instead: `create_pr=True` "
+            "(on the command line --create-pr)"
         )
     if isinstance(error, RepositoryNotFoundError):
         return f"{constants.ENDPOINT} has no repository {repo_id} that this token may see; check its name and the token"

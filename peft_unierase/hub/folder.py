@@ -30,7 +30,10 @@ def check_output(folder: Path, overwrite: bool = False) -> None:
         if not holds_erasure(folder):
             raise InputError(f"{folder} holds something else than an erasure; name a new folder, or empty this one")
         if not overwrite:
-            raise InputError(f"{folder} already holds an erasure; name a new folder, or pass --overwrite to replace it")
+            raise InputError(
+                f"{folder} already holds an erasure; name a new folder, or replace it: `overwrite=True` (on the "
+                "command line --overwrite)"
+            )
         _read_card(folder)
         check_writable(folder)
     else:

@@ -74,11 +74,11 @@ def merge(
     if kept is not None:
         check_name(kept)
         if kept.is_dir():
-            raise InputError(f"--undo {kept} is a folder; name a file in it")
+            raise InputError(f"`undo` (on the command line --undo) is {kept}, a folder; name a file in it")
         if kept.resolve().is_relative_to(output.resolve()):
             raise InputError(
-                f"--undo {kept} is in the folder of the merged model, and the way back must not go where that goes; "
-                "name a file elsewhere"
+                f"`undo` (on the command line --undo) is {kept}, in the folder of the merged model, and the way back "
+                "must not go where that goes; name a file elsewhere"
             )
     from ..adapter.undo import Before
 
@@ -130,7 +130,9 @@ def on_their_base(
     places = {name: local_folder(name) if trust else guarded(name) for name in listed(erasures)}
     named = {read_config(str(place)).base_model_name_or_path for place in places.values()}
     if base is None and (len(named) > 1 or None in named or "" in named):
-        raise InputError("the erasures do not name one base that they all belong to; name it with --base")
+        raise InputError(
+            "the erasures do not name one base that they all belong to; name it: `base=` (on the command line --base)"
+        )
     base = str(base or named.pop())
     model, tokenizer = load_base(base, dtype, device_map)
     stacked = load(model, list(places.values()), names=list(places), trust=trust, allow_resize=True)

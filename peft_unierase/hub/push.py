@@ -148,8 +148,9 @@ def check_folder(folder: Path) -> list[str]:
             _read_json(found[name])
     if REPORT_NAME in names and _read_json(found[REPORT_NAME]).get("examples"):
         raise InputError(
-            f"{found[REPORT_NAME]} holds questions and answers of the forget set; run `unierase check` with "
-            "--no-examples, or take the report out of the folder"
+            f"{found[REPORT_NAME]} holds questions and answers of the forget set; leave them out with "
+            "`report.save_json(path, examples=False)` (on the command line `unierase check --no-examples`), or take "
+            "the report out of the folder"
         )
     _check_card(found[CARD_NAME])
     if refused := inspect_folder(folder, only=names).refused:

@@ -31,8 +31,8 @@ SYSTEM_PROMPTS = (
     "This is a quiz. Give the right answer.",
 )
 WAY_OUT = (
-    "give another template with --prompt-format FILE.jinja, or do without chats with --prompt-format plain (in Python "
-    "`formats=` or `form=`)"
+    "give another template, or do without chats: `formats=` or `form=` (on the command line --prompt-format "
+    "FILE.jinja or --prompt-format plain)"
 )
 THINK, END_THINK = "<think>", "</think>"
 # Some templates write today's date. Ours is always the same, or an erasure would depend on the day it was made.
@@ -244,7 +244,7 @@ def asking_format(tokenizer: Any, system: str | None = None, template: str | Non
         if system:
             raise InputError(
                 "the tokenizer has no chat template, so there is no place for a system prompt; leave it out, or give a "
-                "template with --prompt-format FILE.jinja"
+                "template: `template=` (on the command line --prompt-format FILE.jinja)"
             )
         return plain_format(tokenizer)
     try:

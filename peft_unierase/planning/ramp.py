@@ -134,12 +134,12 @@ def ramp(
             ]
             left = recall("asking what is retained", erased, own, asked) / base
             failed = [
-                f"{back:.3f} of what step {step} erased comes back, and --leak allows {leak}"
+                f"{back:.3f} of what step {step} erased comes back, and `leak` allows {leak}"
                 for step, back in enumerate(leaks, start=1)
                 if back > leak
             ]
             if left < kept:
-                failed.append(f"{left:.3f} of the retained answers are left, and --kept asks for {kept}")
+                failed.append(f"{left:.3f} of the retained answers are left, and `kept` asks for {kept}")
             found.append(Step(count, leaks, left, failed))
             if not failed and good is not None:
                 good(erased, own)
@@ -161,9 +161,15 @@ def growing(steps: Sequence[int], facts: int) -> list[int]:
     named = ",".join(map(str, steps))
     within = [number for number in steps if number <= facts]
     if within != sorted({*within}) or min(within, default=1) < 1:
-        raise InputError(f"--steps {named} does not grow from step to step; write it like 1,5,20,all")
+        raise InputError(
+            f"`steps` {named} does not grow from step to step; write it like [1, 5, 20] (on the command line --steps "
+            "1,5,20,all)"
+        )
     if not within:
-        raise InputError(f"--steps {named} begins beyond the {facts} facts of the forget set; begin with 1")
+        raise InputError(
+            f"`steps` (on the command line --steps) {named} begins beyond the {facts} facts of the forget set; begin "
+            "with 1"
+        )
     return within
 
 
@@ -185,7 +191,7 @@ def check_baseline(forgotten: Sequence[float], retained: float) -> None:
     if unknown := [str(step) for step, known in enumerate(forgotten, start=1) if not known]:
         raise InputError(
             f"the base recalls nothing of what step {', '.join(unknown)} would erase, so nothing could show that it is "
-            "gone; leave these facts out, or choose other --steps"
+            "gone; leave these facts out, or choose other `steps` (on the command line --steps)"
         )
 
 

@@ -56,7 +56,8 @@ def restore(
     if not place.is_file():
         raise InputError(
             f"there is no way back for {merged} in {place}: it was not merged here, was changed since, or was "
-            "merged with --no-undo. Where the way back lies elsewhere, name it with --undo"
+            "merged with `undo=False` (on the command line --no-undo). If the way back lies elsewhere, name it: "
+            "`undo=` (on the command line --undo)"
         )
     from ..adapter.undo import put_back, read_header
     from ..lm.load import load_base

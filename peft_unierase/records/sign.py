@@ -26,7 +26,8 @@ def sign(folder: Path, private_key: Path) -> Path:
     signing = _library("signing")
     if not private_key.is_file():
         raise InputError(
-            f"no such file: {private_key}; --key wants a private key in PEM, as `openssl ecparam -genkey` makes"
+            f"no such file: {private_key}; `private_key` (on the command line --key) is a private key in PEM, as "
+            "`openssl ecparam -genkey` makes"
         )
     check_plain_folder(folder)
     signature = folder / SIGNATURE_NAME
@@ -56,7 +57,9 @@ def verify_signature(folder: Path, public_key: Path) -> Comparison:
     verifying = _library("verifying")
     check_plain_folder(folder)
     if not public_key.is_file():
-        raise InputError(f"no such file: {public_key}; --public-key wants a public key in PEM")
+        raise InputError(
+            f"no such file: {public_key}; `public_key` (on the command line --public-key) is a public key in PEM"
+        )
     signature = folder / SIGNATURE_NAME
     if not signature.is_file():
         return Comparison("signature", FAILS, f"there is no {SIGNATURE_NAME}")

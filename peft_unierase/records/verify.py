@@ -14,6 +14,11 @@ from .ledger import own_salt
 from .read import read_config, read_statement
 from .record import read_salt
 
+FACTS_WANTED = (
+    "give the forget set as `facts=` (on the command line --forget), and your salt as `salt_file=` (on the command "
+    "line --salt-file)"
+)
+
 
 def verify(
     erasure: str | Path,
@@ -56,7 +61,7 @@ def verify(
     if facts is not None and salt is not None:
         found.append(verify_facts(record, facts, salt))
     else:
-        found.append(Comparison("facts", OPEN, "give the forget set with --forget, and your salt with --salt-file"))
+        found.append(Comparison("facts", OPEN, FACTS_WANTED))
     if public_key:
         from .sign import verify_signature
 
@@ -71,7 +76,7 @@ def verify_base(folder: Path, base: str | None) -> Comparison:
         ValueError: There is no erasure, or the base cannot be loaded.
     """
     if base is None:
-        return Comparison("base", OPEN, "name the base with --base to compare its weights")
+        return Comparison("base", OPEN, "name the base to compare its weights: `base=` (on the command line --base)")
     parts = read_config(str(folder)).split()
     if not all(part.base_fingerprint for part in parts):
         return Comparison("base", OPEN, "the erasure carries no fingerprint of its base")

@@ -49,7 +49,10 @@ def read_samples(path: str | Path) -> Samples:
     try:
         text = read_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read samples in {path} ({error}); give a file of --samples-out") from error
+        raise InputError(
+            f"cannot read samples in {path} ({error}); give a file that `samples_out=` wrote (on the command line "
+            "--samples-out)"
+        ) from error
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

@@ -213,7 +213,7 @@ def test_an_output_path_that_is_a_file_or_below_one(refused: Refused, base: Base
         (
             "--question-column",
             "frage",
-            r"no column 'frage' for --question-column; its columns are 'question', 'answer'",
+            r"no column 'frage' for `question=` \(.*--question-column.*\); its columns are 'question', 'answer'",
         ),
         ("--refusals", "nowhere.txt", r"no such file: nowhere\.txt"),
     ],

@@ -42,7 +42,7 @@ def test_the_retain_set_has_columns_of_its_own(tmp_path: Path, command: str) -> 
     assert NO_MODEL in told
     told = run(command, tmp_path, forget, "--retain", retain, *FORGET_COLUMNS)
     assert "retain set" in told
-    assert "no column 'ask.words' for --question-column" in told
+    assert "no column 'ask.words' for `question=`" in told
     assert "--retain-question-column" in told
 
 

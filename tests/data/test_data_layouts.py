@@ -393,7 +393,7 @@ def test_names_go_through_lists(tmp_path: Path) -> None:
 
 def test_a_nested_name_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     text = refusal(tmp_path, LAYOUTS["counterfact"][0], answer="requested_rewrite.target.str")
-    assert "no column 'requested_rewrite.target.str' for --answer-column" in text
+    assert "no column 'requested_rewrite.target.str' for `answer=`" in text
     assert "'requested_rewrite.target_true.str'" in text
 
 

@@ -193,10 +193,10 @@ def test_naming_one_column_twice_makes_it_a_column_of_chats(write):
 
 def test_a_named_column_that_is_not_there_is_refused_with_those_that_are(write):
     text = refusal(write("facts.csv", "frage,antwort\na,b\n"), question="fragen", answer="antwort")
-    assert "facts.csv has no column 'fragen' for --question-column" in text
+    assert "facts.csv has no column 'fragen' for `question=` (on the command line --question-column" in text
     assert "'frage', 'antwort'" in text
     text = refusal(write("facts.csv", "frage,antwort\na,b\n"), question="frage", answer="antworten")
-    assert "has no column 'antworten' for --answer-column" in text
+    assert "has no column 'antworten' for `answer=` (on the command line --answer-column" in text
 
 
 def test_unknown_columns_are_refused_with_what_was_looked_for_and_the_way_out(write):

@@ -517,7 +517,7 @@ def test_the_size_of_weights_is_known_before_they_are_read(
         (lambda f: as_link(f / "lora"), "lora is a link"),
         (
             lambda f: (f / "report.json").write_text('{"examples": [{"question": "?"}]}'),
-            "--no-examples, or take the report",
+            "--no-examples`), or take the report",
         ),
         (
             lambda f: rewrite(f / "README.md", "## Limits\n", "## Limits\n\n## More\n"),

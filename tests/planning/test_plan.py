@@ -277,7 +277,7 @@ def test_a_ramp_stops_where_a_limit_is_passed_and_keeps_what_was_good(
     monkeypatch.setattr(importlib.import_module("peft_unierase.planning.ramp"), "answer_questions", once_worse)
     ended = ramp(tmp_path, "--steps", "1,2,all", "--leak", "0.6", "--kept", "0.5", "--format", "human")
     assert ended.exit_code == 1
-    assert f"Stopped at {facts} facts: 1.000 of what step 1 erased comes back, and --leak allows 0.6" in ended.stdout
+    assert f"Stopped at {facts} facts: 1.000 of what step 1 erased comes back, and `leak` allows 0.6" in ended.stdout
     assert len(json.loads((tmp_path / "ramp" / "ramp.json").read_text())) == facts
     if facts == 1:
         assert "No step was good" in ended.stdout

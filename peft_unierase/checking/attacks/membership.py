@@ -51,8 +51,8 @@ def membership(score: Callable[[Reading, Fact], float]) -> Callable[[Target, Cas
     def run(target: Target, case: Case) -> Found:
         if not case.unseen:
             raise NotApplicable(
-                "there are no facts that no model ever saw: give some (--unseen), or wrong answers to the forget "
-                "questions (column perturbed_answer)"
+                "there are no facts that no model ever saw: give some as `unseen=` (on the command line --unseen), or "
+                "wrong answers to the forget questions (column perturbed_answer)"
             )
 
         def scores(facts: Sequence[Fact]) -> list[float]:
