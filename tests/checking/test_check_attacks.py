@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -308,3 +310,15 @@ def test_an_unknown_name_lists_every_attack_and_the_fast_ones_come_first() -> No
     fast = [attack.fast for attack in ATTACKS]
     assert fast == sorted(fast, reverse=True)
     assert len(chosen("fast")) == sum(fast)
+
+
+def test_the_page_of_attacks_names_each_once_and_the_fast_ones_first() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "attacks.md").read_text("utf-8")
+    table = page.partition("## Attacks\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`[^|]+) \|", table, flags=re.MULTILINE)
+    named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert sorted(named) == sorted(attack.name for attack in ATTACKS)
+    fast = named[: len(chosen("fast"))]
+    assert {*fast} == {attack.name for attack in chosen("fast")}
+    assert len(fast) == 20
+    assert f"runs the first twenty, down to `{fast[-1]}`" in table
