@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("peft_unierase", "tests", "tests_peft", "benchmarks", "examples", "tools", "docs", ".ci")
-FILES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "pyproject.toml")
-KINDS = {".py", ".md", ".html", ".toml", ".yml", ""}
+FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "Makefile", "pyproject.toml")
+KINDS = {".py", ".md", ".html", ".toml", ".yml", ".ipynb", ".svg", ""}
 
 # What each was, and what is said now: docs/glossary.md. An underscore ends a word, so identifiers are searched too.
 RETIRED = (
