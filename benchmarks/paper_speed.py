@@ -42,7 +42,7 @@ from peft_unierase.engine.paper.recipe import fit_common
 from peft_unierase.engine.paper.targets import ARRIVED, START
 from peft_unierase.engine.paper.token import learn_refusals
 from peft_unierase.engine.run_context import RunContext
-from peft_unierase.engine.spare_row import find_spare_row
+from peft_unierase.engine.spare_row import find_spare_rows
 from peft_unierase.lm.batches import pad_id, pad_left
 from peft_unierase.lm.formats import default_formats
 from peft_unierase.lm.trace import inputs_at
@@ -54,7 +54,7 @@ def make_run(folder: Path, data: Path, facts: int, seed: int) -> tuple[RunContex
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     stack, layers, names = choose_sites(model, modules=1)
-    spare = find_spare_row(model, tokenizer)
+    spare = find_spare_rows(model, tokenizer)[0]
     config = UniEraseConfig(
         task_type="CAUSAL_LM", target_modules=names, token_id=spare.token_id, token=spare.text, inference_mode=True
     )

@@ -81,11 +81,6 @@ class SpareRow:
         return self.source == RESIZED
 
 
-def find_spare_row(model: Any, tokenizer: Any, **told: Any) -> SpareRow:
-    """The first of [`find_spare_rows`]."""
-    return find_spare_rows(model, tokenizer, **told)[0]
-
-
 def find_spare_rows(
     model: Any,
     tokenizer: Any,

@@ -29,7 +29,7 @@ from peft_unierase.engine.paper.recipe import fit_common
 from peft_unierase.engine.paper.tail import Tail, tail_batches
 from peft_unierase.engine.paper.token import learn_refusals
 from peft_unierase.engine.run_context import RunContext
-from peft_unierase.engine.spare_row import find_spare_row
+from peft_unierase.engine.spare_row import find_spare_rows
 from peft_unierase.lm.batches import pad_id, pad_left
 from peft_unierase.lm.formats import default_formats
 from peft_unierase.progress import Stages
@@ -58,7 +58,7 @@ def make_run(
     tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
     model = model or AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
     stack, layers, names = choose_sites(model, modules=1)
-    spare = find_spare_row(model, tokenizer)
+    spare = find_spare_rows(model, tokenizer)[0]
     config = UniEraseConfig(
         task_type="CAUSAL_LM", target_modules=names, token_id=spare.token_id, token=spare.text, inference_mode=True
     )

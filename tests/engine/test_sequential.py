@@ -24,7 +24,7 @@ from peft_unierase.checking import answer_questions, figures
 from peft_unierase.cli.base import load_onto
 from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.engine.earlier import as_answered_now, switched_off
-from peft_unierase.engine.spare_row import add_to_tokenizer, find_spare_row
+from peft_unierase.engine.spare_row import add_to_tokenizer, find_spare_rows
 from peft_unierase.hub.folder import save_erasure
 from peft_unierase.lm.formats import default_formats
 from peft_unierase.retain.cache import weights_digest
@@ -102,7 +102,7 @@ def carrying(
     """A model that carries an adapter of random weights, on a row of its own, without a run."""
     if model is None:
         model, tokenizer = load()
-    spare = find_spare_row(model, tokenizer, carried=list(getattr(model, "peft_config", {}).values()))
+    spare = find_spare_rows(model, tokenizer, carried=list(getattr(model, "peft_config", {}).values()))[0]
     settings: dict[str, Any] = {"target_modules": [DOWN.format(3), DOWN.format(4)], "init_weights": False, **changes}
     config = UniEraseConfig(task_type="CAUSAL_LM", token_id=spare.token_id, token=spare.text, **settings)
     torch.manual_seed(len(name))
@@ -299,8 +299,8 @@ def test_the_next_row_has_the_next_name_and_a_new_row_is_made_only_if_that_is_al
     config = model.peft_config["default"]
     assert config.token == "[UNL]"
     with pytest.raises(ValueError, match=r"so there is none for \[UNL-2\]"):
-        find_spare_row(base, tokenizer, carried=list(model.peft_config.values()))
-    spare = find_spare_row(base, tokenizer, carried=list(model.peft_config.values()), allow_resize=True)
+        find_spare_rows(base, tokenizer, carried=list(model.peft_config.values()))
+    spare = find_spare_rows(base, tokenizer, carried=list(model.peft_config.values()), allow_resize=True)[0]
     assert (spare.text, spare.token_id, spare.resized) == ("[UNL-2]", config.token_id + 1, True)
     before = logits(model)
     resize_vocabulary(base, spare.token_id + 1)

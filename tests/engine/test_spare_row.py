@@ -28,7 +28,6 @@ from peft_unierase.engine.spare_row import (
     NoSpareRowError,
     SpareRow,
     add_to_tokenizer,
-    find_spare_row,
     find_spare_rows,
     spare_rows,
 )
@@ -66,7 +65,7 @@ def model_of(rows: int) -> LlamaForCausalLM:
 
 def test_a_matrix_row_beyond_the_tokenizer_comes_first() -> None:
     tokenizer = tokenizer_of()
-    spare = find_spare_row(model_of(8), tokenizer)
+    spare = find_spare_rows(model_of(8), tokenizer)[0]
     assert spare == SpareRow(5, "[UNL]")
     add_to_tokenizer(tokenizer, spare)
     assert tokenizer.convert_tokens_to_ids("[UNL]") == 5
@@ -93,7 +92,7 @@ def test_a_matrix_row_beyond_the_tokenizer_comes_first() -> None:
 )
 def test_a_reserved_token_is_next_and_is_hidden_in_decoded_text(reserved: str) -> None:
     tokenizer = tokenizer_of(reserved)
-    spare = find_spare_row(model_of(6), tokenizer)
+    spare = find_spare_rows(model_of(6), tokenizer)[0]
     assert spare == SpareRow(5, reserved, "reserved", reserved)
     add_to_tokenizer(tokenizer, spare)
     assert len(tokenizer) == 6
@@ -103,13 +102,13 @@ def test_a_reserved_token_is_next_and_is_hidden_in_decoded_text(reserved: str) -
 def test_a_reserved_token_that_is_in_use_is_passed_over() -> None:
     tokenizer = tokenizer_of("<unused0>", "<unused1>", "<unused2>", pad_token="<unused0>")
     tokenizer.chat_template = "{{ '<unused1>' }}"
-    assert find_spare_row(model_of(8), tokenizer) == SpareRow(7, "<unused2>", "reserved", "<unused2>")
+    assert find_spare_rows(model_of(8), tokenizer)[0] == SpareRow(7, "<unused2>", "reserved", "<unused2>")
 
 
 def test_without_a_spare_row_it_is_refused_unless_resizing_is_allowed() -> None:
     with pytest.raises(NoSpareRowError, match=r"5 vocabulary rows.*allow_resize=True.*--allow-resize"):
-        find_spare_row(model_of(5), tokenizer_of())
-    assert find_spare_row(model_of(5), tokenizer_of(), allow_resize=True) == SpareRow(5, "[UNL]", "resized")
+        find_spare_rows(model_of(5), tokenizer_of())
+    assert find_spare_rows(model_of(5), tokenizer_of(), allow_resize=True)[0] == SpareRow(5, "[UNL]", "resized")
 
 
 def test_a_tokenizer_that_disagrees_about_the_id_is_refused_and_stays_as_it_was() -> None:
@@ -233,7 +232,7 @@ def test_marks_of_a_conversation_are_never_chosen_also_where_no_template_writes_
 
 def test_a_reserved_name_that_stands_in_a_fact_is_passed_over() -> None:
     made = KINDS["Qwen 2.5, from GGUF"]()
-    assert find_spare_row(model_of(made.rows), made.tokenizer, texts=["What is [PAD336]?"]).text == "[PAD337]"
+    assert find_spare_rows(model_of(made.rows), made.tokenizer, texts=["What is [PAD336]?"])[0].text == "[PAD337]"
 
 
 def test_of_unused_special_tokens_the_least_trained_come_first() -> None:
@@ -249,7 +248,7 @@ def test_of_unused_special_tokens_the_least_trained_come_first() -> None:
 
 def test_a_token_of_ours_that_stands_in_a_text_gets_another_name() -> None:
     made = KINDS["GPT-2"]()
-    assert find_spare_row(model_of(made.rows), made.tokenizer, texts=["What is [UNL]?"]).text == "[UNL-2]"
+    assert find_spare_rows(model_of(made.rows), made.tokenizer, texts=["What is [UNL]?"])[0].text == "[UNL-2]"
 
 
 @pytest.mark.parametrize("name", ["Llama 3", "GPT-2", "SmolLM2", "Qwen 2.5"])
@@ -259,7 +258,7 @@ def test_the_row_of_a_merged_erasure_is_in_use(name: str, tmp_path: Path) -> Non
     merged = adapter_on(model_of(made.rows), spare).merge_and_unload()
     merged.save_pretrained(tmp_path)
     reloaded = LlamaForCausalLM.from_pretrained(tmp_path)
-    assert find_spare_row(reloaded, made.tokenizer).token_id == second.token_id
+    assert find_spare_rows(reloaded, made.tokenizer)[0].token_id == second.token_id
     twice = adapter_on(reloaded, second).merge_and_unload()
     assert not {spare.token_id, second.token_id} & {row.token_id for row in find_spare_rows(twice, made.tokenizer)}
 
@@ -370,10 +369,10 @@ def test_a_tokenizer_that_cannot_be_saved_is_refused_at_the_start(monkeypatch: p
 
 def test_the_record_says_where_the_row_comes_from() -> None:
     made = KINDS["GPT-2"]()
-    row = find_spare_row(model_of(made.rows), made.tokenizer)
+    row = find_spare_rows(model_of(made.rows), made.tokenizer)[0]
     told = {"id": row.token_id, "text": "[UNL]", "source": "invalid byte", "resized": False, "was": "À"}
     assert row.record() == told
-    assert find_spare_row(model_of(9), tokenizer_of()).record() == {
+    assert find_spare_rows(model_of(9), tokenizer_of())[0].record() == {
         "id": 5,
         "text": "[UNL]",
         "source": "beyond the tokenizer",
@@ -383,5 +382,5 @@ def test_the_record_says_where_the_row_comes_from() -> None:
 
 def test_taking_erasures_out_leaves_no_mark_of_a_merge() -> None:
     made = KINDS["GPT-2"]()
-    row = find_spare_row(model_of(made.rows), made.tokenizer)
-    assert find_spare_row(adapter_on(model_of(made.rows), row).unload(), made.tokenizer) == row
+    row = find_spare_rows(model_of(made.rows), made.tokenizer)[0]
+    assert find_spare_rows(adapter_on(model_of(made.rows), row).unload(), made.tokenizer)[0] == row
