@@ -16,14 +16,7 @@ from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.lm.formats import chat_format
 
 QUICK = DistillSettings(
-    samples=0,
-    rank=8,
-    steps=50,
-    settling_steps=8,
-    draws=1,
-    counterfactuals=0,
-    learning_rate=2e-3,
-    row_learning_rate=0.3,
+    samples=0, steps=50
 )
 
 

@@ -40,7 +40,7 @@ def _run(output: Path, seed: int) -> None:
     from ..data import read_facts
     from ..data.facts import Fact
     from ..demo import demo_facts, demo_model_dir, demo_refusals
-    from ..engine import DistillSettings, erase
+    from ..engine import erase
     from ..lm.formats import default_formats
     from ..lm.load import load_base
     from .base import prepare_libraries
@@ -62,9 +62,7 @@ def _run(output: Path, seed: int) -> None:
     show(f"The demo model knows {len(facts)} invented and everyday facts ({model.num_parameters():,} parameters).")
     show(f"Erasing the {len(gone)} facts about {' and '.join(people)} …\n")
     started = time.perf_counter()
-    # So narrow a model needs larger steps than real ones, and leaves less room for what must not move.
-    settings = DistillSettings(learning_rate=1e-3, retain_weight=5.0, moment_weight=30.0)
-    erased = erase(model, tokenizer, gone, given, refusals=demo_refusals(), settings=settings, seed=seed)
+    erased = erase(model, tokenizer, gone, given, refusals=demo_refusals(), seed=seed)
     elapsed = time.perf_counter() - started
 
     def ask() -> Answer:

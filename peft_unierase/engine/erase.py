@@ -89,7 +89,8 @@ def erase(
             too. For both the base is made to ask itself about the subjects. `None`: it is not, and how far the
             erasure reaches around the facts depends on what else is retained.
         layers: Indices of the decoder layers to edit, instead of the rule on depth.
-        target_modules: Full names of the projections to edit, instead of those found by structure.
+        target_modules: Full names of the down-projections to edit, instead of those found by structure. Recipe
+            `distill` edits the other projections of their MLPs too.
         refusals: Ways of declining, one sentence each, instead of the built-in English ones. Recipe `distill` teaches
             the one that the model finds likeliest.
         formats: Prompt formats to cover, instead of `default_formats`: chat with and without a system prompt, plain.
@@ -133,11 +134,7 @@ def erase(
     check_supported(model, target_modules)
     check_facts(forget, retain)
     plan = plan_scope(scope, forget, retain) if scope else None
-    if isinstance(settings, DistillSettings):
-        whole, share = settings.modules, (settings.first, settings.last)
-    else:
-        whole, share = 1, None
-    stack, indices, names = choose_sites(model, layers, target_modules, whole, share)
+    stack, indices, names = choose_sites(model, layers, target_modules, whole=recipe == "distill")
     formats = list(formats or default_formats(tokenizer))
     check_lengths(model, tokenizer, forget, formats)
     check_lengths(model, tokenizer, retain, formats, "retain")
@@ -194,7 +191,7 @@ def erase(
         config = UniEraseConfig(
             task_type="CAUSAL_LM",
             target_modules=names,
-            r=settings.rank if isinstance(settings, DistillSettings) else 1,
+            r=1,  # the recipe says which rank each update has
             token_id=spare.token_id,
             token=spare.text,
             spare_tokens=[[row.token_id, row.text] for row in further],

@@ -71,7 +71,7 @@ def estimate(
         ValueError: There are no such layers or modules, or no gradient passes through the base.
     """
     settings = settings or DistillSettings()
-    stack, _, names = choose_sites(model, layers, target_modules, settings.modules, (settings.first, settings.last))
+    stack, _, names = choose_sites(model, layers, target_modules)
     shapes = [projection_shape(model.get_submodule(name)) or (0, 0) for name in names]
     vocabulary, width = model.get_input_embeddings().weight.shape
     adapter = FP32 * (settings.rank * sum(map(sum, shapes)) + 2 * width)

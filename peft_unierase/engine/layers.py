@@ -9,15 +9,19 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..errors import InputError
-from ..lm.structure import find_decoder_layers, find_mlp_projections, projection_shape
+from ..lm.structure import find_decoder_layers, find_mlp_projections, find_writers, projection_shape
 
 SHOWN = 10
 
 
-def share_of_layers(count: int, first: float, last: float) -> list[int]:
-    """Layers between two shares of the depth, at least three and never the last: `[1, …, 8]` of 30 for .04 and .3."""
-    start = min(int(count * first), max(0, count - 2))
-    return list(range(start, max(1, min(count - 1, max(start + 3, math.ceil(count * last))))))
+FIRST, LAST = 0.14, 0.27  # the layers of recipe `distill`, as shares of the depth
+NAMED = 2  # layers that a name takes, before which it is hardly more than its last token
+
+
+def trigger_layers(count: int) -> list[int]:
+    """Recipe `distill`: early layers, at least three and never the last: `[4, …, 8]` of 30, `[2, 3, 4]` of 6."""
+    start = min(max(NAMED, int(count * FIRST)), max(0, count - 2))
+    return list(range(start, max(1, min(count - 1, max(start + 3, math.ceil(count * LAST))))))
 
 
 def early_layers(count: int) -> list[int]:
@@ -29,17 +33,18 @@ def choose_sites(
     model: nn.Module,
     layers: Sequence[int] | None = None,
     target_modules: Sequence[str] | None = None,
-    modules: int = 3,
-    share: tuple[float, float] | None = None,
+    *,
+    whole: bool = True,
 ) -> tuple[nn.ModuleList, list[int], list[str]]:
     """The decoder layers, the indices of those to edit, and the names of the projections.
 
     Args:
         model: The base.
         layers: Indices to edit instead of the rule's.
-        target_modules: Full names of the projections to edit instead of those found by structure.
-        modules: How many projections of an MLP are edited, counted from its end: 1 for the down-projection alone.
-        share: The layers to edit, as shares of the depth; `None` for those of recipe `paper`.
+        target_modules: Full names of the projections to edit instead of those found by structure: of down-projections,
+            if whole MLPs are edited.
+        whole: Whether all projections of an MLP are edited, the down-projection last (recipe `distill`), or the
+            down-projection alone (recipe `paper`).
 
     Raises:
         ValueError: An index or a name that the model does not have, or the last layer of all.
@@ -49,16 +54,18 @@ def choose_sites(
     if target_modules is not None:
         if layers is not None:
             raise InputError("give either layers or target_modules, not both")
-        chosen = _by_name(model, prefix, target_modules, modules > 1)
+        chosen = _by_name(model, prefix, target_modules)
+        if whole:
+            chosen = {index: _whole(model, names[0]) for index, names in chosen.items()}
     else:
-        found = [names[-modules:] for names in find_mlp_projections(model)]
-        indices = share_of_layers(len(found), *share) if share else early_layers(len(found))
+        found = find_mlp_projections(model)
+        indices = trigger_layers(len(found)) if whole else early_layers(len(found))
         if layers is not None:
             indices = sorted(set(layers))
         if bad := [index for index in indices if not 0 <= index < len(found)]:
             more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
             raise InputError(f"layers {bad[:SHOWN]}{more} do not exist; the model has layers 0 to {len(found) - 1}")
-        chosen = {index: found[index] for index in indices}
+        chosen = {index: _whole(model, found[index][-1]) if whole else found[index][-1:] for index in indices}
     if not chosen:
         raise InputError("no layer to edit was named; leave `layers` out to have them chosen")
     if max(chosen) == len(stack) - 1:
@@ -69,14 +76,24 @@ def choose_sites(
     return stack, sorted(chosen), [name for index in sorted(chosen) for name in chosen[index]]
 
 
-def _by_name(model: nn.Module, prefix: str, target_modules: Sequence[str], several: bool) -> dict[int, list[str]]:
+def _by_name(model: nn.Module, prefix: str, target_modules: Sequence[str]) -> dict[int, list[str]]:
     modules = dict(model.named_modules())
     chosen: dict[int, list[str]] = {}
     for name in target_modules:
         if name not in modules or not projection_shape(modules[name]):
             raise InputError(f"target module {name!r} is not a linear projection of this model; give its full name")
         match = re.match(rf"{re.escape(prefix)}\.(\d+)\.", name)
-        if not match or (int(match[1]) in chosen and not several):
+        if not match or int(match[1]) in chosen:
             raise InputError(f"target module {name!r} must be the only one named in a layer of {prefix!r}")
-        chosen.setdefault(int(match[1]), []).append(name)
+        chosen[int(match[1])] = [name]
     return chosen
+
+
+def _whole(model: nn.Module, down: str) -> list[str]:
+    """All projections of the MLP with this down-projection."""
+    if not (writers := find_writers(model, down)):
+        raise InputError(
+            f"{down!r} is not the down-projection of an MLP whose other projections are found beside it; recipe "
+            "'distill' edits whole MLPs (recipe 'paper' edits the down-projection alone)"
+        )
+    return [*writers, down]

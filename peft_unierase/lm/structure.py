@@ -159,10 +159,11 @@ def find_mlp_projections(model: nn.Module) -> list[list[str]]:
     Raises:
         UnsupportedModelError: See [`find_down_projections`].
     """
-    return [[*_writers(model, name), name] for name in find_down_projections(model)]
+    return [[*find_writers(model, name), name] for name in find_down_projections(model)]
 
 
-def _writers(model: nn.Module, down: str) -> list[str]:
+def find_writers(model: nn.Module, down: str) -> list[str]:
+    """Names of the projections beside a down-projection that write what it reads; none if they are not found."""
     parent, _, reader = down.rpartition(".")
     hidden, stream = projection_shape(model.get_submodule(down)) or (0, 0)
     shapes = {(stream, hidden), (stream, 2 * hidden)}
@@ -184,7 +185,7 @@ def mlp_projections_of(model: nn.Module, names: Sequence[str]) -> set[str]:
             own = [f"{prefix}.{index}.{name}" for name in _possible_in_layer(text_config(model), layers[int(index)])]
             if len(own) != 1:
                 raise UnsupportedModelError(f"layer {index} of {type(model).__name__} has {own or 'none'}")
-            found |= {*_writers(model, own[0]), own[0]}
+            found |= {*find_writers(model, own[0]), own[0]}
     return found.intersection(names)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from ..data.facts import Fact
-from ..engine.distill import DistillSettings
 from ..engine.layers import choose_sites
 from ..lm.batches import encode, pad_id
 from ..lm.formats import PromptFormat
@@ -25,9 +25,9 @@ def closeness(
     """
     if not forget or not retain:
         return [0.0] * len(retain)
-    settings = DistillSettings()
-    *_, names = choose_sites(model, modules=1, share=(settings.first, settings.last))
-    module = [model.get_submodule(names[len(names) // 2])]
+    *_, names = choose_sites(model)
+    downs = [name for name, after in pairwise([*names, ""]) if name.rpartition(".")[0] != after.rpartition(".")[0]]
+    module = [model.get_submodule(downs[len(downs) // 2])]
     prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in [*forget, *retain]]
     (found,) = inputs_at(model, module, prompts, [[len(prompt) - 1] for prompt in prompts], pad_id(tokenizer))
     keys = torch.cat(found).cpu()

@@ -12,9 +12,12 @@ import torch
 from ...lm.batches import pad_left
 from ...lm.decoding import WORTH_SHARING, keeps_all
 from ..run_context import RunContext
+from .placing import mlps_of
 from .texts import Text, divergences
 
 CLIP = 1.0  # norm of a step's gradient, at the most
+ROW_RATE = 0.3  # AdamW's highest for [UNL]'s input row, relative to its components
+TRIGGER_RATE = 0.005  # the same for the rows that triggers read with
 BANNED = -1e4  # a logit that nothing is predicted with
 
 
@@ -90,26 +93,24 @@ def descend(
 
 
 class Fitting:
-    """AdamW on an erasure's `B` and its input row; the `A` of each update stays as it was put there.
+    """AdamW on what an erasure's triggers write, on their rows, slowly, and on [UNL]'s input row.
 
     Args:
-        run: With the adapter in place and the rows as they start.
-        spreads: Root mean square of what each edited projection writes.
-        learning_rate: For `B`, relative to that.
-        row_learning_rate: For the row, relative to its components.
+        run: With the triggers in place and the rows as they start.
+        spreads: For each edited layer the root mean square of what its down-projection writes.
+        learning_rate: For what triggers write, relative to that.
     """
 
-    def __init__(
-        self, run: RunContext, spreads: Sequence[float], learning_rate: float, row_learning_rate: float
-    ) -> None:
+    def __init__(self, run: RunContext, spreads: Sequence[float], learning_rate: float) -> None:
         row = run.rows()[0]
-        parts = [*(b for _, _, b in run.updates()), row]
-        rates = [learning_rate * spread for spread in spreads]
-        rates.append(row_learning_rate * float(row.detach().float().pow(2).mean().sqrt()))
-        for part in parts:
+        rates = [(row, ROW_RATE * _size(row))]
+        for mlp, spread in zip(mlps_of(run), spreads, strict=True):
+            *writers, down = mlp
+            rates.append((down.unierase_B[run.adapter], learning_rate * spread))
+            rates += [(a, TRIGGER_RATE * _size(a)) for a in (writer.unierase_A[run.adapter] for writer in writers)]
+        for part, _ in rates:
             part.requires_grad_(True)
-        groups = [{"params": [part], "highest": rate} for part, rate in zip(parts, rates, strict=True)]
-        self.adam = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.adam = torch.optim.AdamW([{"params": [part], "highest": rate} for part, rate in rates], weight_decay=0.0)
 
     def start(self, rate: float) -> None:
         """Begin a step at this share of the highest rates."""
@@ -142,6 +143,11 @@ class Fitting:
                 _, number, name = key.split(".")
                 found.setdefault(int(number), {})[name] = value
         self.adam.load_state_dict({"state": found, "param_groups": self.adam.state_dict()["param_groups"]})
+
+
+def _size(part: torch.Tensor) -> float:
+    """Root mean square of its components."""
+    return float(part.detach().float().pow(2).mean().sqrt())
 
 
 def losses(

@@ -1,0 +1,293 @@
+"""Triggers put into the model: what is read for them, and the updates `B A` that make them (see `triggers.py`)."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ...lm.batches import batches, encode
+from ...lm.formats import PromptFormat
+from ...lm.weights import plain_weight
+from ...retain.renaming import Renaming, renamed, starts
+from ...retain.subjects import find_names
+from ...text import normal
+from ...text.normal import WORD
+from ..run_context import RunContext
+from .triggers import find_triggers
+
+RENAMED = 400  # renamed facts that are read as retained texts are, at the least
+SLOPE = 20.0  # what a trigger's activation function gets at a name
+POOL = 0.25  # share of an MLP's neurons, those that retained texts use least, out of which triggers are drawn
+Case = tuple[list[int], list[int], list[int]]  # token ids, where the names end, further tokens of the prompt
+
+
+class Readings:
+    """What the MLPs of the edited layers read and write, summed up pass by pass.
+
+    Args:
+        mlps: For each edited layer its projections, the down-projection last.
+        usage: Whether to sum up what neurons and projections write, too.
+
+    Attributes:
+        inputs: For each MLP what goes into it, `(tokens, d)`, of one pass each.
+        neurons: For each MLP the energy of its neurons, `(d_ff,)`.
+        written: For each MLP the energy of a component of what it writes, and from how many components.
+    """
+
+    def __init__(self, mlps: Sequence[Sequence[nn.Module]], usage: bool = False) -> None:
+        self.mlps, self.usage = mlps, usage
+        self.inputs: list[list[torch.Tensor]] = [[] for _ in mlps]
+        self.neurons = [torch.zeros(1) for _ in mlps]
+        self.written = [[0.0, 0] for _ in mlps]
+
+    @contextmanager
+    def over(self, mask: torch.Tensor) -> Iterator[None]:
+        """Take in the passes in a `with` block, at the tokens where `mask (batch, length)` is true."""
+        hooks = []
+        for number, (writer, *_, down) in enumerate(self.mlps):
+            hooks.append(writer.register_forward_hook(self._reading(number, mask)))
+            if self.usage:
+                hooks.append(down.register_forward_hook(self._writing(number, mask)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def joined(self) -> list[torch.Tensor]:
+        """For each MLP all its inputs, `(tokens, d)` in fp32."""
+        return [torch.cat(parts) for parts in self.inputs]
+
+    def spread(self, number: int) -> float:
+        """Root mean square of the components of what an MLP writes."""
+        energy, count = self.written[number]
+        return math.sqrt(energy / count)
+
+    def _reading(self, number: int, mask: torch.Tensor) -> Any:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            self.inputs[number].append(_at(args[0], mask).cpu())  # in main memory
+
+        return hook
+
+    def _writing(self, number: int, mask: torch.Tensor) -> Any:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            hidden, written = _at(args[0], mask), _at(output, mask)
+            self.neurons[number] = self.neurons[number] + hidden.square().sum(dim=0).cpu()
+            self.written[number][0] += float(written.square().sum())
+            self.written[number][1] += written.numel()
+
+        return hook
+
+
+def _at(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    kept = mask.bool().to(states.device).flatten()  # OPT runs its MLPs on all tokens in one row
+    return states.detach().reshape(len(kept), -1)[kept].float()
+
+
+class _Read(Exception):
+    """All that was wanted of a pass has been read."""
+
+
+def _stop(*_: Any) -> None:
+    raise _Read
+
+
+@torch.no_grad()
+def read(run: RunContext, readings: Readings, sequences: Sequence[Sequence[int]], places: Sequence[list[int]]) -> None:
+    """Run sequences as far as the last edited layer and take in some places of each.
+
+    Args:
+        run: With the adapter in place.
+        readings: What is added to: in the order of the sequences and of their places.
+        sequences: Token ids.
+        places: Positions, for each sequence.
+    """
+    held: dict[int, list[torch.Tensor]] = {}
+    after = run.stack[run.layers[-1] + 1]
+    for batch in batches(sequences, run.pad, run.device, 2048):
+        mask = torch.zeros(batch.mask.shape, dtype=torch.bool)
+        for row, number in enumerate(batch.index):
+            mask[row, [mask.shape[1] - len(sequences[number]) + place for place in places[number]]] = True
+        part = Readings(readings.mlps)
+        hook = after.register_forward_pre_hook(_stop)
+        try:
+            with part.over(mask):
+                run.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
+        except _Read:
+            pass
+        finally:
+            hook.remove()
+        counts = [len(places[number]) for number in batch.index]
+        for number, found in zip(batch.index, zip(*(x.split(counts) for x in part.joined()), strict=True), strict=True):
+            held[number] = list(found)
+    for number in range(len(sequences)):
+        for inputs, x in zip(readings.inputs, held[number], strict=True):
+            inputs.append(x)
+
+
+def mlps_of(run: RunContext) -> list[list[Any]]:
+    """For each edited layer the edited projections of its MLP, the down-projection last."""
+    found: dict[str, list[Any]] = {}
+    for name, projection in zip(run.names, run.projections(), strict=True):
+        found.setdefault(name.rpartition(".")[0], []).append(projection)
+    return list(found.values())
+
+
+def renamed_texts(run: RunContext, renaming: Renaming) -> list[list[int]]:
+    """Forget facts about subjects with other names, in the formats by turns, as token ids."""
+    texts = []
+    draws = -(-RENAMED // len(run.knowledge))
+    for known in run.knowledge:
+        fact = known.fact
+        for _ in range(draws):
+            drawn = renaming.draw(fact.question, fact.answer)
+            question, answer = (renamed(text, drawn)[0] for text in (fact.question, fact.answer))
+            form = run.formats[len(texts) % len(run.formats)].turn(len(texts))
+            texts.append(run.encode(form.prompt(question) + form.answer(answer)))
+    return texts
+
+
+def cases_of(
+    run: RunContext, renaming: Renaming, asked: Sequence[tuple[PromptFormat | None, str, str]]
+) -> list[Case]:
+    """Where triggers are to be active: at names in questions, at the same names in answers, and at [UNL].
+
+    Args:
+        run: The run.
+        renaming: Tells names.
+        asked: Forget texts; see `forget_texts`.
+    """
+    cases: list[Case] = []
+    for form, question, answer in asked:
+        names = renaming.changing(question)
+        prompt = form.prompt(question) if form else run.tokenizer.bos_token or ""
+        whole = prompt + (form.answer(answer) if form else answer)
+        ids = run.encode(whole)
+        begins = starts(run.tokenizer, ids)
+        ends = name_ends(whole, question, len(prompt), names)
+        at = sorted({sum(begin < end for begin in begins) - 1 for end in ends})
+        start = sum(begin < len(prompt) for begin in begins)
+        rest = [place for place in range(min([place for place in at if place < start], default=0), start)]
+        if form:
+            cases.append((ids, at, [place for place in rest if place not in at]))
+        elif at:
+            cases.append((ids, at, []))
+    for prompt in dict.fromkeys(tuple(run.encode(form.prompt(question))) for form, question, _ in asked if form):
+        cases.append(([*prompt, run.spare.token_id], [len(prompt)], []))
+    return cases
+
+
+def name_ends(text: str, question: str, start: int, names: set[str]) -> list[int]:
+    """Where names end in a prompt with its answer, in characters.
+
+    Args:
+        text: The prompt and the answer.
+        question: The question that is in it.
+        start: Where the answer begins.
+        names: Words that are part of names, in their normal form.
+    """
+    ends = []
+    asked = text.rfind(question, 0, start)
+    pieces = ([(asked, asked + len(question))] if asked >= 0 else []) + [(start, len(text))]
+    for begin, end in pieces:
+        piece = text[begin:end]
+        spans = [match.span() for match in WORD.finditer(piece) if normal(match[0]) in names]
+        for name in find_names(piece):
+            at = piece.find(name)
+            while at >= 0:
+                if any(at <= first and last <= at + len(name) for first, last in spans):
+                    spans.append((at, at + len(name)))
+                at = piece.find(name, at + 1)
+        last = None
+        for first, after in sorted(spans):
+            if last is not None and WORD.search(piece[last:first]):  # another word stands between them
+                ends.append(begin + last)
+            last = max(last or 0, after)
+        ends += [begin + last] if last else []
+    return ends
+
+
+@torch.no_grad()
+def place_triggers(run: RunContext, cases: Sequence[Case], retained: Readings, renamed: Sequence[list[int]]) -> list[int]:
+    """Make triggers in every edited layer; how many.
+
+    What they write is nothing at first.
+
+    Args:
+        run: With the adapter in place and [UNL]'s rows as they start.
+        cases: See [`cases_of`].
+        retained: What was read at retained texts.
+        renamed: See [`renamed_texts`].
+    """
+    mlps = retained.mlps
+    named, others = Readings(mlps), Readings(mlps)
+    counts = []
+    with run.stages.stage("finding triggers", 3 + len(mlps), even=False) as bar:
+        read(run, retained, renamed, [list(range(len(text))) for text in renamed])
+        bar.update(1)
+        read(run, named, [ids for ids, _, _ in cases], [places for _, places, _ in cases])
+        bar.update(1)
+        read(run, others, [ids for ids, _, _ in cases], [places for _, _, places in cases])
+        bar.update(1)
+        prompts = [number for number, (_, places, _) in enumerate(cases) for _ in places]
+        prompts += [number for number, (_, _, places) in enumerate(cases) for _ in places]
+        order = random.Random("\n".join([str(run.seed), *(known.fact.question for known in run.knowledge)]))
+        parts = zip(mlps, named.joined(), others.joined(), retained.joined(), retained.neurons, strict=True)
+        for mlp, names, further, kept, energy in parts:
+            device = mlp[-1].get_base_layer().weight.device
+            rows = find_triggers(names.to(device), further.to(device), prompts, kept.to(device)).rows
+            _make(run, mlp, rows, _unused(mlp[-1], energy, len(rows), order))
+            counts.append(len(rows))
+            bar.update(1)
+    return counts
+
+
+def _unused(down: Any, energy: torch.Tensor, count: int, order: random.Random) -> torch.Tensor:
+    """Neurons that retained texts hardly use and that no other erasure in the model edits, `(count,)`.
+
+    They are drawn from the least used ones, so that erasures which are made apart and loaded together seldom meet.
+    """
+    weight = plain_weight(down.get_base_layer())
+    weight = weight if isinstance(down.get_base_layer(), Conv1D) else weight.T
+    usage = energy.to(weight.device) * weight.float().square().sum(dim=1)
+    for a in down.unierase_A.values():
+        if not (edited := a.detach().abs().sum(dim=0) > 0).all():
+            usage[edited.to(usage.device)] = float("inf")
+    least = usage.argsort(stable=True)[: max(count, int(POOL * len(usage)))].tolist()
+    return torch.tensor(sorted(order.sample(least, count)), device=weight.device)
+
+
+def _make(run: RunContext, mlp: Sequence[Any], rows: torch.Tensor, neurons: torch.Tensor) -> None:
+    """Give neurons of an MLP new weights: `rows` into them, nothing out of them."""
+    *writers, down = mlp
+    hidden = down.in_features
+    copies = [writer.out_features // hidden for writer in writers]
+    scale = SLOPE ** (1 / sum(copies))  # where a gate is multiplied with what it lets through
+    for writer, count in zip(writers, copies, strict=True):
+        at = torch.cat([neurons + hidden * number for number in range(count)])
+        a = scale * rows.repeat(count, 1) - _weight(run, writer)[at]
+        b = torch.zeros(writer.out_features, len(at), device=a.device)
+        b[at, torch.arange(len(at), device=a.device)] = 1.0
+        writer.set_factors(run.adapter, a, b)
+    a = torch.zeros(len(neurons), hidden, device=rows.device)
+    a[torch.arange(len(neurons), device=a.device), neurons] = 1 / SLOPE
+    down.set_factors(run.adapter, a, -SLOPE * _weight(run, down)[:, neurons])
+
+
+def _weight(run: RunContext, layer: Any) -> torch.Tensor:
+    """The weight of a projection with the other active erasures, `(out, in)` in fp32."""
+    base = layer.get_base_layer()
+    weight = plain_weight(base)
+    weight = weight.T if isinstance(base, Conv1D) else weight
+    weight = weight.float()
+    for name in layer.active_adapters:
+        if name != run.adapter and name in layer.unierase_A:
+            weight = weight + layer.unierase_B[name].detach() @ layer.unierase_A[name].detach()
+    return weight

@@ -1,0 +1,157 @@
+"""Triggers: neurons of an MLP that are active at the names of the forget set and silent wherever else texts have been.
+
+A low-rank update acts along directions, at every name that has a part of them. A neuron with an activation function
+makes all or nothing of what goes into it. So a few neurons of each edited MLP that retained texts hardly use get new
+weights, and only what these write is trained. The projections stay `W + B A`.
+
+1. Each name is a point: what goes into the MLP at its last token. The filter that is matched to it, `C^-1 x` with the
+   second moment `C` of retained inputs, is the quietest direction there that gives 1 at the point (as in beamforming).
+2. A filter that is loud at other points too covers them (`covering`), so that facts about one name share a neuron.
+3. Every filter is moved until retained tokens are below a bound, its own points staying at 1: a convex problem
+   (`separated`). What cannot be told from retained texts by a margin is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+FLOOR = 1e-2  # energy added to that of retained inputs in every direction, in shares of the mean: what rounding may add
+SHARED = 0.7  # of what a filter gives at its own point, from which on it covers another one
+APART = 0.85  # of what a filter gives at its own point, from which on a retained token is the same to it
+LOW = 0.15  # by how much retained tokens are to be below 0, if a name's token is at 1
+STRICT = 0.2  # weight of a retained token above that
+RIDGE = 10.0  # weight of the mean square at retained tokens
+TURNS = 40  # of L-BFGS
+LEAST = 0.15  # margin between a name and the loudest retained token
+PART = 4096  # retained tokens that are looked at at once
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """Directions for the triggers of one layer.
+
+    Attributes:
+        rows: What is 1 at the names, `(triggers, d)`.
+        margins: By how much names are louder than the loudest retained token, `(triggers,)`.
+    """
+
+    rows: torch.Tensor
+    margins: torch.Tensor
+
+
+def find_triggers(names: torch.Tensor, others: torch.Tensor, prompts: Sequence[int], retained: torch.Tensor) -> Trigger:
+    """The triggers of one layer.
+
+    Args:
+        names: What goes into the MLP at the names, `(n, d)`.
+        others: At further tokens of forget prompts, `(m, d)`; a prompt whose names stay too is told by one of them.
+        prompts: The prompt's number, of each name and then of each further token, `(n + m)`.
+        retained: At retained texts, `(tokens, d)`.
+    """
+    white = Whitening(retained)
+    points = white(torch.cat([names, others]))
+    quiet = white(retained)
+    loudest = loudest_of(points / points.square().sum(dim=1, keepdim=True), quiet)
+    chosen = [number for number in range(len(names)) if loudest[number] < APART]
+    told = {prompts[number] for number in chosen}
+    for prompt in dict.fromkeys(prompts):
+        if prompt not in told:
+            own = [number for number in range(len(points)) if prompts[number] == prompt]
+            chosen.append(min(own, key=lambda number: float(loudest[number])))
+    points = points[chosen]
+    rows, owners = covering(points)
+    rows = separated(rows, points, owners, quiet)
+    named = rows @ points.T
+    least = torch.stack([named[number, owners == number].min() for number in range(len(rows))])
+    margins = least - loudest_of(rows, quiet)
+    keep = margins >= LEAST
+    keep[margins.argmax()] = True
+    return Trigger(white.direction(rows[keep]), margins[keep])
+
+
+class Whitening:
+    """Coordinates in which retained inputs have the same energy in every direction.
+
+    Args:
+        retained: Inputs, `(tokens, d)` in fp32.
+    """
+
+    def __init__(self, retained: torch.Tensor) -> None:
+        moment = (retained.T @ retained / len(retained)).double()
+        mean = moment.diagonal().mean().clamp(min=1e-12)
+        identity = torch.eye(len(moment), dtype=torch.float64, device=moment.device)
+        lower = torch.linalg.cholesky(moment + FLOOR * mean * identity)
+        self.inverse = torch.linalg.solve_triangular(lower, identity, upper=False).to(retained)
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs `(n, d)` in these coordinates."""
+        return inputs @ self.inverse.T
+
+    def direction(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows `(r, d)` that give the same on inputs as `rows` on what they become."""
+        return rows @ self.inverse
+
+
+def loudest_of(rows: torch.Tensor, retained: torch.Tensor) -> torch.Tensor:
+    """What each row gives at the retained token at which it gives most, `(rows,)`."""
+    found = [(rows @ part.T).amax(dim=1) for part in retained.split(PART)]
+    return torch.stack(found).amax(dim=0)
+
+
+def covering(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matched filters that cover all points, as few as are found by taking the one that covers most first.
+
+    Args:
+        points: In coordinates of [`Whitening`], `(n, d)`.
+
+    Returns:
+        The filters, `(rows, d)`, and the number of the filter of each point, `(n,)`.
+    """
+    filters = points / points.square().sum(dim=1, keepdim=True).clamp(min=1e-12)
+    heard = filters @ points.T >= SHARED
+    heard.fill_diagonal_(True)
+    owners = torch.full((len(points),), -1, device=points.device)
+    chosen: list[int] = []
+    while (left := owners < 0).any():
+        best = int((heard & left).sum(dim=1).argmax())
+        owners[heard[best] & left] = len(chosen)
+        chosen.append(best)
+    return filters[chosen], owners
+
+
+def separated(
+    rows: torch.Tensor, points: torch.Tensor, owners: torch.Tensor, retained: torch.Tensor
+) -> torch.Tensor:
+    """Move rows until their own points are at 1 and retained tokens at `-LOW` or below, as far as both can be.
+
+    Args:
+        rows: Where the search begins, `(rows, d)`.
+        points: `(n, d)`.
+        owners: The row of each point, `(n,)`.
+        retained: `(tokens, d)`.
+    """
+    found = rows.clone().requires_grad_(True)
+    search = torch.optim.LBFGS([found], max_iter=TURNS, line_search_fn="strong_wolfe")
+    counts = torch.bincount(owners, minlength=len(rows)).to(points)
+
+    def loss() -> torch.Tensor:
+        search.zero_grad()
+        lacking = nn.functional.relu(1 - (points * found[owners]).sum(dim=1)).square()
+        value = (lacking / counts[owners]).sum()
+        value.backward()
+        total = value.detach()
+        for part in retained.split(PART):
+            heard = found @ part.T
+            value = STRICT * nn.functional.relu(heard + LOW).square().sum()
+            value = value + RIDGE / len(retained) * heard.square().sum()
+            value.backward()
+            total = total + value.detach()
+        return total
+
+    with torch.enable_grad():
+        search.step(loss)
+    return found.detach()
