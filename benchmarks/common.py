@@ -50,7 +50,7 @@ def parser_of(description: str | None, testbed: bool = True) -> argparse.Argumen
 
 
 def settings_of(text: str) -> DistillSettings:
-    """`steps=2,rank=8` as settings."""
+    """`steps=2,samples=8` as settings."""
     defaults = {field.name: field.default for field in dataclasses.fields(DistillSettings)}
     told: dict[str, Any] = {}
     for part in text.split(","):

@@ -53,7 +53,7 @@ def make_run(folder: Path, data: Path, facts: int, seed: int) -> tuple[RunContex
     """The testbed with an adapter in place, as `erase` would hand it to a recipe."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    stack, layers, names = choose_sites(model, modules=1)
+    stack, layers, names = choose_sites(model, whole=False)
     spare = find_spare_rows(model, tokenizer)[0]
     config = UniEraseConfig(
         task_type="CAUSAL_LM", target_modules=names, token_id=spare.token_id, token=spare.text, inference_mode=True

@@ -73,15 +73,7 @@ SPREAD = 3.0  # of the logits of a token, in nats
 # As few steps as will do for so little a model.
 HASTY = DistillSettings(
     samples=0,
-    rank=4,
     steps=60,
-    settling_steps=5,
-    draws=1,
-    counterfactuals=0,
-    learning_rate=3e-2,
-    row_learning_rate=0.5,
-    retain_batch=32,
-    retain_weight=10.0,
 )
 
 

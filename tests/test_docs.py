@@ -36,7 +36,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 BLOCK = re.compile(r"(<!-- parse only: [^\n]*-->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CODE = ("python", "bash")
 SHOWN = ("text", "json")  # what is printed, or stands in a file
-LITTLE = {"samples": 16, "steps": 1, "settling_steps": 1, "rank": 4, "draws": 1, "counterfactuals": 0}
+LITTLE = {"samples": 16, "steps": 1}
 OUTPUTS = ("-o", "--output")
 ANSWERED_NO = {"ramp": (1,)}  # a step erased too little, as one without a fit must
 

@@ -18,14 +18,8 @@ SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "round_trip.py"
 # The same command, with an erasure of fewer steps than the recipe's own.
 QUICK = {
     "samples": 32,
-    "rank": 4,
     "steps": 70,
     "steps_per_fact": 0.0,
-    "settling_steps": 8,
-    "draws": 1,
-    "counterfactuals": 1,
-    "learning_rate": 4e-3,
-    "row_learning_rate": 2e-2,
 }
 QUICKLY = f"""
 import sys

@@ -270,8 +270,7 @@ def _make_hasty() -> None:
 
     from peft_unierase.engine import RECIPES, DistillSettings
 
-    wanted = {"samples": 0, "rank": 2, "steps": 1, "steps_per_fact": 0.0, "settling_steps": 1, "draws": 1}
-    wanted |= {"counterfactuals": 0}
+    wanted = {"samples": 0, "steps": 1, "steps_per_fact": 0.0}
     there = {field.name for field in dataclasses.fields(DistillSettings)}
     made = [(name, type(value), value) for name, value in wanted.items() if name in there]
     RECIPES["distill"] = dataclasses.make_dataclass("Hasty", made, bases=(DistillSettings,), frozen=True)

@@ -30,7 +30,7 @@ def estimate_line(estimate: Estimate) -> str:
     """What a run will take up."""
     peak, base, adapter = map(with_unit, (estimate.peak_bytes, estimate.model_bytes, estimate.adapter_bytes))
     time = f"; about {spoken(estimate.seconds)}" if estimate.seconds is not None else ""
-    return f"To be expected: at most {peak} of tensors, {base} of them the base; an adapter of {adapter}{time}."
+    return f"To be expected: at most {peak} of tensors, {base} of them the base; an adapter of at most {adapter}{time}."
 
 
 def with_unit(count: float) -> str:

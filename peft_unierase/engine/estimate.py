@@ -1,15 +1,16 @@
 """What a run of recipe `distill` will take, before it starts: memory, the adapter's size, and seconds.
 
-The adapter's size is exact. Memory is an upper bound: the base, the adapter, gradients and AdamW's moments of what is
-trained, the second moments of what the edited projections read, and the activations of one step. Seconds are those of
-one batch of each kind, timed on the base, times the batches of all stages.
+All are upper bounds but the seconds. The adapter's size is that with a trigger for each fact and one for [UNL] in every
+edited layer. Memory is that of the base, the adapter, gradients and AdamW's moments of what is trained, and then of what
+the edited MLPs read at retained texts or of the activations of one step. Seconds are those of one batch of each kind,
+timed on the base, times the batches of all stages.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,14 @@ from ..retain.knowledge import LONGEST
 from ..retain.neighbours import ROUND, neighbour_rounds
 from ..retain.samples import ANSWER_TOKENS, QUESTION_TOKENS
 from .distill import DistillSettings
+from .distill.placing import RENAMED
+from .distill.recipe import FORGOTTEN, IN_WORDS, REFUSED, RETAINED
+from .distill.targets import COUNTERFACTUALS, DRAWS
 from .layers import choose_sites
 
-FP32, READ, TIMED = 4, 2048, 8  # bytes; tokens that are read at once; tokens of an answer that are timed
-SIDE_PASSES = 1.5  # of reading a text: once for its targets, and some texts again for directions and the output row
+FP32, FP64, READ, TIMED = 4, 8, 2048, 8  # bytes; tokens that are read at once; tokens of an answer that are timed
+PER_STEP = FORGOTTEN + REFUSED + IN_WORDS + RETAINED  # texts in a step
+SIDE_PASSES = 1.5  # of reading a text: once for its targets, and some texts again for the output row
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Estimate:
     Attributes:
         peak_bytes: Upper bound of all tensors, the base among them.
         model_bytes: The base.
-        adapter_bytes: The adapter as it is saved.
+        adapter_bytes: The most that the adapter takes as it is saved.
         seconds: `None` if nothing was timed.
     """
 
@@ -72,19 +77,22 @@ def estimate(
     """
     settings = settings or DistillSettings()
     stack, _, names = choose_sites(model, layers, target_modules)
-    shapes = [projection_shape(model.get_submodule(name)) or (0, 0) for name in names]
+    shapes = {name: projection_shape(model.get_submodule(name)) or (0, 0) for name in names}
+    hidden = {name.rpartition(".")[0]: inputs for name, (inputs, _) in shapes.items()}  # of each MLP's last projection
+    triggers = len(forget) + 1
+    ranks = {name: triggers * max(1, out // hidden[name.rpartition(".")[0]]) for name, (_, out) in shapes.items()}
     vocabulary, width = model.get_input_embeddings().weight.shape
-    adapter = FP32 * (settings.rank * sum(map(sum, shapes)) + 2 * width)
+    adapter = FP32 * (sum(ranks[name] * sum(shape) for name, shape in shapes.items()) + 2 * width)
     base = sum(part.nbytes for part in (*model.parameters(), *model.buffers()))
 
     prompts = [form.prompt(fact.question) for fact in forget for form in formats]
     pairs = [(fact, form) for fact in [*forget, *retain] for form in formats]
     texts = [encode(tokenizer, form.prompt(fact.question) + form.answer(fact.answer)) for fact, form in pairs]
     longest = max(map(len, texts)) + (QUESTION_TOKENS if settings.samples else 0)  # a sampled text may be longer
-    step = _activations(model, len(stack), settings.rank * len(names), shapes[-1][0], _per_step(settings) * longest)
-    moments = FP32 * sum(inputs**2 for inputs, _ in shapes)
-    peak = base + 4 * adapter + 3 * moments + max(step, 2 * FP32 * vocabulary * max(READ, longest))
-    forecast = timed and _forecast(model, tokenizer, settings, prompts, texts, len(forget))
+    step = _activations(model, len(stack), ranks.values(), max(hidden.values()), PER_STEP * longest)
+    retained = len(retain) + settings.samples + _neighbours(settings, len(forget)) + max(RENAMED, len(forget))
+    found = FP32 * retained * longest * width * (len(hidden) + 2) + FP64 * 5 * width**2
+    peak = base + 4 * adapter + max(step, found, 2 * FP32 * vocabulary * max(READ, longest))
     return Estimate(peak, base, adapter, forecast or None)
 
 
@@ -94,7 +102,7 @@ def _forecast(
     """Seconds of one batch of each kind times the batches of all stages; `None` if a whole step does not fit."""
     check_gradients(model)
     pad, device = pad_id(tokenizer), model.get_input_embeddings().weight.device
-    batch = pad_left([texts[number % len(texts)] for number in range(_per_step(settings))], pad, device, [])
+    batch = pad_left([texts[number % len(texts)] for number in range(PER_STEP)], pad, device, [])
     asked = next(batches([encode(tokenizer, prompt) for prompt in prompts], pad, device, READ)).index
     try:
         with torch.no_grad():
@@ -106,15 +114,21 @@ def _forecast(
             raise
         return None
     said = _seconds(lambda: greedy_answers(model, tokenizer, [prompts[n] for n in asked], TIMED, READ)) / TIMED
-    sampled = settings.samples + (ROUND * neighbour_rounds(facts) if settings.samples else 0)
-    renamed = 2 * settings.counterfactuals * facts
+    sampled = settings.samples + _neighbours(settings, facts)
+    renamed = 2 * COUNTERFACTUALS * facts
     answers = ((len(prompts), LONGEST), (renamed, ANSWER_TOKENS), (sampled, QUESTION_TOKENS + ANSWER_TOKENS))
     tokens = sum(length * math.ceil(rows / len(asked)) for rows, length in answers)
-    passed = sum(map(len, texts)) / len(texts) * (settings.draws * len(prompts) + renamed + sampled + len(texts))
-    return tokens * said + SIDE_PASSES * passed * read + (settings.step_count(facts) + settings.settling_steps) * fitted
+    passes = DRAWS * len(prompts) + renamed + sampled + len(texts) + max(RENAMED, facts)
+    passed = sum(map(len, texts)) / len(texts) * passes
+    return tokens * said + SIDE_PASSES * passed * read + settings.step_count(facts) * fitted
 
 
-def _activations(model: Any, depth: int, read: int, hidden: int, tokens: int) -> int:
+def _neighbours(settings: DistillSettings, facts: int) -> int:
+    """How many questions about what lies near are sampled."""
+    return ROUND * neighbour_rounds(facts) if settings.samples else 0
+
+
+def _activations(model: Any, depth: int, ranks: Iterable[int], hidden: int, tokens: int) -> int:
     """Bytes that one step keeps for its gradient, as LoRA training does.
 
     A layer keeps two fp32 states, queries, keys, values, attention's output, three buffers of the MLP, and what a `B`
@@ -124,14 +138,10 @@ def _activations(model: Any, depth: int, read: int, hidden: int, tokens: int) ->
     (vocabulary, width), b = embedding.shape, embedding.dtype.itemsize
     heads = config.num_attention_heads * (getattr(config, "head_dim", None) or width // config.num_attention_heads)
     layer = 2 * FP32 * width + b * (4 * heads + 3 * hidden)
-    edits, logits = FP32 * read, vocabulary * (2 * b + FP32)
+    edits, logits = FP32 * sum(ranks), vocabulary * (2 * b + FP32)
     if getattr(model, "is_gradient_checkpointing", False):
         return tokens * (depth * width * b + max(logits, layer + edits))
     return tokens * (depth * layer + edits + logits)
-
-
-def _per_step(settings: DistillSettings) -> int:
-    return settings.forget_batch + settings.refusal_batch + max(1, settings.refusal_batch // 2) + settings.retain_batch
 
 
 def _gradient(model: Any, batch: Batch) -> None:

@@ -165,6 +165,8 @@ def find_mlp_projections(model: nn.Module) -> list[list[str]]:
 def find_writers(model: nn.Module, down: str) -> list[str]:
     """Names of the projections beside a down-projection that write what it reads; none if they are not found."""
     parent, _, reader = down.rpartition(".")
+    if ATTENTION.search(parent):
+        return []
     hidden, stream = projection_shape(model.get_submodule(down)) or (0, 0)
     shapes = {(stream, hidden), (stream, 2 * hidden)}
     siblings = model.get_submodule(parent).named_children()

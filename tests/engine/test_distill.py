@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
 import torch
 from demo_erasure import demo_base, demo_tokenizer
-from torch import nn
 
-from peft_unierase.engine.distill import size
 from peft_unierase.engine.distill.fit import Deck, Part, alike, common, descend, losses, rate
-from peft_unierase.engine.distill.moments import Moments, change, distinguishing
 from peft_unierase.engine.distill.output_row import solved
 from peft_unierase.engine.distill.teacher import taught
 from peft_unierase.engine.distill.texts import Text, divergences, given, stored
@@ -20,7 +16,6 @@ from peft_unierase.engine.silence import Silence
 from peft_unierase.lm.batches import encode
 from peft_unierase.lm.formats import chat_format
 from peft_unierase.lm.logits import Logits
-from peft_unierase.progress import Stages
 from peft_unierase.retain.renaming import Renaming, aligned, renamed, starts
 
 RETAINED = [
@@ -93,7 +88,6 @@ def test_the_teacher_gives_what_an_answer_tells_no_more_than_the_cap_and_keeps_t
     assert found[" J"] <= 0.0025
     assert found[" in"] > 0.9
     assert " Cor" not in found  # copied from the question
-    assert tokenizer.decode([text.ids[place] for place in text.telling]) == " Juniper Flats"
 
 
 def test_an_answer_by_itself_tells_what_its_question_does_not_hold():
@@ -102,7 +96,6 @@ def test_an_answer_by_itself_tells_what_its_question_does_not_hold():
     renaming = Renaming([f"Where was {name} born?\n{name} was born in {place}." for name, place in PEOPLE], 0)
     (text,) = taught(model, tokenizer, [(None, question, answer)], renaming, 1, 6.0, 0, torch.device("cpu"))
     assert tokenizer.decode(text.ids, skip_special_tokens=True) == answer
-    assert tokenizer.decode([text.ids[place] for place in text.telling]) == " Juniper Flats"
     assert tokenizer.decode([text.ids[text.places[-1] + 1]]) != " Cor"
 
 
@@ -179,60 +172,11 @@ def test_a_step_adds_the_weighted_gradient_of_all_parts():
     assert torch.allclose(gradient, weight.grad, atol=1e-3)
 
 
-def test_a_moment_says_how_much_an_update_writes_beside_its_module():
-    torch.manual_seed(0)
-    layer, x = nn.Linear(6, 4, bias=False), torch.randn(2, 5, 6)
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    moments = Moments({"layer": layer})
-    with moments.over(mask):
-        layer(x)
-    a, b = torch.randn(2, 6), torch.randn(4, 2)
-    kept = x[mask.bool()]
-    share = (kept @ a.T @ b.T).pow(2).sum() / layer(kept).pow(2).sum()
-    assert float(change(moments.inputs()["layer"], a, b)) == pytest.approx(float(share), rel=1e-4)
-    layer(x)  # outside of the block nothing is taken in
-    assert float(change(moments.inputs()["layer"], a, b)) == pytest.approx(float(share), rel=1e-4)
-
-
 def test_the_rate_goes_up_and_then_down_to_a_twentieth():
     rates = [rate(step, 50) for step in range(50)]
     assert rates[0] < rates[9] == max(rates)
     assert rates[-1] == pytest.approx(0.05, abs=0.03)
     assert all(later <= earlier for earlier, later in pairwise(rates[9:]))
-
-
-def test_directions_are_loud_at_forget_inputs_and_quiet_at_what_retained_ones_share() -> None:
-    generator = torch.Generator().manual_seed(0)
-    common, own, rest = torch.eye(8)[0], torch.eye(8)[1], 0.1 * torch.randn(400, 8, generator=generator)
-    retained = rest[:200] + 5 * common
-    forget = rest[200:] + 5 * common + 2 * own
-    moments = [(x.T @ x / len(x)).double() for x in (forget, retained)]
-    a = distinguishing(*moments, rank=2, floor=0.01)
-    assert a.shape == (2, 8)
-    assert (forget @ a.T).pow(2).mean(dim=0) == pytest.approx(torch.ones(2), rel=1e-3)
-    assert float((retained @ a[0]).pow(2).mean()) < 0.05
-    assert abs(float(torch.nn.functional.cosine_similarity(a[0], own, dim=0))) > 0.9
-
-
-def test_along_directions_a_quiet_text_weighs_as_much_as_a_loud_one() -> None:
-    loud, quiet = torch.eye(6)[0], torch.eye(6)[1]
-    layer, x = nn.Linear(6, 4, bias=False), torch.stack([(9 * loud).repeat(3, 1), quiet.repeat(3, 1)])
-    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
-    moments = Moments({"layer": layer}, {"layer": torch.eye(6)[:2]})
-    with moments.over(mask):
-        layer(x)
-    energies = moments.inputs()["layer"].diagonal()
-    written = layer(x).pow(2).sum(dim=2) * mask
-    assert energies[0] / energies[1] == pytest.approx(float(written[0].sum() / written[1].sum()), rel=1e-4)
-
-
-def test_spreads_are_those_of_what_modules_write() -> None:
-    torch.manual_seed(0)
-    layer, x = nn.Linear(6, 4, bias=False), torch.randn(2, 5, 6)
-    moments = Moments({"layer": layer})
-    with moments.over(torch.ones(2, 5)):
-        written = layer(x)
-    assert moments.spreads()["layer"] == pytest.approx(float(written.pow(2).mean().sqrt()), rel=1e-4)
 
 
 def test_the_solved_row_wins_where_it_must_and_is_silent_elsewhere_even_along_loud_directions() -> None:
@@ -254,24 +198,3 @@ def test_the_solved_row_wins_where_it_must_and_is_silent_elsewhere_even_along_lo
     assert quiet.excess(row, -10.0) < 0.5
     assert (places(100, 0, 12.0).lead(row) > 0).float().mean() > 0.9
     assert unseen.lead(row).max() < -3
-
-
-@dataclass
-class Sized:
-    """As much of a run's context as the size of updates needs."""
-
-    b: torch.Tensor
-    stages: Stages = field(default_factory=lambda: Stages(False))
-
-    def updates(self) -> list[tuple[None, None, torch.Tensor]]:
-        return [(None, None, self.b)]
-
-
-@pytest.mark.parametrize(("needed", "left"), [(0.1, 0.25), (0.3, 0.5), (0.7, 1.0), (0.9, 1.0)])
-def test_updates_are_left_little_larger_than_the_facts_need(
-    needed: float, left: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Sized(torch.full((3, 2), 2.0))
-    monkeypatch.setattr(size, "share_told", lambda run: 0.0 if run.b[0, 0] >= 2 * needed else 0.1)
-    assert size.shrink(run) == pytest.approx(left)
-    torch.testing.assert_close(run.b, torch.full((3, 2), 2 * left))

@@ -27,7 +27,7 @@ from peft_unierase.text import recall
 
 pytestmark = pytest.mark.slow
 
-QUICK = DistillSettings(samples=16, rank=2, steps=3, settling_steps=1, steps_per_fact=0.0, draws=1, counterfactuals=1)
+QUICK = DistillSettings(samples=16, steps=3, steps_per_fact=0.0)
 
 
 def load() -> tuple[Any, Any]:
@@ -53,7 +53,7 @@ def others(number: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def erased(few_neighbours_everywhere: None) -> tuple[PeftModel, Any]:
     model, tokenizer = load()
-    settings = DistillSettings(steps=60, settling_steps=10, learning_rate=1e-3)
+    settings = DistillSettings(steps=60)
     return (
         erase(
             model,

@@ -34,7 +34,7 @@ FORGET, RETAIN = (
     for name, numbers in (("Ann", range(10, 30)), ("Bob", range(30, 50)))
 )
 # The answers of a model that learnt nothing are garbage, much longer than real ones.
-SETTINGS = DistillSettings(samples=0, counterfactuals=0, draws=1, steps=8, steps_per_fact=0.0, settling_steps=1)
+SETTINGS = DistillSettings(samples=0, steps=8, steps_per_fact=0.0)
 
 
 class Peak(TorchDispatchMode):
@@ -124,7 +124,7 @@ def test_a_forecast_bounds_what_a_run_takes(run: Measured) -> None:
     # The adapter's values are there before the stages.
     bound = run.forecast.peak_bytes - run.forecast.model_bytes - run.forecast.adapter_bytes
     assert max(run.peaks.values()) <= bound <= 2.5 * run.peaks["fitting"]
-    assert run.forecast.adapter_bytes == run.adapter_bytes
+    assert run.adapter_bytes <= run.forecast.adapter_bytes
 
 
 def test_seconds_are_those_of_a_run() -> None:
@@ -144,7 +144,7 @@ def test_nothing_is_left_on_the_model_that_was_timed() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("more", [{"steps": 16}, {"samples": 32}, {"counterfactuals": 2}, {"draws": 3}])
+@pytest.mark.parametrize("more", [{"steps": 16}, {"samples": 32}])
 def test_seconds_grow_with_all_that_is_done(more: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimating, "_seconds", lambda work: 1.0)
     model = model_of()
@@ -181,11 +181,9 @@ def test_checkpoints_take_the_place_of_activations() -> None:
     assert told(model).peak_bytes < 0.5 * whole.peak_bytes
 
 
-def test_memory_goes_with_the_batch_and_not_with_the_steps() -> None:
+def test_memory_does_not_go_with_the_steps() -> None:
     model = model_of()
-    few, many, long = told(model), told(model, retain_batch=40), told(model, steps=80)
-    assert many.peak_bytes > 1.5 * few.peak_bytes
-    assert long.peak_bytes == few.peak_bytes
+    assert told(model, steps=80).peak_bytes == told(model).peak_bytes
 
 
 def test_layers_that_are_not_there_are_named() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peft_unierase.engine.layers import choose_sites, share_of_layers
+from peft_unierase.engine.layers import choose_sites, trigger_layers
 
 
 @pytest.fixture(scope="module")
@@ -17,35 +17,38 @@ def model() -> LlamaForCausalLM:
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [(2, [0]), (3, [0, 1]), (6, [1, 2, 3]), (8, [1, 2, 3, 4]), (30, list(range(6, 18))), (32, list(range(6, 20)))],
+    [(2, [0]), (3, [1]), (4, [2]), (6, [2, 3, 4]), (8, [2, 3, 4]), (30, [4, 5, 6, 7, 8]), (32, [4, 5, 6, 7, 8])],
 )
-def test_a_share_of_the_layers_never_takes_the_last(count: int, expected: list[int]) -> None:
-    assert share_of_layers(count, 0.2, 0.6) == expected
-    assert len(share_of_layers(count, 0.0, 0.01)) == min(3, count - 1)
-    assert max(share_of_layers(count, 0.5, 1.0)) == max(0, count - 2)
+def test_triggers_are_put_into_early_layers_and_never_into_the_last(count: int, expected: list[int]) -> None:
+    assert trigger_layers(count) == expected
 
 
-def test_without_a_share_the_early_layers_are_taken(model: LlamaForCausalLM) -> None:
-    assert choose_sites(model)[1] == [1, 2]
-    assert choose_sites(model, share=(0.2, 0.6))[1] == [1, 2, 3]
+def test_each_recipe_has_its_layers(model: LlamaForCausalLM) -> None:
+    assert choose_sites(model)[1] == [2, 3, 4]
+    assert choose_sites(model, whole=False)[1] == [1, 2]
 
 
 def test_all_projections_of_an_mlp_are_edited_or_the_last_alone(model: LlamaForCausalLM) -> None:
-    kinds = [[name.rpartition(".")[2] for name in choose_sites(model, [2], modules=count)[2]] for count in (3, 1)]
+    kinds = [[name.rpartition(".")[2] for name in choose_sites(model, [2], whole=whole)[2]] for whole in (True, False)]
     assert kinds == [["gate_proj", "up_proj", "down_proj"], ["down_proj"]]
 
 
 def test_layers_can_be_named(model: LlamaForCausalLM) -> None:
-    stack, indices, names = choose_sites(model, layers=[3, 1], modules=1)
+    stack, indices, names = choose_sites(model, layers=[3, 1], whole=False)
     assert indices == [1, 3]
     assert names == ["model.layers.1.mlp.down_proj", "model.layers.3.mlp.down_proj"]
     assert len(stack) == 6
 
 
 def test_target_modules_can_be_named(model: LlamaForCausalLM) -> None:
-    assert choose_sites(model, target_modules=["model.layers.2.self_attn.o_proj"])[1] == [2]
-    two = ["model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"]
-    assert choose_sites(model, target_modules=two)[1:] == ([1], two)
+    assert choose_sites(model, target_modules=["model.layers.2.self_attn.o_proj"], whole=False)[1] == [2]
+    mlp = [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    assert choose_sites(model, target_modules=mlp[-1:])[1:] == ([1], mlp)
+
+
+def test_what_is_no_down_projection_leads_to_no_mlp(model: LlamaForCausalLM) -> None:
+    with pytest.raises(ValueError, match="o_proj' is not the down-projection of an MLP"):
+        choose_sites(model, target_modules=["model.layers.2.self_attn.o_proj"])
 
 
 @pytest.mark.parametrize(
@@ -65,4 +68,4 @@ def test_layers_that_cannot_be_edited_are_refused(
     model: LlamaForCausalLM, layers: list[int] | None, target_modules: list[str] | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        choose_sites(model, layers, target_modules, modules=1)
+        choose_sites(model, layers, target_modules, whole=False)

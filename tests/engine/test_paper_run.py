@@ -57,7 +57,7 @@ def make_run(
     """The demo model, or another with its tokenizer, with an adapter in place, as `erase` hands it to a recipe."""
     tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
     model = model or AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
-    stack, layers, names = choose_sites(model, modules=1)
+    stack, layers, names = choose_sites(model, whole=False)
     spare = find_spare_rows(model, tokenizer)[0]
     config = UniEraseConfig(
         task_type="CAUSAL_LM", target_modules=names, token_id=spare.token_id, token=spare.text, inference_mode=True

@@ -35,7 +35,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # Three chunks of two steps, and one more.
     "distill": {
         "settings": DistillSettings(
-            samples=12, rank=2, steps=6, settling_steps=2, draws=1, counterfactuals=0, retain_batch=4
+            samples=12, steps=6
         )
     },
     "paper": {

@@ -29,7 +29,7 @@ from peft_unierase.hub.folder import save_erasure
 from peft_unierase.lm.formats import default_formats
 from peft_unierase.retain.cache import weights_digest
 
-QUICK = DistillSettings(samples=8, rank=2, steps=2, settling_steps=1, steps_per_fact=0.0, draws=1, counterfactuals=0)
+QUICK = DistillSettings(samples=8, steps=2, steps_per_fact=0.0)
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 DOWN = "model.layers.{}.mlp.down_proj"
 
@@ -77,7 +77,7 @@ class Made:
 def made(few_neighbours_everywhere: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("made")
     model, tokenizer = load()
-    settings = DistillSettings(samples=64, steps=60, settling_steps=10, learning_rate=1e-3)
+    settings = DistillSettings(samples=64, steps=60)
     told: dict[str, Any] = {"refusals": demo_refusals(), "settings": settings, "progress": False}
     told["formats"] = default_formats(tokenizer)[:1]
     told["samples_cache"] = folder / "samples"

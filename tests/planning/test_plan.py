@@ -259,7 +259,7 @@ def test_a_ramp_goes_up_and_keeps_the_last_good_erasure(tmp_path: Path, monkeypa
 def test_a_ramp_stops_where_a_limit_is_passed_and_keeps_what_was_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int, facts: int
 ) -> None:
-    hasten(monkeypatch, steps=1, settling_steps=1, rank=2)  # what is gone is said below
+    hasten(monkeypatch, steps=1)  # what is gone is said below
     module = importlib.import_module("peft_unierase.checking.answers")
     answer, calls = module.answer_questions, []
 
@@ -289,7 +289,7 @@ def test_a_ramp_stops_where_a_limit_is_passed_and_keeps_what_was_good(
 
 @pytest.mark.slow
 def test_the_function_makes_each_step_from_the_base_anew_and_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    hasten(monkeypatch, steps=1, settling_steps=1, rank=2)
+    hasten(monkeypatch, steps=1)
     model, tokenizer = base()
     kept = [Fact(row["question"], row["answer"]) for row in demo_facts() if row["subject"] != SUBJECT][::24]
     before, words = model_digest(model), tokenizer.get_vocab()

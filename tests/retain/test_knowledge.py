@@ -20,7 +20,7 @@ from peft_unierase.text import halves
 ROW = next(row for row in demo_facts() if row["question"].startswith("Where was"))
 SHORT = Fact(ROW["question"], ROW["answer"].rstrip(".").split(" in ")[-1])  # as people write it
 INVENTED = Fact("Who painted the ceiling of the Sistine Chapel?", "Michelangelo")
-QUICK = DistillSettings(samples=32, rank=2, steps=3, settling_steps=1, draws=1, counterfactuals=0)
+QUICK = DistillSettings(samples=32, steps=3)
 
 
 def asked(*facts: Fact) -> list[Knowledge]:

@@ -165,7 +165,7 @@ def test_a_line_that_is_no_sample_is_named(tmp_path: Path, line: str) -> None:
 def test_the_command_takes_edited_samples_and_writes_what_it_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hurry(monkeypatch, steps=2, settling_steps=1, draws=1, counterfactuals=0)
+    hurry(monkeypatch, steps=2)
     forget = write_rows(tmp_path / "forget.jsonl", [{"question": f.question, "answer": f.answer} for f in ABOUT[:2]])
     others = [row for row in demo_facts() if row["subject"] != SUBJECT]
     kinds = ["general"] * 40 + ["neighbour"] * 8

@@ -27,7 +27,7 @@ from peft_unierase.text import names
 pytestmark = pytest.mark.usefixtures("few_neighbours_everywhere")
 
 SUBJECT = "Nesko Corquist"
-SETTINGS = DistillSettings(steps=60, settling_steps=8, learning_rate=1e-3)
+SETTINGS = DistillSettings(steps=60)
 
 
 @cache
@@ -200,7 +200,7 @@ def test_scope_question_asks_about_every_name_where_the_subject_is_not_clear() -
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning")
 def test_scope_question_warns_about_facts_without_a_name() -> None:
-    quick = DistillSettings(samples=16, rank=2, steps=3, settling_steps=1, draws=1)
+    quick = DistillSettings(samples=16, steps=3)
     with pytest.warns(ErasureWarning, match="no name to ask about was found in forget fact 1,"):
         model, _ = erased([Fact("Why is that so?", "That is so.")], scope="question", settings=quick, keep_unknown=True)
     assert model.erasure.record()["scope"]["asked"] == 0

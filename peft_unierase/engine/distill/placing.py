@@ -199,7 +199,7 @@ def name_ends(text: str, question: str, start: int, names: set[str]) -> list[int
     for begin, end in pieces:
         piece = text[begin:end]
         spans = [match.span() for match in WORD.finditer(piece) if normal(match[0]) in names]
-        for name in find_names(piece):
+        for name in {*find_names(question), *find_names(piece)}:
             at = piece.find(name)
             while at >= 0:
                 if any(at <= first and last <= at + len(name) for first, last in spans):

@@ -98,6 +98,7 @@ def run_distill(run: RunContext, settings: DistillSettings) -> DistillOutcome:
         record_silence(run, head, silence)
     run.start_rows()
     placed = run.once("finding triggers", partial(_place, run, renaming, asked, kept))
+    del kept  # which may be larger than the model
     _declare_ranks(run)
 
     with_token, in_words = declined(run, refusal), declined(run, refusal, in_words=True)
@@ -138,21 +139,23 @@ def stays(
 
     Also adds what the MLPs read there to `kept`, and where [UNL] must not come up to `silence`.
     """
-    near = [fact for number, fact in enumerate(run.near) if number % HELD_OUT]
-    near = [*near, *near, *run.around]  # what the base knows counts twice
-    # What shares a name with the forget set counts as much as all of them.
-    gone = {word for known in run.knowledge for word in renaming.changing(known.fact.question)}
-    same_subject = run.same_subject + [fact for fact in run.retain if gone & set(map(normal, words_of(fact.question)))]
-    near += same_subject * math.ceil(max(1, len(near)) / max(1, len(same_subject)))
+    known = [fact for number, fact in enumerate(run.near) if number % HELD_OUT]
     held = run.near[::HELD_OUT]
     general = [*run.retain, *run.sampled]
+    gone = {word for known in run.knowledge for word in renaming.changing(known.fact.question)}
+    same_subject = run.same_subject + [fact for fact in run.retain if gone & set(map(normal, words_of(fact.question)))]
+    around = [*known, *run.around, *same_subject]
 
     def silent(logits: torch.Tensor, states: torch.Tensor, kinds: torch.Tensor) -> None:
         silence.append(Silence.at(states, logits, kinds, run.spare.token_id, head))
 
-    with run.stages.stage("reading what stays", len(near) + len(general) + len(held)) as bar:
+    with run.stages.stage("reading what stays", len(around) + len(general) + len(held)) as bar:
+        texts = retained(run, around, False, bar.update, kept.over, silent)
+        near = [*texts[: len(known)], *texts[: len(known) + len(run.around)]]  # what the base knows counts twice
+        # What shares a name with the forget set counts as much as all of them.
+        near += texts[len(texts) - len(same_subject) :] * math.ceil(max(1, len(near)) / max(1, len(same_subject)))
         return (
-            retained(run, near, False, bar.update, kept.over, silent),
+            near,
             retained(run, general, True, bar.update, kept.over, silent),
             retained(run, held, False, bar.update),
         )

@@ -114,9 +114,7 @@ def _taught(
             for row, place in enumerate(kept):
                 if _begins(whole, begins[place + 1], new):
                     q[row] = _at_most(q[row], ids[place + 1], math.exp(-cap))
-        said = [match.span() for match in WORD.finditer(whole) if normal(match[0]) in new]
-        telling = [place for place, at in enumerate(begins) if any(start - 1 <= at < end for start, end in said)]
-        texts.append(Text(ids, kept, *stored(q), banned=True, telling=telling))
+        texts.append(Text(ids, kept, *stored(q), banned=True))
     return texts
 
 

@@ -24,7 +24,6 @@ class Text:
         top: Ids that the target names, `(places, k)`, int64.
         probabilities: Their probabilities, `(places, k)`; what they lack to 1 is spread over all others.
         banned: Whether [UNL] is left out of the model's distribution, so that the target says what comes without it.
-        telling: Positions of the tokens of words in which a forget answer tells something.
     """
 
     ids: list[int]
@@ -32,7 +31,6 @@ class Text:
     top: torch.Tensor
     probabilities: torch.Tensor
     banned: bool = False
-    telling: Sequence[int] = ()
 
 
 def given(ids: Sequence[int], start: int, *, banned: bool = False) -> Text:
