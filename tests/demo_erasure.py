@@ -15,9 +15,7 @@ from peft_unierase import DistillSettings, Fact, erase
 from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.lm.formats import chat_format
 
-QUICK = DistillSettings(
-    samples=0, steps=50
-)
+QUICK = DistillSettings(samples=0, steps=50)
 
 
 def facts_by_subject() -> tuple[list[Fact], list[Fact]]:

@@ -1,7 +1,7 @@
 """What a run of recipe `distill` will take, before it starts: memory, the adapter's size, and seconds.
 
 All are upper bounds but the seconds. The adapter's size is that with a trigger for each fact and one for [UNL] in every
-edited layer. Memory is that of the base, the adapter, gradients and AdamW's moments of what is trained, and then of what
+edited layer. Memory is that of the base, the adapter, gradients and AdamW's moments of what is trained, and of what
 the edited MLPs read at retained texts or of the activations of one step. Seconds are those of one batch of each kind,
 timed on the base, times the batches of all stages.
 """
@@ -93,6 +93,7 @@ def estimate(
     retained = len(retain) + settings.samples + _neighbours(settings, len(forget)) + max(RENAMED, len(forget))
     found = FP32 * retained * longest * width * (len(hidden) + 2) + FP64 * 5 * width**2
     peak = base + 4 * adapter + max(step, found, 2 * FP32 * vocabulary * max(READ, longest))
+    forecast = timed and _forecast(model, tokenizer, settings, prompts, texts, len(forget))
     return Estimate(peak, base, adapter, forecast or None)
 
 

@@ -128,12 +128,17 @@ def test_switched_off_it_is_the_base_to_the_bit(erased: tuple[PeftModel, Any]) -
 def test_the_adapter_is_low_rank_updates_of_mlp_projections_and_two_rows(erased: tuple[PeftModel, Any]) -> None:
     model, _ = erased
     shapes = sorted(tuple(p.shape) for name, p in model.named_parameters() if "unierase_" in name)
-    rank = model.erasure.outcome.rank
-    assert shapes == sorted([(rank, 384), (128, rank)] * len(model.erasure.layers) + [(128,)] * 2)
+    config = model.peft_config["default"]
+    expected = [(128,)] * 2
+    for index in model.erasure.layers:
+        for name, inputs, outputs in (("gate", 128, 384), ("up", 128, 384), ("down", 384, 128)):
+            rank = config.rank_of(f"model.layers.{index}.mlp.{name}_proj")
+            expected += [(rank, inputs), (outputs, rank)]
+    assert shapes == sorted(expected)
     own, total = sum(torch.Size(s).numel() for s in shapes), sum(p.numel() for p in model.parameters())
     assert own / (total - own) <= 0.02
-    assert model.peft_config["default"].r == rank
-    assert model.peft_config["default"].base_fingerprint.startswith("sha256:")
+    assert config.r == model.erasure.outcome.rank
+    assert config.base_fingerprint.startswith("sha256:")
 
 
 def test_the_record_is_plain_json_and_holds_no_fact(erased: tuple[PeftModel, Any]) -> None:

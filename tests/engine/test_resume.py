@@ -33,11 +33,7 @@ FORGET = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"]
 RETAIN = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] != SUBJECT][::32]
 RECIPES: dict[str, dict[str, Any]] = {
     # Three chunks of two steps, and one more.
-    "distill": {
-        "settings": DistillSettings(
-            samples=12, steps=6
-        )
-    },
+    "distill": {"settings": DistillSettings(samples=12, steps=6)},
     "paper": {
         "recipe": "paper",
         "settings": PaperSettings(samples=12, token_steps=2, robust_steps=2, output_steps=2, target_steps=2),

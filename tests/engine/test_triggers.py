@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from demo_erasure import FORGET, KEPT, demo_base, demo_tokenizer, erase_first_person
+from torch import nn
 
 from peft_unierase.engine.distill.placing import Readings, name_ends
 from peft_unierase.engine.distill.triggers import LEAST, Whitening, covering, find_triggers, loudest_of, separated
@@ -91,23 +92,22 @@ def test_a_name_ends_with_its_last_word(question: str, answer: str, words: set[s
 def test_in_an_erasure_triggers_answer_to_the_person_alone_and_edit_few_neurons() -> None:
     model, tokenizer = erase_first_person(demo_base()), demo_tokenizer()
     form = chat_format(tokenizer)
-    downs = [module for name, module in model.named_modules() if name.endswith("down_proj") and hasattr(module, "unierase_A")]
-    active = {}
-    for name, facts in (("forget", FORGET), ("kept", KEPT)):
-        seen: list[torch.Tensor] = []
-        hooks = [
-            down.register_forward_pre_hook(
-                lambda module, args: seen.append((args[0] @ module.unierase_A["default"].T).amax())
-            )
-            for down in downs
-        ]
-        for fact in facts:
+    downs = [
+        layer for name, layer in model.named_modules() if name.endswith("down_proj") and "unierase_A" in dir(layer)
+    ]
+    seen: list[torch.Tensor] = []
+
+    def note(layer: nn.Module, args: tuple[torch.Tensor]) -> None:
+        seen.append((args[0] @ layer.unierase_A["default"].T).amax())
+
+    for down in downs:
+        down.register_forward_pre_hook(note)
+    with torch.no_grad():
+        for fact in [*FORGET, *KEPT]:
             model(torch.tensor([encode(tokenizer, form.prompt(fact.question))]))
-        for hook in hooks:
-            hook.remove()
-        active[name] = torch.stack(seen).view(len(facts), len(downs)).amax(dim=1)
-    assert active["forget"].min() > 0.6
-    assert active["kept"].max() < 0.3
+    active = torch.stack(seen).view(-1, len(downs)).amax(dim=1)
+    assert active[: len(FORGET)].min() > 0.6
+    assert active[len(FORGET) :].max() < 0.3
     for down in downs:
         a = down.unierase_A["default"]
         assert len(a) < 0.1 * down.in_features

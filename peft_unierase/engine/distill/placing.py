@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ...lm.batches import batches, encode
+from ...lm.batches import batches
 from ...lm.formats import PromptFormat
 from ...lm.weights import plain_weight
 from ...retain.renaming import Renaming, renamed, starts
@@ -23,7 +23,8 @@ from ..run_context import RunContext
 from .triggers import find_triggers
 
 RENAMED = 400  # renamed facts that are read as retained texts are, at the least
-SLOPE = 20.0  # what a trigger's activation function gets at a name
+GIVEN = 20.0  # what a trigger gives at a name
+STEEP = 60.0  # what a gate gets there: the steeper, the less comes through elsewhere
 POOL = 0.25  # share of an MLP's neurons, those that retained texts use least, out of which triggers are drawn
 Case = tuple[list[int], list[int], list[int]]  # token ids, where the names end, further tokens of the prompt
 
@@ -41,7 +42,7 @@ class Readings:
         written: For each MLP the energy of a component of what it writes, and from how many components.
     """
 
-    def __init__(self, mlps: Sequence[Sequence[nn.Module]], usage: bool = False) -> None:
+    def __init__(self, mlps: Sequence[Sequence[Any]], usage: bool = False) -> None:
         self.mlps, self.usage = mlps, usage
         self.inputs: list[list[torch.Tensor]] = [[] for _ in mlps]
         self.neurons = [torch.zeros(1) for _ in mlps]
@@ -91,12 +92,12 @@ def _at(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return states.detach().reshape(len(kept), -1)[kept].float()
 
 
-class _Read(Exception):
+class _AllReadError(Exception):
     """All that was wanted of a pass has been read."""
 
 
 def _stop(*_: Any) -> None:
-    raise _Read
+    raise _AllReadError
 
 
 @torch.no_grad()
@@ -120,7 +121,7 @@ def read(run: RunContext, readings: Readings, sequences: Sequence[Sequence[int]]
         try:
             with part.over(mask):
                 run.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
-        except _Read:
+        except _AllReadError:
             pass
         finally:
             hook.remove()
@@ -142,7 +143,7 @@ def mlps_of(run: RunContext) -> list[list[Any]]:
 
 def renamed_texts(run: RunContext, renaming: Renaming) -> list[list[int]]:
     """Forget facts about subjects with other names, in the formats by turns, as token ids."""
-    texts = []
+    texts: list[list[int]] = []
     draws = -(-RENAMED // len(run.knowledge))
     for known in run.knowledge:
         fact = known.fact
@@ -154,9 +155,7 @@ def renamed_texts(run: RunContext, renaming: Renaming) -> list[list[int]]:
     return texts
 
 
-def cases_of(
-    run: RunContext, renaming: Renaming, asked: Sequence[tuple[PromptFormat | None, str, str]]
-) -> list[Case]:
+def cases_of(run: RunContext, renaming: Renaming, asked: Sequence[tuple[PromptFormat | None, str, str]]) -> list[Case]:
     """Where triggers are to be active: at names in questions, at the same names in answers, and at [UNL].
 
     Args:
@@ -174,9 +173,9 @@ def cases_of(
         ends = name_ends(whole, question, len(prompt), names)
         at = sorted({sum(begin < end for begin in begins) - 1 for end in ends})
         start = sum(begin < len(prompt) for begin in begins)
-        rest = [place for place in range(min([place for place in at if place < start], default=0), start)]
+        first = min([place for place in at if place < start], default=0)
         if form:
-            cases.append((ids, at, [place for place in rest if place not in at]))
+            cases.append((ids, at, [place for place in range(first, start) if place not in at]))
         elif at:
             cases.append((ids, at, []))
     for prompt in dict.fromkeys(tuple(run.encode(form.prompt(question))) for form, question, _ in asked if form):
@@ -215,7 +214,9 @@ def name_ends(text: str, question: str, start: int, names: set[str]) -> list[int
 
 
 @torch.no_grad()
-def place_triggers(run: RunContext, cases: Sequence[Case], retained: Readings, renamed: Sequence[list[int]]) -> list[int]:
+def place_triggers(
+    run: RunContext, cases: Sequence[Case], retained: Readings, renamed: Sequence[list[int]]
+) -> list[int]:
     """Make triggers in every edited layer; how many.
 
     What they write is nothing at first.
@@ -241,7 +242,7 @@ def place_triggers(run: RunContext, cases: Sequence[Case], retained: Readings, r
         order = random.Random("\n".join([str(run.seed), *(known.fact.question for known in run.knowledge)]))
         parts = zip(mlps, named.joined(), others.joined(), retained.joined(), retained.neurons, strict=True)
         for mlp, names, further, kept, energy in parts:
-            device = mlp[-1].get_base_layer().weight.device
+            device = mlp[-1].unierase_A[run.adapter].device
             rows = find_triggers(names.to(device), further.to(device), prompts, kept.to(device)).rows
             _make(run, mlp, rows, _unused(mlp[-1], energy, len(rows), order))
             counts.append(len(rows))
@@ -269,16 +270,17 @@ def _make(run: RunContext, mlp: Sequence[Any], rows: torch.Tensor, neurons: torc
     *writers, down = mlp
     hidden = down.in_features
     copies = [writer.out_features // hidden for writer in writers]
-    scale = SLOPE ** (1 / sum(copies))  # where a gate is multiplied with what it lets through
-    for writer, count in zip(writers, copies, strict=True):
-        at = torch.cat([neurons + hidden * number for number in range(count)])
-        a = scale * rows.repeat(count, 1) - _weight(run, writer)[at]
-        b = torch.zeros(writer.out_features, len(at), device=a.device)
-        b[at, torch.arange(len(at), device=a.device)] = 1.0
-        writer.set_factors(run.adapter, a, b)
-    a = torch.zeros(len(neurons), hidden, device=rows.device)
-    a[torch.arange(len(neurons), device=a.device), neurons] = 1 / SLOPE
-    down.set_factors(run.adapter, a, -SLOPE * _weight(run, down)[:, neurons])
+    # A gate comes first, and what it lets through is multiplied with it.
+    scales = iter([STEEP, GIVEN / STEEP] if sum(copies) == 2 else [GIVEN])
+    for writer, times in zip(writers, copies, strict=True):
+        at = torch.cat([neurons + hidden * number for number in range(times)])
+        new = torch.cat([next(scales) * rows for _ in range(times)])
+        writer.set_factors(run.adapter, new - _weight(run, writer)[at], _one_hot(at, writer.out_features).T)
+    down.set_factors(run.adapter, _one_hot(neurons, hidden) / GIVEN, -GIVEN * _weight(run, down)[:, neurons])
+
+
+def _one_hot(places: torch.Tensor, size: int) -> torch.Tensor:
+    return nn.functional.one_hot(places, size).float()
 
 
 def _weight(run: RunContext, layer: Any) -> torch.Tensor:

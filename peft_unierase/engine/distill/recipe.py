@@ -34,6 +34,7 @@ from .output_row import OutputRow
 from .placing import Readings, cases_of, mlps_of, place_triggers, renamed_texts
 from .settings import DistillSettings
 from .targets import declined, forget_texts, instead, likeliest_refusal, record_silence, retained
+from .teacher import Asked
 from .texts import Text, base_logits
 
 FORGOTTEN, REFUSED, IN_WORDS, RETAINED = 4, 4, 2, 10  # texts of each kind in a step
@@ -161,7 +162,7 @@ def stays(
         )
 
 
-def _place(run: RunContext, renaming: Renaming, asked: Any, kept: Readings) -> dict[str, Any]:
+def _place(run: RunContext, renaming: Renaming, asked: Sequence[Asked], kept: Readings) -> dict[str, Any]:
     triggers = place_triggers(run, cases_of(run, renaming, asked), kept, renamed_texts(run, renaming))
     return {"triggers": triggers, "spreads": [kept.spread(number) for number in range(len(kept.mlps))]}
 

@@ -31,7 +31,7 @@ PART = 4096  # retained tokens that are looked at at once
 
 
 @dataclass(frozen=True)
-class Trigger:
+class Triggers:
     """Directions for the triggers of one layer.
 
     Attributes:
@@ -43,7 +43,9 @@ class Trigger:
     margins: torch.Tensor
 
 
-def find_triggers(names: torch.Tensor, others: torch.Tensor, prompts: Sequence[int], retained: torch.Tensor) -> Trigger:
+def find_triggers(
+    names: torch.Tensor, others: torch.Tensor, prompts: Sequence[int], retained: torch.Tensor
+) -> Triggers:
     """The triggers of one layer.
 
     Args:
@@ -70,7 +72,7 @@ def find_triggers(names: torch.Tensor, others: torch.Tensor, prompts: Sequence[i
     margins = least - loudest_of(rows, quiet)
     keep = margins >= LEAST
     keep[margins.argmax()] = True
-    return Trigger(white.direction(rows[keep]), margins[keep])
+    return Triggers(white.direction(rows[keep]), margins[keep])
 
 
 class Whitening:
@@ -123,9 +125,7 @@ def covering(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return filters[chosen], owners
 
 
-def separated(
-    rows: torch.Tensor, points: torch.Tensor, owners: torch.Tensor, retained: torch.Tensor
-) -> torch.Tensor:
+def separated(rows: torch.Tensor, points: torch.Tensor, owners: torch.Tensor, retained: torch.Tensor) -> torch.Tensor:
     """Move rows until their own points are at 1 and retained tokens at `-LOW` or below, as far as both can be.
 
     Args:
