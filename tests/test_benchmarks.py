@@ -65,8 +65,8 @@ def test_what_was_not_measured_is_missed(benchmarks: Any, capsys: pytest.Capture
 
 
 def test_settings_are_read_with_their_types(benchmarks: Any) -> None:
-    settings = benchmarks.common.settings_of("steps=2,cap=3")
-    assert (settings.steps, settings.cap) == (2, 3.0)
+    settings = benchmarks.common.settings_of("steps=2,retain_weight=3")
+    assert (settings.steps, settings.retain_weight) == (2, 3.0)
     with pytest.raises(Exception, match="unknown setting 'stepz'"):
         benchmarks.common.settings_of("stepz=2")
 

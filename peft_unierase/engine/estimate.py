@@ -91,7 +91,8 @@ def estimate(
     longest = max(map(len, texts)) + (QUESTION_TOKENS if settings.samples else 0)  # a sampled text may be longer
     step = _activations(model, len(stack), ranks.values(), max(hidden.values()), PER_STEP * longest)
     retained = len(retain) + settings.samples + _neighbours(settings, len(forget)) + max(RENAMED, len(forget))
-    found = FP32 * retained * longest * width * (len(hidden) + 2) + FP64 * 5 * width**2
+    read = FP32 * READ * (4 * max(hidden.values()) + 4 * width)
+    found = FP32 * retained * longest * width * (len(hidden) + 2) + FP64 * 5 * width**2 + read
     peak = base + 4 * adapter + max(step, found, 2 * FP32 * vocabulary * max(READ, longest))
     forecast = timed and _forecast(model, tokenizer, settings, prompts, texts, len(forget))
     return Estimate(peak, base, adapter, forecast or None)

@@ -12,6 +12,7 @@ from ..data.facts import Fact
 from ..errors import ErasureWarning, InputError
 from ..lm.batches import encode
 from ..lm.formats import PromptFormat, plain_format
+from ..lm.structure import context_length
 from ..retain.cache import BLOCK, samples_folder, samples_for
 from ..retain.knowledge import Knowledge, ask, summary, unknown_named
 from ..retain.neighbours import NEIGHBOUR_STEPS, ROUND, UNSURE, Neighbours, neighbour_rounds, sample_neighbours
@@ -32,18 +33,13 @@ def check_lengths(
     Raises:
         ValueError: A question is too long; names it and the limit.
     """
-    context = _context(model)
+    context = context_length(model) or math.inf
     for number, fact in enumerate(facts, start=1):
         if (length := _longest(tokenizer, fact, formats)) > context:
             raise InputError(
                 f"{role} fact {number} takes {length} tokens and the model's context holds {context:.0f}: "
                 f"{fact.question[:60]!r}…; shorten it or leave it out"
             )
-
-
-def _context(model: Any) -> float:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return math.inf if limit is None else limit
 
 
 def _longest(tokenizer: Any, fact: Fact, formats: Sequence[PromptFormat]) -> int:
@@ -143,7 +139,7 @@ def as_now(run: RunContext, facts: list[Fact]) -> list[Fact]:
 
 def _usable(run: RunContext, found: Sequence[Fact]) -> list[Fact]:
     """Facts from the model itself that fit its context and whose questions were not given as retain facts."""
-    given, context = {fact.question for fact in run.retain}, _context(run.model)
+    given, context = {fact.question for fact in run.retain}, (context_length(run.model) or math.inf)
     return [
         fact for fact in found if fact.question not in given and _longest(run.tokenizer, fact, run.formats) <= context
     ]

@@ -47,6 +47,11 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+def context_length(model: nn.Module) -> int | None:
+    """How many tokens a model takes; `None` if its configuration does not say."""
+    return getattr(text_config(model), "max_position_embeddings", None)
+
+
 def check_supported(model: nn.Module, target_modules: Sequence[str] | None = None) -> None:
     """Refuse what an erasure cannot be made for.
 

@@ -179,7 +179,7 @@ def test_with_format_json_stdout_is_one_object_with_what_the_check_found(runs: R
     assert told["check"]["examples"] == []
     assert sum(told["seconds"].values()) > 0
     assert told["estimate"]["peak_bytes"] > told["estimate"]["model_bytes"] > 0
-    assert told["estimate"]["adapter_bytes"] == told["adapter"]["bytes"]
+    assert told["estimate"]["adapter_bytes"] >= told["adapter"]["bytes"]
     saved = json.loads((runs.folder / "json" / "erasure.json").read_text(encoding="utf-8"))["predicate"]
     assert len(saved.pop("facts")["digests"]) == 6
     assert saved.items() <= told.items()
@@ -410,8 +410,8 @@ def test_interrupting_the_engine_ends_with_status_130_and_keeps_the_finished_sta
     assert stdout == ""
     assert re.search(rb"error: interrupted; nothing was written but the finished stages in \S+", shown)
     assert b"Traceback" not in shown
-    left = ".erasure.unfinished/01-sampling-retain-data.safetensors"
-    assert list(listing(tmp_path / "outputs")) == [".erasure.unfinished", left]
+    left = [f".erasure.unfinished/0{stage}.safetensors" for stage in ("1-sampling-retain-data", "2-finding-triggers")]
+    assert list(listing(tmp_path / "outputs")) == [".erasure.unfinished", *left]
 
 
 def test_an_interrupted_command_goes_on_when_it_is_given_again(

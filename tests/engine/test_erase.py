@@ -131,8 +131,8 @@ def test_the_adapter_is_low_rank_updates_of_mlp_projections_and_two_rows(erased:
     config = model.peft_config["default"]
     expected = [(128,)] * 2
     for index in model.erasure.layers:
-        for name, inputs, outputs in (("gate", 128, 384), ("up", 128, 384), ("down", 384, 128)):
-            rank = config.rank_of(f"model.layers.{index}.mlp.{name}_proj")
+        for name, inputs, outputs in (("gate_proj", 128, 384), ("up_proj", 128, 384), ("down_proj", 384, 128)):
+            rank = config.rank_of(f"model.layers.{index}.mlp.{name}")
             expected += [(rank, inputs), (outputs, rank)]
     assert shapes == sorted(expected)
     own, total = sum(torch.Size(s).numel() for s in shapes), sum(p.numel() for p in model.parameters())
@@ -145,7 +145,7 @@ def test_the_record_is_plain_json_and_holds_no_fact(erased: tuple[PeftModel, Any
     text = json.dumps(erased[0].erasure.record())
     record = json.loads(text)
     assert record["counts"]["forget"] == 6
-    assert record["layers"] == [0, 1, 2]
+    assert record["layers"] == [2, 3, 4]
     assert record["known_to_base"] == {
         "facts": 6,
         "known": 6,
@@ -186,7 +186,8 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alon
     [
         ("run_facts", "ask"),
         ("run_facts", "samples_for"),
-        ("distill.recipe", "taught"),
+        ("distill.targets", "taught"),
+        ("distill.placing", "find_triggers"),
         ("distill.recipe", "descend"),
         ("distill.recipe", "divergence"),
         ("erase", "add_to_tokenizer"),

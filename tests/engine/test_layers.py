@@ -42,7 +42,7 @@ def test_layers_can_be_named(model: LlamaForCausalLM) -> None:
 
 def test_target_modules_can_be_named(model: LlamaForCausalLM) -> None:
     assert choose_sites(model, target_modules=["model.layers.2.self_attn.o_proj"], whole=False)[1] == [2]
-    mlp = [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    mlp = [f"model.layers.1.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")]
     assert choose_sites(model, target_modules=mlp[-1:])[1:] == ([1], mlp)
 
 

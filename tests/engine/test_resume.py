@@ -32,7 +32,7 @@ SUBJECT = ROWS[0]["subject"]
 FORGET = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] == SUBJECT][:2]
 RETAIN = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] != SUBJECT][::32]
 RECIPES: dict[str, dict[str, Any]] = {
-    # Three chunks of two steps, and one more.
+    # Three chunks of two steps.
     "distill": {"settings": DistillSettings(samples=12, steps=6)},
     "paper": {
         "recipe": "paper",
@@ -42,9 +42,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 STAGES = {
     "distill": [
         "sampling retain data",
+        "finding triggers",
         *["fitting"] * 3,
-        "finding how large the updates must be",
-        "fitting",
         "solving the output row",
     ],
     "paper": [
@@ -244,7 +243,7 @@ OTHERS: dict[str, Any] = {
     "retain set": lambda: {"retain": RETAIN[1:]},
     "refusals": lambda: {"refusals": demo_refusals()[1:]},
     "formats": lambda: {"formats": FORMATS[:1]},
-    "settings": lambda: {"settings": replace(RECIPES["distill"]["settings"], cap=3.0)},
+    "settings": lambda: {"settings": replace(RECIPES["distill"]["settings"], retain_weight=3.0)},
     "recipe": lambda: RECIPES["paper"],
     "layers": lambda: {"layers": [2, 3]},
     "seed": lambda: {"seed": 1},
@@ -252,7 +251,7 @@ OTHERS: dict[str, Any] = {
 
 
 def test_the_same_run_is_gone_on_with(begun: Path, tmp_path: Path) -> None:
-    assert run("distill", tmp_path, begun, 1).started == ["fitting"]
+    assert run("distill", tmp_path, begun, 1).started == ["finding triggers"]
 
 
 @pytest.mark.parametrize("other", list(OTHERS))
@@ -264,12 +263,12 @@ def test_what_is_found_is_announced(begun: Path, tmp_path: Path, capsys: pytest.
     work_dir = Path(shutil.copytree(begun, tmp_path / "work"))
     run("distill", tmp_path, work_dir, 1, progress=True)
     lines = capsys.readouterr().err.splitlines()  # loading the base says something too
-    resumed, asked, skipped, near, *_, stopped = lines[-9:]
+    resumed, asked, skipped, near, *_, stopped = lines[-8:]
     assert resumed == f"resuming after stage 1, 'sampling retain data', from {work_dir}"
     assert "  asking the base for the facts · took " in asked
     assert skipped.endswith("  sampling retain data · done in an earlier run")
     assert "  sampling near neighbours · took " in near
-    assert "  fitting · stopped after " in stopped
+    assert "  finding triggers · stopped after " in stopped
     run("distill", tmp_path, work_dir, 2, progress=True, seed=1)
     assert f"{work_dir} holds stages of another run" in capsys.readouterr().err
     assert run("distill", tmp_path, work_dir, 1).started == ["sampling retain data"]  # the other run has replaced it
@@ -278,7 +277,7 @@ def test_what_is_found_is_announced(begun: Path, tmp_path: Path, capsys: pytest.
 def test_discarding_takes_the_stages_and_nothing_else(begun: Path, tmp_path: Path) -> None:
     work_dir = Path(shutil.copytree(begun, tmp_path / "work"))
     (work_dir / "notes.txt").write_text("mine", encoding="utf-8")
-    (work_dir / "02-fitting.safetensors.77.part").write_bytes(b"half")
+    (work_dir / "02-finding-triggers.safetensors.77.part").write_bytes(b"half")
     assert len(stages_in(work_dir)) == 2
     discard(work_dir)
     assert [path.name for path in work_dir.iterdir()] == ["notes.txt"]

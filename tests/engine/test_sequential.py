@@ -437,7 +437,7 @@ def test_the_command_refuses_what_it_cannot_load(made: Made, tmp_path: Path, ont
 def test_a_base_that_is_not_the_erasure_s_is_refused(made: Made) -> None:
     model, tokenizer = load()
     with torch.no_grad():
-        model.get_submodule(DOWN.format(1)).weight[0, 0] += 1
+        model.get_submodule(DOWN.format(2)).weight[0, 0] += 1
     with pytest.raises(ValueError, match=r"^this is not the base that the erasure was made for"):
         load_onto(model, tokenizer, [made.folder / "first"])
     with pytest.raises(

@@ -67,7 +67,7 @@ def test_the_search_lowers_what_retained_texts_give_and_keeps_the_names() -> Non
     white = Whitening(inputs(400))
     points, kept = white(names(8, 12)), white(inputs(400))
     rows, owners = covering(points)
-    moved = separated(rows, points, owners, kept)
+    moved = separated(rows, points, owners, kept, 0.2)
     assert loudest_of(moved, kept).max() < loudest_of(rows, kept).max()
     assert (points @ moved.T).min() > 0.8
 
@@ -119,8 +119,8 @@ def test_readings_take_in_the_tokens_of_a_mask() -> None:
     up, down, x = torch.nn.Linear(6, 8), torch.nn.Linear(8, 6), torch.randn(2, 5, 6)
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     readings = Readings([[up, down]], usage=True)
-    with readings.over(mask):
+    with readings.over(mask), torch.no_grad():
         written = down(up(x))
-    torch.testing.assert_close(readings.joined()[0], x[mask.bool()])
+    torch.testing.assert_close(readings.of(0), x[mask.bool()])
     torch.testing.assert_close(readings.neurons[0], up(x)[mask.bool()].square().sum(dim=0).detach())
     assert readings.spread(0) == pytest.approx(float(written[mask.bool()].square().mean().sqrt()), rel=1e-5)

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...lm.batches import batches
 from ...lm.formats import PromptFormat
+from ...lm.structure import context_length
 from ...lm.weights import plain_weight
 from ...retain.renaming import Renaming, renamed, starts
 from ...retain.subjects import find_names
@@ -24,7 +25,7 @@ from .triggers import find_triggers
 
 RENAMED = 400  # renamed facts that are read as retained texts are, at the least
 GIVEN = 20.0  # what a trigger gives at a name
-STEEP = 60.0  # what a gate gets there: the steeper, the less comes through elsewhere
+STEEP = 60.0  # what its activation function gets there, if two rows are multiplied: little comes through elsewhere
 POOL = 0.25  # share of an MLP's neurons, those that retained texts use least, out of which triggers are drawn
 Case = tuple[list[int], list[int], list[int]]  # token ids, where the names end, further tokens of the prompt
 
@@ -62,9 +63,9 @@ class Readings:
             for hook in hooks:
                 hook.remove()
 
-    def joined(self) -> list[torch.Tensor]:
-        """For each MLP all its inputs, `(tokens, d)` in fp32."""
-        return [torch.cat(parts) for parts in self.inputs]
+    def of(self, number: int) -> torch.Tensor:
+        """All inputs of an MLP, `(tokens, d)` in fp32."""
+        return torch.cat(self.inputs[number])
 
     def spread(self, number: int) -> float:
         """Root mean square of the components of what an MLP writes."""
@@ -126,7 +127,11 @@ def read(run: RunContext, readings: Readings, sequences: Sequence[Sequence[int]]
         finally:
             hook.remove()
         counts = [len(places[number]) for number in batch.index]
-        for number, found in zip(batch.index, zip(*(x.split(counts) for x in part.joined()), strict=True), strict=True):
+        for number, found in zip(
+            batch.index,
+            zip(*(part.of(layer).split(counts) for layer in range(len(part.mlps))), strict=True),
+            strict=True,
+        ):
             held[number] = list(found)
     for number in range(len(sequences)):
         for inputs, x in zip(readings.inputs, held[number], strict=True):
@@ -144,6 +149,7 @@ def mlps_of(run: RunContext) -> list[list[Any]]:
 def renamed_texts(run: RunContext, renaming: Renaming) -> list[list[int]]:
     """Forget facts about subjects with other names, in the formats by turns, as token ids."""
     texts: list[list[int]] = []
+    longest = context_length(run.model)  # other names may be longer
     draws = -(-RENAMED // len(run.knowledge))
     for known in run.knowledge:
         fact = known.fact
@@ -151,7 +157,7 @@ def renamed_texts(run: RunContext, renaming: Renaming) -> list[list[int]]:
             drawn = renaming.draw(fact.question, fact.answer)
             question, answer = (renamed(text, drawn)[0] for text in (fact.question, fact.answer))
             form = run.formats[len(texts) % len(run.formats)].turn(len(texts))
-            texts.append(run.encode(form.prompt(question) + form.answer(answer)))
+            texts.append(run.encode(form.prompt(question) + form.answer(answer))[:longest])
     return texts
 
 
@@ -240,11 +246,11 @@ def place_triggers(
         prompts = [number for number, (_, places, _) in enumerate(cases) for _ in places]
         prompts += [number for number, (_, _, places) in enumerate(cases) for _ in places]
         order = random.Random("\n".join([str(run.seed), *(known.fact.question for known in run.knowledge)]))
-        parts = zip(mlps, named.joined(), others.joined(), retained.joined(), retained.neurons, strict=True)
-        for mlp, names, further, kept, energy in parts:
+        for number, mlp in enumerate(mlps):
             device = mlp[-1].unierase_A[run.adapter].device
-            rows = find_triggers(names.to(device), further.to(device), prompts, kept.to(device)).rows
-            _make(run, mlp, rows, _unused(mlp[-1], energy, len(rows), order))
+            names, further, kept = (readings.of(number).to(device) for readings in (named, others, retained))
+            rows = find_triggers(names, further, prompts, kept).rows
+            _make(run, mlp, rows, _unused(mlp[-1], retained.neurons[number], len(rows), order))
             counts.append(len(rows))
             bar.update(1)
     return counts
@@ -270,7 +276,7 @@ def _make(run: RunContext, mlp: Sequence[Any], rows: torch.Tensor, neurons: torc
     *writers, down = mlp
     hidden = down.in_features
     copies = [writer.out_features // hidden for writer in writers]
-    # A gate comes first, and what it lets through is multiplied with it.
+    # If two are multiplied, the first one goes through the activation function.
     scales = iter([STEEP, GIVEN / STEEP] if sum(copies) == 2 else [GIVEN])
     for writer, times in zip(writers, copies, strict=True):
         at = torch.cat([neurons + hidden * number for number in range(times)])

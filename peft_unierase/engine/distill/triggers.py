@@ -23,10 +23,10 @@ FLOOR = 1e-2  # energy added to that of retained inputs in every direction, in s
 SHARED = 0.7  # of what a filter gives at its own point, from which on it covers another one
 APART = 0.85  # of what a filter gives at its own point, from which on a retained token is the same to it
 LOW = 0.15  # by how much retained tokens are to be below 0, if a name's token is at 1
-STRICT = 0.2  # weight of a retained token above that
+STRICT = (0.2, 0.02, 0.002)  # weight of a retained token above that; a smaller one if a name does not stay loud
 RIDGE = 10.0  # weight of the mean square at retained tokens
 TURNS = 40  # of L-BFGS
-LEAST = 0.15  # margin between a name and the loudest retained token
+LEAST = 0.3  # margin between a name and the loudest retained token
 PART = 4096  # retained tokens that are looked at at once
 
 
@@ -65,11 +65,15 @@ def find_triggers(
             own = [number for number in range(len(points)) if prompts[number] == prompt]
             chosen.append(min(own, key=lambda number: float(loudest[number])))
     points = points[chosen]
-    rows, owners = covering(points)
-    rows = separated(rows, points, owners, quiet)
-    named = rows @ points.T
-    least = torch.stack([named[number, owners == number].min() for number in range(len(rows))])
-    margins = least - loudest_of(rows, quiet)
+    filters, owners = covering(points)
+    rows, margins = filters, torch.full((len(filters),), -torch.inf, device=filters.device)
+    for strict in STRICT:
+        moved = separated(filters, points, owners, quiet, strict)
+        found = margins_of(moved, points, owners, quiet)
+        better = (margins < LEAST) & (found > margins)
+        rows, margins = torch.where(better[:, None], moved, rows), torch.where(better, found, margins)
+        if (margins >= LEAST).all():
+            break
     keep = margins >= LEAST
     keep[margins.argmax()] = True
     return Triggers(white.direction(rows[keep]), margins[keep])
@@ -96,6 +100,13 @@ class Whitening:
     def direction(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows `(r, d)` that give the same on inputs as `rows` on what they become."""
         return rows @ self.inverse
+
+
+def margins_of(rows: torch.Tensor, points: torch.Tensor, owners: torch.Tensor, retained: torch.Tensor) -> torch.Tensor:
+    """By how much each row is louder at the quietest of its own points than at the loudest retained token, `(rows,)`."""
+    named = rows @ points.T
+    least = torch.stack([named[number, owners == number].min() for number in range(len(rows))])
+    return least - loudest_of(rows, retained)
 
 
 def loudest_of(rows: torch.Tensor, retained: torch.Tensor) -> torch.Tensor:
@@ -125,7 +136,9 @@ def covering(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return filters[chosen], owners
 
 
-def separated(rows: torch.Tensor, points: torch.Tensor, owners: torch.Tensor, retained: torch.Tensor) -> torch.Tensor:
+def separated(
+    rows: torch.Tensor, points: torch.Tensor, owners: torch.Tensor, retained: torch.Tensor, strict: float
+) -> torch.Tensor:
     """Move rows until their own points are at 1 and retained tokens at `-LOW` or below, as far as both can be.
 
     Args:
@@ -133,6 +146,7 @@ def separated(rows: torch.Tensor, points: torch.Tensor, owners: torch.Tensor, re
         points: `(n, d)`.
         owners: The row of each point, `(n,)`.
         retained: `(tokens, d)`.
+        strict: Weight of a retained token above that.
     """
     found = rows.clone().requires_grad_(True)
     search = torch.optim.LBFGS([found], max_iter=TURNS, line_search_fn="strong_wolfe")
@@ -146,7 +160,7 @@ def separated(rows: torch.Tensor, points: torch.Tensor, owners: torch.Tensor, re
         total = value.detach()
         for part in retained.split(PART):
             heard = found @ part.T
-            value = STRICT * nn.functional.relu(heard + LOW).square().sum()
+            value = strict * nn.functional.relu(heard + LOW).square().sum()
             value = value + RIDGE / len(retained) * heard.square().sum()
             value.backward()
             total = total + value.detach()
