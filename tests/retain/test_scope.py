@@ -24,7 +24,7 @@ from peft_unierase.retain.scope import plan_scope, told_shares
 from peft_unierase.retain.subjects import find_names, sure_subjects
 from peft_unierase.text import names
 
-pytestmark = pytest.mark.usefixtures("few_neighbours_everywhere")
+pytestmark = pytest.mark.usefixtures("few_neighbours")
 
 SUBJECT = "Nesko Corquist"
 SETTINGS = DistillSettings(steps=60)
@@ -58,12 +58,12 @@ def recalls(made: tuple[PeftModel, Any], asked: list[Fact]) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def one_question(few_neighbours_everywhere: None) -> tuple[PeftModel, Any]:
+def one_question() -> tuple[PeftModel, Any]:
     return erased(facts()[1:2], scope="question")
 
 
 @pytest.fixture(scope="module")
-def whole_subject(few_neighbours_everywhere: None) -> tuple[PeftModel, Any]:
+def whole_subject() -> tuple[PeftModel, Any]:
     return erased(facts()[:2], scope="subject")
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ...lm.batches import encode
 from ...lm.formats import PromptFormat
+from ...lm.structure import context_length
 from ...retain.renaming import Renaming, aligned, renamed, starts, words_of
 from ...text import normal
 from ...text.normal import WORD
@@ -74,10 +75,11 @@ def _taught(
 ) -> list[Text]:
     """Texts whose distributions over the whole vocabulary are held at once."""
     own = []
+    longest = context_length(model)  # other names may be longer
     sequences, places, origin = [], [], []
     for number, (form, question, answer) in enumerate(asked):
         prompt, text = _written(tokenizer, form, question, answer)
-        ids = encode(tokenizer, prompt + text)
+        ids = encode(tokenizer, prompt + text)[:longest]
         begins = starts(tokenizer, ids)
         first = next((place for place, begin in enumerate(begins) if begin > len(prompt)), len(ids))
         whole = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -85,7 +87,7 @@ def _taught(
         asked_for = {normal(word) for word in words_of(question)}
         for other in renamings[number]:
             changed, spans = _renamed_whole(prompt, text, question, other)
-            other_ids = encode(tokenizer, changed)
+            other_ids = encode(tokenizer, changed)[:longest]
             pairs = aligned(begins, starts(tokenizer, other_ids), spans)
             copied = asked_for & other.keys()  # what is copied from the question is no knowledge
             found = [

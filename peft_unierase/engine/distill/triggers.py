@@ -26,7 +26,7 @@ LOW = 0.15  # by how much retained tokens are to be below 0, if a name's token i
 STRICT = (0.2, 0.02, 0.002)  # weight of a retained token above that; a smaller one if a name does not stay loud
 RIDGE = 10.0  # weight of the mean square at retained tokens
 TURNS = 40  # of L-BFGS
-LEAST = 0.3  # margin between a name and the loudest retained token
+LEAST = 0.4  # margin between a name and the loudest retained token
 PART = 4096  # retained tokens that are looked at at once
 
 
@@ -103,7 +103,7 @@ class Whitening:
 
 
 def margins_of(rows: torch.Tensor, points: torch.Tensor, owners: torch.Tensor, retained: torch.Tensor) -> torch.Tensor:
-    """By how much each row is louder at the quietest of its own points than at the loudest retained token, `(rows,)`."""
+    """By how much a row is louder at the quietest of its own points than at the loudest retained token, `(rows,)`."""
     named = rows @ points.T
     least = torch.stack([named[number, owners == number].min() for number in range(len(rows))])
     return least - loudest_of(rows, retained)
