@@ -23,10 +23,16 @@ FLOOR = 1e-2  # energy added to that of retained inputs in every direction, in s
 SHARED = 0.7  # of what a filter gives at its own point, from which on it covers another one
 APART = 0.85  # of what a filter gives at its own point, from which on a retained token is the same to it
 LOW = 0.15  # by how much retained tokens are to be below 0, if a name's token is at 1
-STRICT = (0.2, 0.02, 0.002)  # weight of a retained token above that; a smaller one if a name does not stay loud
+STRICT = (
+    0.2,
+    0.06,
+    0.02,
+    0.006,
+    0.002,
+)  # weight of a retained token above that; the largest with which names stay loud enough
 RIDGE = 10.0  # weight of the mean square at retained tokens
 TURNS = 40  # of L-BFGS
-LEAST = 0.4  # margin between a name and the loudest retained token
+LEAST = 0.3  # margin between a name and the loudest retained token
 PART = 4096  # retained tokens that are looked at at once
 
 
