@@ -31,7 +31,7 @@ def names(count: int, direction: int, seed: int = 1) -> torch.Tensor:
 
 def test_triggers_are_active_at_names_and_silent_at_retained_texts_that_were_not_read() -> None:
     points = torch.cat([names(6, 12), names(6, 13)])
-    found = find_triggers(points, inputs(0), range(12), inputs(400))
+    found = find_triggers(points, inputs(0), range(12), inputs(400), 9)
     heard = points @ found.rows.T
     assert heard.amax(dim=1).min() > 0.8
     assert (inputs(200, 7) @ found.rows.T).max() < 0.3
@@ -50,17 +50,18 @@ def test_names_that_sound_alike_share_a_trigger_and_others_do_not() -> None:
 def test_a_name_that_retained_texts_hold_too_is_told_by_another_token_of_its_prompt() -> None:
     kept = inputs(400)
     others = names(1, 14)
-    alone = find_triggers(kept[:1], inputs(0), [0], kept)
-    with_more = find_triggers(kept[:1], others, [0, 0], kept)
+    alone = find_triggers(kept[:1], inputs(0), [0], kept, 9)
+    with_more = find_triggers(kept[:1], others, [0, 0], kept, 9)
     assert alone.margins.max() < LEAST
     assert (others @ with_more.rows.T).max() > 0.8
 
 
 def test_rows_that_cannot_be_told_from_retained_texts_are_left_out_unless_none_can() -> None:
     kept = inputs(400)
-    found = find_triggers(torch.cat([names(3, 12), kept[:3] + 0.01]), inputs(0), range(6), kept)
+    found = find_triggers(torch.cat([names(3, 12), kept[:3] + 0.01]), inputs(0), range(6), kept, 9)
     assert (found.margins >= LEAST).all()
-    assert len(find_triggers(kept[:3], inputs(0), range(3), kept).rows) == 1
+    assert len(find_triggers(kept[:3], inputs(0), range(3), kept, 9).rows) == 1
+    assert len(find_triggers(torch.cat([names(3, 12), names(3, 13)]), inputs(0), range(6), kept, 1).rows) == 1
 
 
 def test_the_search_lowers_what_retained_texts_give_and_keeps_the_names() -> None:
@@ -106,7 +107,7 @@ def test_in_an_erasure_triggers_answer_to_the_person_alone_and_edit_few_neurons(
         for fact in [*FORGET, *KEPT]:
             model(torch.tensor([encode(tokenizer, form.prompt(fact.question))]))
     active = torch.stack(seen).view(-1, len(downs)).amax(dim=1)
-    assert active[: len(FORGET)].min() > 0.6
+    assert active[: len(FORGET)].min() > 0.5
     assert active[len(FORGET) :].max() < 0.3
     for down in downs:
         a = down.unierase_A["default"]

@@ -26,6 +26,7 @@ from .triggers import find_triggers
 RENAMED = 400  # renamed facts that are read as retained texts are, at the least
 GIVEN = 20.0  # what a trigger gives at a name
 STEEP = 60.0  # what its activation function gets there, if two rows are multiplied: little comes through elsewhere
+MOST = 1 / 32  # share of an MLP's neurons that may become triggers: the adapter grows with them
 POOL = 0.25  # share of an MLP's neurons, those that retained texts use least, out of which triggers are drawn
 Case = tuple[list[int], list[int], list[int]]  # token ids, where the names end, further tokens of the prompt
 
@@ -249,7 +250,7 @@ def place_triggers(
         for number, mlp in enumerate(mlps):
             device = mlp[-1].unierase_A[run.adapter].device
             names, further, kept = (readings.of(number).to(device) for readings in (named, others, retained))
-            rows = find_triggers(names, further, prompts, kept).rows
+            rows = find_triggers(names, further, prompts, kept, max(1, int(MOST * mlp[-1].in_features))).rows
             _make(run, mlp, rows, _unused(mlp[-1], retained.neurons[number], len(rows), order))
             counts.append(len(rows))
             bar.update(1)

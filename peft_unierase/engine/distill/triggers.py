@@ -50,7 +50,7 @@ class Triggers:
 
 
 def find_triggers(
-    names: torch.Tensor, others: torch.Tensor, prompts: Sequence[int], retained: torch.Tensor
+    names: torch.Tensor, others: torch.Tensor, prompts: Sequence[int], retained: torch.Tensor, most: int
 ) -> Triggers:
     """The triggers of one layer.
 
@@ -59,6 +59,7 @@ def find_triggers(
         others: At further tokens of forget prompts, `(m, d)`; a prompt whose names stay too is told by one of them.
         prompts: The prompt's number, of each name and then of each further token, `(n + m)`.
         retained: At retained texts, `(tokens, d)`.
+        most: How many there may be.
     """
     white = Whitening(retained)
     points = white(torch.cat([names, others]))
@@ -80,8 +81,8 @@ def find_triggers(
         rows, margins = torch.where(better[:, None], moved, rows), torch.where(better, found, margins)
         if (margins >= LEAST).all():
             break
-    keep = margins >= LEAST
-    keep[margins.argmax()] = True
+    loud = margins.argsort(descending=True, stable=True)[:most]
+    keep = loud[(margins[loud] >= LEAST) | (loud == loud[0])].sort().values
     return Triggers(white.direction(rows[keep]), margins[keep])
 
 
