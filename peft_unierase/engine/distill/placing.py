@@ -26,7 +26,7 @@ from .triggers import find_triggers
 RENAMED = 400  # renamed facts that are read as retained texts are, at the least
 GIVEN = 20.0  # what a trigger gives at a name
 STEEP = 60.0  # what its activation function gets there, if two rows are multiplied: little comes through elsewhere
-MOST = 1 / 32  # share of an MLP's neurons that may become triggers: the adapter grows with them
+MOST = 1 / 48  # share of an MLP's neurons that may become triggers: the adapter grows with them
 POOL = 0.25  # share of an MLP's neurons, those that retained texts use least, out of which triggers are drawn
 Case = tuple[list[int], list[int], list[int]]  # token ids, where the names end, further tokens of the prompt
 
