@@ -23,7 +23,7 @@ from ...text.normal import WORD
 from ..run_context import RunContext
 from .triggers import find_triggers
 
-RENAMED = 400  # renamed facts that are read as retained texts are, at the least
+RENAMED = 800  # renamed facts that are read as retained texts are, at the least
 GIVEN = 20.0  # what a trigger gives at a name
 STEEP = 60.0  # what its activation function gets there, if two rows are multiplied: little comes through elsewhere
 MOST = 1 / 48  # share of an MLP's neurons that may become triggers: the adapter grows with them
