@@ -1,7 +1,7 @@
 """What a run of recipe `distill` will take, before it starts: memory, the adapter's size, and seconds.
 
-All are upper bounds but the seconds. The adapter's size is that with a trigger for each fact and one for [UNL] in every
-edited layer. Memory is that of the base, the adapter, gradients and AdamW's moments of what is trained, and of what
+All are upper bounds but the seconds. The adapter's size is that with as many triggers as there may be, which few facts
+do not need. Memory is that of the base, the adapter, gradients and AdamW's moments of what is trained, and of what
 the edited MLPs read at retained texts or of the activations of one step. Seconds are those of one batch of each kind,
 timed on the base, times the batches of all stages.
 """
@@ -28,7 +28,7 @@ from ..retain.knowledge import LONGEST
 from ..retain.neighbours import ROUND, neighbour_rounds
 from ..retain.samples import ANSWER_TOKENS, QUESTION_TOKENS
 from .distill import DistillSettings
-from .distill.placing import RENAMED
+from .distill.placing import RENAMED, most_triggers
 from .distill.recipe import FORGOTTEN, IN_WORDS, REFUSED, RETAINED
 from .distill.targets import COUNTERFACTUALS, DRAWS
 from .layers import choose_sites
@@ -79,8 +79,10 @@ def estimate(
     stack, _, names = choose_sites(model, layers, target_modules)
     shapes = {name: projection_shape(model.get_submodule(name)) or (0, 0) for name in names}
     hidden = {name.rpartition(".")[0]: inputs for name, (inputs, _) in shapes.items()}  # of each MLP's last projection
-    triggers = len(forget) + 1
-    ranks = {name: triggers * max(1, out // hidden[name.rpartition(".")[0]]) for name, (_, out) in shapes.items()}
+    ranks = {}
+    for name, (_, out) in shapes.items():
+        neurons = hidden[name.rpartition(".")[0]]
+        ranks[name] = most_triggers(neurons) * max(1, out // neurons)
     vocabulary, width = model.get_input_embeddings().weight.shape
     adapter = FP32 * (sum(ranks[name] * sum(shape) for name, shape in shapes.items()) + 2 * width)
     base = sum(part.nbytes for part in (*model.parameters(), *model.buffers()))
@@ -91,7 +93,7 @@ def estimate(
     longest = max(map(len, texts)) + (QUESTION_TOKENS if settings.samples else 0)  # a sampled text may be longer
     step = _activations(model, len(stack), ranks.values(), max(hidden.values()), PER_STEP * longest)
     retained = len(retain) + settings.samples + _neighbours(settings, len(forget)) + max(RENAMED, len(forget))
-    read = FP32 * READ * (4 * max(hidden.values()) + 4 * width)
+    read = FP32 * 2 * READ * (4 * max(hidden.values()) + 4 * width)
     found = FP32 * retained * longest * width * (len(hidden) + 2) + FP64 * 5 * width**2 + read
     peak = base + 4 * adapter + max(step, found, 2 * FP32 * vocabulary * max(READ, longest))
     forecast = timed and _forecast(model, tokenizer, settings, prompts, texts, len(forget))

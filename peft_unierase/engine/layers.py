@@ -55,8 +55,6 @@ def choose_sites(
         if layers is not None:
             raise InputError("give either layers or target_modules, not both")
         chosen = _by_name(model, prefix, target_modules)
-        if whole:
-            chosen = {index: _whole(model, names[0]) for index, names in chosen.items()}
     else:
         found = find_mlp_projections(model)
         indices = trigger_layers(len(found)) if whole else early_layers(len(found))
@@ -65,7 +63,14 @@ def choose_sites(
         if bad := [index for index in indices if not 0 <= index < len(found)]:
             more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
             raise InputError(f"layers {bad[:SHOWN]}{more} do not exist; the model has layers 0 to {len(found) - 1}")
-        chosen = {index: _whole(model, found[index][-1]) if whole else found[index][-1:] for index in indices}
+        chosen = {index: found[index] for index in indices}
+    for index, (*writers, down) in chosen.items():
+        if whole and not writers:
+            raise InputError(
+                f"{down!r} is not the down-projection of an MLP whose other projections are found beside it; recipe "
+                "'distill' edits whole MLPs (recipe 'paper' edits the down-projection alone)"
+            )
+        chosen[index] = [*writers, down] if whole else [down]
     if not chosen:
         raise InputError("no layer to edit was named; leave `layers` out to have them chosen")
     if max(chosen) == len(stack) - 1:
@@ -85,15 +90,5 @@ def _by_name(model: nn.Module, prefix: str, target_modules: Sequence[str]) -> di
         match = re.match(rf"{re.escape(prefix)}\.(\d+)\.", name)
         if not match or int(match[1]) in chosen:
             raise InputError(f"target module {name!r} must be the only one named in a layer of {prefix!r}")
-        chosen[int(match[1])] = [name]
+        chosen[int(match[1])] = [*find_writers(model, name), name]
     return chosen
-
-
-def _whole(model: nn.Module, down: str) -> list[str]:
-    """All projections of the MLP with this down-projection."""
-    if not (writers := find_writers(model, down)):
-        raise InputError(
-            f"{down!r} is not the down-projection of an MLP whose other projections are found beside it; recipe "
-            "'distill' edits whole MLPs (recipe 'paper' edits the down-projection alone)"
-        )
-    return [*writers, down]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,9 +24,9 @@ def closeness(
     """
     if not forget or not retain:
         return [0.0] * len(retain)
-    *_, names = choose_sites(model)
-    downs = [name for name, after in pairwise([*names, ""]) if name.rpartition(".")[0] != after.rpartition(".")[0]]
-    module = [model.get_submodule(downs[len(downs) // 2])]
+    _, layers, _ = choose_sites(model)
+    *_, names = choose_sites(model, [layers[len(layers) // 2]], whole=False)
+    module = [model.get_submodule(name) for name in names]
     prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in [*forget, *retain]]
     (found,) = inputs_at(model, module, prompts, [[len(prompt) - 1] for prompt in prompts], pad_id(tokenizer))
     keys = torch.cat(found).cpu()

@@ -29,14 +29,18 @@ def names(count: int, direction: int, seed: int = 1) -> torch.Tensor:
     return found
 
 
+def found_in(points: torch.Tensor, kept: torch.Tensor, most: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    """Triggers at names that are in a prompt of their own each."""
+    return find_triggers(points, torch.ones(len(points), dtype=torch.bool), range(len(points)), kept, most)
+
+
 def test_triggers_are_active_at_names_and_silent_at_retained_texts_that_were_not_read() -> None:
     points = torch.cat([names(6, 12), names(6, 13)])
-    found = find_triggers(points, inputs(0), range(12), inputs(400), 9)
-    heard = points @ found.rows.T
-    assert heard.amax(dim=1).min() > 0.8
-    assert (inputs(200, 7) @ found.rows.T).max() < 0.3
-    assert (names(20, 12, 9) @ found.rows.T).amax(dim=1).min() > 0.6
-    assert (found.margins >= LEAST).all()
+    rows, margins = found_in(points, inputs(400))
+    assert (points @ rows.T).amax(dim=1).min() > 0.8
+    assert (inputs(200, 7) @ rows.T).max() < 0.3
+    assert (names(20, 12, 9) @ rows.T).amax(dim=1).min() > 0.6
+    assert (margins >= LEAST).all()
 
 
 def test_names_that_sound_alike_share_a_trigger_and_others_do_not() -> None:
@@ -48,20 +52,23 @@ def test_names_that_sound_alike_share_a_trigger_and_others_do_not() -> None:
 
 
 def test_a_name_that_retained_texts_hold_too_is_told_by_another_token_of_its_prompt() -> None:
-    kept = inputs(400)
-    others = names(1, 14)
-    alone = find_triggers(kept[:1], inputs(0), [0], kept, 9)
-    with_more = find_triggers(kept[:1], others, [0, 0], kept, 9)
-    assert alone.margins.max() < LEAST
-    assert (others @ with_more.rows.T).max() > 0.8
+    kept, other = inputs(400), names(1, 14)
+    assert found_in(kept[:1], kept)[1].max() < LEAST
+    rows, _ = find_triggers(torch.cat([kept[:1], other]), torch.tensor([True, False]), [0, 0], kept, 9)
+    assert (other @ rows.T).max() > 0.8
 
 
 def test_rows_that_cannot_be_told_from_retained_texts_are_left_out_unless_none_can() -> None:
     kept = inputs(400)
-    found = find_triggers(torch.cat([names(3, 12), kept[:3] + 0.01]), inputs(0), range(6), kept, 9)
-    assert (found.margins >= LEAST).all()
-    assert len(find_triggers(kept[:3], inputs(0), range(3), kept, 9).rows) == 1
-    assert len(find_triggers(torch.cat([names(3, 12), names(3, 13)]), inputs(0), range(6), kept, 1).rows) == 1
+    rows, _ = found_in(torch.cat([names(3, 12), kept[:3] + 0.01]), kept)
+    assert (names(3, 12) @ rows.T).amax(dim=1).min() > 0.8
+    assert (kept[:3] @ rows.T).max() < 0.3
+    assert len(found_in(kept[:3], kept)[0]) == 1
+
+
+def test_there_are_no_more_triggers_than_there_may_be() -> None:
+    points = torch.cat([names(3, 12), names(3, 13)])
+    assert [len(found_in(points, inputs(400), most)[0]) for most in (9, 1)] == [2, 1]
 
 
 def test_the_search_lowers_what_retained_texts_give_and_keeps_the_names() -> None:
@@ -119,9 +126,9 @@ def test_readings_take_in_the_tokens_of_a_mask() -> None:
     torch.manual_seed(0)
     up, down, x = torch.nn.Linear(6, 8), torch.nn.Linear(8, 6), torch.randn(2, 5, 6)
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    readings = Readings([[up, down]], usage=True)
+    readings = Readings([[up, down]])
     with readings.over(mask), torch.no_grad():
         written = down(up(x))
-    torch.testing.assert_close(readings.of(0), x[mask.bool()])
+    torch.testing.assert_close(readings.inputs[0][0], x[mask.bool()])
     torch.testing.assert_close(readings.neurons[0], up(x)[mask.bool()].square().sum(dim=0).detach())
     assert readings.spread(0) == pytest.approx(float(written[mask.bool()].square().mean().sqrt()), rel=1e-5)

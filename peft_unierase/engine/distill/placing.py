@@ -12,15 +12,15 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ...lm.batches import batches
-from ...lm.formats import PromptFormat
 from ...lm.structure import context_length
+from ...lm.trace import inputs_at
 from ...lm.weights import plain_weight
 from ...retain.renaming import Renaming, renamed, starts
 from ...retain.subjects import find_names
 from ...text import normal
 from ...text.normal import WORD
 from ..run_context import RunContext
+from .teacher import Asked
 from .triggers import find_triggers
 
 RENAMED = 800  # renamed facts that are read as retained texts are, at the least
@@ -28,24 +28,24 @@ GIVEN = 20.0  # what a trigger gives at a name
 STEEP = 60.0  # what its activation function gets there, if two rows are multiplied: little comes through elsewhere
 MOST = 1 / 48  # share of an MLP's neurons that may become triggers: the adapter grows with them
 POOL = 0.25  # share of an MLP's neurons, those that retained texts use least, out of which triggers are drawn
-Case = tuple[list[int], list[int], list[int]]  # token ids, where the names end, further tokens of the prompt
+AT_ONCE = 64  # sequences whose inputs are not yet in main memory
+Case = tuple[list[int], list[int], set[int]]  # token ids, places, and those of them at which names end
 
 
 class Readings:
-    """What the MLPs of the edited layers read and write, summed up pass by pass.
+    """What the MLPs of the edited layers read and write at retained texts, pass by pass.
 
     Args:
         mlps: For each edited layer its projections, the down-projection last.
-        usage: Whether to sum up what neurons and projections write, too.
 
     Attributes:
-        inputs: For each MLP what goes into it, `(tokens, d)`, of one pass each.
+        inputs: For each MLP what goes into it, `(tokens, d)` of each pass, in main memory.
         neurons: For each MLP the energy of its neurons, `(d_ff,)`.
         written: For each MLP the energy of a component of what it writes, and from how many components.
     """
 
-    def __init__(self, mlps: Sequence[Sequence[Any]], usage: bool = False) -> None:
-        self.mlps, self.usage = mlps, usage
+    def __init__(self, mlps: Sequence[Sequence[Any]]) -> None:
+        self.mlps = mlps
         self.inputs: list[list[torch.Tensor]] = [[] for _ in mlps]
         self.neurons = [torch.zeros(1) for _ in mlps]
         self.written = [[0.0, 0] for _ in mlps]
@@ -56,17 +56,12 @@ class Readings:
         hooks = []
         for number, (writer, *_, down) in enumerate(self.mlps):
             hooks.append(writer.register_forward_hook(self._reading(number, mask)))
-            if self.usage:
-                hooks.append(down.register_forward_hook(self._writing(number, mask)))
+            hooks.append(down.register_forward_hook(self._writing(number, mask)))
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
-
-    def of(self, number: int) -> torch.Tensor:
-        """All inputs of an MLP, `(tokens, d)` in fp32."""
-        return torch.cat(self.inputs[number])
 
     def spread(self, number: int) -> float:
         """Root mean square of the components of what an MLP writes."""
@@ -75,7 +70,7 @@ class Readings:
 
     def _reading(self, number: int, mask: torch.Tensor) -> Any:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            self.inputs[number].append(_at(args[0], mask).cpu())  # in main memory
+            self.inputs[number].append(_at(args[0], mask).cpu())
 
         return hook
 
@@ -94,49 +89,19 @@ def _at(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return states.detach().reshape(len(kept), -1)[kept].float()
 
 
-class _AllReadError(Exception):
-    """All that was wanted of a pass has been read."""
-
-
-def _stop(*_: Any) -> None:
-    raise _AllReadError
-
-
-@torch.no_grad()
-def read(run: RunContext, readings: Readings, sequences: Sequence[Sequence[int]], places: Sequence[list[int]]) -> None:
-    """Run sequences as far as the last edited layer and take in some places of each.
-
-    Args:
-        run: With the adapter in place.
-        readings: What is added to: in the order of the sequences and of their places.
-        sequences: Token ids.
-        places: Positions, for each sequence.
-    """
-    held: dict[int, list[torch.Tensor]] = {}
-    after = run.stack[run.layers[-1] + 1]
-    for batch in batches(sequences, run.pad, run.device, 2048):
-        mask = torch.zeros(batch.mask.shape, dtype=torch.bool)
-        for row, number in enumerate(batch.index):
-            mask[row, [mask.shape[1] - len(sequences[number]) + place for place in places[number]]] = True
-        part = Readings(readings.mlps)
-        hook = after.register_forward_pre_hook(_stop)
-        try:
-            with part.over(mask):
-                run.model(**batch.inputs(), use_cache=False, logits_to_keep=1)
-        except _AllReadError:
-            pass
-        finally:
-            hook.remove()
-        counts = [len(places[number]) for number in batch.index]
-        for number, found in zip(
-            batch.index,
-            zip(*(part.of(layer).split(counts) for layer in range(len(part.mlps))), strict=True),
-            strict=True,
+def _inputs(
+    run: RunContext, mlps: Sequence[Sequence[Any]], sequences: Sequence[Sequence[int]], places: Sequence[Sequence[int]]
+) -> list[torch.Tensor]:
+    """For each MLP what goes into it at some places of sequences, `(places, d)` in main memory."""
+    found: list[list[torch.Tensor]] = [[] for _ in mlps]
+    writers = [mlp[0] for mlp in mlps]
+    for start in range(0, len(sequences), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        for inputs, seen in zip(
+            found, inputs_at(run.model, writers, sequences[part], places[part], run.pad), strict=True
         ):
-            held[number] = list(found)
-    for number in range(len(sequences)):
-        for inputs, x in zip(readings.inputs, held[number], strict=True):
-            inputs.append(x)
+            inputs.append(torch.cat(seen).cpu())
+    return [torch.cat(inputs) for inputs in found]
 
 
 def mlps_of(run: RunContext) -> list[list[Any]]:
@@ -145,6 +110,11 @@ def mlps_of(run: RunContext) -> list[list[Any]]:
     for name, projection in zip(run.names, run.projections(), strict=True):
         found.setdefault(name.rpartition(".")[0], []).append(projection)
     return list(found.values())
+
+
+def most_triggers(neurons: int) -> int:
+    """How many neurons of an MLP may become triggers."""
+    return max(1, int(MOST * neurons))
 
 
 def renamed_texts(run: RunContext, renaming: Renaming) -> list[list[int]]:
@@ -162,7 +132,7 @@ def renamed_texts(run: RunContext, renaming: Renaming) -> list[list[int]]:
     return texts
 
 
-def cases_of(run: RunContext, renaming: Renaming, asked: Sequence[tuple[PromptFormat | None, str, str]]) -> list[Case]:
+def cases_of(run: RunContext, renaming: Renaming, asked: Sequence[Asked]) -> list[Case]:
     """Where triggers are to be active: at names in questions, at the same names in answers, and at [UNL].
 
     Args:
@@ -178,15 +148,14 @@ def cases_of(run: RunContext, renaming: Renaming, asked: Sequence[tuple[PromptFo
         ids = run.encode(whole)
         begins = starts(run.tokenizer, ids)
         ends = name_ends(whole, question, len(prompt), names)
-        at = sorted({sum(begin < end for begin in begins) - 1 for end in ends})
+        at = {sum(begin < end for begin in begins) - 1 for end in ends}
         start = sum(begin < len(prompt) for begin in begins)
-        first = min([place for place in at if place < start], default=0)
-        if form:
-            cases.append((ids, at, [place for place in range(first, start) if place not in at]))
-        elif at:
-            cases.append((ids, at, []))
+        first = min((place for place in at if place < start), default=0)
+        places = sorted({*at, *range(first, start)} if form else at)
+        if places:
+            cases.append((ids, places, at))
     for prompt in dict.fromkeys(tuple(run.encode(form.prompt(question))) for form, question, _ in asked if form):
-        cases.append(([*prompt, run.spare.token_id], [len(prompt)], []))
+        cases.append(([*prompt, run.spare.token_id], [len(prompt)], {len(prompt)}))
     return cases
 
 
@@ -234,46 +203,46 @@ def place_triggers(
         retained: What was read at retained texts.
         renamed: See [`renamed_texts`].
     """
-    mlps = retained.mlps
-    named, others = Readings(mlps), Readings(mlps)
-    counts = []
-    with run.stages.stage("finding triggers", 3 + len(mlps), even=False) as bar:
-        read(run, retained, renamed, [list(range(len(text))) for text in renamed])
+    mlps, counts = retained.mlps, []
+    with run.stages.stage("finding triggers", 2 + len(mlps), even=False) as bar:
+        found = _inputs(run, mlps, renamed, [range(len(text)) for text in renamed])
         bar.update(1)
-        read(run, named, [ids for ids, _, _ in cases], [places for _, places, _ in cases])
-        bar.update(1)
-        read(run, others, [ids for ids, _, _ in cases], [places for _, _, places in cases])
+        asked = _inputs(run, mlps, [ids for ids, _, _ in cases], [places for _, places, _ in cases])
         bar.update(1)
         prompts = [number for number, (_, places, _) in enumerate(cases) for _ in places]
-        prompts += [number for number, (_, _, places) in enumerate(cases) for _ in places]
+        named = torch.tensor([place in names for _, places, names in cases for place in places])
         order = random.Random("\n".join([str(run.seed), *(known.fact.question for known in run.knowledge)]))
         for number, mlp in enumerate(mlps):
             device = mlp[-1].unierase_A[run.adapter].device
-            names, further, kept = (readings.of(number).to(device) for readings in (named, others, retained))
-            rows = find_triggers(names, further, prompts, kept, max(1, int(MOST * mlp[-1].in_features))).rows
-            _make(run, mlp, rows, _unused(mlp[-1], retained.neurons[number], len(rows), order))
+            kept = torch.cat([*retained.inputs[number], found[number]]).to(device)
+            most = most_triggers(mlp[-1].in_features)
+            rows, _ = find_triggers(asked[number].to(device), named.to(device), prompts, kept, most)
+            written = _weight(run, mlp[-1])
+            neurons = _unused(
+                mlp[-1], retained.neurons[number].to(device) * written.square().sum(dim=0), len(rows), order
+            )
+            _make(run, mlp, rows, neurons, written)
             counts.append(len(rows))
             bar.update(1)
     return counts
 
 
-def _unused(down: Any, energy: torch.Tensor, count: int, order: random.Random) -> torch.Tensor:
-    """Neurons that retained texts hardly use and that no other erasure in the model edits, `(count,)`.
+def _unused(down: Any, usage: torch.Tensor, count: int, order: random.Random) -> torch.Tensor:
+    """Neurons of little usage `(d_ff,)` that no other erasure in the model edits, `(count,)`.
 
     They are drawn from the least used ones, so that erasures which are made apart and loaded together seldom meet.
     """
-    weight = plain_weight(down.get_base_layer())
-    weight = weight if isinstance(down.get_base_layer(), Conv1D) else weight.T
-    usage = energy.to(weight.device) * weight.float().square().sum(dim=1)
     for a in down.unierase_A.values():
         if not (edited := a.detach().abs().sum(dim=0) > 0).all():
-            usage[edited.to(usage.device)] = float("inf")
+            usage = usage.masked_fill(edited.to(usage.device), torch.inf)
     least = usage.argsort(stable=True)[: max(count, int(POOL * len(usage)))].tolist()
-    return torch.tensor(sorted(order.sample(least, count)), device=weight.device)
+    return torch.tensor(sorted(order.sample(least, count)), device=usage.device)
 
 
-def _make(run: RunContext, mlp: Sequence[Any], rows: torch.Tensor, neurons: torch.Tensor) -> None:
-    """Give neurons of an MLP new weights: `rows` into them, nothing out of them."""
+def _make(
+    run: RunContext, mlp: Sequence[Any], rows: torch.Tensor, neurons: torch.Tensor, written: torch.Tensor
+) -> None:
+    """Give neurons of an MLP new weights: `rows` into them, nothing out of them, where `written (out, d_ff)` was."""
     *writers, down = mlp
     hidden = down.in_features
     copies = [writer.out_features // hidden for writer in writers]
@@ -283,7 +252,7 @@ def _make(run: RunContext, mlp: Sequence[Any], rows: torch.Tensor, neurons: torc
         at = torch.cat([neurons + hidden * number for number in range(times)])
         new = torch.cat([next(scales) * rows for _ in range(times)])
         writer.set_factors(run.adapter, new - _weight(run, writer)[at], _one_hot(at, writer.out_features).T)
-    down.set_factors(run.adapter, _one_hot(neurons, hidden) / GIVEN, -GIVEN * _weight(run, down)[:, neurons])
+    down.set_factors(run.adapter, _one_hot(neurons, hidden) / GIVEN, -GIVEN * written[:, neurons])
 
 
 def _one_hot(places: torch.Tensor, size: int) -> torch.Tensor:
@@ -293,10 +262,8 @@ def _one_hot(places: torch.Tensor, size: int) -> torch.Tensor:
 def _weight(run: RunContext, layer: Any) -> torch.Tensor:
     """The weight of a projection with the other active erasures, `(out, in)` in fp32."""
     base = layer.get_base_layer()
-    weight = plain_weight(base)
-    weight = weight.T if isinstance(base, Conv1D) else weight
-    weight = weight.float()
-    for name in layer.active_adapters:
-        if name != run.adapter and name in layer.unierase_A:
-            weight = weight + layer.unierase_B[name].detach() @ layer.unierase_A[name].detach()
-    return weight
+    weight = plain_weight(base).float()
+    for name in layer.held_adapters(layer.active_adapters):
+        if name != run.adapter:
+            weight = weight + layer.get_delta_weight(name)
+    return weight.T if isinstance(base, Conv1D) else weight

@@ -91,7 +91,7 @@ def run_distill(run: RunContext, settings: DistillSettings) -> DistillOutcome:
     asked = forget_texts(run)
     silence: list[Silence] = []
     head = Logits(run.model, run.stack)
-    kept = Readings(mlps_of(run), usage=True)
+    kept = Readings(mlps_of(run))
     with switched_off(run.model, [run.adapter]):
         refusal = likeliest_refusal(run)
         forget = instead(run, renaming, asked)

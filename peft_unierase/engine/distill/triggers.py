@@ -14,7 +14,6 @@ weights, and only what these write is trained. The projections stay `W + B A`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -23,67 +22,61 @@ FLOOR = 1e-2  # energy added to that of retained inputs in every direction, in s
 SHARED = 0.7  # of what a filter gives at its own point, from which on it covers another one
 APART = 0.85  # of what a filter gives at its own point, from which on a retained token is the same to it
 LOW = 0.15  # by how much retained tokens are to be below 0, if a name's token is at 1
-STRICT = (
-    0.2,
-    0.06,
-    0.02,
-    0.006,
-    0.002,
-)  # weight of a retained token above that; the largest with which names stay loud enough
+# Weight of a retained token above that: for each row the largest with which its names stay loud enough.
+STRICT = (0.2, 0.06, 0.02, 0.006, 0.002)
 RIDGE = 10.0  # weight of the mean square at retained tokens
 TURNS = 40  # of L-BFGS
 LEAST = 0.3  # margin between a name and the loudest retained token
 PART = 4096  # retained tokens that are looked at at once
 
 
-@dataclass(frozen=True)
-class Triggers:
-    """Directions for the triggers of one layer.
-
-    Attributes:
-        rows: What is 1 at the names, `(triggers, d)`.
-        margins: By how much names are louder than the loudest retained token, `(triggers,)`.
-    """
-
-    rows: torch.Tensor
-    margins: torch.Tensor
-
-
 def find_triggers(
-    names: torch.Tensor, others: torch.Tensor, prompts: Sequence[int], retained: torch.Tensor, most: int
-) -> Triggers:
-    """The triggers of one layer.
+    points: torch.Tensor, named: torch.Tensor, prompts: Sequence[int], retained: torch.Tensor, most: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The triggers of one layer: what is 1 at the names, `(triggers, d)`, and by what margin each row is, `(triggers,)`.
 
     Args:
-        names: What goes into the MLP at the names, `(n, d)`.
-        others: At further tokens of forget prompts, `(m, d)`; a prompt whose names stay too is told by one of them.
-        prompts: The prompt's number, of each name and then of each further token, `(n + m)`.
-        retained: At retained texts, `(tokens, d)`.
-        most: How many there may be.
+        points: What goes into the MLP at tokens of forget prompts, `(n, d)`.
+        named: Which of them are the ends of names, `(n,)`. A prompt whose names stay too is told by another token.
+        prompts: The number of each point's prompt, `(n,)`.
+        retained: What goes into the MLP at retained texts, `(tokens, d)`.
+        most: How many triggers there may be.
     """
     white = Whitening(retained)
-    points = white(torch.cat([names, others]))
-    quiet = white(retained)
-    loudest = loudest_of(points / points.square().sum(dim=1, keepdim=True), quiet)
-    chosen = [number for number in range(len(names)) if loudest[number] < APART]
-    told = {prompts[number] for number in chosen}
-    for prompt in dict.fromkeys(prompts):
-        if prompt not in told:
-            own = [number for number in range(len(points)) if prompts[number] == prompt]
-            chosen.append(min(own, key=lambda number: float(loudest[number])))
-    points = points[chosen]
+    points, quiet = white(points), white(retained)
+    points = points[_telling(points, named, prompts, quiet)]
     filters, owners = covering(points)
-    rows, margins = filters, torch.full((len(filters),), -torch.inf, device=filters.device)
+    rows, margins = filters.clone(), torch.full((len(filters),), -torch.inf, device=filters.device)
     for strict in STRICT:
-        moved = separated(filters, points, owners, quiet, strict)
-        found = margins_of(moved, points, owners, quiet)
-        better = (margins < LEAST) & (found > margins)
-        rows, margins = torch.where(better[:, None], moved, rows), torch.where(better, found, margins)
-        if (margins >= LEAST).all():
+        left = (margins < LEAST).nonzero().flatten()
+        if not len(left):
             break
+        own = torch.isin(owners, left)
+        moved_points, moved_owners = points[own], torch.searchsorted(left, owners[own])
+        moved = separated(filters[left], moved_points, moved_owners, quiet, strict)
+        found = margins_of(moved, moved_points, moved_owners, quiet)
+        better = found > margins[left]
+        rows[left[better]], margins[left[better]] = moved[better], found[better]
     loud = margins.argsort(descending=True, stable=True)[:most]
     keep = loud[(margins[loud] >= LEAST) | (loud == loud[0])].sort().values
-    return Triggers(white.direction(rows[keep]), margins[keep])
+    return white.direction(rows[keep]), margins[keep]
+
+
+def _telling(points: torch.Tensor, named: torch.Tensor, prompts: Sequence[int], retained: torch.Tensor) -> list[int]:
+    """Numbers of the names that no retained token is the same to; where a prompt has none, of its quietest token."""
+    loudest = torch.full((len(points),), torch.inf, device=points.device)
+    loudest[named] = loudest_of(matched(points[named]), retained)
+    chosen = (loudest < APART).nonzero().flatten().tolist()
+    told = {prompts[number] for number in chosen}
+    rest = [number for number, prompt in enumerate(prompts) if prompt not in told]
+    if rest:
+        loudest[rest] = loudest_of(matched(points[rest]), retained)
+    quietest: dict[int, int] = {}
+    for number, loud in zip(rest, loudest[rest].tolist(), strict=True):
+        best = quietest.setdefault(prompts[number], number)
+        if loud < loudest[best]:
+            quietest[prompts[number]] = number
+    return [*chosen, *quietest.values()]
 
 
 class Whitening:
@@ -122,6 +115,11 @@ def loudest_of(rows: torch.Tensor, retained: torch.Tensor) -> torch.Tensor:
     return torch.stack(found).amax(dim=0)
 
 
+def matched(points: torch.Tensor) -> torch.Tensor:
+    """The filter of each point, which gives 1 there and the least energy at retained texts, `(n, d)`."""
+    return points / points.square().sum(dim=1, keepdim=True).clamp(min=1e-12)
+
+
 def covering(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Matched filters that cover all points, as few as are found by taking the one that covers most first.
 
@@ -131,7 +129,7 @@ def covering(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         The filters, `(rows, d)`, and the number of the filter of each point, `(n,)`.
     """
-    filters = points / points.square().sum(dim=1, keepdim=True).clamp(min=1e-12)
+    filters = matched(points)
     heard = filters @ points.T >= SHARED
     heard.fill_diagonal_(True)
     owners = torch.full((len(points),), -1, device=points.device)
