@@ -33,7 +33,7 @@ PART = 4096  # retained tokens that are looked at at once
 def find_triggers(
     points: torch.Tensor, named: torch.Tensor, prompts: Sequence[int], retained: torch.Tensor, most: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The triggers of one layer: what is 1 at the names, `(triggers, d)`, and by what margin each row is, `(triggers,)`.
+    """The triggers of one layer: rows that give 1 at the names, `(triggers, d)`, and their margins, `(triggers,)`.
 
     Args:
         points: What goes into the MLP at tokens of forget prompts, `(n, d)`.
