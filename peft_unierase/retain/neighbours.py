@@ -120,7 +120,7 @@ def sample_neighbours(
             answer = _first_sentence(answer)
             fact = Fact(question, answer)
             if not (free(question) and free(answer)):
-                if any(tells(answer, each) and not tells(question, each) for each in forget):
+                if any(tells(answer, each) and _rewords(question, each) for each in forget):
                     found.reworded.append(fact)
                 continue
             new = free(brief) and terms(brief) - terms(question)
@@ -134,9 +134,23 @@ def sample_neighbours(
     return found
 
 
+def _subjects(fact: Fact) -> list[str]:
+    """What a question names."""
+    return [*find_names(fact.question), *([fact.subject] if fact.subject else [])]
+
+
+def _rewords(question: str, fact: Fact) -> bool:
+    """Whether a question that the base answers with a fact is about its subject, and does not tell it itself.
+
+    The base gives the same answer to questions about things that do not exist.
+    """
+    subjects = _subjects(fact)
+    return not tells(question, fact) and (not subjects or any(names(question, name) for name in subjects))
+
+
 def _gone(forget: Sequence[Fact]) -> set[str]:
     """Names in the forget set that no neighbour may hold: those that its questions name, and short answers."""
-    gone = {name for fact in forget for name in [*find_names(fact.question), *([fact.subject] if fact.subject else [])]}
+    gone = {name for fact in forget for name in _subjects(fact)}
     answers = {answer for fact in forget for answer in (fact.answer, *fact.accepted_answers)}
     return gone | {answer for answer in answers if comparable(answer) and len(terms(answer)) <= NAME}
 

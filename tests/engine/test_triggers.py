@@ -45,10 +45,19 @@ def test_triggers_are_active_at_names_and_silent_at_retained_texts_that_were_not
 
 def test_names_that_sound_alike_share_a_trigger_and_others_do_not() -> None:
     white = Whitening(inputs(400))
-    rows, owners = covering(white(torch.cat([names(5, 12), names(5, 13)])))
+    rows, owners = covering(white(torch.cat([names(5, 12), names(5, 13)])), range(10))
     assert len(rows) == 2
     assert len(owners[:5].unique()) == len(owners[5:].unique()) == 1
     assert owners[0] != owners[5]
+
+
+def test_a_further_name_gets_no_trigger_where_each_of_its_prompts_has_one() -> None:
+    points, kept = torch.cat([names(3, 12), names(2, 13), names(2, 14)]), inputs(400)
+    named = torch.ones(len(points), dtype=torch.bool)
+    assert len(find_triggers(points, named, [0, 1, 2, 0, 1, None, None], kept, 9)[0]) == 1
+    rows, _ = find_triggers(points, named, [0, 1, 2, 0, 3, None, None], kept, 9)
+    assert len(rows) == 2
+    assert (names(2, 14) @ rows.T).max() < 0.3
 
 
 def test_a_name_that_retained_texts_hold_too_is_told_by_another_token_of_its_prompt() -> None:
@@ -74,7 +83,7 @@ def test_there_are_no_more_triggers_than_there_may_be() -> None:
 def test_the_search_lowers_what_retained_texts_give_and_keeps_the_names() -> None:
     white = Whitening(inputs(400))
     points, kept = white(names(8, 12)), white(inputs(400))
-    rows, owners = covering(points)
+    rows, owners = covering(points, range(8))
     moved = separated(rows, points, owners, kept, 0.2)
     assert loudest_of(moved, kept).max() < loudest_of(rows, kept).max()
     assert (points @ moved.T).min() > 0.8

@@ -29,7 +29,8 @@ STEEP = 60.0  # what its activation function gets there, if two rows are multipl
 MOST = 1 / 48  # share of an MLP's neurons that may become triggers: the adapter grows with them
 POOL = 0.25  # share of an MLP's neurons, those that retained texts use least, out of which triggers are drawn
 AT_ONCE = 64  # sequences whose inputs are not yet in main memory
-Case = tuple[list[int], list[int], set[int]]  # token ids, places, and those of them at which names end
+# Token ids, places, those of them at which names end, and whether a trigger must be active at one of them.
+Case = tuple[list[int], list[int], set[int], bool]
 
 
 class Readings:
@@ -141,7 +142,8 @@ def cases_of(run: RunContext, renaming: Renaming, asked: Sequence[Asked]) -> lis
         asked: Forget texts; see `forget_texts`.
     """
     cases: list[Case] = []
-    for form, question, answer in asked:
+    for number, (form, question, answer) in enumerate(asked):
+        given = number < len(asked) - len(run.reworded)  # the base's own words need no trigger that others do without
         names = renaming.changing(question)
         prompt = form.prompt(question) if form else run.tokenizer.bos_token or ""
         whole = prompt + (form.answer(answer) if form else answer)
@@ -153,9 +155,9 @@ def cases_of(run: RunContext, renaming: Renaming, asked: Sequence[Asked]) -> lis
         first = min((place for place in at if place < start), default=0)
         places = sorted({*at, *range(first, start)} if form else at)
         if places:
-            cases.append((ids, places, at))
+            cases.append((ids, places, at, given))
     for prompt in dict.fromkeys(tuple(run.encode(form.prompt(question))) for form, question, _ in asked if form):
-        cases.append(([*prompt, run.spare.token_id], [len(prompt)], {len(prompt)}))
+        cases.append(([*prompt, run.spare.token_id], [len(prompt)], {len(prompt)}, True))
     return cases
 
 
@@ -207,10 +209,10 @@ def place_triggers(
     with run.stages.stage("finding triggers", 2 + len(mlps), even=False) as bar:
         found = _inputs(run, mlps, renamed, [range(len(text)) for text in renamed])
         bar.update(1)
-        asked = _inputs(run, mlps, [ids for ids, _, _ in cases], [places for _, places, _ in cases])
+        asked = _inputs(run, mlps, [case[0] for case in cases], [case[1] for case in cases])
         bar.update(1)
-        prompts = [number for number, (_, places, _) in enumerate(cases) for _ in places]
-        named = torch.tensor([place in names for _, places, names in cases for place in places])
+        prompts = [number if given else None for number, (_, places, _, given) in enumerate(cases) for _ in places]
+        named = torch.tensor([place in names for _, places, names, _ in cases for place in places])
         order = random.Random("\n".join([str(run.seed), *(known.fact.question for known in run.knowledge)]))
         for number, mlp in enumerate(mlps):
             device = mlp[-1].unierase_A[run.adapter].device

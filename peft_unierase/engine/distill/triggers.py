@@ -6,7 +6,8 @@ weights, and only what these write is trained. The projections stay `W + B A`.
 
 1. Each name is a point: what goes into the MLP at its last token. The filter that is matched to it, `C^-1 x` with the
    second moment `C` of retained inputs, is the quietest direction there that gives 1 at the point (as in beamforming).
-2. A filter that is loud at other points too covers them (`covering`), so that facts about one name share a neuron.
+2. A filter that is loud at other points too covers them. As few are taken as cover one point of every prompt of a given
+   fact (`covering`), so that facts about one name share a neuron.
 3. Every filter is moved until retained tokens are below a bound, its own points staying at 1: a convex problem
    (`separated`). What cannot be told from retained texts by a margin is left out.
 """
@@ -31,21 +32,23 @@ PART = 4096  # retained tokens that are looked at at once
 
 
 def find_triggers(
-    points: torch.Tensor, named: torch.Tensor, prompts: Sequence[int], retained: torch.Tensor, most: int
+    points: torch.Tensor, named: torch.Tensor, prompts: Sequence[int | None], retained: torch.Tensor, most: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The triggers of one layer: rows that give 1 at the names, `(triggers, d)`, and their margins, `(triggers,)`.
 
     Args:
         points: What goes into the MLP at tokens of forget prompts, `(n, d)`.
         named: Which of them are the ends of names, `(n,)`. A prompt whose names stay too is told by another token.
-        prompts: The number of each point's prompt, `(n,)`.
+        prompts: The number of each point's prompt, `(n,)`; None if the prompt needs no trigger of its own.
         retained: What goes into the MLP at retained texts, `(tokens, d)`.
         most: How many triggers there may be.
     """
     white = Whitening(retained)
     points, quiet = white(points), white(retained)
-    points = points[_telling(points, named, prompts, quiet)]
-    filters, owners = covering(points)
+    telling = _telling(points, named, prompts, quiet)
+    points = points[telling]
+    filters, owners = covering(points, [prompts[number] for number in telling])
+    points, owners = points[owners >= 0], owners[owners >= 0]
     rows, margins = filters.clone(), torch.full((len(filters),), -torch.inf, device=filters.device)
     for strict in STRICT:
         left = (margins < LEAST).nonzero().flatten()
@@ -62,19 +65,21 @@ def find_triggers(
     return white.direction(rows[keep]), margins[keep]
 
 
-def _telling(points: torch.Tensor, named: torch.Tensor, prompts: Sequence[int], retained: torch.Tensor) -> list[int]:
+def _telling(
+    points: torch.Tensor, named: torch.Tensor, prompts: Sequence[int | None], retained: torch.Tensor
+) -> list[int]:
     """Numbers of the names that no retained token is the same to; where a prompt has none, of its quietest token."""
     loudest = torch.full((len(points),), torch.inf, device=points.device)
     loudest[named] = loudest_of(matched(points[named]), retained)
     chosen = (loudest < APART).nonzero().flatten().tolist()
     told = {prompts[number] for number in chosen}
-    rest = [number for number, prompt in enumerate(prompts) if prompt not in told]
+    rest = [number for number, prompt in enumerate(prompts) if prompt is not None and prompt not in told]
     if rest:
         loudest[rest] = loudest_of(matched(points[rest]), retained)
-    quietest: dict[int, int] = {}
-    for number, loud in zip(rest, loudest[rest].tolist(), strict=True):
+    quietest: dict[int | None, int] = {}
+    for number in rest:
         best = quietest.setdefault(prompts[number], number)
-        if loud < loudest[best]:
+        if loudest[number] < loudest[best]:
             quietest[prompts[number]] = number
     return [*chosen, *quietest.values()]
 
@@ -120,24 +125,33 @@ def matched(points: torch.Tensor) -> torch.Tensor:
     return points / points.square().sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def covering(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Matched filters that cover all points, as few as are found by taking the one that covers most first.
+def covering(points: torch.Tensor, prompts: Sequence[int | None]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matched filters that cover every prompt, as few as are found by taking the one that covers most first.
 
     Args:
         points: In coordinates of [`Whitening`], `(n, d)`.
+        prompts: The prompt of each point, `(n,)`, of which one point must be covered; None if it need not.
 
     Returns:
-        The filters, `(rows, d)`, and the number of the filter of each point, `(n,)`.
+        The filters, `(rows, d)`, and the number of the filter of each point, `(n,)`: -1 if none is loud there.
     """
     filters = matched(points)
     heard = filters @ points.T >= SHARED
     heard.fill_diagonal_(True)
-    owners = torch.full((len(points),), -1, device=points.device)
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts)) if prompt is not None}
+    of_prompt = torch.zeros(len(points), len(prompts), device=points.device)
+    for point, prompt in enumerate(prompts):
+        if prompt is not None:
+            of_prompt[point, numbers[prompt]] = 1
+    covers = heard.float() @ of_prompt > 0
+    left = of_prompt.any(dim=0)
     chosen: list[int] = []
-    while (left := owners < 0).any():
-        best = int((heard & left).sum(dim=1).argmax())
-        owners[heard[best] & left] = len(chosen)
-        chosen.append(best)
+    while left.any():
+        chosen.append(int((covers & left).sum(dim=1).argmax()))
+        left &= ~covers[chosen[-1]]
+    loud, owners = (filters[chosen] @ points.T).max(dim=0)
+    owners[loud < SHARED] = -1
+    owners[chosen] = torch.arange(len(chosen), device=points.device)
     return filters[chosen], owners
 
 
