@@ -8,7 +8,7 @@ that what it declares is well meant (docs/guides/security.md).
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def inspect_folder(
     folder: str | Path,
     listed: Mapping[str, int | None] | None = None,
     base: nn.Module | None = None,
-    only: Collection[str] | None = None,
+    only: Mapping[str, str] | None = None,
 ) -> Inspection:
     """Look at an erasure without loading it.
 
@@ -112,7 +112,7 @@ def inspect_folder(
         folder: Where it is.
         listed: Files of its repository on the Hub that may not be there, with their sizes.
         base: The model that it is to be loaded on, if that is there.
-        only: Files to look at, and no others.
+        only: Files to look at, and no others, by name with their SHA-256.
 
     Raises:
         ValueError: There is no adapter in the folder, or one of another type.
@@ -155,7 +155,7 @@ def inspect_folder(
     record, found = read_json(folder, RECORD_NAME) if RECORD_NAME in files else ({}, [])
     findings += found
     if record is not None:
-        findings += check_record(folder, files, record, listed)
+        findings += check_record(folder, files, record, listed, only or {})
     return Inspection(
         folder,
         tuple(findings),
