@@ -189,7 +189,7 @@ def _run(options: EraseOptions, style: Format) -> None:
     from ..engine import RECIPES, DistillSettings, check_recipe, erase
     from ..engine.checkpoint import discard
     from ..engine.estimate import estimate
-    from ..guard.inspect import guarded
+    from ..guard.load import candidate
     from ..lm.load import load_base
     from ..retain.knowledge import sentence
     from ..retain.sample_files import read_samples
@@ -200,8 +200,7 @@ def _run(options: EraseOptions, style: Format) -> None:
 
     samples_in = read_samples(options.samples_in) if options.samples_in else None
     prepare_libraries()
-    for folder in () if options.trust else onto:
-        guarded(folder)
+    earlier = [candidate(folder, options.trust) for folder in onto]
     check_recipe(options.recipe)
     check_scope(options.scope, options.recipe)
     if options.scope:
@@ -223,8 +222,8 @@ def _run(options: EraseOptions, style: Format) -> None:
             expected = estimate(model, tokenizer, formats, forget, retain, settings, layers, names)
     if expected and style is Format.HUMAN:
         say(estimate_line(expected))
-    if onto:
-        model = load_onto(model, tokenizer, onto, options.allow_resize, options.trust)
+    if earlier:
+        model = load_onto(model, tokenizer, earlier, options.allow_resize)
     erased = erase(
         model,
         tokenizer,

@@ -42,7 +42,6 @@ class Inspection:
         norms: For each the largest norm of a row of `A`, a column of `B` and a token's row, and that of the edit `BA`.
         parameters, bytes: Of the weights.
         declared: The config, if nothing is wrong with it by itself.
-        base: The base that it was held against.
     """
 
     folder: Path
@@ -55,7 +54,6 @@ class Inspection:
     parameters: int = 0
     bytes: int = 0
     declared: AdapterConfig | None = None
-    base: nn.Module | None = None
 
     @property
     def refused(self) -> tuple[Finding, ...]:
@@ -167,7 +165,6 @@ def inspect_folder(
         header.parameters if header else 0,
         header.bytes if header else 0,
         config,
-        base,
     )
 
 
@@ -197,20 +194,15 @@ def inspect(erasure: str | Path, base: nn.Module | None = None, **told: Any) -> 
     return inspect_folder(place.folder, place.listed, base)
 
 
-def guarded(source: str | Path, base: nn.Module | None = None, **told: Any) -> Path:
-    """The folder of an erasure that the guard passes; see [`passed`]."""
-    return passed(source, base, **told).folder
-
-
-def passed(source: str | Path, base: nn.Module | None = None, **told: Any) -> Inspection:
-    """What was found of an erasure that the guard passes; see [`inspect_folder`] for `base`, [`resolve`] for `told`.
+def passed(source: str | Path, **told: Any) -> Inspection:
+    """What was found of an erasure that the guard passes; see [`resolve`] for `told`.
 
     Raises:
         GuardError: It refuses it.
         ValueError: There is no erasure.
     """
     try:
-        inspection = inspect(source, base, **told)
+        inspection = inspect(source, **told)
     except OSError as error:
         raise InputError(f"{source} cannot be read: {error}") from error
     if inspection.refused:

@@ -12,7 +12,6 @@ from typing import Any
 
 from ..errors import InputError
 from .names import CONFIG_NAME, MAX_BYTES, NAMES, SUFFIXES
-from .plain import check_plain_folder
 
 
 @dataclass(frozen=True)
@@ -106,15 +105,3 @@ def _download(
         **hub,
     )
     return Path(folder), listed
-
-
-def local_folder(source: str | Path, revision: str | None = None, entire: bool = False) -> Path:
-    """The folder of an erasure, downloaded if `source` is a Hub id; see [`resolve`].
-
-    Raises:
-        ValueError: There is no such folder or repository.
-        OSError: What is in it is not made of files.
-    """
-    folder = resolve(source, revision, entire=entire).folder
-    check_plain_folder(folder)
-    return folder

@@ -26,6 +26,7 @@ from peft_unierase.cli.base import load_onto
 from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.engine.earlier import as_answered_now, switched_off
 from peft_unierase.engine.spare_row import add_to_tokenizer, find_spare_rows
+from peft_unierase.guard.load import Candidate, candidate
 from peft_unierase.hub.folder import save_erasure
 from peft_unierase.lm.formats import default_formats
 from peft_unierase.retain.cache import weights_digest
@@ -72,6 +73,9 @@ class Made:
     with_first: torch.Tensor
     trainable: int
     folder: Path
+
+    def saved(self, *names: str) -> list[Candidate]:
+        return [candidate(self.folder / name) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +178,7 @@ def test_saved_apart_and_loaded_together_they_are_the_same(made: Made, tmp_path:
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
     assert "erasure-2" not in names
     model, tokenizer = load()
-    both = load_onto(model, tokenizer, [made.folder / "first", made.folder / "second"])
+    both = load_onto(model, tokenizer, made.saved("first", "second"))
     assert both.base_model.active_adapters == ["default", "erasure-2"]
     assert torch.equal(logits(both), logits(made.model))
     assert tokenizer.get_vocab() == made.tokenizer.get_vocab()
@@ -202,7 +206,7 @@ def test_samples_are_the_bare_base_s_and_come_from_its_cache(made: Made, monkeyp
 
 def test_facts_that_an_earlier_erasure_covers_are_warned_about(made: Made) -> None:
     model, tokenizer = load()
-    model = load_onto(model, tokenizer, [made.folder / "first"])
+    model = load_onto(model, tokenizer, made.saved("first"))
     with pytest.warns(ErasureWarning) as caught:
         erase(model, tokenizer, [*person(0)[:2], *person(2)[:2]], settings=QUICK, progress=False)
     texts = [str(warning.message) for warning in caught]
@@ -412,7 +416,7 @@ def test_the_command_makes_one_on_top_of_others_and_says_how_to_load_both(
     exec("\n".join(line.strip() for line in lines.strip().splitlines()), found)
     assert found["model"].base_model.active_adapters == ["first", "second", "third"]
     ours, tokenizer = load()
-    ours = load_onto(ours, tokenizer, [made.folder / "first", made.folder / "second", output])
+    ours = load_onto(ours, tokenizer, [*made.saved("first", "second"), candidate(output)])
     assert torch.equal(logits(found["model"].eval()), logits(ours))
     assert not torch.equal(logits(ours), logits(made.model))
 
@@ -440,8 +444,8 @@ def test_a_base_that_is_not_the_erasure_s_is_refused(made: Made) -> None:
     with torch.no_grad():
         model.get_submodule(DOWN.format(2)).weight[0, 0] += 1
     with pytest.raises(ValueError, match=r"^this is not the base that the erasure was made for"):
-        load_onto(model, tokenizer, [made.folder / "first"])
+        load_onto(model, tokenizer, made.saved("first"))
     with pytest.raises(
         ValueError, match=f"^{re.escape(str(made.folder / 'first'))}: this is not the base that the erasure"
     ):
-        load_onto(model, tokenizer, [made.folder / "first", made.folder / "second"])
+        load_onto(model, tokenizer, made.saved("first", "second"))
