@@ -163,17 +163,20 @@ def _onto(record: Mapping[str, Any]) -> str:
 
 def _check_rows(check: Mapping[str, Any]) -> dict[str, Any]:
     """What the card shows of a check: the verdict, every figure, and every attack, those that leak first."""
+    from ..checking.scores import REFERENCE_MODEL, RENAMED
+
     attacks = sorted(check["attacks"], key=lambda attack: attack["outcome"] == "holds")
     reference_model = any(attack["reference_model"] for attack in attacks)
 
     def means(attack: Mapping[str, Any]) -> list[float]:
-        held = attack["reference_model"] or (attack["reference"] == "renamed base" and attack["renamed"])
+        held = attack["reference_model"] or (attack["reference"] == RENAMED and attack["renamed"])
         return [attack["base"]["mean"], attack["erased"]["mean"], held["mean"] if held else attack["floor"]]
 
     return {
         "level": check["verdict"]["level"],
         "tried": check["verdict"]["tried"],
-        "reference": "reference model" if reference_model else "reference",
+        "reference": REFERENCE_MODEL if reference_model else "reference",
+        "reference_model": reference_model,
         "figures": [
             [_cell(value) for value in (f["set"], f["name"], f["base"], f["erased"], check["counts"].get(f["set"]))]
             for f in check["figures"]
