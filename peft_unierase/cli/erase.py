@@ -261,9 +261,9 @@ def _run(options: EraseOptions, style: Format) -> None:
         salt,
         prompts=prompting.record(),
         command=command,
+        unfinished=options.unfinished,
         **words,
     )
-    discard(options.unfinished)
     seconds = erased.erasure.seconds
     if style is Format.JSON:
         told = expected and asdict(expected)
