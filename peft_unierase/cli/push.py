@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .loading import loading_lines
+from .loading import loading_lines, needs
 from .note import note
 from .options import FormatOption
 from .output import Format, clear_endings, fail, say, show, show_json
@@ -89,7 +89,7 @@ def push(options: PushOptions, format: FormatOption = Format.AUTO) -> None:
     elif style is Format.HUMAN:
         revision = commit.pr_revision or options.revision
         show(f"Pushed {len(digests)} files to {repo_id}: {url}. To load it:\n")
-        show(loading_lines(repo_id, revision=revision))
+        show(loading_lines(repo_id, revision=revision, **needs([options.folder])))
         show(f"\nNext, where the base is withheld:\n\n    unierase merge {repo_id} -o merged")
     else:
         show(url)

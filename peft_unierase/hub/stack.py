@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, StateError, in_one_line
+from ..records.read import grown, read_record
 from ..records.record import write_record
 from ..storage.names import CARD_NAME, WEIGHTS_NAME
 from ..storage.output import check_new, write_folder
@@ -75,6 +76,7 @@ class Stack:
             name=str(folder),
             erasures=self.names,
             tokens=[text for _, text in self.config.tokens],
+            grown=any(map(grown, self.records.values())),
         )
 
         def write(place: Path) -> None:
@@ -110,7 +112,6 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
     from ..adapter.fused import fuse
     from ..adapter.vocabulary import add_special_tokens
     from ..guard.load import adapter_name, candidate
-    from ..records.read import read_record
 
     if not erasures:
         raise InputError("there are no erasures to stack; name at least one")

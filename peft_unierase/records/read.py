@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,13 @@ def read_statement(folder: Path) -> dict[str, Any] | None:
     except (ValueError, OSError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     return statement
+
+
+def grown(record: Any) -> bool:
+    """Whether a base's vocabulary had grown for an erasure, or for one of those in a stack, as its record says."""
+    if not isinstance(record, Mapping):
+        return False
+    if isinstance(parts := record.get("fused"), Mapping):
+        return any(map(grown, parts.values()))
+    token = record.get("token")
+    return isinstance(token, Mapping) and token.get("resized") is True

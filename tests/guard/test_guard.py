@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -32,6 +33,7 @@ from peft_unierase.adapter.fingerprint import base_fingerprint
 from peft_unierase.adapter.lora import save_lora
 from peft_unierase.adapter.vocabulary import add_special_tokens
 from peft_unierase.cli.base import load_onto
+from peft_unierase.cli.erase import EraseOptions
 from peft_unierase.guard import weights as guard_weights
 from peft_unierase.guard.inspect import inspect_folder
 from peft_unierase.guard.load import candidate
@@ -1188,6 +1190,38 @@ def test_commands_take_it_with_trust(command: str, adapter: Path, place: Path, t
     ended = invoke(*commands(adapter, place, tmp_path / "out")[command], "--trust")
     assert ended.exit_code == 0, ended.output
     assert (tmp_path / "out").is_dir()
+
+
+def on_a_grown_base(folder: Path) -> None:
+    far_token(folder, SPARE + 8)
+    record(folder, {"token": {"text": "[UNL]", "id": SPARE + 8, "resized": True}})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (pickled, ""),  # which a stack has no copy of
+        (MALICIOUS["huge value"][0], ", trust=True"),
+        (on_a_grown_base, ", allow_resize=True"),
+    ],
+    ids=["a pickle", "a huge value", "a grown base"],
+)
+def test_commands_show_what_it_takes_to_load_it(
+    spoil: Callable[[Path], Any], told: str, adapter: Path, place: Path, tmp_path: Path
+) -> None:
+    spoil(adapter)
+    ended = invoke("stack", adapter, "-o", tmp_path / "out", "--trust", "--format", "human")
+    lines = f'    import peft_unierase\n    model = peft_unierase.load(base, "{tmp_path / "out"}"{told})\n'
+    assert ended.stdout.endswith(lines)
+    names = {"base": base_of(place / "base")}
+    exec(textwrap.dedent(lines), names)
+    assert list(names["model"].peft_config) == ["out"]
+    assert ("allow_resize=True" in (tmp_path / "out" / "README.md").read_text()) == ("allow_resize" in told)
+    ended = invoke("inspect", tmp_path / "out", "--format", "human")
+    assert lines in ended.stdout + "\n"
+    blank: dict[str, Any] = dict.fromkeys(EraseOptions.__dataclass_fields__)
+    options = EraseOptions(**{**blank, "onto": [tmp_path / "out"], "output": place / "clean", "trust": True})
+    assert options.loading_lines().endswith(f'"{place / "clean"}"]{told})')
 
 
 def test_what_is_loaded_beneath_a_run_or_a_check_goes_through_the_guard(adapter: Path, place: Path) -> None:
