@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import changed_output
 from peft import PeftModel, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import ErasureWarning, Fact, UniEraseConfig
@@ -25,7 +26,7 @@ from peft_unierase.engine.paper import token as token_module
 from peft_unierase.engine.paper.kept import record_kept
 from peft_unierase.engine.paper.marks import find_marks
 from peft_unierase.engine.paper.noise import perturbed
-from peft_unierase.engine.paper.recipe import fit_common
+from peft_unierase.engine.paper.recipe import _refusal_rate, fit_common
 from peft_unierase.engine.paper.tail import Tail, tail_batches
 from peft_unierase.engine.paper.token import learn_refusals
 from peft_unierase.engine.run_context import RunContext
@@ -94,6 +95,36 @@ def erased() -> tuple[RunContext, PeftModel, PaperOutcome]:
     gone, others = people()
     run, model = make_run(facts_of(gone), facts_of(others[::2]))
     return run, model, run_paper(run, PaperSettings())
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a value is read from the device, for which everything before it must have been computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_counting_refusals_does_not_wait_for_every_prompt() -> None:
+    gone, others = people()
+    facts = facts_of(gone)
+    run, _ = make_run(facts, facts_of(others)[:4])
+    waits = []
+    for count in (2, 6):
+        with Waits() as mode:
+            assert _refusal_rate(run, facts[:count]) == 0
+        waits.append(mode.count)
+    assert waits[0] == waits[1]
+    with torch.no_grad():
+        run.model.get_output_embeddings().base_layer.weight.zero_()  # so that [UNL] wins wherever its logit is above 0
+        prompts = [run.encode(run.formats[n % 2].prompt(fact.question)) for n, fact in enumerate(facts)]
+        wins = [run.model(torch.tensor([ids])).logits[0, -1].argmax() == run.spare.token_id for ids in prompts]
+    assert 0 < sum(wins) < len(wins)
+    assert _refusal_rate(run, facts) == sum(wins) / len(wins)
 
 
 def test_the_model_declines_and_leaves_what_it_never_saw_alone(
