@@ -38,6 +38,9 @@ CODE = ("python", "bash")
 SHOWN = ("text", "json")  # what is printed, or stands in a file
 LITTLE = {"samples": 16, "steps": 1}
 OUTPUTS = ("-o", "--output")
+FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+WIDEST = 130  # characters of a line of prose
+UNWRAPPED = ("README", "experiments")  # hold results, a line each
 ANSWERED_NO = {"ramp": (1,)}  # a step erased too little, as one without a fit must
 
 pytestmark = pytest.mark.slow
@@ -218,6 +221,12 @@ def test_a_line_that_names_what_does_not_exist_is_found(line: str) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in UNWRAPPED], ids=named)
+def test_prose_is_wrapped(page: Path) -> None:
+    prose = FENCED.sub("", page.read_text(encoding="utf-8")).splitlines()
+    assert not [line for line in prose if len(line) > WIDEST and not line.startswith("|")]
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
