@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from demo_erasure import demo_base, demo_tokenizer
 from helpers import changed_output
 from peft import PeftModel, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_unierase import ErasureWarning, Fact, UniEraseConfig
 from peft_unierase.checking import answer_questions, figures
@@ -56,8 +57,8 @@ def make_run(
     forget: Sequence[Fact], retain: Sequence[Fact], seed: int = 0, model: Any = None
 ) -> tuple[RunContext, PeftModel]:
     """The demo model, or another with its tokenizer, with an adapter in place, as `erase` hands it to a recipe."""
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
-    model = model or AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
+    tokenizer = demo_tokenizer()
+    model = model or demo_base()
     stack, layers, names = choose_sites(model, whole=False)
     spare = find_spare_rows(model, tokenizer)[0]
     config = UniEraseConfig(
@@ -163,7 +164,7 @@ def test_nothing_is_left_trainable_and_the_base_is_the_base_when_off(
 ) -> None:
     _, model, _ = erased
     assert not [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    base = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
+    base = demo_base()
     ids = torch.tensor([[3, 4, 5, 6]])
     with torch.no_grad(), model.disable_adapter():
         assert torch.equal(model(ids).logits, base(ids).logits)
@@ -174,7 +175,7 @@ def test_saved_and_loaded_with_its_rank_it_is_the_same(
 ) -> None:
     _, model, _ = erased
     model.save_pretrained(tmp_path, save_embedding_layers=False)
-    base = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32)
+    base = demo_base()
     loaded = PeftModel.from_pretrained(base, tmp_path).eval()
     ids = torch.tensor([[3, 4, 5, 1001, 6]])
     with torch.no_grad():

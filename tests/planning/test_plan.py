@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from demo_erasure import QUICK
+from demo_erasure import QUICK, demo_pair
 from helpers import invoke, listing, write_rows
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.main import get_command
 
 import peft_unierase
@@ -37,10 +36,7 @@ SUBJECT = "Nesko Corquist"
 FEW = 24
 
 
-@cache
-def base() -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(demo_model_dir())
+base = cache(demo_pair)
 
 
 def about(subject: str = SUBJECT) -> list[Fact]:
