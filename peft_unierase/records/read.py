@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InputError, UniEraseError, in_one_line
 from ..storage.names import CONFIG_NAME, RECORD_NAME
 from ..storage.plain import JsonError, read_json
+from ..storage.source import hub_file
 from .record import predicate_of
 
 
@@ -23,15 +24,8 @@ def adapter_type(source: str, revision: str | None = None) -> str | None:
     from ..storage.schema import AnyAdapter
     from ..storage.values import checked
 
-    file = Path(source) / CONFIG_NAME
-    if not Path(source).is_dir():
-        from huggingface_hub import hf_hub_download
-
-        try:
-            file = Path(hf_hub_download(source, CONFIG_NAME, revision=revision))
-        except (ValueError, OSError):
-            return None
-    if not os.path.lexists(file):
+    file = Path(source) / CONFIG_NAME if Path(source).is_dir() else hub_file(source, CONFIG_NAME, revision)
+    if file is None or not os.path.lexists(file):
         return None
     try:
         return checked(AnyAdapter, read_json(file), f"{file} is no config of an adapter").peft_type

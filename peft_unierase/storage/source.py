@@ -76,6 +76,16 @@ def commit_of(source: str | Path, revision: str | None = None) -> str | None:
         return revision
 
 
+def hub_file(repository: str, name: str, revision: str | None = None) -> Path | None:
+    """One file of a Hub repository, downloaded; `None` if it has no such file, or if the Hub cannot be asked."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except Exception:  # whoever reads the repository says what is wrong with it
+        return None
+
+
 def _download(
     source: str, revision: str | None, inner: PurePosixPath, entire: bool, hub: dict[str, Any]
 ) -> tuple[Path, dict[str, int | None]]:
