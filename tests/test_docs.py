@@ -26,6 +26,7 @@ import pytest
 import typer
 from helpers import invoke
 from hurried import hurry
+from quickstart_copy import copy_in, renewed, shape
 
 import peft_unierase
 from peft_unierase.cli.app import app
@@ -217,6 +218,34 @@ def test_the_command_line_page_has_every_command() -> None:
 )
 def test_a_line_that_names_what_does_not_exist_is_found(line: str) -> None:
     assert wrong(shlex.split(line))
+
+
+def test_the_copy_of_the_quickstart_has_its_lines(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    attacks = importlib.import_module("peft_unierase.checking.attacks")
+    two = [replace(attack, fast=attack.name in (attacks.GREEDY, "prefill-3")) for attack in attacks.ATTACKS]
+    monkeypatch.setattr(attacks, "ATTACKS", two)
+    ended = invoke("quickstart")
+    assert ended.exit_code == 0, ended.output
+    copy = copy_in((ROOT / "README.md").read_text(encoding="utf-8"))
+    new = renewed(copy, ended.stdout)
+    assert list(map(shape, new.splitlines())) == list(map(shape, copy.splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("copy", "message"),
+    [
+        ("Adapter: 3 parameters.\n…\n", "where `unierase quickstart` prints 'The demo model knows 2 facts.'"),
+        ("The demo model knows 3 facts.\nSaved to x.\n", "prints 'Adapter: 30 parameters.'"),
+        ("The demo model knows 3 facts.\n", "ends before 'Adapter: 30 parameters.'"),
+        ("…\nAdapter: 30 bytes.\n", "prints nothing"),
+    ],
+)
+def test_a_copy_that_is_not_what_is_printed_is_refused(copy: str, message: str) -> None:
+    printed = "The demo model knows 2 facts.\n\nAdapter: 30 parameters.\nSaved to x.\n"
+    assert renewed("The demo model knows 7 facts.\n…\n", printed) == "The demo model knows 2 facts.\n…\n"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        renewed(copy, printed)
 
 
 def test_the_readme_is_short() -> None:
