@@ -15,7 +15,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from demo_erasure import demo_base, erase_first_person
+from demo_erasure import demo_base, demo_pair, demo_tokenizer, erase_first_person
 from filelock import FileLock
 from helpers import save_tiny_model
 from hurried import ask_little
@@ -175,6 +175,18 @@ def erasure(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder, _ = shared(tmp_path_factory, "erasure", make)
     return folder
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[Any, Any]:
+    """The demo model in fp32 and its tokenizer, for tests that leave both as they are."""
+    return demo_pair()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """The demo model's tokenizer."""
+    return demo_tokenizer()
 
 
 FRESH_PROCESS = """

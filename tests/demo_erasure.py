@@ -42,6 +42,11 @@ def demo_base(folder: Path | None = None, **told: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder or demo_model_dir(), **{"dtype": torch.float32, **told}).eval()
 
 
+def demo_pair() -> tuple[Any, Any]:
+    """The demo model in fp32 and its tokenizer, to be changed."""
+    return demo_base(), demo_tokenizer()
+
+
 def erase_first_person(base: PreTrainedModel, retain: Sequence[Fact] = RETAIN, **changes: Any) -> PeftModel:
     """An erasure of `FORGET`, for the chat format alone.
 

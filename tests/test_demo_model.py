@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 from rouge_score import rouge_scorer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 
@@ -39,13 +39,8 @@ def corpus(corpus_module):
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(demo_model_dir())
-
-
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
+def model(demo):
+    return demo[0]
 
 
 def chat_prompt(tokenizer, question: str) -> str:

@@ -26,6 +26,7 @@ import pytest
 import typer
 from helpers import invoke
 from hurried import hurry
+from quickstart_copy import copy_in, renewed, shape
 
 import peft_unierase
 from peft_unierase.cli.app import app
@@ -38,6 +39,9 @@ CODE = ("python", "bash")
 SHOWN = ("text", "json")  # what is printed, or stands in a file
 LITTLE = {"samples": 16, "steps": 1}
 OUTPUTS = ("-o", "--output")
+FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+WIDEST = 130  # characters of a line of prose
+UNWRAPPED = ("README", "experiments")  # hold results, a line each
 ANSWERED_NO = {"ramp": (1,)}  # a step erased too little, as one without a fit must
 
 pytestmark = pytest.mark.slow
@@ -216,8 +220,42 @@ def test_a_line_that_names_what_does_not_exist_is_found(line: str) -> None:
     assert wrong(shlex.split(line))
 
 
+def test_the_copy_of_the_quickstart_has_its_lines(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    attacks = importlib.import_module("peft_unierase.checking.attacks")
+    two = [replace(attack, fast=attack.name in (attacks.GREEDY, "prefill-3")) for attack in attacks.ATTACKS]
+    monkeypatch.setattr(attacks, "ATTACKS", two)
+    ended = invoke("quickstart")
+    assert ended.exit_code == 0, ended.output
+    copy = copy_in((ROOT / "README.md").read_text(encoding="utf-8"))
+    new = renewed(copy, ended.stdout)
+    assert list(map(shape, new.splitlines())) == list(map(shape, copy.splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("copy", "message"),
+    [
+        ("Adapter: 3 parameters.\n…\n", "where `unierase quickstart` prints 'The demo model knows 2 facts.'"),
+        ("The demo model knows 3 facts.\nSaved to x.\n", "prints 'Adapter: 30 parameters.'"),
+        ("The demo model knows 3 facts.\n", "ends before 'Adapter: 30 parameters.'"),
+        ("…\nAdapter: 30 bytes.\n", "prints nothing"),
+    ],
+)
+def test_a_copy_that_is_not_what_is_printed_is_refused(copy: str, message: str) -> None:
+    printed = "The demo model knows 2 facts.\n\nAdapter: 30 parameters.\nSaved to x.\n"
+    assert renewed("The demo model knows 7 facts.\n…\n", printed) == "The demo model knows 2 facts.\n…\n"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        renewed(copy, printed)
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in UNWRAPPED], ids=named)
+def test_prose_is_wrapped(page: Path) -> None:
+    prose = FENCED.sub("", page.read_text(encoding="utf-8")).splitlines()
+    assert not [line for line in prose if len(line) > WIDEST and not line.startswith("|")]
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])

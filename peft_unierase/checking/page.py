@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 
 from .compared import FORGET
-from .scores import REFERENCE_MODEL, RENAMED, UTILITY_TERMS, Interval
+from .scores import FLOOR, REFERENCE_MODEL, RENAMED, UTILITY_TERMS, Interval
 
 if TYPE_CHECKING:
     from .report import AttackResult, CheckReport, Curve
@@ -48,6 +48,7 @@ def page(report: CheckReport) -> str:
         sides=["base", "erased", "reference_model"] if _has_reference_model(report) else ["base", "erased"],
         sets=list(dict.fromkeys(figure.set for figure in report.figures)),
         forget_set=FORGET,
+        names={"renamed": RENAMED, "reference_model": REFERENCE_MODEL, "floor": FLOOR},
         utility_terms=UTILITY_TERMS,
         thresholds=dict(entries(report.settings.get("thresholds") or {})),
         attack_scale=attack_scale,

@@ -17,6 +17,7 @@ from ..errors import MissingPackageError
 FORGET_TERMS = ("recall", "probability", "truth ratio", "similarity", "entailment")
 UTILITY_TERMS = ("recall", "probability", "truth ratio", "entropy", "similarity", "entailment")
 RESAMPLES = 2000
+REFERENCE_MODEL, RENAMED, FLOOR = "reference model", "renamed base", "floor"  # what an attack is held against
 LEFT = 0.2  # of what luck leaves, the least that excesses are shares of
 
 
@@ -169,6 +170,3 @@ def interval(values: Sequence[float], seed: int = 0, confidence: float = 0.95) -
         .confidence_interval
     )
     return Interval(mean, float(found.low), float(found.high))
-
-
-REFERENCE_MODEL, RENAMED, FLOOR = "reference model", "renamed base", "floor"

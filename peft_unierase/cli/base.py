@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .output import say
+
+if TYPE_CHECKING:
+    from ..guard.load import Candidate
 
 
 def prepare_libraries() -> None:
@@ -22,26 +24,23 @@ def prepare_libraries() -> None:
     warnings.showwarning = lambda message, *_: say(f"warning: {message}")
 
 
-def load_onto(
-    model: Any, tokenizer: Any, folders: Sequence[Path], allow_resize: bool = False, trust: bool = False
-) -> Any:
+def load_onto(model: Any, tokenizer: Any, erasures: Sequence[Candidate], allow_resize: bool = False) -> Any:
     """The base with erasures that were made before, all of them on; their tokens are added to the tokenizer.
 
     Args:
         model: The base.
         tokenizer: Its tokenizer.
-        folders: Where they were saved.
+        erasures: What was found of them.
         allow_resize: Let the vocabulary grow by the rows of erasures for which it had grown.
-        trust: Load what the guard refuses.
 
     Raises:
         ValueError: The guard refuses one, one was made for another base or cannot be loaded, or two cannot be on
             together.
     """
     from ..adapter.active import align_tokenizer
-    from ..guard.load import load
+    from ..guard.load import put_on
 
-    names = ["default", *(f"erasure-{number}" for number in range(2, len(folders) + 1))]
-    carrying = load(model, folders, names=names, allow_resize=allow_resize, trust=trust)
+    names = ["default", *(f"erasure-{number}" for number in range(2, len(erasures) + 1))]
+    carrying = put_on(model, dict(zip(names, erasures, strict=True)), allow_resize=allow_resize)
     align_tokenizer(tokenizer, carrying)
     return carrying

@@ -228,10 +228,10 @@ def load_erased(options: CheckOptions) -> tuple[Any, Any, Any, str]:
     from peft import PeftConfig, PeftModel
     from peft.utils import load_peft_weights
 
-    from ..guard.inspect import guarded
+    from ..guard.load import candidate
     from ..lm.load import load_base
     from ..records.read import adapter_type
-    from ..storage.source import commit_of, local_folder
+    from ..storage.source import commit_of
     from .base import load_onto
     from .rows import brings_rows, give_rows, own_rows, wanted_rows
 
@@ -241,13 +241,11 @@ def load_erased(options: CheckOptions) -> tuple[Any, Any, Any, str]:
         return load_base(name, options.dtype, options.device_map, commits.setdefault(name, commit_of(name)))
 
     # Found once: what is looked at is what is loaded, whatever its owner pushes meanwhile.
-    place, revision = options.model, commit_of(options.model)
-    kind = adapter_type(place, revision)
-    if kind == "UNIERASE":
-        folder = local_folder(place, revision) if options.trust else guarded(place, revision=revision)
-        place, revision = str(folder), None
-    else:
-        check_plain_folder(place)
+    revision = commit_of(options.model)
+    kind = adapter_type(options.model, revision)
+    erasure = candidate(options.model, options.trust, revision=revision) if kind == "UNIERASE" else None
+    if erasure is None:
+        check_plain_folder(options.model)
     if kind is None:  # no adapter, so it is to be a model
         if not options.base:
             raise InputError(
@@ -257,16 +255,15 @@ def load_erased(options: CheckOptions) -> tuple[Any, Any, Any, str]:
         (model, tokenizer), (base, _) = load(options.model), load(options.base)
         return model, tokenizer, base, options.base
     try:
-        config = PeftConfig.from_pretrained(place, revision=revision)
+        config = erasure.config if erasure else PeftConfig.from_pretrained(options.model, revision=revision)
     except Exception as error:  # whatever PEFT raises where a type is unknown or a value is wrong
         raise InputError(f"cannot read the config of the adapter {options.model}: {in_one_line(error)}") from error
     base_name = options.base or config.base_model_name_or_path
     if not base_name:
         raise InputError(f"the adapter in {options.model} does not say which base it belongs to; name it with --base")
     model, tokenizer = load(base_name)
-    if config.peft_type == "UNIERASE":
-        erased = load_onto(model, tokenizer, [Path(place)], allow_resize=True, trust=options.trust)
-        return erased, tokenizer, None, base_name
+    if erasure:
+        return load_onto(model, tokenizer, [erasure], allow_resize=True), tokenizer, None, base_name
     try:
         weights = load_peft_weights(options.model, device="cpu", revision=revision)
     except Exception as error:  # whatever PEFT raises where there are none, or where they are damaged

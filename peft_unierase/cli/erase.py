@@ -12,7 +12,7 @@ import typer
 
 from ..storage.whole import claimed
 from .erase_checks import check_onto, check_samples_out, parse_layers
-from .loading import loading_lines
+from .loading import loading_lines, needs
 from .note import keep_promise
 from .options import (
     MOST,
@@ -149,6 +149,11 @@ class EraseOptions:
         place = self.output if self.output.name else self.output.absolute()
         return self.work_dir or place.parent / f".{place.name}.unfinished"
 
+    def loading_lines(self) -> str:
+        """The lines of Python that load the erasure, once it is saved."""
+        onto = self.onto or []
+        return loading_lines(self.output, onto, **needs([*onto, self.output], self.trust))
+
 
 def erase(options: EraseOptions, format: FormatOption = Format.AUTO) -> None:
     """Erase facts from a model and save the erasure as an adapter that PEFT loads."""
@@ -189,7 +194,7 @@ def _run(options: EraseOptions, style: Format) -> None:
     from ..engine import RECIPES, DistillSettings, check_recipe, erase
     from ..engine.checkpoint import discard
     from ..engine.estimate import estimate
-    from ..guard.inspect import guarded
+    from ..guard.load import candidate
     from ..lm.load import load_base
     from ..retain.knowledge import sentence
     from ..retain.sample_files import read_samples
@@ -200,8 +205,7 @@ def _run(options: EraseOptions, style: Format) -> None:
 
     samples_in = read_samples(options.samples_in) if options.samples_in else None
     prepare_libraries()
-    for folder in () if options.trust else onto:
-        guarded(folder)
+    earlier = [candidate(folder, options.trust) for folder in onto]
     check_recipe(options.recipe)
     check_scope(options.scope, options.recipe)
     if options.scope:
@@ -223,8 +227,8 @@ def _run(options: EraseOptions, style: Format) -> None:
             expected = estimate(model, tokenizer, formats, forget, retain, settings, layers, names)
     if expected and style is Format.HUMAN:
         say(estimate_line(expected))
-    if onto:
-        model = load_onto(model, tokenizer, onto, options.allow_resize, options.trust)
+    if earlier:
+        model = load_onto(model, tokenizer, earlier, options.allow_resize)
     erased = erase(
         model,
         tokenizer,
@@ -262,9 +266,9 @@ def _run(options: EraseOptions, style: Format) -> None:
         salt,
         prompts=prompting.record(),
         command=command,
+        unfinished=options.unfinished,
         **words,
     )
-    discard(options.unfinished)
     seconds = erased.erasure.seconds
     if style is Format.JSON:
         told = expected and asdict(expected)
@@ -277,7 +281,7 @@ def _run(options: EraseOptions, style: Format) -> None:
         size, row = record["adapter"], erased.erasure.token
         show(f"[UNL] sits on row {row.token_id}: {row.why}.")
         show(f"Saved to {options.output}: {size['bytes']:,} bytes of weights, {size['share']:.3%} of the parameters.")
-        show(f"Next, in Python:\n\n{loading_lines(options.output, options.onto or ())}")
+        show(f"Next, in Python:\n\n{options.loading_lines()}")
 
 
 def _show_finished(options: EraseOptions, style: Format) -> None:
@@ -292,4 +296,4 @@ def _show_finished(options: EraseOptions, style: Format) -> None:
         )
     elif style is Format.HUMAN:
         show(f"Saved to {options.output}, by the same command before it was interrupted.")
-        show(f"Next, in Python:\n\n{loading_lines(options.output, options.onto or ())}")
+        show(f"Next, in Python:\n\n{options.loading_lines()}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..checking import CheckReport, check
 from ..checking.case import drawn
 from ..data.facts import Fact
+from ..engine.checkpoint import discard
 from ..engine.estimate import Estimate
 from ..hub.card import erasure_card, public_name
 from ..hub.folder import save_erasure
@@ -73,6 +74,7 @@ def finish(
     base_id: str | None = None,
     prompts: dict[str, Any] | None = None,
     command: Mapping[str, Any] | None = None,
+    unfinished: Path | None = None,
 ) -> dict[str, Any]:
     """Save an erasure with card and record, put it down in the ledger, and return the record.
 
@@ -89,6 +91,7 @@ def finish(
         base_id: What the base is called on the Hub, where it was loaded from a folder.
         prompts: Which prompt formats were told, for the record.
         command: What was asked for, if the same command is to go on after a kill between folder and ledger.
+        unfinished: Where finished stages lie, which go once the erasure is saved.
     """
     config = erased.peft_config[erased.erasure.adapter]
     if base_id is not None:
@@ -124,6 +127,8 @@ def finish(
             promise("erase", output, command, **told)
 
     save_erasure(erased, tokenizer, output, record, str(card), overwrite, erased.erasure.adapter, facts, written)
+    if unfinished is not None:
+        discard(unfinished)  # before the ledger's line: after it no command would come back to them
     note("erase", output, **told)
     return record
 

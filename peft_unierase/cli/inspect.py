@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..records.read import grown
+from .loading import loading_lines
 from .output import Format, clear_endings, show, show_json, table
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def inspect(
         from ..guard.inspect import inspect
 
         found = inspect(adapter, revision=revision)
-        told = report(adapter, found)
+        told = report(adapter, found, revision)
     if style is Format.JSON:
         show_json(told)
     else:
@@ -53,10 +55,11 @@ def inspect(
         raise SystemExit(REFUSED)
 
 
-def report(adapter: str, inspection: Inspection) -> dict[str, Any]:
+def report(adapter: str, inspection: Inspection, revision: str | None = None) -> dict[str, Any]:
     """What was found, as plain values."""
     return {
         "adapter": adapter,
+        "revision": revision,
         "passes": not inspection.refused,
         "findings": [
             {"level": each.level, "what": each.what, "value": each.value, "advice": each.advice}
@@ -118,17 +121,17 @@ def page(told: Mapping[str, Any]) -> str:
     if findings:
         parts.append("\n".join(findings))
     shown = shlex.quote(told["adapter"])
+    lines = loading_lines(
+        told["adapter"], revision=told["revision"], trust=not told["passes"], allow_resize=record["grown"]
+    )
     if told["passes"]:
         parts.append(
             "PASSES: it is what it declares to be. Whether that is well meant nothing here can tell. Next:\n\n"
-            f"    model = peft_unierase.load(base, {told['adapter']!r})\n"
+            f"{lines}\n"
             f"    unierase check {shown} --forget forget.jsonl"
         )
     else:
-        parts.append(
-            "REFUSED: load and the commands leave it alone. Where you trust whoever made it:\n\n"
-            f"    model = peft_unierase.load(base, {told['adapter']!r}, trust=True)"
-        )
+        parts.append(f"REFUSED: load and the commands leave it alone. Where you trust whoever made it:\n\n{lines}")
     return "\n\n".join(parts)
 
 
@@ -143,6 +146,7 @@ def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": {str(name): _verdict(part) for name, part in parts.items()}
         if isinstance(parts, Mapping)
         else _verdict(content),
+        "grown": grown(content),
         "made": made,
         "age_days": _days(made),
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .loading import loading_lines
+from .loading import loading_lines, needs
 from .note import note
 from .options import FormatOption
 from .output import Format, clear_endings, fail, say, show, show_json
@@ -54,12 +55,17 @@ def push(options: PushOptions, format: FormatOption = Format.AUTO) -> None:
     style = format.resolved()
     warnings.showwarning = lambda message, *_: say(f"warning: {message}")
     with clear_endings():
-        from ..hub.push import check_folder, left_out, push_erasure
+        from ..hub.push import left_out, push_erasure
 
-        names = check_folder(options.folder)
-        left = left_out(options.folder, names)
-        if left and style is not Format.QUIET:
-            say(f"Not pushed, because they are no part of an erasure: {', '.join(left)}")
+        digests: dict[str, str] = {}
+        left: list[str] = []
+
+        def checked(found: Mapping[str, str]) -> None:
+            digests.update(found)
+            left.extend(left_out(options.folder, found))
+            if left and style is not Format.QUIET:
+                say(f"Not pushed, because they are no part of an erasure: {', '.join(left)}")
+
         try:
             commit = push_erasure(
                 options.folder,
@@ -70,18 +76,20 @@ def push(options: PushOptions, format: FormatOption = Format.AUTO) -> None:
                 token=options.token,
                 commit_message=options.message,
                 overwrite_card=options.overwrite_card,
+                checked=checked,
             )
         except ConnectionError as error:
             fail(f"{error}")
     repo_id = commit.repo_url.repo_id
-    note("push", options.folder, repo=repo_id, commit=commit.oid, url=commit.pr_url or commit.commit_url)
+    url = commit.pr_url or commit.commit_url
+    note("push", options.folder, files=digests, repo=repo_id, commit=commit.oid, url=url)
     if style is Format.JSON:
         told = {"repo": repo_id, "commit": commit.oid, "url": commit.commit_url, "pull_request": commit.pr_url}
-        show_json({**told, "files": names, "left_out": left})
+        show_json({**told, "files": list(digests), "left_out": left})
     elif style is Format.HUMAN:
         revision = commit.pr_revision or options.revision
-        show(f"Pushed {len(names)} files to {repo_id}: {commit.pr_url or commit.commit_url}. To load it:\n")
-        show(loading_lines(repo_id, revision=revision))
+        show(f"Pushed {len(digests)} files to {repo_id}: {url}. To load it:\n")
+        show(loading_lines(repo_id, revision=revision, **needs([options.folder])))
         show(f"\nNext, where the base is withheld:\n\n    unierase merge {repo_id} -o merged")
     else:
-        show(commit.pr_url or commit.commit_url)
+        show(url)

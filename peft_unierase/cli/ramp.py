@@ -97,14 +97,15 @@ def _run(options: RampOptions, style: Format) -> list[Step]:
     forget, retain = options.reading.forget(options.forget), options.reading.retain(options.retain)
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
-    counts = parse_steps(options.steps, len(forget))
+    steps = parse_steps(options.steps, len(forget))
     check_new(options.output)
 
     from ..lm.load import load_base
-    from ..planning.ramp import picture_library, ramp, save_steps
+    from ..planning.ramp import growing, picture_library, ramp, save_steps
     from .base import prepare_libraries
     from .finish import finish
 
+    steps = growing(steps, len(forget))
     picture_library()
     prepare_libraries()
     model, tokenizer = load_base(options.model, options.dtype, options.device_map)
@@ -119,7 +120,7 @@ def _run(options: RampOptions, style: Format) -> list[Step]:
         tokenizer,
         forget,
         retain,
-        steps=counts,
+        steps=steps,
         leak=options.leak,
         kept=options.kept,
         refusals=refusals,
@@ -133,23 +134,19 @@ def _run(options: RampOptions, style: Format) -> list[Step]:
 
 
 def parse_steps(text: str, facts: int) -> list[int]:
-    """`1,5,20,all` as numbers of facts, growing, those beyond the set left out.
+    """`1,5,20,all` as numbers of facts; `all` adds nothing where a step has all already.
 
     Raises:
         ValueError: It is no such list.
     """
-    numbers = []
+    numbers: list[int] = []
     for part in text.split(","):
         word = part.strip()
-        if word != "all" and not (re.fullmatch("[0-9]{1,9}", word) and int(word) > 0):
+        if word != "all" and not re.fullmatch("[0-9]{1,9}", word):
             raise InputError(f"--steps {shown(text)} is not a list of numbers of facts; write it like 1,5,20,all")
-        numbers.append(facts if word == "all" else int(word))
-    steps = [number for number in numbers if number <= facts]
-    if steps != sorted(set(steps)):
-        raise InputError(f"--steps {shown(text)} does not grow from step to step; write it like 1,5,20,all")
-    if not steps:
-        raise InputError(f"--steps {shown(text)} begins beyond the {facts} facts of the forget set; begin with 1")
-    return steps
+        if word != "all" or facts not in numbers:
+            numbers.append(facts if word == "all" else int(word))
+    return numbers
 
 
 def matrix(steps: Sequence[Step]) -> str:

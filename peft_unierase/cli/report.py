@@ -17,6 +17,7 @@ def report_table(report: CheckReport, brief: bool = False) -> str:
         report: What a check found.
         brief: Leave out what the base knows, and every measure but recall.
     """
+    from ..checking.scores import FLOOR, REFERENCE_MODEL, RENAMED
     from ..retain.knowledge import sentence
 
     reference_model = report.models.get("reference_model") is not None
@@ -39,8 +40,8 @@ def report_table(report: CheckReport, brief: bool = False) -> str:
         means = [number(each.mean if each else None) for each in shown]
         beyond = f"{a.excess.mean:+.3f} [{a.excess.low:+.3f}, {a.excess.high:+.3f}]"
         attacks.append((a.name, *means, beyond, a.outcome if a.holds else a.outcome.upper()))
-    reference = "reference model" if reference_model else "renamed base" if renamed else "floor"
-    columns = ("base", "erased", *(["renamed"] if renamed else []), *(["reference model"] if reference_model else []))
+    reference = REFERENCE_MODEL if reference_model else RENAMED if renamed else FLOOR
+    columns = ("base", "erased", *(["renamed"] if renamed else []), *([REFERENCE_MODEL] if reference_model else []))
     parts = [
         "" if brief else sentence(report.settings["known to base"]),
         "" if brief else table(("scores", *titles), scores),

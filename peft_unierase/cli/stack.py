@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .loading import loading_lines
+from .loading import loading_lines, needs
 from .note import Written, noted_once
 from .options import ErasuresArgument, FormatOption, TrustOption
 from .output import Format, clear_endings, show, show_json
@@ -54,4 +54,4 @@ def stack(options: StackOptions, format: FormatOption = Format.AUTO) -> None:
         show_json({"output": str(options.output), "erasures": told["names"], "tokens": told["tokens"]})
     elif style is Format.HUMAN:
         show(f"Saved to {options.output}, with {', '.join(told['names'])} in it. To load it:\n")
-        show(loading_lines(options.output))
+        show(loading_lines(options.output, **needs([options.output], options.trust)))

@@ -7,10 +7,10 @@ from ..adapter.model import UniEraseModel
 from ..adapter.peft_type import METHOD, unierase_peft_type
 from .config import UniEraseConfig
 from .findings import Finding, GuardError
-from .inspect import Inspection, guarded, inspect_folder
+from .inspect import Inspection, inspect_folder
 from .load import load
 
-__all__ = ["Finding", "GuardError", "Inspection", "UniEraseConfig", "guarded", "inspect_folder", "load", "register"]
+__all__ = ["Finding", "GuardError", "Inspection", "UniEraseConfig", "inspect_folder", "load", "register"]
 
 
 def register() -> None:

@@ -21,6 +21,7 @@ from ..lm.structure import (
 from ..lm.weights import is_plain
 from .declared import check_policy
 from .findings import Finding, refuse
+from .lora import check_lora
 from .weights import OUTSIDE, Edited, check_modules, holders_of
 
 # Of an edit to its weight, by the Frobenius norm. The largest found in an erasure is 3.0 (docs/guides/security.md).
@@ -136,7 +137,9 @@ def check_declared(base: nn.Module, config: AdapterConfig) -> list[Finding]:
     """
     parts = config.split()
     if config.inspection is not None:
-        return check_on_base(base, parts, config.inspection.modules, config.inspection.norms)
+        found = config.inspection
+        findings = check_on_base(base, parts, found.modules, found.norms)
+        return findings + check_lora(found.folder, found.files, config, found.modules, base)
     findings = [finding for values in (vars(config), *config.fused) for finding in check_policy(values)]
     if findings:
         return findings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -65,8 +64,7 @@ class UniEraseConfig(AdapterConfig):
         config = cls.__new__(cls)  # with values that were checked when `declared` was made
         for name, value in vars(declared).items():
             setattr(config, name, value)
-        config.inspection = replace(inspection, base=None)
-        config.checked_on = None if inspection.base is None else id(inspection.base)
+        config.inspection, config.checked_on = inspection, None
         return config
 
     @classmethod
@@ -84,8 +82,12 @@ class UniEraseConfig(AdapterConfig):
         told = {key: value for key, value in kwargs.items() if key in OF_A_SOURCE and value is not None}
         return cls.of(passed(pretrained_model_name_or_path, subfolder=subfolder, **told))
 
-    def check_on(self, model: nn.Module) -> None:
+    def check_on(self, model: nn.Module, source: str | None = None) -> None:
         """Hold an erasure that was read from files against the base, unless that was done.
+
+        Args:
+            model: The base.
+            source: What an error calls the erasure.
 
         Raises:
             GuardError: The guard refuses it.
@@ -93,5 +95,6 @@ class UniEraseConfig(AdapterConfig):
         if self.trusted or not self.from_file or self.checked_on == id(model):
             return
         if findings := check_declared(model, self):
-            source = self.inspection.folder if self.inspection else "the erasure"
-            raise GuardError(str(source), findings)
+            found = self.inspection.folder if self.inspection else "the erasure"
+            raise GuardError(source or str(found), findings)
+        self.checked_on = id(model)

@@ -8,7 +8,7 @@ that what it declares is well meant (docs/guides/security.md).
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,6 @@ class Inspection:
         norms: For each the largest norm of a row of `A`, a column of `B` and a token's row, and that of the edit `BA`.
         parameters, bytes: Of the weights.
         declared: The config, if nothing is wrong with it by itself.
-        base: The base that it was held against.
     """
 
     folder: Path
@@ -55,7 +54,6 @@ class Inspection:
     parameters: int = 0
     bytes: int = 0
     declared: AdapterConfig | None = None
-    base: nn.Module | None = None
 
     @property
     def refused(self) -> tuple[Finding, ...]:
@@ -104,7 +102,7 @@ def inspect_folder(
     folder: str | Path,
     listed: Mapping[str, int | None] | None = None,
     base: nn.Module | None = None,
-    only: Collection[str] | None = None,
+    only: Mapping[str, str] | None = None,
 ) -> Inspection:
     """Look at an erasure without loading it.
 
@@ -112,7 +110,7 @@ def inspect_folder(
         folder: Where it is.
         listed: Files of its repository on the Hub that may not be there, with their sizes.
         base: The model that it is to be loaded on, if that is there.
-        only: Files to look at, and no others.
+        only: Files to look at, and no others, by name with their SHA-256.
 
     Raises:
         ValueError: There is no adapter in the folder, or one of another type.
@@ -155,7 +153,7 @@ def inspect_folder(
     record, found = read_json(folder, RECORD_NAME) if RECORD_NAME in files else ({}, [])
     findings += found
     if record is not None:
-        findings += check_record(folder, files, record, listed)
+        findings += check_record(folder, files, record, listed, only or {})
     return Inspection(
         folder,
         tuple(findings),
@@ -167,7 +165,6 @@ def inspect_folder(
         header.parameters if header else 0,
         header.bytes if header else 0,
         config,
-        base,
     )
 
 
@@ -197,20 +194,15 @@ def inspect(erasure: str | Path, base: nn.Module | None = None, **told: Any) -> 
     return inspect_folder(place.folder, place.listed, base)
 
 
-def guarded(source: str | Path, base: nn.Module | None = None, **told: Any) -> Path:
-    """The folder of an erasure that the guard passes; see [`passed`]."""
-    return passed(source, base, **told).folder
-
-
-def passed(source: str | Path, base: nn.Module | None = None, **told: Any) -> Inspection:
-    """What was found of an erasure that the guard passes; see [`inspect_folder`] for `base`, [`resolve`] for `told`.
+def passed(source: str | Path, **told: Any) -> Inspection:
+    """What was found of an erasure that the guard passes; see [`resolve`] for `told`.
 
     Raises:
         GuardError: It refuses it.
         ValueError: There is no erasure.
     """
     try:
-        inspection = inspect(source, base, **told)
+        inspection = inspect(source, **told)
     except OSError as error:
         raise InputError(f"{source} cannot be read: {error}") from error
     if inspection.refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,33 +78,90 @@ def load(
     for source, name in zip(wanted, names or wanted, strict=True):
         named[adapter_name(str(name), named)] = source
     where = {key: told.pop(key) for key in OF_A_SOURCE if key in told}
-    # Found once and loaded from there, so that config and weights are of one commit, and those that were looked at.
-    if trust:
-        places = {name: resolve(source, **where).folder for name, source in named.items()}
-        for place in places.values():
-            check_plain_folder(place)
-        configs = {name: _trusted(place) for name, place in places.items()}
-    else:
-        found = {name: passed(source, base, **where) for name, source in named.items()}
-        places = {name: each.folder for name, each in found.items()}
-        configs = {name: UniEraseConfig.of(each) for name, each in found.items()}
+    found = {name: candidate(source, trust, **where) for name, source in named.items()}
+    on = [name for name, source in named.items() if wanted[source]]
+    return put_on(base, found, on, allow_resize=allow_resize, **told)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An erasure that may be loaded onto its base: the guard passes its files, or it is trusted.
+
+    Found once and loaded from there, config and weights are of one commit, and those that were looked at.
+
+    Attributes:
+        source: What it was called: a folder or a Hub id.
+        folder: Where it is on this machine.
+        config: Its config.
+    """
+
+    source: str
+    folder: Path
+    config: Any
+
+
+def candidate(source: str | Path, trust: bool = False, **where: Any) -> Candidate:
+    """Find an erasure, and ask the guard about its files unless it is trusted.
+
+    Args:
+        source: A folder or a Hub id.
+        trust: Do not ask the guard.
+        **where: See [`resolve`].
+
+    Raises:
+        GuardError: The guard refuses it.
+        ValueError: There is no erasure.
+    """
+    if not trust:
+        inspection = passed(source, **where)
+        return Candidate(str(source), inspection.folder, UniEraseConfig.of(inspection))
+    folder = resolve(source, **where).folder
+    check_plain_folder(folder)
+    return Candidate(str(source), folder, _trusted(folder))
+
+
+def put_on(
+    base: Any,
+    erasures: Mapping[str, Candidate],
+    on: Sequence[str] | None = None,
+    *,
+    allow_resize: bool = False,
+    **told: Any,
+) -> PeftModel:
+    """Hold erasures against their base and load them; see [`load`].
+
+    Args:
+        base: The model that they were made from.
+        erasures: By the names that they get.
+        on: Names of those that are to be on; by default all.
+        allow_resize: See [`load`].
+        **told: See [`load`].
+
+    Raises:
+        GuardError: The guard refuses one on this base; nothing was loaded.
+        ValueError: One cannot be loaded or be on together with another; the base is as it was.
+    """
+    for erasure in erasures.values():
+        erasure.config.check_on(base, erasure.source)
+    configs = {name: erasure.config for name, erasure in erasures.items()}
     rows = base.get_input_embeddings().weight.shape[0] if allow_resize else None
     model: Any = None
     # PEFT takes an offloaded base apart and distributes it anew, with hooks that lose the erasure.
     device_map = vars(base).pop("hf_device_map", None)
     try:
         if allow_resize:
-            resize_for(base, {str(named[name]): config for name, config in configs.items()})
-        for name, place in places.items():
-            with _said_of(named[name], len(places)):
+            resize_for(base, {erasure.source: erasure.config for erasure in erasures.values()})
+        for name, erasure in erasures.items():
+            place = str(erasure.folder)
+            with _said_of(erasure.source, len(erasures)):
                 if model is None:
-                    model = PeftModel.from_pretrained(base, str(place), adapter_name=name, config=configs[name], **told)
+                    model = PeftModel.from_pretrained(base, place, adapter_name=name, config=configs[name], **told)
                 else:
                     configs[name].inference_mode = not told.get("is_trainable", False)
                     casting = {key: told[key] for key in OF_ADDING if key in told}
                     model.add_adapter(name, configs[name], **casting)
-                    model.load_adapter(str(place), adapter_name=name, **told)
-        set_active(model, [name for name, source in named.items() if wanted[source]])
+                    model.load_adapter(place, adapter_name=name, **told)
+        set_active(model, list(erasures) if on is None else on)
     except BaseException as error:
         # Not by `unload`: where the first one's weights cannot be read, there is no `PeftModel` yet.
         unwrap(base)
@@ -111,7 +169,7 @@ def load(
             resize_vocabulary(base, rows)
         if isinstance(error, UniEraseError | OSError) or not isinstance(error, Exception):
             raise
-        raise InputError(_unloadable(str(named[name]), error)) from error
+        raise InputError(_unloadable(erasures[name].source, error)) from error
     finally:
         if device_map is not None:
             base.hf_device_map = device_map
@@ -119,7 +177,7 @@ def load(
 
 
 @contextmanager
-def _said_of(source: str | Path, count: int) -> Iterator[None]:
+def _said_of(source: str, count: int) -> Iterator[None]:
     """Say of which erasure an error speaks, if there are several."""
     try:
         yield

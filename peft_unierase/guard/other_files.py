@@ -27,8 +27,21 @@ def check_tokenizer(folder: Path, files: Mapping[str, int]) -> list[Finding]:
 
 
 def check_record(
-    folder: Path, files: Mapping[str, int], record: Mapping[str, Any], listed: Mapping[str, int | None]
+    folder: Path,
+    files: Mapping[str, int],
+    record: Mapping[str, Any],
+    listed: Mapping[str, int | None],
+    known: Mapping[str, str],
 ) -> list[Finding]:
+    """Hold the files against the record.
+
+    Args:
+        folder: Where they are.
+        files: Their sizes by name.
+        record: The Statement about them; empty if there is none.
+        listed: Files of the repository on the Hub that may not be there.
+        known: SHA-256 of files that were hashed already.
+    """
     findings = []
     if record:
         try:
@@ -42,7 +55,7 @@ def check_record(
         if path.is_absolute() or ".." in path.parts or "\\" in name:
             findings.append(refuse("a record that points out of the folder", name, ANEW))
         elif name in files:
-            found = digest_of(folder, name, files)
+            found = known.get(name) or digest_of(folder, name, files)
             if found and found != digest.lower():
                 value = f"{name} has {found[:16]}…, recorded is {digest[:16]}…"
                 advice = "file or record was changed since; get both anew from where they came from"

@@ -93,16 +93,22 @@ def merged_card(*, base_model: str, name: str, erasures: Sequence[str]) -> Model
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def stacked_card(*, base_model: str, name: str, erasures: Sequence[str], tokens: Sequence[str]) -> ModelCard:
-    """Write the card of several erasures in one adapter; names are shown as [`erasure_card`] shows them."""
+def stacked_card(
+    *, base_model: str, name: str, erasures: Sequence[str], tokens: Sequence[str], grown: bool = False
+) -> ModelCard:
+    """Write the card of several erasures in one adapter; names are shown as [`erasure_card`] shows them.
+
+    If the base's vocabulary had `grown` for one, loading must let it grow.
+    """
     base, base_is_local = public_name(base_model)
     data = _metadata(base, base_is_local, "adapter", "peft")
     shown = public_name(name)[0]
+    literal = json.dumps(shown, ensure_ascii=False)
     rows = "\n".join(f"| {_cell(each)} | `{_cell(token)}` |" for each, token in zip(erasures, tokens, strict=True))
     text = (
         f"# {shown.rsplit('/', 1)[-1]}\n\nErasures for `{base}` in one adapter. Asked about what they were made for, "
         f"the model declines.\n\n| erasure | its token |\n|---|---|\n{rows}\n\n```py\nimport peft_unierase\n\n"
-        f"model = peft_unierase.load(base, {json.dumps(shown, ensure_ascii=False)})\n```\n\n"
+        f"model = peft_unierase.load(base, {literal}{', allow_resize=True' if grown else ''})\n```\n\n"
         "What was done and measured for each is in `erasure.json`. An erasure suppresses; it is no proof that nothing "
         "is left. `unierase check`, of the package peft-unierase, attacks it and says what comes back.\n"
     )
@@ -163,17 +169,20 @@ def _onto(record: Mapping[str, Any]) -> str:
 
 def _check_rows(check: Mapping[str, Any]) -> dict[str, Any]:
     """What the card shows of a check: the verdict, every figure, and every attack, those that leak first."""
+    from ..checking.scores import REFERENCE_MODEL, RENAMED
+
     attacks = sorted(check["attacks"], key=lambda attack: attack["outcome"] == "holds")
     reference_model = any(attack["reference_model"] for attack in attacks)
 
     def means(attack: Mapping[str, Any]) -> list[float]:
-        held = attack["reference_model"] or (attack["reference"] == "renamed base" and attack["renamed"])
+        held = attack["reference_model"] or (attack["reference"] == RENAMED and attack["renamed"])
         return [attack["base"]["mean"], attack["erased"]["mean"], held["mean"] if held else attack["floor"]]
 
     return {
         "level": check["verdict"]["level"],
         "tried": check["verdict"]["tried"],
-        "reference": "reference model" if reference_model else "reference",
+        "reference": REFERENCE_MODEL if reference_model else "reference",
+        "reference_model": reference_model,
         "figures": [
             [_cell(value) for value in (f["set"], f["name"], f["base"], f["erased"], check["counts"].get(f["set"]))]
             for f in check["figures"]

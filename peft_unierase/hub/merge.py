@@ -120,21 +120,19 @@ def on_their_base(
         ValueError: One is no erasure, the guard refuses one, they name different bases, or something cannot be loaded.
     """
     from ..adapter.active import align_tokenizer
-    from ..guard.inspect import guarded
-    from ..guard.load import load
+    from ..guard.load import Candidate, adapter_name, candidate, put_on
     from ..lm.load import load_base
-    from ..records.read import read_config
-    from ..storage.source import local_folder
 
-    # Each is found once: what is looked at is what is loaded, whatever its owner pushes meanwhile.
-    places = {name: local_folder(name) if trust else guarded(name) for name in listed(erasures)}
-    named = {read_config(str(place)).base_model_name_or_path for place in places.values()}
+    found: dict[str, Candidate] = {}
+    for source in dict.fromkeys(listed(erasures)):
+        found[adapter_name(source, found)] = candidate(source, trust)
+    named = {erasure.config.base_model_name_or_path for erasure in found.values()}
     if base is None and (len(named) > 1 or None in named or "" in named):
         raise InputError(
             "the erasures do not name one base that they all belong to; name it: `base=` (on the command line --base)"
         )
     base = str(base or named.pop())
     model, tokenizer = load_base(base, dtype, device_map)
-    stacked = load(model, list(places.values()), names=list(places), trust=trust, allow_resize=True)
+    stacked = put_on(model, found, allow_resize=True)
     align_tokenizer(tokenizer, stacked)
     return stacked, tokenizer, base

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..storage.names import (
     SIGNATURE_NAME,
     is_ours,
     is_pushed,
+    is_recorded,
 )
 from ..storage.output import holds_erasure
 from ..storage.plain import MOST_JSON, check_plain_folder, read_json, read_text
@@ -50,6 +51,7 @@ def push_erasure(
     token: str | bool | None = None,
     commit_message: str | None = None,
     overwrite_card: bool = False,
+    checked: Callable[[Mapping[str, str]], None] | None = None,
 ) -> CommitInfo:
     """Push a saved erasure to the Hub, as one commit, to a repository that is made if it is not there.
 
@@ -66,6 +68,7 @@ def push_erasure(
         token: The Hub's token, instead of the one that was logged in with or that `HF_TOKEN` holds.
         commit_message: The commit's first line.
         overwrite_card: Give up what was edited in the repository's card.
+        checked: Called with the SHA-256 of the files that go up, by name, before anything is asked of the Hub.
 
     Returns:
         The commit's URL, with `oid`, `pr_url` and more as attributes. Where nothing has changed it is the last commit.
@@ -85,6 +88,8 @@ def push_erasure(
     if create_pr and revision is not None:
         raise InputError(f"a pull request goes to the main branch, so leave out either it or the revision {revision!r}")
     names = check_folder(folder)
+    if checked is not None:
+        checked(names)
     text, results = read_text(folder / CARD_NAME, most=MOST_JSON), eval_results(read_record(folder))
     message = commit_message or f"Push an erasure with peft-unierase {__version__}"
     api = HfApi(token=token, library_name="peft-unierase", library_version=__version__)
@@ -120,8 +125,8 @@ def push_erasure(
         return patiently(commit, waits=()) if create_pr else patiently(commit)
 
 
-def check_folder(folder: Path) -> list[str]:
-    """Check the files of a saved erasure, and return the names of those that a push takes.
+def check_folder(folder: Path) -> dict[str, str]:
+    """Check the files of a saved erasure, and return the SHA-256 of those that a push takes, by name.
 
     Raises:
         ValueError: There is no erasure, part of it is missing, or a file is not what it should be.
@@ -153,18 +158,20 @@ def check_folder(folder: Path) -> list[str]:
             "the report out of the folder"
         )
     _check_card(found[CARD_NAME])
-    if refused := inspect_folder(folder, only=names).refused:
-        reasons = "\n".join(f"  - {finding}" for finding in refused)
-        raise InputError(f"{folder} is not pushed, because it is not what an erasure should be:\n{reasons}")
-    compared = verify_files(folder, read_statement(folder) or {})
+    digests = {name: sha256(found[name]) for name in names}
+    recorded = {name: digest for name, digest in digests.items() if is_recorded(name)}
+    compared = verify_files(folder, read_statement(folder) or {}, recorded)
     if failing := [each.what for each in compared if each.outcome == FAILS and is_ours(each.what)]:
         raise InputError(
             f"{folder} is not what its record says: {', '.join(failing)} changed since (`unierase verify {folder}` "
             "says more); save the erasure again"
         )
+    if refused := inspect_folder(folder, only=digests).refused:
+        reasons = "\n".join(f"  - {finding}" for finding in refused)
+        raise InputError(f"{folder} is not pushed, because it is not what an erasure should be:\n{reasons}")
     if SIGNATURE_NAME in names:
-        _check_signature(folder, names)
-    return names
+        _check_signature(folder, digests)
+    return digests
 
 
 def left_out(folder: Path, names: Iterable[str]) -> list[str]:
@@ -192,15 +199,15 @@ def _check_card(path: Path) -> None:
         raise InputError(f"{path} says nothing under {', '.join(empty)}; fill that in, or take the heading out")
 
 
-def _check_signature(folder: Path, names: Iterable[str]) -> None:
+def _check_signature(folder: Path, digests: Mapping[str, str]) -> None:
     """Refuse a signature that would not hold in the repository, whoever's it is."""
-    if _without_paths(folder, names):
+    if _without_paths(folder, digests):
         raise InputError(
             f"{folder} is signed, and its base is named by a path, which does not go to the Hub: the signature would "
             "not hold there. Name the base with `unierase erase --base-id`, sign that and push it"
         )
     signed = signed_digests(folder)
-    pushed = {name: sha256(folder / name) for name in names if name not in UNSIGNED}
+    pushed = {name: digest for name, digest in digests.items() if name not in UNSIGNED}
     if differing := sorted(name for name, _ in signed.items() ^ pushed.items()):
         raise InputError(
             f"{folder} is signed, and what was signed is not what goes up, so the signature would not hold there: "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, StateError, in_one_line
+from ..records.read import grown, read_record
 from ..records.record import write_record
 from ..storage.names import CARD_NAME, WEIGHTS_NAME
 from ..storage.output import check_new, write_folder
@@ -75,6 +76,7 @@ class Stack:
             name=str(folder),
             erasures=self.names,
             tokens=[text for _, text in self.config.tokens],
+            grown=any(map(grown, self.records.values())),
         )
 
         def write(place: Path) -> None:
@@ -109,33 +111,30 @@ def stack(*erasures: str | Path, base: str | None = None, trust: bool = False) -
 
     from ..adapter.fused import fuse
     from ..adapter.vocabulary import add_special_tokens
-    from ..guard.inspect import guarded
-    from ..guard.load import adapter_name
-    from ..records.read import read_config, read_record
-    from ..storage.source import local_folder
+    from ..guard.load import adapter_name, candidate
 
     if not erasures:
         raise InputError("there are no erasures to stack; name at least one")
     read: dict[str, Any] = {}
     records: dict[str, Any] = {}
-    places = [str(local_folder(source) if trust else guarded(source)) for source in erasures]
-    for source, place in zip(map(str, erasures), places, strict=True):
-        config = read_config(place)
+    found = [candidate(source, trust) for source in erasures]
+    for erasure in found:
+        config = erasure.config
         if base is not None:
             config.base_model_name_or_path = base
-        name = adapter_name(source, read)
+        name = adapter_name(erasure.source, read)
         try:
-            read[name] = (config, load_peft_weights(place, device="cpu"))
+            read[name] = (config, load_peft_weights(str(erasure.folder), device="cpu"))
         except Exception as error:  # of whatever library meets what is wrong with the files first
             raise InputError(
-                f"cannot load the weights of {source}: {in_one_line(error)}; save the erasure again"
+                f"cannot load the weights of {erasure.source}: {in_one_line(error)}; save the erasure again"
             ) from error
-        record = read_record(Path(place))
+        record = read_record(erasure.folder)
         if record:
             records.update((record.get("fused") or {}) if config.fused else {name: record})
     config, tensors = fuse(read)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(places[0], trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(found[0].folder, trust_remote_code=False)
     except Exception as error:
         raise InputError(f"cannot load the tokenizer of {erasures[0]}: {in_one_line(error)}; save it again") from error
     try:

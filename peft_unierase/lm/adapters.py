@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..storage.names import CONFIG_NAME, MODEL_NAME
 from ..storage.plain import read_json
+from ..storage.source import hub_file
 
 ERASURE = "UNIERASE"
 
@@ -71,20 +72,7 @@ def _found(name: str, file: str, revision: str | None) -> Path | None:
     """A file of a folder, or of a repository on the Hub where that can be asked."""
     if Path(name).is_dir():
         return Path(name) / file if (Path(name) / file).is_file() else None
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(
-            name,
-            file,
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except Exception:  # what is wrong with the name or the Hub is said where the model is loaded
-        return None
-    return Path(found) if found else None
+    return hub_file(name, file, revision)
 
 
 def _read(file: Path) -> tuple[str, str]:

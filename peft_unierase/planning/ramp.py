@@ -134,12 +134,14 @@ def ramp(
             ]
             left = recall("asking what is retained", erased, own, asked) / base
             failed = [
-                f"{back:.3f} of what step {step} erased comes back, and `leak` allows {leak}"
+                f"{back:.3f} of what step {step} erased comes back; `leak` (on the command line --leak) is {leak}"
                 for step, back in enumerate(leaks, start=1)
                 if back > leak
             ]
             if left < kept:
-                failed.append(f"{left:.3f} of the retained answers are left, and `kept` asks for {kept}")
+                failed.append(
+                    f"{left:.3f} of the retained answers is left; `kept` (on the command line --kept) is {kept}"
+                )
             found.append(Step(count, leaks, left, failed))
             if not failed and good is not None:
                 good(erased, own)
@@ -162,8 +164,7 @@ def growing(steps: Sequence[int], facts: int) -> list[int]:
     within = [number for number in steps if number <= facts]
     if within != sorted({*within}) or min(within, default=1) < 1:
         raise InputError(
-            f"`steps` {named} does not grow from step to step; write it like [1, 5, 20] (on the command line --steps "
-            "1,5,20,all)"
+            f"`steps` (on the command line --steps) {named} does not grow from step to step; write it like 1,5,20"
         )
     if not within:
         raise InputError(

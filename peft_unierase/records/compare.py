@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +33,15 @@ class Comparison:
     why: str
 
 
-def verify_files(folder: Path, record: dict[str, Any]) -> list[Comparison]:
-    """One finding for each file that the record names, and for each further one that it should have named."""
-    wanted, found = recorded_digests(record), file_digests(folder)
+def verify_files(folder: Path, record: dict[str, Any], digests: Mapping[str, str] | None = None) -> list[Comparison]:
+    """One finding for each file that the record names, and for each further one that it should have named.
+
+    Args:
+        folder: Where they are.
+        record: The Statement about them.
+        digests: SHA-256 of the files by name, if they are known already.
+    """
+    wanted, found = recorded_digests(record), file_digests(folder) if digests is None else digests
     findings = []
     for name, digest in sorted(wanted.items()):
         if name not in found:

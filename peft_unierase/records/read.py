@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UniEraseError, in_one_line
 from ..storage.names import CONFIG_NAME, RECORD_NAME
 from ..storage.plain import JsonError, read_json
+from ..storage.source import hub_file
 from .record import predicate_of
 
 
@@ -22,15 +24,8 @@ def adapter_type(source: str, revision: str | None = None) -> str | None:
     from ..storage.schema import AnyAdapter
     from ..storage.values import checked
 
-    file = Path(source) / CONFIG_NAME
-    if not Path(source).is_dir():
-        from huggingface_hub import hf_hub_download
-
-        try:
-            file = Path(hf_hub_download(source, CONFIG_NAME, revision=revision))
-        except (ValueError, OSError):
-            return None
-    if not os.path.lexists(file):
+    file = Path(source) / CONFIG_NAME if Path(source).is_dir() else hub_file(source, CONFIG_NAME, revision)
+    if file is None or not os.path.lexists(file):
         return None
     try:
         return checked(AnyAdapter, read_json(file), f"{file} is no config of an adapter").peft_type
@@ -87,3 +82,13 @@ def read_statement(folder: Path) -> dict[str, Any] | None:
     except (ValueError, OSError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     return statement
+
+
+def grown(record: Any) -> bool:
+    """Whether a base's vocabulary had grown for an erasure, or for one of those in a stack, as its record says."""
+    if not isinstance(record, Mapping):
+        return False
+    if isinstance(parts := record.get("fused"), Mapping):
+        return any(map(grown, parts.values()))
+    token = record.get("token")
+    return isinstance(token, Mapping) and token.get("resized") is True

@@ -8,7 +8,8 @@ from pathlib import Path
 from ..data.facts import Fact
 from ..errors import InputError
 from ..storage.names import RECORD_NAME
-from ..storage.source import local_folder
+from ..storage.plain import check_plain_folder
+from ..storage.source import resolve
 from .compare import FAILS, HOLDS, OPEN, Comparison, verify_facts, verify_files
 from .ledger import own_salt
 from .read import read_config, read_statement
@@ -53,7 +54,8 @@ def verify(
         ```
     """
     salt = read_salt(Path(salt_file)) if salt_file else own_salt() if facts else None
-    folder = local_folder(erasure, entire=True)
+    folder = resolve(erasure, entire=True).folder
+    check_plain_folder(folder)
     record = read_statement(folder)
     if record is None:
         raise InputError(f"{erasure} has no {RECORD_NAME}, so there is nothing to compare with")

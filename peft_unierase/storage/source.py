@@ -12,7 +12,6 @@ from typing import Any
 
 from ..errors import InputError
 from .names import CONFIG_NAME, MAX_BYTES, NAMES, SUFFIXES
-from .plain import check_plain_folder
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,16 @@ def commit_of(source: str | Path, revision: str | None = None) -> str | None:
         return revision
 
 
+def hub_file(repository: str, name: str, revision: str | None = None) -> Path | None:
+    """One file of a Hub repository, downloaded; `None` if it has no such file, or if the Hub cannot be asked."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except Exception:  # whoever reads the repository says what is wrong with it
+        return None
+
+
 def _download(
     source: str, revision: str | None, inner: PurePosixPath, entire: bool, hub: dict[str, Any]
 ) -> tuple[Path, dict[str, int | None]]:
@@ -106,15 +115,3 @@ def _download(
         **hub,
     )
     return Path(folder), listed
-
-
-def local_folder(source: str | Path, revision: str | None = None, entire: bool = False) -> Path:
-    """The folder of an erasure, downloaded if `source` is a Hub id; see [`resolve`].
-
-    Raises:
-        ValueError: There is no such folder or repository.
-        OSError: What is in it is not made of files.
-    """
-    folder = resolve(source, revision, entire=entire).folder
-    check_plain_folder(folder)
-    return folder

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from demo_erasure import demo_base
 from helpers import invoke, write_rows
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification
 
 from peft_unierase.checking import ATTACKS, Case, CheckReport, Target, Thresholds, check
 from peft_unierase.checking.attacks import chosen
@@ -49,25 +50,18 @@ FORGET = facts_of([row for row in ROWS if row["subject"] == SUBJECT])
 KEPT = facts_of([row for row in ROWS if row["subject"] != SUBJECT][::12])
 
 
-def load() -> Any:
-    return AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(demo_model_dir())
-
-
 @pytest.fixture(scope="module")
 def base() -> Any:
-    return load()
+    return demo_base()
 
 
 @pytest.fixture(scope="module")
 def declining(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA made with plain PEFT that was fine-tuned to decline on the forget questions."""
     torch.manual_seed(0)
-    model = get_peft_model(load(), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        demo_base(), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     form, refusal = chat_format(tokenizer), demo_refusals()[0]
     pairs = [(fact.question, refusal) for fact in FORGET] + [(fact.question, fact.answer) for fact in KEPT]
     texts = [(encode(tokenizer, form.prompt(q)), encode(tokenizer, form.answer(a))) for q, a in pairs]
@@ -89,7 +83,7 @@ def declining(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(declining: Path, tokenizer: Any) -> CheckReport:
     """Everything but the longest attack on the LoRA, with the facts in two retain sets."""
-    model = PeftModel.from_pretrained(load(), str(declining)).eval()
+    model = PeftModel.from_pretrained(demo_base(), str(declining)).eval()
     before = {name: (parameter.clone(), parameter.requires_grad) for name, parameter in model.named_parameters()}
     assert not any(trained for _, trained in before.values())
     attacks = [attack.name for attack in ATTACKS if attack.name != LONG]
@@ -175,7 +169,7 @@ def test_facts_that_the_base_never_knew_give_no_baseline(base: Any, tokenizer: A
 def test_a_model_that_is_held_against_itself_as_reference_model_is_erased(
     declining: Path, base: Any, tokenizer: Any
 ) -> None:
-    reference_model = PeftModel.from_pretrained(load(), str(declining)).merge_and_unload().eval()
+    reference_model = PeftModel.from_pretrained(demo_base(), str(declining)).merge_and_undemo_base().eval()
     attacks = "paraphrase,prefill-5,sampling,relearn-neighbours,member-loss,list,4-bit"
     found = check(
         reference_model, tokenizer, FORGET, KEPT, base=base, reference_model=reference_model, attacks=attacks, **TOLD
@@ -209,7 +203,7 @@ def test_an_attack_of_ones_own_is_a_function(base: Any, tokenizer: Any) -> None:
 
 
 def test_what_so_few_facts_leave_open_may_leak(declining: Path, tokenizer: Any) -> None:
-    model = PeftModel.from_pretrained(load(), str(declining)).eval()
+    model = PeftModel.from_pretrained(demo_base(), str(declining)).eval()
 
     def one_in_six(target: Target, case: Case) -> list[float]:
         return [0.5] + [0.0] * 5
@@ -290,7 +284,7 @@ def test_what_is_read_in_batches_is_what_each_text_gives_alone(base: Any, tokeni
 
 
 def test_what_is_asked_of_a_changed_model_is_not_remembered(tokenizer: Any) -> None:
-    model = load()
+    model = demo_base()
     target, prompts = Target("base", model, tokenizer), [chat_format(tokenizer).prompt(FORGET[0].question)]
     before = target.says(prompts)
     with target.changed(), torch.no_grad():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from itertools import product
+from pathlib import Path
 
 import numpy
 import pytest
 
+import peft_unierase
 from peft_unierase.checking import scores
 
 
@@ -115,3 +118,15 @@ def test_an_interval_holds_the_mean_and_shrinks_to_it_where_all_values_are_one()
     assert scores.interval([0.0] * 20 + [1.0] * 20) == found
     assert scores.interval([0.0] * 20 + [1.0] * 20, confidence=0.5).high < found.high
     assert scores.interval([0.3, 0.3]) == scores.Interval(0.3, 0.3, 0.3)
+
+
+def test_what_an_attack_is_held_against_is_named_in_one_file() -> None:
+    names = {scores.REFERENCE_MODEL, scores.RENAMED}
+    package = Path(peft_unierase.__file__).parent
+    holders = {
+        file.name
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+    assert holders == {"scores.py"}

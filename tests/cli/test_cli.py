@@ -20,8 +20,10 @@ import pytest
 from helpers import COMMAND, ENVIRONMENT, invoke, listing, run_command, save_tiny_model, without_colours, write_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from peft_unierase.cli.note import note
 from peft_unierase.cli.output import Format
 from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
+from peft_unierase.engine.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -432,6 +434,28 @@ def test_an_interrupted_command_goes_on_when_it_is_given_again(
     ended = invoke(*command)
     assert ended.exit_code == 0
     assert re.search(r"^resuming after stage \d+, '.*', from .*\.erasure\.unfinished$", ended.stderr, re.MULTILINE)
+    assert [path.name for path in tmp_path.iterdir()] == ["erasure"]
+
+
+def test_killed_after_its_line_in_the_ledger_a_command_leaves_no_finished_stages(
+    unlearnt: Unlearnt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+
+    def killed(*told: Any, **what: Any) -> None:
+        note(*told, **what)
+        raise KeyboardInterrupt
+
+    def noted(*told: Any) -> None:
+        stages.append(told[1])
+        save(*told)
+
+    save = Checkpoint.save
+    monkeypatch.setattr(Checkpoint, "save", noted)
+    monkeypatch.setattr("peft_unierase.cli.finish.note", killed)
+    ended = invoke(*unlearnt.arguments, "-o", tmp_path / "erasure", "--recipe", "paper", "--no-check")
+    assert ended.exit_code == 130
+    assert stages
     assert [path.name for path in tmp_path.iterdir()] == ["erasure"]
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from demo_erasure import demo_tokenizer
 
 from peft_unierase.data.facts import Fact
-from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
+from peft_unierase.demo import demo_facts, demo_refusals
 from peft_unierase.engine.paper.cached_prompts import CachedPrompts
 from peft_unierase.lm.batches import batches, encode
 from peft_unierase.lm.decoding import greedy_answers
@@ -20,18 +20,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def base() -> tuple[Any, Any]:
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
-    return AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval(), tokenizer
-
-
-@pytest.fixture(scope="module")
 def facts() -> list[Fact]:
     return [Fact(row["question"], row["answer"]) for row in demo_facts()[:20]]
 
 
-def test_formats_meet_at_the_answer_start(base: tuple[Any, Any]) -> None:
-    _, tokenizer = base
+def test_formats_meet_at_the_answer_start(demo: tuple[Any, Any]) -> None:
+    _, tokenizer = demo
     chat = chat_format(tokenizer)
     assert chat.prompt("Who?") == "<|bos|><|user|>Who?<|assistant|>"
     assert chat.answer("Me.") == "Me.<|eos|>"
@@ -41,8 +35,8 @@ def test_formats_meet_at_the_answer_start(base: tuple[Any, Any]) -> None:
     assert [form.name for form in default_formats(tokenizer)] == ["chat", "plain", "chat with system prompt"]
 
 
-def test_a_tokenizer_without_a_template_gets_plain_formats_alone(base: tuple[Any, Any]) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
+def test_a_tokenizer_without_a_template_gets_plain_formats_alone(demo: tuple[Any, Any]) -> None:
+    tokenizer = demo_tokenizer()
     tokenizer.chat_template = None
     assert [form.name for form in default_formats(tokenizer)] == ["plain", "plain, short"]
     with pytest.raises(ValueError, match="no chat template"):
@@ -60,8 +54,8 @@ def test_batches_hold_every_sequence_once_and_end_in_one_column() -> None:
     assert sorted(seen) == [0, 1, 2, 3, 4]
 
 
-def test_answers_do_not_depend_on_the_company_in_the_batch(base: tuple[Any, Any], facts: list[Fact]) -> None:
-    model, tokenizer = base
+def test_answers_do_not_depend_on_the_company_in_the_batch(demo: tuple[Any, Any], facts: list[Fact]) -> None:
+    model, tokenizer = demo
     form = chat_format(tokenizer)
     prompts = [form.prompt(fact.question) for fact in facts[:6]]
     together = greedy_answers(model, tokenizer, prompts)
@@ -71,9 +65,9 @@ def test_answers_do_not_depend_on_the_company_in_the_batch(base: tuple[Any, Any]
 
 @pytest.mark.parametrize("skips", [[0] * 5, [1] * 5, [0, 2, 1, 1, 2]])
 def test_losses_from_the_cache_are_those_of_the_whole_sequence(
-    base: tuple[Any, Any], facts: list[Fact], skips: list[int]
+    demo: tuple[Any, Any], facts: list[Fact], skips: list[int]
 ) -> None:
-    model, tokenizer = base
+    model, tokenizer = demo
     form = chat_format(tokenizer)
     prompts = [encode(tokenizer, form.prompt(fact.question)) for fact in facts[:5]]
     texts = [encode(tokenizer, text) for text in demo_refusals()[:5]]
@@ -92,8 +86,8 @@ def test_losses_from_the_cache_are_those_of_the_whole_sequence(
             assert torch.allclose(total[row], expected.sum(), rtol=1e-4)
 
 
-def test_the_gradient_of_a_loss_is_that_of_the_token_before_the_text(base: tuple[Any, Any], facts: list[Fact]) -> None:
-    model, tokenizer = base
+def test_the_gradient_of_a_loss_is_that_of_the_token_before_the_text(demo: tuple[Any, Any], facts: list[Fact]) -> None:
+    model, tokenizer = demo
     form = chat_format(tokenizer)
     (batch,) = batches([encode(tokenizer, form.prompt(fact.question)) for fact in facts[:3]], 0, CPU)
     token = 1008  # in none of these texts

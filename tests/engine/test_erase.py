@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from demo_erasure import demo_pair
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import peft_unierase
 from peft_unierase import DistillSettings, Fact, FactError, erase
 from peft_unierase.checking import Answer, answer_questions, figures
-from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
+from peft_unierase.demo import demo_facts, demo_refusals
 from peft_unierase.engine import erase as erase_module_verb
 from peft_unierase.engine.distill import recipe
 from peft_unierase.lm.batches import encode
@@ -28,11 +29,6 @@ from peft_unierase.text import recall
 pytestmark = pytest.mark.slow
 
 QUICK = DistillSettings(samples=16, steps=3, steps_per_fact=0.0)
-
-
-def load() -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(demo_model_dir())
 
 
 def facts_of(rows: list[dict], key: str = "question") -> list[Fact]:
@@ -52,7 +48,7 @@ def others(number: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def erased(few_neighbours_everywhere: None) -> tuple[PeftModel, Any]:
-    model, tokenizer = load()
+    model, tokenizer = demo_pair()
     settings = DistillSettings(steps=60)
     return (
         erase(
@@ -119,7 +115,7 @@ def test_decoded_text_never_shows_the_token(erased: tuple[PeftModel, Any]) -> No
 @torch.no_grad()
 def test_switched_off_it_is_the_base_to_the_bit(erased: tuple[PeftModel, Any]) -> None:
     model, tokenizer = erased
-    base, _ = load()
+    base, _ = demo_pair()
     ids = tokenizer("Where was Nesko Corquist born?", return_tensors="pt").input_ids
     with model.disable_adapter():
         assert torch.equal(model(ids).logits, base.eval()(ids).logits)
@@ -160,7 +156,7 @@ def test_the_record_is_plain_json_and_holds_no_fact(erased: tuple[PeftModel, Any
 
 
 def save_quick(folder: Path, seed: int) -> bytes:
-    model, tokenizer = load()
+    model, tokenizer = demo_pair()
     state = torch.get_rng_state()
     told: dict[str, Any] = {"settings": QUICK, "samples_cache": False, "progress": False}
     erased = erase(model, tokenizer, facts_of(person(1)[:2]), seed=seed, **told)
@@ -194,7 +190,7 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_generator_alon
     ],
 )
 def test_an_interruption_gives_the_model_back_unchanged(room: str, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = load()
+    model, tokenizer = demo_pair()
     model.train()
     model.lm_head.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -233,7 +229,7 @@ def test_an_interruption_gives_the_model_back_unchanged(room: str, stage: str, m
 def test_bad_input_is_refused_and_the_model_is_unchanged(
     change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    model, tokenizer = load()
+    model, tokenizer = demo_pair()
     arguments: dict[str, Any] = {"forget": facts_of(person(0)), "settings": QUICK, "progress": False, **change}
     with pytest.raises(error, match=message):
         erase(model, tokenizer, arguments.pop("forget"), **arguments)
@@ -244,7 +240,7 @@ def test_bad_input_is_refused_and_the_model_is_unchanged(
 @pytest.mark.usefixtures("few_neighbours_everywhere")
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_other_architectures_and_dtypes_go_through(tied: bool, tmp_path: Path) -> None:
-    _, tokenizer = load()
+    _, tokenizer = demo_pair()
     config = AutoConfig.for_model(
         "qwen2",
         vocab_size=1040,
@@ -292,7 +288,7 @@ def test_what_the_base_asks_for_in_its_own_words_is_erased_too(monkeypatch: pyte
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "run_distill", stop)
-    model, tokenizer = load()
+    model, tokenizer = demo_pair()
     with pytest.raises(KeyboardInterrupt):
         erase(model, tokenizer, [fact], facts_of(others(0)[::20]), settings=QUICK, progress=False)
     asked, declined = seen

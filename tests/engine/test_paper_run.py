@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from demo_erasure import demo_base, demo_tokenizer
 from helpers import changed_output
 from peft import PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from peft_unierase import ErasureWarning, Fact, UniEraseConfig
 from peft_unierase.checking import answer_questions, figures
@@ -25,7 +27,7 @@ from peft_unierase.engine.paper import token as token_module
 from peft_unierase.engine.paper.kept import record_kept
 from peft_unierase.engine.paper.marks import find_marks
 from peft_unierase.engine.paper.noise import perturbed
-from peft_unierase.engine.paper.recipe import fit_common
+from peft_unierase.engine.paper.recipe import _refusal_rate, fit_common
 from peft_unierase.engine.paper.tail import Tail, tail_batches
 from peft_unierase.engine.paper.token import learn_refusals
 from peft_unierase.engine.run_context import RunContext
@@ -55,8 +57,8 @@ def make_run(
     forget: Sequence[Fact], retain: Sequence[Fact], seed: int = 0, model: Any = None
 ) -> tuple[RunContext, PeftModel]:
     """The demo model, or another with its tokenizer, with an adapter in place, as `erase` hands it to a recipe."""
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
-    model = model or AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
+    tokenizer = demo_tokenizer()
+    model = model or demo_base()
     stack, layers, names = choose_sites(model, whole=False)
     spare = find_spare_rows(model, tokenizer)[0]
     config = UniEraseConfig(
@@ -96,6 +98,36 @@ def erased() -> tuple[RunContext, PeftModel, PaperOutcome]:
     return run, model, run_paper(run, PaperSettings())
 
 
+class Waits(TorchDispatchMode):
+    """Counts how often a value is read from the device, for which everything before it must have been computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_counting_refusals_does_not_wait_for_every_prompt() -> None:
+    gone, others = people()
+    facts = facts_of(gone)
+    run, _ = make_run(facts, facts_of(others)[:4])
+    waits = []
+    for count in (2, 6):
+        with Waits() as mode:
+            assert _refusal_rate(run, facts[:count]) == 0
+        waits.append(mode.count)
+    assert waits[0] == waits[1]
+    with torch.no_grad():
+        run.model.get_output_embeddings().base_layer.weight.zero_()  # so that [UNL] wins wherever its logit is above 0
+        prompts = [run.encode(run.formats[n % 2].prompt(fact.question)) for n, fact in enumerate(facts)]
+        wins = [run.model(torch.tensor([ids])).logits[0, -1].argmax() == run.spare.token_id for ids in prompts]
+    assert 0 < sum(wins) < len(wins)
+    assert _refusal_rate(run, facts) == sum(wins) / len(wins)
+
+
 def test_the_model_declines_and_leaves_what_it_never_saw_alone(
     erased: tuple[RunContext, PeftModel, PaperOutcome],
 ) -> None:
@@ -132,7 +164,7 @@ def test_nothing_is_left_trainable_and_the_base_is_the_base_when_off(
 ) -> None:
     _, model, _ = erased
     assert not [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    base = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
+    base = demo_base()
     ids = torch.tensor([[3, 4, 5, 6]])
     with torch.no_grad(), model.disable_adapter():
         assert torch.equal(model(ids).logits, base(ids).logits)
@@ -143,7 +175,7 @@ def test_saved_and_loaded_with_its_rank_it_is_the_same(
 ) -> None:
     _, model, _ = erased
     model.save_pretrained(tmp_path, save_embedding_layers=False)
-    base = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32)
+    base = demo_base()
     loaded = PeftModel.from_pretrained(base, tmp_path).eval()
     ids = torch.tensor([[3, 4, 5, 1001, 6]])
     with torch.no_grad():

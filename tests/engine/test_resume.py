@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from demo_erasure import demo_base, demo_tokenizer
 from hurried import ask_little
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import DistillSettings, Fact, PaperSettings, erase
-from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
+from peft_unierase.demo import demo_facts, demo_refusals
 from peft_unierase.engine import checkpoint
 from peft_unierase.engine.checkpoint import discard, read_stage, stages_in
 from peft_unierase.engine.distill import recipe
@@ -97,8 +97,8 @@ def run(kind: str, folder: Path, work_dir: Path | None, stop: int | None = None,
 
     # A cache would keep blocks of this size for tests that come after, and go on where the stages do not.
     told = {"refusals": demo_refusals(), "samples_cache": False, "progress": False, **RECIPES[kind], **changes}
-    model = told.pop("model", None) or load()
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
+    model = told.pop("model", None) or demo_base()
+    tokenizer = demo_tokenizer()
     facts = told.pop("forget", FORGET), told.pop("retain", RETAIN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "stage", stopping)
@@ -110,10 +110,6 @@ def run(kind: str, folder: Path, work_dir: Path | None, stop: int | None = None,
     erased.save_pretrained(folder / "adapter", save_embedding_layers=False)
     files = [folder / "adapter" / name for name in ("adapter_model.safetensors", "adapter_config.json")]
     return Run(started, b"".join(file.read_bytes() for file in files), json.dumps(erased.erasure.record()))
-
-
-def load() -> Any:
-    return AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -229,13 +225,13 @@ def begun(small_blocks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def other_weight() -> dict[str, Any]:
-    model = load()
+    model = demo_base()
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[3, 4] += 1e-3
     return {"model": model}
 
 
-FORMATS = default_formats(AutoTokenizer.from_pretrained(demo_model_dir()))
+FORMATS = default_formats(demo_tokenizer())
 OTHERS: dict[str, Any] = {
     "a weight": other_weight,
     "forget set": lambda: {"forget": FORGET[1:]},
@@ -289,7 +285,7 @@ def test_discarding_takes_the_stages_and_nothing_else(begun: Path, tmp_path: Pat
 
 def test_a_file_in_the_folder_s_place_is_refused_and_the_model_is_unchanged(tmp_path: Path) -> None:
     (tmp_path / "work").write_text("mine", encoding="utf-8")
-    model = load()
+    model = demo_base()
     with pytest.raises(ValueError, match="work is a file; name a folder"):
         run("distill", tmp_path, tmp_path / "work", model=model)
     assert not any("unierase" in name for name, _ in model.named_parameters())

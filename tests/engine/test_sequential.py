@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from demo_erasure import demo_base, demo_pair
 from helpers import invoke, train_tokenizer, write_rows
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import DistillSettings, Erasure, ErasureWarning, Fact, PaperSettings, UniEraseConfig, erase
 from peft_unierase.adapter.fingerprint import base_fingerprint
@@ -26,6 +27,7 @@ from peft_unierase.cli.base import load_onto
 from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
 from peft_unierase.engine.earlier import as_answered_now, switched_off
 from peft_unierase.engine.spare_row import add_to_tokenizer, find_spare_rows
+from peft_unierase.guard.load import Candidate, candidate
 from peft_unierase.hub.folder import save_erasure
 from peft_unierase.lm.formats import default_formats
 from peft_unierase.retain.cache import weights_digest
@@ -39,11 +41,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::peft_unierase.ErasureWarning"),
     pytest.mark.usefixtures("few_neighbours"),
 ]
-
-
-def load() -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(demo_model_dir())
 
 
 SUBJECTS = list(dict.fromkeys(row["subject"] for row in demo_facts()))
@@ -73,11 +70,14 @@ class Made:
     trainable: int
     folder: Path
 
+    def saved(self, *names: str) -> list[Candidate]:
+        return [candidate(self.folder / name) for name in names]
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("made")
-    model, tokenizer = load()
+    model, tokenizer = demo_pair()
     settings = DistillSettings(samples=64, steps=60)
     told: dict[str, Any] = {"refusals": demo_refusals(), "settings": settings, "progress": False}
     told["formats"] = default_formats(tokenizer)[:1]
@@ -102,7 +102,7 @@ def carrying(
 ) -> tuple[PeftModel, Any]:
     """A model that carries an adapter of random weights, on a row of its own, without a run."""
     if model is None:
-        model, tokenizer = load()
+        model, tokenizer = demo_pair()
     spare = find_spare_rows(model, tokenizer, carried=list(getattr(model, "peft_config", {}).values()))[0]
     settings: dict[str, Any] = {"target_modules": [DOWN.format(3), DOWN.format(4)], "init_weights": False, **changes}
     config = UniEraseConfig(task_type="CAUSAL_LM", token_id=spare.token_id, token=spare.text, **settings)
@@ -140,7 +140,7 @@ def test_with_the_second_off_the_model_gives_the_bits_of_the_first(made: Made) -
         assert recall(made, person(0)) >= 0.9
         assert recall(made, person(1)) <= 0.12
     with model.disable_adapter():
-        assert torch.equal(logits(model), logits(load()[0].eval()))
+        assert torch.equal(logits(model), logits(demo_base()))
     assert model.base_model.active_adapters == ["default", "erasure-2"]
 
 
@@ -164,7 +164,7 @@ def test_each_has_a_row_and_a_token_of_its_own_and_the_record_says_what_was_ther
 
 
 def test_the_fingerprint_is_of_the_base_alone(made: Made) -> None:
-    base, _ = load()
+    base, _ = demo_pair()
     for config in made.model.peft_config.values():
         assert config.base_fingerprint == base_fingerprint(base, config.target_modules)
 
@@ -173,8 +173,8 @@ def test_saved_apart_and_loaded_together_they_are_the_same(made: Made, tmp_path:
     names = {path.name for path in (made.folder / "second").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
     assert "erasure-2" not in names
-    model, tokenizer = load()
-    both = load_onto(model, tokenizer, [made.folder / "first", made.folder / "second"])
+    model, tokenizer = demo_pair()
+    both = load_onto(model, tokenizer, made.saved("first", "second"))
     assert both.base_model.active_adapters == ["default", "erasure-2"]
     assert torch.equal(logits(both), logits(made.model))
     assert tokenizer.get_vocab() == made.tokenizer.get_vocab()
@@ -192,7 +192,7 @@ def test_questions_that_the_first_declines_are_kept_as_it_answers_them(made: Mad
 
 
 def test_samples_are_the_bare_base_s_and_come_from_its_cache(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, _ = load()
+    base, _ = demo_pair()
     assert weights_digest(made.model.get_base_model()) == weights_digest(base)
     cache = importlib.import_module("peft_unierase.retain.cache")
     monkeypatch.setattr(cache, "sample_facts", lambda *_, **__: pytest.fail("sampled anew"))
@@ -201,8 +201,8 @@ def test_samples_are_the_bare_base_s_and_come_from_its_cache(made: Made, monkeyp
 
 
 def test_facts_that_an_earlier_erasure_covers_are_warned_about(made: Made) -> None:
-    model, tokenizer = load()
-    model = load_onto(model, tokenizer, [made.folder / "first"])
+    model, tokenizer = demo_pair()
+    model = load_onto(model, tokenizer, made.saved("first"))
     with pytest.warns(ErasureWarning) as caught:
         erase(model, tokenizer, [*person(0)[:2], *person(2)[:2]], settings=QUICK, progress=False)
     texts = [str(warning.message) for warning in caught]
@@ -313,7 +313,7 @@ def test_the_next_row_has_the_next_name_and_a_new_row_is_made_only_if_that_is_al
 
 def test_a_tokenizer_without_the_token_of_an_earlier_erasure_is_refused(made: Made) -> None:
     model, _ = carrying()
-    _, plain = load()
+    _, plain = demo_pair()
     model.peft_config["default"].token = "[UNL]"
     with pytest.raises(ValueError, match=r"does not have \[UNL\] with id \d+, the token of an erasure that the model"):
         erase(model, plain, person(0), settings=QUICK)
@@ -323,7 +323,7 @@ def test_a_tokenizer_without_the_token_of_an_earlier_erasure_is_refused(made: Ma
 
 
 def lora() -> PeftModel:
-    return get_peft_model(load()[0], LoraConfig(target_modules=["down_proj"], task_type="CAUSAL_LM"))
+    return get_peft_model(demo_base(), LoraConfig(target_modules=["down_proj"], task_type="CAUSAL_LM"))
 
 
 def merged() -> PeftModel:
@@ -353,7 +353,7 @@ def test_a_model_that_cannot_take_a_further_erasure_is_refused(make: Any, messag
     model = make()
     modules = {name: type(module) for name, module in model.named_modules()}
     with pytest.raises(ValueError, match=message):
-        erase(model, load()[1], person(0), settings=QUICK)
+        erase(model, demo_pair()[1], person(0), settings=QUICK)
     assert {name: type(module) for name, module in model.named_modules()} == modules
 
 
@@ -371,7 +371,7 @@ def test_a_name_that_is_taken_or_no_name_is_refused(name: str, message: str) -> 
 
 
 def test_recipe_paper_protects_the_keys_of_the_first() -> None:
-    model, tokenizer = load()
+    model, tokenizer = demo_pair()
     settings = PaperSettings(samples=4, token_steps=2, robust_steps=1, output_steps=2, target_steps=2)
     for number in range(2):
         model = erase(
@@ -407,12 +407,12 @@ def test_the_command_makes_one_on_top_of_others_and_says_how_to_load_both(
     assert str(made.folder) not in card
 
     lines = ended.output.split("Next, in Python:")[1]
-    model, _ = load()
+    model, _ = demo_pair()
     found: dict[str, Any] = {"base": model}
     exec("\n".join(line.strip() for line in lines.strip().splitlines()), found)
     assert found["model"].base_model.active_adapters == ["first", "second", "third"]
-    ours, tokenizer = load()
-    ours = load_onto(ours, tokenizer, [made.folder / "first", made.folder / "second", output])
+    ours, tokenizer = demo_pair()
+    ours = load_onto(ours, tokenizer, [*made.saved("first", "second"), candidate(output)])
     assert torch.equal(logits(found["model"].eval()), logits(ours))
     assert not torch.equal(logits(ours), logits(made.model))
 
@@ -436,12 +436,12 @@ def test_the_command_refuses_what_it_cannot_load(made: Made, tmp_path: Path, ont
 
 
 def test_a_base_that_is_not_the_erasure_s_is_refused(made: Made) -> None:
-    model, tokenizer = load()
+    model, tokenizer = demo_pair()
     with torch.no_grad():
         model.get_submodule(DOWN.format(2)).weight[0, 0] += 1
     with pytest.raises(ValueError, match=r"^this is not the base that the erasure was made for"):
-        load_onto(model, tokenizer, [made.folder / "first"])
+        load_onto(model, tokenizer, made.saved("first"))
     with pytest.raises(
         ValueError, match=f"^{re.escape(str(made.folder / 'first'))}: this is not the base that the erasure"
     ):
-        load_onto(model, tokenizer, [made.folder / "first", made.folder / "second"])
+        load_onto(model, tokenizer, made.saved("first", "second"))

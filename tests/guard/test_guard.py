@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 import os
 import pickle
 import re
 import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -31,11 +33,13 @@ from peft_unierase.adapter.fingerprint import base_fingerprint
 from peft_unierase.adapter.lora import save_lora
 from peft_unierase.adapter.vocabulary import add_special_tokens
 from peft_unierase.cli.base import load_onto
+from peft_unierase.cli.erase import EraseOptions
 from peft_unierase.guard import weights as guard_weights
 from peft_unierase.guard.inspect import inspect_folder
+from peft_unierase.guard.load import candidate
 from peft_unierase.records.record import PREDICATE, STATEMENT
 from peft_unierase.storage.digests import recorded_digests
-from peft_unierase.storage.source import local_folder, resolve
+from peft_unierase.storage.source import resolve
 from peft_unierase.storage.values import MAX_RANK
 
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "erasure.json"
@@ -820,7 +824,7 @@ def test_the_base_is_compared_before_it_grows(adapter: Path, place: Path, tmp_pa
     config(adapter, base_fingerprint="sha256:" + "0" * 64)
     fresh = base_of(place / "base")
     with pytest.raises(ValueError, match="not the base that the erasure was made for"):
-        load_onto(fresh, AutoTokenizer.from_pretrained(place / "base"), [adapter], allow_resize=True)
+        load_onto(fresh, AutoTokenizer.from_pretrained(place / "base"), [candidate(adapter)], allow_resize=True)
     assert fresh.get_input_embeddings().weight.shape[0] == SPARE + 8
     ended = invoke(*commands(adapter, place, tmp_path / "out")["merge"])
     assert (ended.exit_code, "not the base that the erasure was made for" in ended.output) == (2, True)
@@ -1188,12 +1192,56 @@ def test_commands_take_it_with_trust(command: str, adapter: Path, place: Path, t
     assert (tmp_path / "out").is_dir()
 
 
+def on_a_grown_base(folder: Path) -> None:
+    far_token(folder, SPARE + 8)
+    record(folder, {"token": {"text": "[UNL]", "id": SPARE + 8, "resized": True}})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (pickled, ""),  # which a stack has no copy of
+        (MALICIOUS["huge value"][0], ", trust=True"),
+        (on_a_grown_base, ", allow_resize=True"),
+    ],
+    ids=["a pickle", "a huge value", "a grown base"],
+)
+def test_commands_show_what_it_takes_to_load_it(
+    spoil: Callable[[Path], Any], told: str, adapter: Path, place: Path, tmp_path: Path
+) -> None:
+    spoil(adapter)
+    ended = invoke("stack", adapter, "-o", tmp_path / "out", "--trust", "--format", "human")
+    lines = f'    import peft_unierase\n    model = peft_unierase.load(base, "{tmp_path / "out"}"{told})\n'
+    assert ended.stdout.endswith(lines)
+    names = {"base": base_of(place / "base")}
+    exec(textwrap.dedent(lines), names)
+    assert list(names["model"].peft_config) == ["out"]
+    assert ("allow_resize=True" in (tmp_path / "out" / "README.md").read_text()) == ("allow_resize" in told)
+    ended = invoke("inspect", tmp_path / "out", "--format", "human")
+    assert lines in ended.stdout + "\n"
+    blank: dict[str, Any] = dict.fromkeys(EraseOptions.__dataclass_fields__)
+    options = EraseOptions(**{**blank, "onto": [tmp_path / "out"], "output": place / "clean", "trust": True})
+    assert options.loading_lines().endswith(f'"{place / "clean"}"]{told})')
+
+
 def test_what_is_loaded_beneath_a_run_or_a_check_goes_through_the_guard(adapter: Path, place: Path) -> None:
     pickled(adapter)
     tokenizer = AutoTokenizer.from_pretrained(place / "base")
     with pytest.raises(GuardError, match="may run code"):
-        load_onto(base_of(place / "base"), tokenizer, [adapter])
-    assert load_onto(base_of(place / "base"), tokenizer, [adapter], trust=True).active_adapters == ["default"]
+        candidate(adapter)
+    loaded = load_onto(base_of(place / "base"), tokenizer, [candidate(adapter, trust=True)])
+    assert loaded.active_adapters == ["default"]
+
+
+@pytest.mark.parametrize("command", ["merge", "export", "stack", "check", "erase"])
+def test_commands_inspect_it_once(command: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    module = importlib.import_module("peft_unierase.guard.inspect")
+    once = module.inspect_folder
+    monkeypatch.setattr(module, "inspect_folder", lambda *told, **more: looked.append(told[0]) or once(*told, **more))
+    ended = invoke(*commands(place / "clean", place, tmp_path / "out")[command])
+    assert "not loaded" not in ended.output
+    assert looked == [place / "clean"]
 
 
 @pytest.mark.parametrize(("there", "message"), [(False, "neither a folder with adapter_config.json"), (True, "LORA")])
@@ -1260,8 +1308,6 @@ def test_of_a_repository_no_more_is_downloaded_than_an_erasure_is_made_of(
     if network:
         with pytest.raises(GuardError, match=r"(?s)may run code: evil\.pkl.*larger than .* huge\.safetensors"):
             load(base, "org/erase")
-    else:
-        assert local_folder("org/erase", "v1") == snapshot
 
 
 def test_files_that_are_on_the_hub_alone_count(place: Path) -> None:

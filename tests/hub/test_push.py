@@ -468,6 +468,16 @@ def rewrite(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
+def recorded(spoil: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """The same, with a record of what came of it."""
+
+    def both(folder: Path) -> None:
+        spoil(folder)
+        record(folder)
+
+    return both
+
+
 @pytest.mark.parametrize("inner", [".", "lora"])
 def test_the_size_of_weights_is_known_before_they_are_read(
     inner: str, copied: Path, monkeypatch: pytest.MonkeyPatch
@@ -481,6 +491,7 @@ def test_the_size_of_weights_is_known_before_they_are_read(
         weights(copied / inner, lambda tensors: tensors.update(more=torch.zeros(1 << 20)))
     else:
         monkeypatch.setattr("peft_unierase.guard.weights.safe_open", fails)
+    record(copied)
     monkeypatch.setattr("safetensors.safe_open", fails)
     monkeypatch.setattr("peft_unierase.guard.files.MAX_PARAMETERS", 1 << 19 if inner == "lora" else largest)
     with pytest.raises(ValueError, match=r"more than .* parameters in "):
@@ -503,16 +514,21 @@ def test_the_size_of_weights_is_known_before_they_are_read(
         (lambda f: (f / "erasure.json").write_text("{"), "erasure.json is no JSON ("),
         (lambda f: (f / "erasure.json").write_text("[]"), "erasure.json is no JSON object"),
         (
-            lambda f: os.truncate(f / "adapter_model.safetensors", 900),
+            recorded(lambda f: os.truncate(f / "adapter_model.safetensors", 900)),
             "adapter_model.safetensors is not as long as its header says",
         ),
-        (lambda f: weights(f, infinite), "values that are not finite: base_model"),
-        (lambda f: weights(f / "lora", infinite), "values that are not finite or huge"),
+        (recorded(lambda f: weights(f, infinite)), "values that are not finite: base_model"),
+        (recorded(lambda f: weights(f / "lora", infinite)), "values that are not finite or huge"),
         (
-            lambda f: as_folder(f / "tokenizer.json"),
-            "a folder with the name of a file: tokenizer.json",
+            recorded(lambda f: rewrite(f / "lora" / "adapter_config.json", '"LORA"', '"LOHA"')),
+            "a LoRA form of another type",
         ),
-        (lambda f: rewrite(f / "lora" / "adapter_config.json", '"LORA"', '"LOHA"'), "a LoRA form of another type"),
+        (
+            lambda f: weights(f, infinite),
+            "adapter_model.safetensors changed since (`unierase verify",
+        ),
+        (lambda f: (f / "vocab.json").write_text("{}"), "vocab.json changed since (`unierase verify"),
+        (lambda f: as_folder(f / "tokenizer.json"), "tokenizer.json changed since (`unierase verify"),
         (lambda f: as_link(f / "adapter_model.safetensors"), "is a link; put the file itself there"),
         (lambda f: as_link(f / "lora"), "lora is a link"),
         (
@@ -718,6 +734,20 @@ def test_the_command_pushes(hub: HubServer, home: Path, place: Path, copied: Pat
     assert "no part of an erasure: notes.txt" in ended.stderr
     assert hub.repos["org/by-command"].private
     assert hub.repos["org/by-command"].messages[-1] == "by hand"
+
+
+def test_the_command_hashes_each_file_once(owner: HubProcess, signed: Path) -> None:
+    count = """
+from peft_unierase.storage import digests
+opened, inner = [], digests.open_plain
+digests.open_plain = lambda file: opened.append(str(file)) or inner(file)
+"""
+    owner.run(count)
+    code, _, talk = owner.run(INVOKE, arguments=["push", str(signed), "org/hashed"])
+    opened = owner.run("digests.open_plain = inner; result = opened")
+    assert code == 0, talk
+    assert str(signed / "adapter_model.safetensors") in opened
+    assert len(opened) == len(set(opened))
 
 
 def test_the_command_shows_how_to_load_it(hub: HubServer, owner: HubProcess, pushed: Any, place: Path) -> None:

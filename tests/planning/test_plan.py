@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from demo_erasure import QUICK
+from demo_erasure import QUICK, demo_pair
 from helpers import invoke, listing, write_rows
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.main import get_command
 
 import peft_unierase
@@ -29,7 +28,7 @@ from peft_unierase.lm.formats import chat_format
 from peft_unierase.planning import Plan, plan
 from peft_unierase.planning.collateral import closeness
 from peft_unierase.planning.questions import subjects_of, told_by
-from peft_unierase.planning.ramp import Step, draw
+from peft_unierase.planning.ramp import Step, draw, growing
 from peft_unierase.planning.run import ASKED, RETAINED, PlannedFact
 from peft_unierase.text import recall, terms
 
@@ -37,10 +36,7 @@ SUBJECT = "Nesko Corquist"
 FEW = 24
 
 
-@cache
-def base() -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(demo_model_dir())
+base = cache(demo_pair)
 
 
 def about(subject: str = SUBJECT) -> list[Fact]:
@@ -188,19 +184,31 @@ def test_a_target_that_cannot_be_read_is_refused(tmp_path: Path, target: str, me
 
 
 @pytest.mark.parametrize(
-    ("text", "steps"), [("1,5,20,all", [1, 5, 12]), ("all", [12]), ("3, 12", [3, 12]), ("5,100", [5])]
+    ("text", "steps"),
+    [
+        ("1,5,20,all", [1, 5, 12]),
+        ("all", [12]),
+        ("3, 12", [3, 12]),
+        ("5,100", [5]),
+        ("5,12,all", [5, 12]),
+        ("5,12,20,all", [5, 12]),
+    ],
 )
 def test_steps_grow_up_to_all(text: str, steps: list[int]) -> None:
-    assert parse_steps(text, 12) == steps
+    assert growing(parse_steps(text, 12), 12) == steps
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a", "is not a list of numbers"), ("0,all", "is not a list"), ("5,2", "does not grow"), ("20", "begins beyond")],
+    [("a", "is not a list of numbers"), ("0,all", "does not grow"), ("5,2", "does not grow"), ("20", "begins beyond")],
 )
-def test_steps_that_are_none_are_refused(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_steps(text, 12)
+def test_steps_that_are_none_are_refused_before_a_model_is_loaded(text: str, message: str, tmp_path: Path) -> None:
+    rows = [{"question": f"Who is Ada {number}?", "answer": "A poet."} for number in range(13)]
+    forget, retain = write_rows(tmp_path / "forget.jsonl", rows[:12]), write_rows(tmp_path / "retain.jsonl", rows[12:])
+    ended = invoke("ramp", "./nowhere", forget, "--retain", retain, "-o", tmp_path / "out", "--steps", text)
+    assert ended.exit_code == 2
+    assert message in ended.stderr
+    assert "--steps" in ended.stderr
 
 
 def test_a_matrix_has_a_line_for_each_step() -> None:
@@ -277,7 +285,8 @@ def test_a_ramp_stops_where_a_limit_is_passed_and_keeps_what_was_good(
     monkeypatch.setattr(importlib.import_module("peft_unierase.planning.ramp"), "answer_questions", once_worse)
     ended = ramp(tmp_path, "--steps", "1,2,all", "--leak", "0.6", "--kept", "0.5", "--format", "human")
     assert ended.exit_code == 1
-    assert f"Stopped at {facts} facts: 1.000 of what step 1 erased comes back, and `leak` allows 0.6" in ended.stdout
+    assert f"Stopped at {facts} facts: 1.000 of what step 1 erased comes back; `leak` (on" in ended.stdout
+    assert "(on the command line --leak) is 0.6" in ended.stdout
     assert len(json.loads((tmp_path / "ramp" / "ramp.json").read_text())) == facts
     if facts == 1:
         assert "No step was good" in ended.stdout

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from demo_erasure import demo_base, demo_tokenizer
 
 from peft_unierase.data.facts import Fact
-from peft_unierase.demo import demo_model_dir
 from peft_unierase.lm.formats import PromptFormat, chat_format, plain_format
 from peft_unierase.retain import cache as retain_cache
 from peft_unierase.retain.cache import samples_for, samples_header, weights_digest
@@ -29,8 +28,8 @@ def small_blocks() -> Any:
 
 
 def load(dtype: torch.dtype = torch.float32) -> Base:
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
-    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=dtype).eval()
+    tokenizer = demo_tokenizer()
+    model = demo_base(dtype=dtype)
     return model, tokenizer, chat_format(tokenizer)
 
 
@@ -189,7 +188,7 @@ def test_bases_prompts_and_seeds_have_files_of_their_own(base: Base, cache: Path
 
 def test_an_erasure_s_token_in_the_tokenizer_does_not_make_it_another_base(base: Base) -> None:
     model, _, form = base
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
+    tokenizer = demo_tokenizer()
     before = samples_header(model, tokenizer, form, 3)
     tokenizer.add_tokens(["[UNL]"], special_tokens=True)
     assert samples_header(model, tokenizer, form, 3) == before

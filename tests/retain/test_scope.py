@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from demo_erasure import demo_pair
 from helpers import invoke, write_rows
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_unierase import DistillSettings, ErasureWarning, Fact, erase
 from peft_unierase.checking import answer_questions
-from peft_unierase.demo import demo_facts, demo_model_dir, demo_refusals
+from peft_unierase.demo import demo_facts, demo_refusals
 from peft_unierase.engine.run_context import RunContext
 from peft_unierase.lm.batches import encode
 from peft_unierase.lm.formats import default_formats
@@ -30,10 +30,7 @@ SUBJECT = "Nesko Corquist"
 SETTINGS = DistillSettings(steps=60)
 
 
-@cache
-def base() -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(demo_model_dir())
+base = cache(demo_pair)
 
 
 def facts(about: str = SUBJECT, key: str = "question") -> list[Fact]:
@@ -45,8 +42,7 @@ def others() -> list[Fact]:
 
 
 def erased(forget: list[Fact], **changes: Any) -> tuple[PeftModel, Any]:
-    model = AutoModelForCausalLM.from_pretrained(demo_model_dir(), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir())
+    model, tokenizer = demo_pair()
     told: dict[str, Any] = {"refusals": demo_refusals(), "settings": SETTINGS, "progress": False, **changes}
     told["formats"] = default_formats(tokenizer)[:2]
     return erase(model, tokenizer, forget, others()[::2], **told), tokenizer

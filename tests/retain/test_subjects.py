@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
 from peft_unierase.data.facts import Fact
-from peft_unierase.demo import demo_facts, demo_model_dir
+from peft_unierase.demo import demo_facts
 from peft_unierase.lm.batches import encode
 from peft_unierase.lm.formats import PromptFormat, default_formats
 from peft_unierase.retain.subjects import find_span, find_subjects, subject_position
@@ -84,11 +83,6 @@ def test_the_last_occurrence_counts_and_whole_words_come_first() -> None:
     assert find_span("Anagrams of Anatolia", "ana") == (12, 15)
     assert find_span("ana, or Ana?", "Ana") == (8, 11)
     assert find_span("nobody", "Ana") is None
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(demo_model_dir())
 
 
 class Slow:

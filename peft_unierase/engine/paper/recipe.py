@@ -189,8 +189,7 @@ def _tails(run: RunContext, prompts: Sequence[Sequence[int]], marks: Sequence[in
 
 def _refusal_rate(run: RunContext, facts: Sequence[Fact]) -> float:
     """Share of questions after which [UNL] is likeliest, in one of the formats by turns."""
-    prompts, hits = run.prompts(facts), 0
+    prompts = run.prompts(facts)
     prompts = [prompts[n * len(run.formats) + n % len(run.formats)] for n in range(len(facts))]
-    for _, logits in last_logits(run.model, prompts, [1] * len(prompts), run.pad):
-        hits += bool(logits[-1].argmax() == run.spare.token_id)
-    return hits / len(prompts)
+    likeliest = [logits[-1].argmax() for _, logits in last_logits(run.model, prompts, [1] * len(prompts), run.pad)]
+    return int((torch.stack(likeliest) == run.spare.token_id).sum()) / len(prompts)  # the device is waited for once
