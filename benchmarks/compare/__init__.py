@@ -1,5 +1,4 @@
-"""Every method that takes knowledge out of a model, side by side: the same models, facts, budget, measures and attacks.
+"""Every method that takes knowledge out of a model, side by side: same models, facts, budget, measures and attacks.
 
-`run.py` is the command. Modules are imported as `compare.tasks`, with `benchmarks/` on the path, as the scripts in there
-import each other (`from common import bare`).
+`run.py` is the command. It puts `benchmarks/` on the path, so the package is called `compare`.
 """
