@@ -129,7 +129,7 @@ def tofu(source: str | Path = "locuslab/TOFU", share: str = "10") -> Sets:
 
 
 def muse(source: str | Path = "muse-bench/MUSE-News", part: str = "knowmem") -> Sets:
-    """MUSE (arXiv 2407.06460), News or Books: `knowmem` (questions) or `verbmem` (texts that are to be continued) goes.
+    """MUSE (arXiv 2407.06460), MUSE-News or MUSE-Books: `knowmem` (questions) or `verbmem` (texts to continue) goes.
 
     Args:
         source: A folder with the published files, or the data set's name.

@@ -93,14 +93,16 @@ class Measures:
 
         @functools.wraps(attack.run)
         def run(target: Target, case: Case) -> Found | Sequence[float]:
-            if target.name == "erased":
+            name = "base" if target.model is self.base else target.name
+            name = "reference_model" if target.model is self.reference else name
+            if name == "erased":
                 try:
                     return attack.run(target, case)
                 except NotApplicable:
                     raise
-                except Exception as error:  # of a model that is no plain one; the others attacks say what they find
+                except Exception as error:  # of a model that is no plain one; the other attacks say what they find
                     raise NotApplicable(f"failed: {failure(error)}") from error
-            key = (attack.name, target.name, tuple(case.forget))
+            key = (attack.name, name, tuple(case.forget))
             if key not in self._found:
                 self._found[key] = attack.run(target, case)
             return self._found[key]

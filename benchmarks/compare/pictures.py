@@ -22,7 +22,7 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 GREY = "0.55"
 GROWING = (OURS, PUBLISHED, *MOST_USED)
-RELEARNT = ("relearn-tenth", "relearn-unrelated")
+RELEARNT = ("relearn-tenth", "relearn-unrelated", "relearn-neighbours")
 Picture = tuple[str, Path]  # caption and file
 
 
@@ -125,7 +125,7 @@ def frontier(rows: Mapping[str, Row]) -> Figure:
             annotation_clip=False,
             va="center",
             weight=weight,
-            arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.6, "shrinkB": 4},
+            arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.6, "shrinkB": 4, "relpos": (0.0, 0.5)},
         )
     axes.set_xlim(-0.02, 1.05 * most)
     axes.set_ylim(low - room, high + room)
@@ -181,6 +181,7 @@ def relearning(rows: Mapping[str, Row]) -> Figure | None:
             if first[name]:
                 axes.plot(first["steps"], first[name], label=title_of(method), **_style(0, method))
         axes.set_ylim(-0.03, 1.03)
+        axes.set_xticks(first["steps"])
         axes.set_xlabel("steps of fine-tuning")
         axes.set_title(attack)
     panels[0].set_ylabel("recall of what was erased (less is better)")
@@ -194,21 +195,15 @@ def stability(rows: Mapping[str, Row]) -> Figure | None:
     if not shown:
         return None
     figure, panels = _figure(8.6, 4.0, 2)
-    for axes, name, label in zip(
-        panels,
-        ("all steps", "kept"),
-        (
-            "recall of all that was erased so far (less is better)",
-            "recall of what stays, of the base's (more is better)",
-        ),
-        strict=True,
-    ):
+    panes = (("all steps", "recall of all that was erased so far ↓"), ("kept", "recall of what stays, of the base's ↑"))
+    for axes, (name, label) in zip(panels, panes, strict=True):
         for number, row in enumerate(shown):
             points = [(place, step[name]) for place, step in enumerate(row["steps"], 1) if step[name] is not None]
             axes.plot(*zip(*points, strict=True), label=title_of(row["method"]), **_style(number, row["method"]))
         axes.set_ylim(-0.03, 1.08)
+        axes.set_xticks(range(1, 1 + max(len(row["steps"]) for row in shown)))
         axes.set_xlabel("step")
-        axes.set_ylabel(label)
+        axes.set_title(label)
     _legend(figure, panels[0])
     return figure
 
@@ -233,11 +228,14 @@ def growth(rows: Sequence[Row]) -> Figure | None:
         for axes, points in zip(panels, (seconds, kilobytes), strict=True):
             if points:
                 axes.plot(*zip(*points, strict=True), label=title_of(method), **_style(number, method))
-    for axes, label in zip(panels, ("seconds of one erasure", "kB that it adds"), strict=True):
+    facts = sorted({row["facts"] for own in methods.values() for row in own})
+    for axes, label in zip(panels, ("seconds of one erasure ↓", "kB that it adds ↓"), strict=True):
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xticks(facts, map(str, facts))
+        axes.minorticks_off()
         axes.set_xlabel("facts")
-        axes.set_ylabel(f"{label} (less is better)")
+        axes.set_title(label)
     _legend(figure, panels[0])
     return figure
 

@@ -229,7 +229,8 @@ def short(results: Results, seed: int, pictures: Sequence[tuple[str, str]] = (),
     count = len(made(latest))
     return "\n\n".join(
         [
-            f"The best of {count} methods on {ours[0]['title']} ([all of them](docs/comparison.md), `make compare`):",
+            f"Our default and the best {len(others)} of {count - 1} other methods on {ours[0]['title']}, by worst leak "
+            "and utility together. `make compare` measures them; [Comparison](docs/comparison.md) has all figures.",
             figures_table(rows, [*columns, COSTS[0]]),
             *(f"![{caption}]({address})" for caption, address in pictures),
         ]

@@ -31,8 +31,7 @@ AN_AUTHOR = 20  # facts of an author of TOFU
 MANY = (
     *("greedy", "paraphrase", "plain", "system", "cloze", "choice", "erased-before"),
     *("ban", "prefill-5", "ban-prefill", "few-shot"),
-    *("direction", "directions", "scale-0.5", "largest-out", "merged-4-bit", "probe"),
-    *("relearn-unrelated", "relearn-tenth"),
+    *("direction", "directions", "scale-0.5", "largest-out", "merged-4-bit", "probe", "relearn-tenth"),
 )
 FEW = (
     *("greedy", "paraphrase", "plain", "choice", "ban", "prefill-5", "ban-prefill", "few-shot"),
@@ -152,7 +151,7 @@ def tofu(shared: Path) -> Iterable[Task]:
         parts=[forget[:40]],
         retain=testbed.facts("retain_more"),
         held_out={**held_out, "other authors": _thinned(forget[40:], 30)},
-        budget=Budget(texts=1400, trials=3),
+        budget=Budget(texts=1000, trials=3),
         reference=lambda: testbed.model("tofu-mini-retain"),
         refusals=testbed.refusals(),
     )
@@ -163,7 +162,7 @@ def tofu(shared: Path) -> Iterable[Task]:
         title="tofu-mini, 400 facts",
         parts=[forget],
         held_out=held_out,
-        budget=Budget(texts=4000, trials=3),
+        budget=Budget(texts=2000, trials=3),
         attacks=FEW,
         stride=10,
         best=5,
@@ -175,11 +174,11 @@ def tofu(shared: Path) -> Iterable[Task]:
         title="tofu-mini, ten steps of 40 facts",
         parts=[forget[start : start + 40] for start in range(0, 400, 40)],
         held_out=held_out,
-        budget=Budget(texts=300, trials=3),
+        budget=Budget(texts=200, trials=3),
         attacks=FEW,
         kind=STEPS,
         stride=10,
-        best=1,
+        best=0,
         settings_from=common.name,
     )
     numbers = [AN_AUTHOR * author + (7 * author + 1) % AN_AUTHOR for author in (0, 7, 14)]  # as benchmarks/precise.py
@@ -194,10 +193,10 @@ def tofu(shared: Path) -> Iterable[Task]:
             for number, others in zip(numbers, own, strict=True)
         ],
         held_out=held_out,
-        budget=Budget(texts=200, trials=3),
+        budget=Budget(texts=100, trials=3),
         attacks=ONE_FACT,
         kind=SINGLE,
-        best=1,
+        best=0,
         settings_from=common.name,
     )
 
@@ -229,7 +228,7 @@ def authors() -> Task:
         parts=[[fact_of(row) for row in gone]],
         retain=[fact for facts in by_kind.values() for fact in facts[::2]],
         held_out={name: _thinned(facts[1::2], 25) for name, facts in by_kind.items()},
-        budget=Budget(texts=400, trials=2),
+        budget=Budget(texts=300, trials=2),
         attacks=FEW,
         best=5,
     )
