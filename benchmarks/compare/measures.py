@@ -1,7 +1,7 @@
 """The figures of one erased model, by the check's own measures and attacks.
 
-`peft_unierase.check` judges every model. Base and reference model are attacked once a task, and what was found is
-remembered for the other methods: neither changes from one to the next.
+`peft_unierase.check` judges every model. What base and reference model say is asked once a task and remembered for the
+other methods: neither changes from one to the next.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from peft_unierase.checking import (
     answer_questions,
 )
 from peft_unierase.checking.sets import DECLINED, PERPLEXITY
+from peft_unierase.errors import InputError
 from peft_unierase.lm.batches import encode
 from peft_unierase.lm.formats import PromptFormat, asking_format
 
@@ -68,20 +69,32 @@ class Measures:
         self.task, self.seed = task, seed
         self.base, self.tokenizer = task.model(), task.tokenizer()
         self.reference = task.reference() if task.reference else None
+        self._targets = {
+            name: Target(name, model, self.tokenizer)
+            for name, model in (("base", self.base), ("reference_model", self.reference))
+            if model is not None
+        }
         self._found: dict[Any, Found | Sequence[float]] = {}
         self._attacks = [self._remembered(BY_NAME[name]) for name in task.attacks]
 
     def report(
         self, model: Any, tokenizer: Any, forget: Sequence[Fact], held_out: Mapping[str, Sequence[Fact]]
     ) -> CheckReport:
-        """What `peft_unierase.check` finds."""
+        """What `peft_unierase.check` finds.
+
+        Raises:
+            ValueError: The tokenizer asks otherwise than the base's, so base and reference model cannot be asked the
+                same.
+        """
+        if asking_format(tokenizer) != asking_format(self.tokenizer):
+            raise InputError("the method changed the chat template; what it adds to prompts belongs into its model")
         return check(
             model,
             tokenizer,
             forget,
             held_out,
-            base=self.base,
-            reference_model=self.reference,
+            base=self._targets["base"],
+            reference_model=self._targets.get("reference_model"),
             attacks=self._attacks,
             refusals=self.task.refusals,
             seed=self.seed,
@@ -93,8 +106,7 @@ class Measures:
 
         @functools.wraps(attack.run)
         def run(target: Target, case: Case) -> Found | Sequence[float]:
-            name = "base" if target.model is self.base else target.name
-            name = "reference_model" if target.model is self.reference else name
+            name = next((each for each, own in self._targets.items() if own.model is target.model), target.name)
             if name == "erased":
                 try:
                     return attack.run(target, case)

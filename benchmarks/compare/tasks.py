@@ -138,9 +138,9 @@ def tofu(shared: Path) -> Iterable[Task]:
         raise NotThere(f"there is no testbed in {testbed.folder}; --shared names the folder that it is in")
     forget = testbed.facts("forget")
     held_out = {
-        "retain": _thinned(testbed.facts("retain"), 40),
-        "real authors": _thinned(testbed.facts("real_authors"), 25),
-        "world facts": _thinned(testbed.facts("world_facts"), 30),
+        "retain": _thinned(testbed.facts("retain"), 30),
+        "real authors": _thinned(testbed.facts("real_authors"), 20),
+        "world facts": _thinned(testbed.facts("world_facts"), 20),
     }
     common = Task(
         name="tofu-40",
@@ -150,7 +150,7 @@ def tofu(shared: Path) -> Iterable[Task]:
         tokenizer=testbed.tokenizer,
         parts=[forget[:40]],
         retain=testbed.facts("retain_more"),
-        held_out={**held_out, "other authors": _thinned(forget[40:], 30)},
+        held_out={**held_out, "other authors": _thinned(forget[40:], 24)},
         budget=Budget(texts=1000, trials=3),
         reference=lambda: testbed.model("tofu-mini-retain"),
         refusals=testbed.refusals(),

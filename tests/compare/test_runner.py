@@ -258,6 +258,14 @@ def test_base_and_reference_model_are_attacked_once(compare: Any, task: Any, mon
     assert "failed" in found["not run"]["broken"]
 
 
+def test_a_method_that_changes_the_prompt_formats_is_refused(compare: Any, task: Any) -> None:
+    own = demo_tokenizer()
+    own.chat_template = "Say nothing. " + own.chat_template
+    measures = compare.measures.Measures(task)
+    with pytest.raises(ValueError, match="changed the chat template; what it adds to prompts belongs into its model"):
+        measures.report(measures.base, own, task.asked, task.held_out)
+
+
 def row(method: str, worst: float = 0.1, balance: float = 0.9, **more: Any) -> dict[str, Any]:
     """A stored row."""
     excess = {"greedy": worst - 0.05, "relearn-tenth": worst}
