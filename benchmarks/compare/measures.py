@@ -75,6 +75,7 @@ class Measures:
             if model is not None
         }
         self._found: dict[Any, Found | Sequence[float]] = {}
+        self._recalls: dict[tuple[Fact, ...], float] = {}
         self._attacks = [self._remembered(BY_NAME[name]) for name in task.attacks]
 
     def report(
@@ -100,6 +101,13 @@ class Measures:
             seed=self.seed,
             progress=False,
         )
+
+    def base_recall(self, facts: Sequence[Fact]) -> float:
+        """The base's recall of some facts."""
+        key = tuple(facts)
+        if key not in self._recalls:
+            self._recalls[key] = recall(self.base, self.tokenizer, facts)
+        return self._recalls[key]
 
     def _remembered(self, attack: Attack) -> Attack:
         """The attack; what it finds in base and reference model is kept, and where it fails it is not applicable."""

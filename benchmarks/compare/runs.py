@@ -74,16 +74,23 @@ class Run:
         return replace(whole, texts=whole.texts * whole.trials // count, trials=count)
 
     def checked(
-        self,
-        model: Any,
-        tokenizer: Any,
-        forget: Sequence[Fact],
-        held_out: Mapping[str, Sequence[Fact]],
-        label: str = "",
+        self, model: Any, tokenizer: Any, forget: Sequence[Fact], near: Mapping[str, Sequence[Fact]], label: str = ""
     ) -> dict[str, Any]:
-        """The figures of a model."""
+        """The figures of a model.
+
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            forget: What should be gone.
+            near: What is asked for its recall alone, by name.
+            label: What the stage is called first.
+        """
         with self.clock.stage(f"{label}{CHECKING}"):
-            return figures(self.measures.report(model, tokenizer, forget, held_out))
+            found = figures(self.measures.report(model, tokenizer, forget, self.task.held_out))
+            for name, facts in near.items():
+                base = self.measures.base_recall(facts)
+                found["kept"][name] = {"base": base, "erased": recall(model, tokenizer, facts)}
+        return found
 
     def costs(self, erased: Erased) -> dict[str, float]:
         """What decoding costs."""
@@ -153,7 +160,7 @@ def unchanged(run: Run) -> Row:
     task = run.task
     asked = task.parts if task.kind == SINGLE else [task.asked]
     found = [
-        run.checked(model, run.measures.tokenizer, part, {**task.held_out, **near})
+        run.checked(model, run.measures.tokenizer, part, near)
         for part, near in zip(asked, task.near or [{}] * len(asked), strict=True)
     ]
     return {"settings": {}, **mean_of(found), "stages": run.stages([])}
@@ -164,7 +171,7 @@ def batch(run: Run) -> Row:
     task = run.task
     chosen = run.erase(split(task.parts[0], task.retain), run.fresh)
     erased = chosen.erased
-    found = run.checked(erased.model, erased.tokenizer, task.asked, task.held_out)
+    found = run.checked(erased.model, erased.tokenizer, task.asked, task.near[0] if task.near else {})
     return {
         "settings": chosen.settings,
         "tried": chosen.tried,
@@ -180,7 +187,7 @@ def steps(run: Run) -> Row:
     task, measures = run.task, run.measures
     kept = [fact for facts in task.held_out.values() for fact in facts]
     kept = kept[:: max(1, len(kept) // ASKED)]
-    before = recall(measures.base, measures.tokenizer, kept)
+    before = measures.base_recall(kept)
     chosen: Chosen | None = None
     first: Chosen | None = None
     gone: list[Fact] = []
@@ -206,7 +213,7 @@ def steps(run: Run) -> Row:
             )
     if chosen is None or first is None:
         raise ValueError("the task has no step")
-    found = run.checked(chosen.erased.model, chosen.erased.tokenizer, task.asked, task.held_out)
+    found = run.checked(chosen.erased.model, chosen.erased.tokenizer, task.asked, {})
     return {
         "settings": first.settings,
         "tried": first.tried,
@@ -228,7 +235,7 @@ def single(run: Run) -> Row:
         chosen = run.erase(split(part, task.retain), run.fresh, first.settings if first else None, label)
         first = first or chosen
         erased, near = chosen.erased, task.near[number - 1] if task.near else {}
-        found.append(run.checked(erased.model, erased.tokenizer, part, {**task.held_out, **near}, label))
+        found.append(run.checked(erased.model, erased.tokenizer, part, near, label))
         erasing.append(chosen.stage)
         sizes.append(size(erased, run.measures.base))
         costs = costs or [run.costs(erased)]

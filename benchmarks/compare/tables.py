@@ -113,6 +113,16 @@ def attacks_table(rows: Sequence[Row]) -> str:
     return markdown(["", *names], cells)
 
 
+def kept_table(rows: Sequence[Row]) -> str:
+    """Recall of each set that must stay."""
+    names = list(dict.fromkeys(name for row in rows for name in row["kept"]))
+
+    def recall(name: str) -> Callable[[Row], float | None]:
+        return lambda row: (row["kept"].get(name) or {}).get("erased")
+
+    return figures_table(rows, [(f"{name} ↑", recall(name), ".3f", 1) for name in names])
+
+
 def steps_table(rows: Sequence[Row]) -> str:
     """What is left right after a step and at the end, and what is kept."""
     cells = []
@@ -185,6 +195,8 @@ def section(results: Results, task: str, seed: int, pictures: Sequence[tuple[str
     if stepped := [row for row in rows if row.get("steps")]:
         parts += ["#### After each step", steps_table(stepped)]
     parts += [
+        "#### What stays",
+        kept_table(rows),
         "#### Leak by attack",
         "Lower is better (↓). `!` marks the attack in which a method is furthest beyond the reference.",
         attacks_table(rows),

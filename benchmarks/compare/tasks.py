@@ -63,7 +63,8 @@ class Task:
             fewer settings has the more texts for each.
         attacks: By the names that `unierase check` knows.
         kind: `batch`, `steps` or `single`.
-        near: For each part what is held out with it alone, by name.
+        near: For each part, or for the batch, what stays nearest to it and the reference model never saw, by name. It
+            is asked for its recall and is no part of model utility, which the reference model could not have.
         stride: Ask every Nth question of the forget set.
         reference: Gives the reference model, if there is one.
         refusals: Sentences that decline, beside the built-in ones.
@@ -150,7 +151,8 @@ def tofu(shared: Path) -> Iterable[Task]:
         tokenizer=testbed.tokenizer,
         parts=[forget[:40]],
         retain=testbed.facts("retain_more"),
-        held_out={**held_out, "other authors": _thinned(forget[40:], 24)},
+        held_out=held_out,
+        near=[{"other authors": _thinned(forget[40:], 24)}],
         budget=Budget(texts=1000, trials=3),
         reference=lambda: testbed.model("tofu-mini-retain"),
         refusals=testbed.refusals(),
@@ -161,7 +163,7 @@ def tofu(shared: Path) -> Iterable[Task]:
         name="tofu-400",
         title="tofu-mini, 400 facts",
         parts=[forget],
-        held_out=held_out,
+        near=(),
         budget=Budget(texts=2000, trials=3),
         attacks=FEW,
         stride=10,
@@ -173,7 +175,7 @@ def tofu(shared: Path) -> Iterable[Task]:
         name="tofu-steps",
         title="tofu-mini, ten steps of 40 facts",
         parts=[forget[start : start + 40] for start in range(0, 400, 40)],
-        held_out=held_out,
+        near=(),
         budget=Budget(texts=200, trials=3),
         attacks=FEW,
         kind=STEPS,
@@ -192,7 +194,6 @@ def tofu(shared: Path) -> Iterable[Task]:
             {"the author's others": [forget[other] for other in others if other != number]}
             for number, others in zip(numbers, own, strict=True)
         ],
-        held_out=held_out,
         budget=Budget(texts=100, trials=3),
         attacks=ONE_FACT,
         kind=SINGLE,
