@@ -3,12 +3,14 @@
 #   PYTHON       the interpreter that .venv is made with           make test PYTHON=python3.12
 #   PIP_ARGS     more options for `pip install`                    make test PIP_ARGS="--no-index --find-links wheels"
 #   PYTEST_ARGS  more options for pytest                           make test PYTEST_ARGS="-x -k card"
+#   COMPARE_ARGS options for benchmarks/compare/run.py              make compare COMPARE_ARGS=--quick
 #   HARDENING_ARGS  options for benchmarks/hardening/run.py        make hardening HARDENING_ARGS="--part kills"
 #   WORKERS      processes that share the tests, a thread each     make test WORKERS=8
 
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+COMPARE_ARGS ?=
 HARDENING_ARGS ?=
 WORKERS ?= 2
 
@@ -35,7 +37,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast peft-suite hardening real-model quality docs clean
+.PHONY: help quickstart test test-fast peft-suite hardening real-model compare quality docs clean
 .NOTPARALLEL:
 
 help:  ## Show this list
@@ -61,6 +63,9 @@ hardening: $(VENV)/.installed-hardening  ## Attack the package for 20 minutes: m
 
 real-model: $(VENV)/.installed-real-model  ## Fetch the real model of the benchmarks, SmolLM2-135M-Instruct
 	@$(BIN)/python benchmarks/smollm2.py
+
+compare: $(VENV)/.installed-compare  ## Measure every method side by side (3 hours; goes on where it was stopped)
+	@$(BIN)/python benchmarks/compare/run.py $(COMPARE_ARGS)
 
 quality: $(VENV)/.installed-dev  ## Check style, formatting, types, directions of imports, dead code, dependencies, docs
 	$(BIN)/ruff check
@@ -88,6 +93,9 @@ $(VENV)/.installed-hardening: $(PINNED) | $(BIN)/python
 
 $(VENV)/.installed-real-model: $(PINNED) | $(BIN)/python
 	$(call install,real-model)
+
+$(VENV)/.installed-compare: $(PINNED) | $(BIN)/python
+	$(call install,compare)
 
 $(VENV)/.installed-docs: $(PINNED) | $(BIN)/python
 	$(call install,docs)

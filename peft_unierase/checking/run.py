@@ -71,8 +71,10 @@ def check(
         tokenizer: Its tokenizer.
         forget: What should be gone, with the answers that the base gives.
         retain: What should have stayed: one set, or several by name.
-        base: The model before; needed where the erased one is no PEFT model.
-        reference_model: A model that was trained without the forget set: what "never knew" looks like.
+        base: The model before; needed where the erased one is no PEFT model. Or a [`Target`] of it, which remembers
+            what earlier checks asked.
+        reference_model: A model that was trained without the forget set: what "never knew" looks like. Or a [`Target`]
+            of it.
         reference_tokenizer: Its tokenizer; by default the same one.
         attacks: `all`, `fast`, names, or functions `(target, case) -> one figure a fact` of one's own.
         unseen: Facts that no model ever saw, for membership inference; by default the wrong answers to the forget
@@ -95,7 +97,8 @@ def check(
             and retained ones that do not are left out with a warning.
     """
     started = time.perf_counter()
-    refuse_inference_mode("check", model, base, reference_model)
+    given = [each.model if isinstance(each, Target) else each for each in (base, reference_model)]
+    refuse_inference_mode("check", model, *given)
     named = retain if isinstance(retain, Mapping) else {"retain": retain}
     sets = {name: list(facts) for name, facts in named.items() if facts}
     wanted, limits = chosen(attacks), thresholds or Thresholds()
@@ -189,7 +192,7 @@ def _targets(
     else:
         erased, before = Target("erased", model, tokenizer, token_ids=token_ids or ()), None
     if base is not None:
-        before = Target("base", base, tokenizer)
+        before = _target("base", base, tokenizer)
     if before is None:
         raise InputError(
             "there is no base to compare with: the erased model is no PEFT model whose adapters could be switched off; "
@@ -197,8 +200,18 @@ def _targets(
         )
     targets = [before, erased]
     if reference_model is not None:
-        targets.append(Target("reference_model", reference_model, reference_tokenizer or tokenizer))
+        targets.append(_target("reference_model", reference_model, reference_tokenizer or tokenizer))
     return targets
+
+
+def _target(name: str, model: Any, tokenizer: Any) -> Target:
+    if not isinstance(model, Target):
+        return Target(name, model, tokenizer)
+    if model.name != name:
+        raise InputError(
+            f"the target that was given as {name} is called {model.name!r}; make it with the name {name!r}"
+        )
+    return model
 
 
 @contextmanager

@@ -190,6 +190,19 @@ def test_a_broken_model_is_damaged_and_its_utility_says_why(base: Any, tokenizer
     assert any("model utility (MU)" in reason for reason in found.verdict.reasons)
 
 
+def test_a_target_as_base_remembers_what_an_earlier_check_asked(base: Any, tokenizer: Any) -> None:
+    remembering = Target("base", base, tokenizer)
+    told: dict[str, Any] = {"attacks": "greedy", **TOLD}
+    first = check(base, tokenizer, FORGET[:2], KEPT[:2], base=remembering, **told)
+    asked = dict(remembering._said)
+    second = check(base, tokenizer, FORGET[:2], KEPT[:2], base=remembering, reference_model=base, **told)
+    assert asked
+    assert remembering._said == asked
+    assert second.figures[0].base == first.figures[0].base
+    with pytest.raises(ValueError, match="given as base is called 'erased'; make it with the name 'base'"):
+        check(base, tokenizer, FORGET[:2], base=Target("erased", base, tokenizer), **told)
+
+
 def test_an_attack_of_ones_own_is_a_function(base: Any, tokenizer: Any) -> None:
     def ask_politely(target: Target, case: Case) -> list[float]:
         """A polite person."""
