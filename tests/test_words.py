@@ -23,7 +23,8 @@ RETIRED = (
 RETIRED_NAMES = ("beside", "lesson", "places_of")
 # Uses that mean something else, with the files that have them.
 ALLOWED = {
-    "": r"gate_(up_)?proj|\bci_gate\b|gate and (up-projection|value)|\(?gate, up|flags=|SHUT_RDWR|(muse-bench/)?MUSE-News",
+    "": r"gate_(up_)?proj|\bci_gate\b|gate and (up-projection|value)|\(?gate, up|flags=|SHUT_RDWR"
+    r"|(muse-bench/)?MUSE-News",
     "peft_unierase/retain/subjects.py": r"\bflags\b",  # of regular expressions
     "tests/lm/test_structure.py": r'"gate", "up"',
     "tools/demo_corpus.py": r"haven gate dorf|on (its|the) flag",
