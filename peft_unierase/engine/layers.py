@@ -14,12 +14,12 @@ from ..lm.structure import find_decoder_layers, find_mlp_projections, find_write
 SHOWN = 10
 
 
-FIRST, LAST = 0.14, 0.27  # the layers of recipe `distill`, as shares of the depth
+FIRST, LAST = 0.17, 0.25  # the layers of recipe `distill`, as shares of the depth
 NAMED = 2  # layers that a name takes, before which it is hardly more than its last token
 
 
 def trigger_layers(count: int) -> list[int]:
-    """Recipe `distill`: early layers, at least three and never the last: `[4, …, 8]` of 30, `[2, 3, 4]` of 6."""
+    """Recipe `distill`: early layers, at least three and never the last: `[5, 6, 7]` of 30, `[2, 3, 4]` of 6."""
     start = min(max(NAMED, int(count * FIRST)), max(0, count - 2))
     return list(range(start, max(1, min(count - 1, max(start + 3, math.ceil(count * LAST))))))
 
