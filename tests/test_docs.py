@@ -41,7 +41,6 @@ LITTLE = {"samples": 16, "steps": 1}
 OUTPUTS = ("-o", "--output")
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 WIDEST = 130  # characters of a line of prose
-UNWRAPPED = ("README", "experiments")  # hold results, a line each
 ANSWERED_NO = {"ramp": (1,)}  # a step erased too little, as one without a fit must
 
 pytestmark = pytest.mark.slow
@@ -252,7 +251,7 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in UNWRAPPED], ids=named)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_prose_is_wrapped(page: Path) -> None:
     prose = FENCED.sub("", page.read_text(encoding="utf-8")).splitlines()
     assert not [line for line in prose if len(line) > WIDEST and not line.startswith("|")]
