@@ -169,7 +169,7 @@ def test_facts_that_the_base_never_knew_give_no_baseline(base: Any, tokenizer: A
 def test_a_model_that_is_held_against_itself_as_reference_model_is_erased(
     declining: Path, base: Any, tokenizer: Any
 ) -> None:
-    reference_model = PeftModel.from_pretrained(demo_base(), str(declining)).merge_and_undemo_base().eval()
+    reference_model = PeftModel.from_pretrained(demo_base(), str(declining)).merge_and_unload().eval()
     attacks = "paraphrase,prefill-5,sampling,relearn-neighbours,member-loss,list,4-bit"
     found = check(
         reference_model, tokenizer, FORGET, KEPT, base=base, reference_model=reference_model, attacks=attacks, **TOLD
