@@ -33,7 +33,7 @@ from hub_server import HubServer, hub_server  # noqa: E402
 PERSON, OTHER = "Savin Weslow", "Belia Corquist"
 REPO, BASE_ID = "org/erase-savin-weslow", "org/demo"
 BASE = ROOT / "peft_unierase" / "demo"
-SAMPLES = 192  # that the base tells itself as retain data; for one person fewer than by default will do
+SAMPLES = 256  # that the base tells itself as retain data: twice the default, as each of 18 questions must stay
 COMMAND = Path(sysconfig.get_path("scripts")) / "unierase"
 # Greedy answers of the base, and of the base with an adapter, as whoever pulls it would get them.
 ASK = """
