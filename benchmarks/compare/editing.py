@@ -73,18 +73,18 @@ def texts_of(tokenizer: Any, questions: Sequence[Question]) -> list[list[int]]:
 def inputs_of(
     model: Any, tokenizer: Any, names: Sequence[str], sequences: Sequence[list[int]], meter: Meter, last: bool = False
 ) -> list[torch.Tensor]:
-    """What projections read.
+    """What modules read: projections, or decoder layers, which read the residual stream.
 
     Args:
         model: A `PeftModel` or a plain model.
         tokenizer: Its tokenizer.
-        names: Names of the projections in the plain model, in the order that they run.
+        names: Names of the modules in the plain model, in the order that they run.
         sequences: Token ids.
         meter: Counts them.
         last: At the last token of each sequence alone, instead of all.
 
     Returns:
-        For each projection `(tokens, width)` in fp32.
+        For each module `(tokens, width)` in fp32.
     """
     meter.read(len(sequences))
     prefix = "base_model.model." if isinstance(model, PeftModel) else ""

@@ -334,13 +334,14 @@ def erased(model: Any, tokenizer: Any) -> Erased:
 def likeliest_refusal(
     model: Any, tokenizer: Any, form: PromptFormat, forget: Sequence[Fact], refusals: Sequence[str], meter: Meter
 ) -> str:
-    """The refusal, one of the first `COMPARED`, that a model finds likeliest after some forget questions."""
+    """The refusal, of the first `COMPARED`, that a model is likeliest to give as a whole after forget questions."""
     prompts, some = [form.prompt(fact.question) for fact in forget[:ASKED]], list(refusals[:COMPARED])
     meter.read(len(prompts) * len(some))
     pairs = [(prompt, form.answer(text)) for text in some for prompt in prompts]
     read = Target("before", model, tokenizer).reads(*map(list, zip(*pairs, strict=True)))
-    losses = [sum(each.loss for each in read[n * len(prompts) : (n + 1) * len(prompts)]) for n in range(len(some))]
-    return some[losses.index(min(losses))]
+    sums = [float(each.log_probs.sum()) for each in read]
+    scores = [sum(sums[n * len(prompts) : (n + 1) * len(prompts)]) for n in range(len(some))]
+    return some[scores.index(max(scores))]
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def test_a_method_forgets_and_keeps_within_its_budget(name: str, methods: Any, b
 
     base, after = demo_base(), erased.model
     # AlphaEdit acts at the answer start alone, and the other tokens follow from it.
-    assert loss_of(after, FEW) > loss_of(base, FEW) + (0.2 if name == "alphaedit" else 0.5)
+    assert loss_of(after, FEW) > loss_of(base, FEW) + (0.1 if name == "alphaedit" else 0.5)
     if name in DECLINING:
         declined = [min(loss_of(each, FEW, text) for text in demo_refusals()) for each in (base, after)]
         assert declined[1] < declined[0]

@@ -12,12 +12,15 @@ of its own. Differences:
   question, and else the answer start, as everywhere with `place="start"` (`fact_token="last"` of the papers' programs);
   layers are given as shares of the depth, and others act at the answer start than at the subject;
 * each fact is edited in the first two prompt formats, chat and plain; the papers take prefixes of random words instead;
-* if the budget does not hold the 25 steps for δ, fewer are taken with a rate that is higher by as much;
+* the rate at which δ is found is in the unit of the stream's components, whose size differs from model to model;
+* if the budget does not hold the 25 steps for δ, fewer are taken with a rate that is higher by as much, and if it holds
+  less than four, the chat format alone is edited;
 * P comes from the retained facts, not from Wikipedia, with a threshold relative to the mean eigenvalue, and λ is in the
   unit of the mean squared length of the keys;
 * the refusal is the one that the model finds likeliest after some forget questions.
 
-The rank is what the equation gives: the number of keys, at most d.
+κ is 0.75 for Llama-3 and 4 for GPT-J, from which some candidates take it. The rank is what the equation gives: the
+number of keys, at most d.
 """
 
 from __future__ import annotations
@@ -46,19 +49,19 @@ from ..editing import (
     inputs_of,
     prompts_of,
     set_edit,
-    streams_of,
     texts_of,
     with_edits,
 )
 from ..training import Question, erased, likeliest_refusal, span
 
-STEPS, RATE, DECAY, CLAMP = 25, 0.1, 0.5, 0.75  # AdamW's for δ, w and κ, as published
+STEPS, RATE, DECAY = 25, 0.1, 0.5  # Adam's for δ, and w
+FEWEST = 4  # steps for which a second format is given up
 FORMATS, AT_ONCE = 2, 32  # formats that are edited, and texts whose δ are found together
 GRID: tuple[dict[str, Any], ...] = (
-    {"place": "subject", "layers": (0.125, 0.28), "null_threshold": 0.02},
-    {"place": "start", "layers": (0.3, 0.7), "null_threshold": 0.2},
-    {"place": "start", "layers": (0.5, 0.85), "null_threshold": 0.2},
-    {"place": "start", "layers": (0.3, 0.7), "null_threshold": 1.0},
+    {"place": "subject", "layers": (0.125, 0.28), "null_threshold": 0.02, "clamp": 0.75},
+    {"place": "start", "layers": (0.3, 0.7), "null_threshold": 0.2, "clamp": 0.75},
+    {"place": "start", "layers": (0.3, 0.7), "null_threshold": 0.2, "clamp": 4.0},
+    {"place": "start", "layers": (0.5, 0.85), "null_threshold": 0.2, "clamp": 4.0},
 )
 
 
@@ -74,6 +77,7 @@ def erase(
     place: str = "subject",
     layers: tuple[float, float] = (0.125, 0.28),
     null_threshold: float = 0.02,
+    clamp: float = 0.75,
     ridge: float = 0.01,
 ) -> Erased:
     """Solve the edits; a tenth of the budget may go to retained texts, and the steps for δ get what is left.
@@ -85,14 +89,8 @@ def erase(
     if place not in ("subject", "start"):
         raise InputError(f"place must be 'subject' or 'start', got {place!r}")
     meter, forms = Meter(budget), default_formats(tokenizer)[:FORMATS]
-    edited = span(model, *layers)
-    names = [find_down_projections(model)[index] for index in edited]
-    questions = everywhere(forget, forms)
-    prompts = prompts_of(tokenizer, questions)
-    if place == "subject":
-        subjects = dict(zip([fact.question for fact in forget], find_subjects(forget), strict=True))
-        ends = [_subject_end(tokenizer, each, subjects[each.fact.question]) for each in questions]
-        prompts = [prompt[:end] for prompt, end in zip(prompts, ends, strict=True)]
+    layer = min(span(model, *layers)[-1], len(find_decoder_layers(model)[1]) - 2)  # L, whose stream a layer must read
+    names = find_down_projections(model)[min(span(model, *layers)[0], layer) : layer + 1]
     refusal = likeliest_refusal(model, tokenizer, forms[0], forget, refusals, meter)
     kept = texts_of(tokenizer, by_turns(retain, forms)[: max(1, budget.texts * 3 // 10)])
     spaces = []
@@ -101,24 +99,35 @@ def erase(
         moment.add(keys)
         spaces.append(null_space(moment.mean(), null_threshold))
 
-    spare = (2 * len(names) + 2) * len(questions) / 3  # keys and streams of all layers, one recording
-    steps = max(1, min(STEPS, int((meter.left - spare) / len(questions))))
-    wanted = streams_of(model, tokenizer, prompts, edited[-1], meter) + _steering(
+    # Every prompt is read once a layer, and once more to find δ.
+    affordable = {n: int(meter.left / (n * len(forget)) - (len(names) + 1) / 3) for n in range(1, len(forms) + 1)}
+    forms = forms[: max((n for n, steps in affordable.items() if steps >= FEWEST), default=1)]
+    steps = max(1, min(STEPS, affordable[len(forms)]))
+    questions = everywhere(forget, forms)
+    prompts = prompts_of(tokenizer, questions)
+    if place == "subject":
+        subjects = dict(zip([fact.question for fact in forget], find_subjects(forget), strict=True))
+        ends = [_subject_end(tokenizer, each, subjects[each.fact.question]) for each in questions]
+        prompts = [prompt[:end] for prompt, end in zip(prompts, ends, strict=True)]
+    delta = _steering(
         model,
         tokenizer,
         texts_of(tokenizer, [each.answered(refusal) for each in questions]),
         [len(prompt) - 1 for prompt in prompts],
         [len(encode(tokenizer, each.form.answer(refusal))) for each in questions],
-        edited[-1],
+        layer,
         steps,
+        clamp,
         meter,
     )
     width = model.get_submodule(names[0]).weight.shape[0]
+    reading = f"{find_decoder_layers(model)[0]}.{layer + 1}"  # what it reads is the stream after L
     peft_model = with_edits(model, names, min(len(questions), width))
+    wanted: torch.Tensor | None = None
     for number, (name, space) in enumerate(zip(names, spaces, strict=True)):
-        (keys,) = inputs_of(peft_model, tokenizer, [name], prompts, meter, last=True)
-        reached = streams_of(peft_model, tokenizer, prompts, edited[-1], meter)
-        residuals = (wanted - reached).T / (len(names) - number)
+        keys, stream = inputs_of(peft_model, tokenizer, [name, reading], prompts, meter, last=True)
+        wanted = stream + delta if wanted is None else wanted
+        residuals = (wanted - stream).T / (len(names) - number)
         projected = space.project(keys.double())
         rows = ridge_rows(projected, projected[:0], ridge * float(keys.double().square().sum(dim=-1).mean()))
         set_edit(peft_model, name, *exact_factors(residuals.double(), rows))
@@ -140,6 +149,7 @@ def _steering(
     answers: Sequence[int],
     layer: int,
     steps: int,
+    clamp: float,
     meter: Meter,
 ) -> torch.Tensor:
     """δ at one place of each text, `(texts, d)` in fp32.
@@ -152,6 +162,7 @@ def _steering(
         answers: How many of the last tokens of each text are the refusal.
         layer: L.
         steps: Steps of the optimizer.
+        clamp: κ.
         meter: Counts the texts.
     """
     found = []
@@ -171,9 +182,9 @@ def _steering(
         told = torch.arange(longest, device=device) >= longest - lengths[:, None]
         states = recording.states.detach().float()
         own = states[rows, columns]
-        most = CLAMP * own.norm(dim=-1, keepdim=True)
+        most = clamp * own.norm(dim=-1, keepdim=True)
         delta = torch.zeros_like(own, requires_grad=True)
-        adam = torch.optim.Adam([delta], lr=RATE * STEPS / steps)
+        adam = torch.optim.Adam([delta], lr=RATE * STEPS / steps * float(own.square().mean().sqrt()))
         for _ in range(steps):
             moved = states.index_put((rows, columns), own + delta)
             logits = recording.logits(moved.to(recording.states), longest + 1)[:, :-1].float()

@@ -38,8 +38,8 @@ FLUENT, LONGEST, WRITTEN = 3.0, 32, 64  # the teacher's tilt when it writes, how
 GRID: tuple[dict[str, Any], ...] = (
     {"learning_rate": 1e-4, "tilt": 500.0, "layers": (0.125, 0.25)},
     {"learning_rate": 1e-3, "tilt": 500.0, "layers": (0.0, 1.0)},
+    {"learning_rate": 3e-3, "tilt": 500.0, "layers": (0.0, 1.0)},
     {"learning_rate": 1e-3, "tilt": 10.0, "layers": (0.0, 1.0)},
-    {"learning_rate": 1e-3, "tilt": 500.0, "layers": (0.0, 0.5), "retain_weight": 5.0},
 )
 
 

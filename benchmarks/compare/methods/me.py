@@ -20,8 +20,8 @@ from ..training import Training, trained_with
 GRID: tuple[dict[str, Any], ...] = (
     {"learning_rate": 1e-4, "forget_weight": 0.1, "retain_weight": 1.0},
     {"learning_rate": 1e-3, "forget_weight": 0.1, "retain_weight": 1.0},
+    {"learning_rate": 3e-3, "forget_weight": 0.1, "retain_weight": 5.0},
     {"learning_rate": 1e-3, "forget_weight": 0.1, "retain_weight": 5.0},
-    {"learning_rate": 3e-4, "forget_weight": 0.1, "retain_weight": 1.0},
 )
 
 

@@ -19,9 +19,9 @@ from ..training import Training, trained_with
 
 GRID: tuple[dict[str, Any], ...] = (
     {"learning_rate": 1e-4, "beta": 0.1, "retain_weight": 1.0},
-    {"learning_rate": 1e-3, "beta": 0.1, "retain_weight": 20.0},
     {"learning_rate": 1e-3, "beta": 0.1, "retain_weight": 5.0},
-    {"learning_rate": 2e-3, "beta": 0.1, "retain_weight": 20.0},
+    {"learning_rate": 3e-3, "beta": 0.1, "retain_weight": 20.0},
+    {"learning_rate": 1e-3, "beta": 0.1, "retain_weight": 20.0},
 )
 
 

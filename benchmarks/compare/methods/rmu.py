@@ -29,8 +29,8 @@ from ..training import Question, Training, projections, span
 GRID: tuple[dict[str, Any], ...] = (
     {"learning_rate": 1e-4, "depth": 0.25, "steering": 1.0, "retain_weight": 100.0, "all_projections": False},
     {"learning_rate": 1e-3, "depth": 0.5, "steering": 2.0, "retain_weight": 10.0, "all_projections": True},
+    {"learning_rate": 3e-3, "depth": 0.5, "steering": 2.0, "retain_weight": 10.0, "all_projections": True},
     {"learning_rate": 1e-3, "depth": 0.5, "steering": 5.0, "retain_weight": 100.0, "all_projections": True},
-    {"learning_rate": 1e-3, "depth": 0.75, "steering": 2.0, "retain_weight": 10.0, "all_projections": True},
 )
 
 

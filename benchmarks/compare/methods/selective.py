@@ -11,7 +11,7 @@ weights directly. Here
 
 * a LoRA is held in this space: its factors are projected after every step;
 * the components are those of retained texts and their cross-entropy (CIR takes those of the forget set itself), found
-  once, on `measured` texts;
+  once, on `measured` texts, for which a tenth of the budget is used at the most;
 * the optimizer is that of all methods, where CIR takes plain gradients of a fixed norm.
 """
 
@@ -33,8 +33,8 @@ from ..training import BATCH, Question, Training, outputs_of, span
 GRID: tuple[dict[str, Any], ...] = (
     {"learning_rate": 1e-4, "layers": (0.2, 0.375), "inputs": 24, "outputs": 36, "retain_weight": 1.0},
     {"learning_rate": 1e-3, "layers": (0.0, 0.5), "inputs": 24, "outputs": 36, "retain_weight": 1.0},
-    {"learning_rate": 1e-3, "layers": (0.0, 0.8), "inputs": 24, "outputs": 36, "retain_weight": 5.0},
-    {"learning_rate": 1e-3, "layers": (0.0, 0.5), "inputs": 96, "outputs": 36, "retain_weight": 1.0},
+    {"learning_rate": 3e-3, "layers": (0.0, 0.5), "inputs": 24, "outputs": 36, "retain_weight": 1.0},
+    {"learning_rate": 3e-3, "layers": (0.0, 0.5), "inputs": 96, "outputs": 36, "retain_weight": 5.0},
 )
 
 
@@ -61,7 +61,7 @@ def erase(
     projected = [run.model.get_submodule(f"base_model.model.{name}") for mlp in names for name in mlp]
     writing = [run.model.get_submodule(f"base_model.model.{mlp[-1]}") for mlp in names]
     last = find_decoder_layers(run.model)[1][edited[-1]]
-    spaces = _components(run, projected, measured, inputs, outputs)
+    spaces = _components(run, projected, max(1, min(measured, budget.texts // 10)), inputs, outputs)
 
     @torch.no_grad()
     def collapse() -> None:

@@ -18,8 +18,8 @@ from ..training import Training, trained_with
 GRID: tuple[dict[str, Any], ...] = (
     {"learning_rate": 1e-4, "beta": 4.5, "retain_weight": 8.0},
     {"learning_rate": 1e-3, "beta": 2.5, "retain_weight": 1.0},
-    {"learning_rate": 2e-3, "beta": 4.5, "retain_weight": 8.0},
-    {"learning_rate": 2e-3, "beta": 2.5, "retain_weight": 1.0},
+    {"learning_rate": 3e-3, "beta": 2.5, "retain_weight": 1.0},
+    {"learning_rate": 3e-3, "beta": 4.5, "retain_weight": 8.0},
 )
 
 

@@ -20,7 +20,7 @@ from ..training import Training, trained_with
 GRID: tuple[dict[str, Any], ...] = (
     {"learning_rate": 1e-4, "strength": 10.0, "retain_weight": 0.0},
     {"learning_rate": 1e-3, "strength": 10.0, "retain_weight": 1.0},
-    {"learning_rate": 2e-3, "strength": 10.0, "retain_weight": 1.0},
+    {"learning_rate": 3e-3, "strength": 10.0, "retain_weight": 1.0},
     {"learning_rate": 1e-3, "strength": 20.0, "retain_weight": 1.0},
 )
 
