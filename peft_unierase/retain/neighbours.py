@@ -140,12 +140,14 @@ def _subjects(fact: Fact) -> list[str]:
 
 
 def _rewords(question: str, fact: Fact) -> bool:
-    """Whether a question that the base answers with a fact is about its subject, and does not tell it itself.
+    """Whether a question that the base answers with a fact names at least half of a subject, and does not tell it.
 
-    The base gives the same answer to questions about things that do not exist.
+    A surname is enough. The base gives the same answer to questions about things that do not exist.
     """
-    subjects = _subjects(fact)
-    return not tells(question, fact) and (not subjects or any(names(question, name) for name in subjects))
+    if tells(question, fact):
+        return False
+    there, subjects = terms(question), [terms(name) for name in _subjects(fact)]
+    return not subjects or any(2 * len(subject & there) >= len(subject) for subject in subjects)
 
 
 def _gone(forget: Sequence[Fact]) -> set[str]:

@@ -115,18 +115,19 @@ def test_neighbours_are_known_and_about_something_else(base: tuple[Any, Any]) ->
     assert len({fact.answer for fact in found.known} & others) >= 4  # what the base knows of others
 
 
-def test_a_rewording_names_the_subject_of_the_fact_that_its_answer_tells(
+def test_a_rewording_names_the_subject_of_the_fact_that_its_answer_tells_or_half_of_it(
     base: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = base
     fact = ABOUT[0]
-    own, other = f"Pray, {fact.question}", fact.question.replace(SUBJECT, "Aldo Quist")
+    own, half = f"Pray, {fact.question}", f"Pray, {fact.question.replace(SUBJECT, SUBJECT.split()[1])}"
+    other = fact.question.replace(SUBJECT, "Aldo Quist")
     monkeypatch.setattr(neighbours, "go_on_asking", lambda model, tokenizer, form, starts, seed: [own] * len(starts))
-    monkeypatch.setattr(neighbours, "_ask", lambda *args: [other] * len(args[3]))
+    monkeypatch.setattr(neighbours, "_ask", lambda *args: [half, *[other] * (len(args[3]) - 1)])
     monkeypatch.setattr(neighbours, "_lines", lambda model, tokenizer, prompts, *_, **__: [fact.answer] * len(prompts))
     form, plain = chat_format(tokenizer), plain_format(tokenizer)
     found = sample_neighbours(model, tokenizer, form, plain, [fact], 1, seed=0)
-    assert [reworded.question for reworded in found.reworded] == [own]
+    assert [reworded.question for reworded in found.reworded] == [own, half]
     assert not found.known
     assert not found.others
 

@@ -67,7 +67,7 @@ def whole_subject() -> tuple[PeftModel, Any]:
 def test_one_question_goes_and_the_same_subjects_others_stay(one_question: tuple[PeftModel, Any]) -> None:
     assert max(recalls(one_question, facts()[1:2])) <= 0.15
     assert min(recalls(one_question, [*facts()[:1], *facts()[2:]])) >= 0.95
-    assert sum(recalls(one_question, others()[1::2])) >= 0.97 * len(others()[1::2])  # three of 129
+    assert sum(recalls(one_question, others()[1::2])) >= 0.98 * len(others()[1::2])
 
 
 @pytest.mark.slow
