@@ -3,14 +3,15 @@
     L(θ) = alpha E_{F} [ KL( p_renamed || p_θ ) ] + E_{F} [ CE of [UNL] and a refusal ] + λ E_{R} [ KL( p_0 || p_θ ) ]
 
 It is run as users run it, with the facts, refusals and retain set that all methods get. It samples further retained
-texts from the model itself, which is part of the method. The default is to be measured and nothing less, so a budget
-that does not hold its steps is refused. Its passes forward for targets and samples are not counted; they are in its
-time. It chooses how many triggers it edits, so the LoRA's rank is not used.
+texts from the model itself, which is part of the method. A budget that does not hold its steps cuts them. Its passes
+forward for targets and samples are not counted; they are in its time. It chooses how many triggers it edits, so the
+LoRA's rank is not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from common import timed_erase
@@ -40,22 +41,21 @@ def erase(
     """Erase; `settings` are those of `DistillSettings`.
 
     Raises:
-        ValueError: The budget does not hold the steps of the recipe.
+        ValueError: The budget does not hold a single step.
     """
-    made = DistillSettings(**settings)
-    texts = made.step_count(len(forget)) * PER_STEP
-    if texts > budget.texts:
+    if budget.texts < PER_STEP:
         raise InputError(
-            f"the recipe takes {texts:,} texts for {len(forget)} facts and the budget holds {budget.texts:,}; give "
-            "`Budget(texts=…)` more, or fewer steps (`steps`, `steps_per_fact`)"
+            f"a step takes {PER_STEP} texts and the budget holds {budget.texts}; give `Budget(texts=…)` more"
         )
+    made = DistillSettings(**settings)
+    steps = min(made.step_count(len(forget)), budget.texts // PER_STEP)
     erased, _, _ = timed_erase(
         model,
         tokenizer,
         forget,
         retain,
         refusals=refusals,
-        settings=made,
+        settings=replace(made, steps=steps, steps_per_fact=0.0),
         samples_cache=False,
         seed=seed,
         progress=False,

@@ -142,8 +142,8 @@ def cases_of(run: RunContext, renaming: Renaming, asked: Sequence[Asked]) -> lis
         asked: Forget texts; see `forget_texts`.
     """
     cases: list[Case] = []
-    for number, (form, question, answer) in enumerate(asked):
-        given = number < len(asked) - len(run.reworded)  # the base's own words need no trigger that others do without
+    given = {known.fact.question for known in run.knowledge}  # the base's own questions need no trigger of their own
+    for form, question, answer in asked:
         names = renaming.changing(question)
         prompt = form.prompt(question) if form else run.tokenizer.bos_token or ""
         whole = prompt + (form.answer(answer) if form else answer)
@@ -155,7 +155,7 @@ def cases_of(run: RunContext, renaming: Renaming, asked: Sequence[Asked]) -> lis
         first = min((place for place in at if place < start), default=0)
         places = sorted({*at, *range(first, start)} if form else at)
         if places:
-            cases.append((ids, places, at, given))
+            cases.append((ids, places, at, question in given))
     for prompt in dict.fromkeys(tuple(run.encode(form.prompt(question))) for form, question, _ in asked if form):
         cases.append(([*prompt, run.spare.token_id], [len(prompt)], {len(prompt)}, True))
     return cases

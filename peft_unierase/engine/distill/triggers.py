@@ -76,10 +76,10 @@ def _telling(
     rest = [number for number, prompt in enumerate(prompts) if prompt is not None and prompt not in told]
     if rest:
         loudest[rest] = loudest_of(matched(points[rest]), retained)
-    quietest: dict[int | None, int] = {}
+    heard, quietest = loudest.tolist(), dict[int | None, int]()
     for number in rest:
         best = quietest.setdefault(prompts[number], number)
-        if loudest[number] < loudest[best]:
+        if heard[number] < heard[best]:
             quietest[prompts[number]] = number
     return [*chosen, *quietest.values()]
 
@@ -139,10 +139,11 @@ def covering(points: torch.Tensor, prompts: Sequence[int | None]) -> tuple[torch
     heard = filters @ points.T >= SHARED
     heard.fill_diagonal_(True)
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts)) if prompt is not None}
-    of_prompt = torch.zeros(len(points), len(prompts), device=points.device)
+    of_prompt = torch.zeros(len(points), len(prompts))
     for point, prompt in enumerate(prompts):
         if prompt is not None:
             of_prompt[point, numbers[prompt]] = 1
+    of_prompt = of_prompt.to(points)
     covers = heard.float() @ of_prompt > 0
     left = of_prompt.any(dim=0)
     chosen: list[int] = []
