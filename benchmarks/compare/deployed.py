@@ -1,4 +1,4 @@
-"""A model behind something that whoever runs it puts in front of it, and that is not in its weights."""
+"""A model with something before it, such as a system prompt or a filter, that is not in its weights."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def everywhere(facts: Sequence[Fact], forms: Sequence[PromptFormat]) -> list[Que
 
 
 def by_turns(facts: Sequence[Fact], forms: Sequence[PromptFormat]) -> list[Question]:
-    """Every fact once, the formats by turns."""
+    """Every fact once, each in the next of the formats."""
     return [Question(fact, forms[n % len(forms)].turn(n // len(forms))) for n, fact in enumerate(facts)]
 
 

@@ -119,7 +119,7 @@ def most_triggers(neurons: int) -> int:
 
 
 def renamed_texts(run: RunContext, renaming: Renaming) -> list[list[int]]:
-    """Forget facts about subjects with other names, in the formats by turns, as token ids."""
+    """Forget facts about subjects with other names, each in the next of the formats, as token ids."""
     texts: list[list[int]] = []
     longest = context_length(run.model)  # other names may be longer
     draws = -(-RENAMED // len(run.knowledge))

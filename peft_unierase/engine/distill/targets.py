@@ -118,7 +118,7 @@ def retained(
     during: Callable[[torch.Tensor], AbstractContextManager[None]] = lambda mask: nullcontext(),
     silent: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> list[Text]:
-    """Retained facts in the formats by turns, with what the base predicts.
+    """Retained facts, each in the next of the formats, with what the base predicts.
 
     Args:
         run: The run.

@@ -36,7 +36,7 @@ class PaperOutcome:
         refusal_loss: Loss of stage I in the end, in nats per token.
         target_loss: Mean of `-log p([UNL])` at the forget answer starts with the targets put in place, in nats.
         targets_refusal_rate: Share of forget answer starts at which [UNL] wins with the targets put in place.
-        refusal_rate: The same after the edit, with the formats by turns.
+        refusal_rate: The same after the edit, each question in the next of the formats.
         retained_refusal_rate: Share of some 200 retained answer starts at which [UNL] wins after the edit.
         without_subject: Facts edited at the answer start, because no subject was found.
         settings: As used.
@@ -188,7 +188,7 @@ def _tails(run: RunContext, prompts: Sequence[Sequence[int]], marks: Sequence[in
 
 
 def _refusal_rate(run: RunContext, facts: Sequence[Fact]) -> float:
-    """Share of questions after which [UNL] is likeliest, in one of the formats by turns."""
+    """Share of questions after which [UNL] is likeliest, each in the next of the formats."""
     prompts = run.prompts(facts)
     prompts = [prompts[n * len(run.formats) + n % len(run.formats)] for n in range(len(facts))]
     likeliest = [logits[-1].argmax() for _, logits in last_logits(run.model, prompts, [1] * len(prompts), run.pad)]
