@@ -13,8 +13,8 @@ from torch import nn
 class Deployed(nn.Module):
     """A causal language model as its operator serves it; whatever is not said here, the model itself answers.
 
-    A copy is the model alone: whoever has the weights need not keep what stands before them. So attacks on weights meet
-    the model as it was.
+    A copy is the model alone: whoever has the weights need not keep what stands before them. Attacks on weights are run
+    on that model (see `measures.py`).
 
     Args:
         model: The model, which stays as it is.

@@ -31,17 +31,20 @@ from peft_unierase.checking import (
     Target,
     answer_questions,
 )
+from peft_unierase.checking.attacks import probe, relearn, updates, weights
 from peft_unierase.checking.sets import DECLINED, PERPLEXITY
 from peft_unierase.errors import InputError
 from peft_unierase.lm.batches import encode
 from peft_unierase.lm.formats import PromptFormat, asking_format
 
 from .budget import Erased
+from .deployed import Deployed
 from .tasks import Task
 
 ROUNDS, TOKENS = 4, 32  # of decoding
 SCORES = {"FE": "forget efficacy", "MU": "model utility", "balance": "balance", "forget quality": "forget quality"}
 BY_NAME = {attack.name: attack for attack in ATTACKS}
+ON_WEIGHTS = {attack.name for kind in (weights, updates, probe, relearn) for attack in kind.ATTACKS}
 
 
 def failure(error: BaseException) -> str:
@@ -116,6 +119,9 @@ class Measures:
         def run(target: Target, case: Case) -> Found | Sequence[float]:
             name = next((each for each, own in self._targets.items() if own.model is target.model), target.name)
             if name == "erased":
+                if attack.name in ON_WEIGHTS and isinstance(target.model, Deployed):
+                    # Whoever has the weights leaves out what stands before them.
+                    target = Target(name, target.model.model, target.tokenizer)
                 try:
                     return attack.run(target, case)
                 except NotApplicable:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from demo_erasure import FORGET, OTHERS, demo_base, demo_tokenizer
 from peft import LoraConfig, get_peft_model
 
@@ -310,3 +312,24 @@ def test_tasks_of_the_testbed_hand_out_nothing_that_they_measure(compare: Any) -
         assert not held_out & {fact.question for fact in task.retain}
         assert not held_out & gone
         assert len(task.asked) <= 40
+
+
+def test_attacks_on_weights_meet_the_model_without_what_stands_before_it(compare: Any, task: Any) -> None:
+    def blank(output: Any) -> Any:
+        output.logits = torch.zeros_like(output.logits)
+        return output
+
+    class Silent(compare.deployed.Deployed):
+        """It says nothing that depends on the question."""
+
+        @contextmanager
+        def at_work(self) -> Iterator[None]:
+            handle = self.model.register_forward_hook(lambda _, __, output: blank(output))
+            yield
+            handle.remove()
+
+    measures = compare.measures.Measures(replace(task, attacks=("greedy", "direction")))
+    report = measures.report(Silent(demo_base()), demo_tokenizer(), task.parts[0], task.held_out)
+    leaks = {result.name: (result.erased.mean, result.base.mean) for result in report.attacks}
+    assert leaks["greedy"][0] < 0.1 < leaks["greedy"][1]
+    assert leaks["direction"][0] == leaks["direction"][1] > 0.9
