@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "Examples:\n\nunierase export erase-xyz -o erase-xyz-lora\n\n"
-    "unierase export org/erase-a org/erase-b --layout L -o both-as-lora"
+    "unierase export org/erase-a org/erase-b --layout L -o both-as-lora\n\n"
+    "unierase export erase-xyz --untie -o for-llama-cpp"
 )
 
 
@@ -45,6 +46,14 @@ class ExportOptions:
         ),
     ] = None
     base: BaseOption = None
+    untie: Annotated[
+        bool,
+        typer.Option(
+            "--untie",
+            help="Also write the base to base/ in the folder, with a head of its own. llama.cpp needs it if embedding "
+            "and head are tied.",
+        ),
+    ] = False
     device_map: DeviceMapOption = None
     trust: TrustOption = False
 
@@ -66,6 +75,7 @@ def export(options: ExportOptions, format: FormatOption = Format.AUTO) -> None:
             options.output,
             layout=options.layout,
             base=options.base,
+            untie=options.untie,
             device_map=options.device_map,
             trust=options.trust,
             written=noted,
