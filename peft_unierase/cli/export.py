@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\nunierase export erase-xyz -o erase-xyz-lora\n\n"
     "unierase export org/erase-a org/erase-b --layout L -o both-as-lora\n\n"
-    "unierase export erase-xyz --untie -o for-llama-cpp"
+    "unierase export erase-xyz --with-base -o for-llama-cpp"
 )
 
 
@@ -46,12 +46,12 @@ class ExportOptions:
         ),
     ] = None
     base: BaseOption = None
-    untie: Annotated[
+    with_base: Annotated[
         bool,
         typer.Option(
-            "--untie",
-            help="Also write the base to base/ in the folder, with a head of its own. llama.cpp needs it if embedding "
-            "and head are tied.",
+            "--with-base",
+            help="Also write the base to base/ in the folder, with a head of its own, and use layout L. llama.cpp's "
+            "converters take both together.",
         ),
     ] = False
     device_map: DeviceMapOption = None
@@ -75,7 +75,7 @@ def export(options: ExportOptions, format: FormatOption = Format.AUTO) -> None:
             options.output,
             layout=options.layout,
             base=options.base,
-            untie=options.untie,
+            with_base=options.with_base,
             device_map=options.device_map,
             trust=options.trust,
             written=noted,

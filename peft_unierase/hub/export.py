@@ -12,7 +12,7 @@ from ..lm.load import load_base
 from ..storage.output import check_new, write_folder
 from .merge import on_their_base
 
-UNTIED = "base"  # the folder of the untied base, in that of the LoRA
+BASE_FOLDER = "base"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def export(
     *,
     layout: str | None = None,
     base: str | None = None,
-    untie: bool = False,
+    with_base: bool = False,
     device_map: str | None = None,
     trust: bool = False,
     written: Callable[[Path, Exported], None] | None = None,
@@ -46,10 +46,12 @@ def export(
     Args:
         erasures: Folders or Hub ids, one or several; several are fused into one.
         output: A new folder for the LoRA.
-        layout: How the token's rows are written, `T` or `L`; by default the one that fits the base.
+        layout: How the token's rows are written, `T` or `L`; by default the one that fits the base, and `L` with
+            `with_base`.
         base: Folder or Hub id of the base; the erasures name their own.
-        untie: Also write the base to `base/` in the folder, with a head of its own. The LoRA fits it too. It is for
-            programs that have one matrix for a tied embedding and head, such as llama.cpp.
+        with_base: Also write the base to `base/` in the folder, as it was saved, with a head of its own and with the
+            tokens of the erasures. llama.cpp takes it together with the LoRA; it has one matrix for a tied embedding
+            and head.
         device_map: Passed on to transformers.
         trust: Export what the guard refuses.
         written: Called with the place where all of it is, just before that becomes the folder.
@@ -57,7 +59,7 @@ def export(
     Raises:
         GuardError: The guard refuses one.
         ValueError: One is no erasure or cannot be put that way, they are not of one base, something is in `output`,
-            or the base to untie has no tied embeddings.
+            or the base lacks a vocabulary row that one of them adds and `with_base` is set.
         OSError: Writing failed; nothing is written.
     """
     output = Path(output)
@@ -65,22 +67,22 @@ def export(
     from ..adapter.lora import default_layout, save_lora
 
     model, tokenizer, base = on_their_base(erasures, base, "float32", device_map, trust)
-    tied = default_layout(model) == "L"
-    if untie and not tied:
+    layout = layout or ("L" if with_base else default_layout(model))
+    plain = _with_own_head(base, device_map) if with_base else None
+    if plain is not None and plain.config.vocab_size != model.config.vocab_size:
         raise InputError(
-            f"`untie` (on the command line --untie) is set, and {base} has a head of its own already; leave it out"
+            f"`with_base` (on the command line --with-base) is set, and {base} lacks the vocabulary row of an erasure; "
+            "merge it instead"
         )
-    layout = layout or default_layout(model)
     exported: Exported
 
     def write(place: Path) -> None:
         nonlocal exported
         exported = Exported(base, layout, save_lora(model, place, layout=layout).r)
         tokenizer.save_pretrained(place)
-        if untie:
-            untied = _untied(base, device_map)
-            untied.save_pretrained(place / UNTIED)
-            tokenizer.save_pretrained(place / UNTIED)
+        if plain is not None:
+            plain.save_pretrained(place / BASE_FOLDER)
+            tokenizer.save_pretrained(place / BASE_FOLDER)
         if written is not None:
             written(place, exported)
 
@@ -88,12 +90,13 @@ def export(
     return exported
 
 
-def _untied(base: str, device_map: str | None) -> Any:
-    """A base with tied embeddings as it was saved, with a copy of the embedding as its head."""
+def _with_own_head(base: str, device_map: str | None) -> Any:
+    """A base as it was saved. A tied one gets a copy of the embedding as its head."""
     from torch import nn
 
     model, _ = load_base(base, "auto", device_map)
-    head = model.get_output_embeddings()
-    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    model.config.tie_word_embeddings = False
+    if getattr(model.config, "tie_word_embeddings", False):
+        head = model.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
     return model

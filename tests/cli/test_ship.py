@@ -14,6 +14,7 @@ import torch
 from helpers import ENVIRONMENT, invoke, listing, save_tiny_model
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peft_unierase import UniEraseConfig, load
@@ -130,3 +131,42 @@ def test_layout_t_is_refused_for_a_tied_base(place: Path, tmp_path: Path) -> Non
     ended = invoke("export", place / "one", "-o", tmp_path / "out", "--layout", "T")
     assert ended.exit_code == (2 if base_of(place).config.tie_word_embeddings else 0)
     assert (tmp_path / "out").exists() != base_of(place).config.tie_word_embeddings
+
+
+def test_the_base_beside_a_lora_has_a_head_of_its_own_and_is_the_base(place: Path, tmp_path: Path) -> None:
+    ended = invoke("export", place / "one", "--with-base", "-o", tmp_path / "lora", "--format", "json")
+    assert ended.exit_code == 0, ended.output
+    assert json.loads(ended.stdout)["layout"] == "L"
+    beside = base_of(tmp_path / "lora")
+    assert not beside.config.tie_word_embeddings
+    assert beside.get_input_embeddings().weight is not beside.get_output_embeddings().weight
+    assert torch.equal(logits(beside), logits(base_of(place)))
+    wanted = logits(load(base_of(place), place / "one"))
+    found = PeftModel.from_pretrained(beside, tmp_path / "lora").eval()
+    assert torch.allclose(logits(found), wanted, atol=1e-4)
+    assert torch.allclose(logits(found.merge_and_unload()), wanted, atol=1e-4)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "lora" / "base")
+    assert tokenizer.decode([len(AutoTokenizer.from_pretrained(place / "base"))], skip_special_tokens=True) == ""
+
+
+def test_the_base_beside_a_lora_keeps_its_format(place: Path, tmp_path: Path) -> None:
+    base_of(place).to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(place / "base").save_pretrained(tmp_path / "half")
+    told = ("--base", tmp_path / "half", "--trust", "--with-base", "-o", tmp_path / "lora")
+    ended = invoke("export", place / "one", *told)
+    assert ended.exit_code == 0, ended.output
+    weights = load_file(tmp_path / "lora" / "base" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert set(weights) >= {"lm_head.weight", "model.embed_tokens.weight"}
+
+
+def test_a_base_that_lacks_the_row_of_an_erasure_is_not_written_beside_it(place: Path, tmp_path: Path) -> None:
+    base = base_of(place)
+    rows = base.config.vocab_size
+    base.resize_token_embeddings(rows + 1)
+    config = UniEraseConfig(task_type="CAUSAL_LM", target_modules=["model.layers.1.mlp.down_proj"], token_id=rows)
+    get_peft_model(base, config).save_pretrained(tmp_path / "one", save_embedding_layers=False)
+    ended = invoke("export", tmp_path / "one", "--base", place / "base", "--trust", "--with-base", "-o", tmp_path / "out")
+    assert ended.exit_code == 2
+    assert "base lacks the vocabulary row of an erasure; merge it instead" in " ".join(ended.output.split())
+    assert not (tmp_path / "out").exists()
