@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import runpy
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import HTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from demo_erasure import FORGET, demo_tokenizer
-from helpers import invoke
+from helpers import COMMAND, invoke
 from safetensors.torch import load_file, save_file
 
 import peft_unierase
@@ -24,6 +35,8 @@ pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 BORN = FORGET[0]
+PORT = 18700  # of the servers that scripts start
+STARTED = 300  # seconds until a server answers
 
 
 def run_example(name: str, **told: Any) -> dict[str, Any]:
@@ -159,3 +172,128 @@ def test_the_notebook_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.Monk
     assert defined["before"] == [fact.answer for fact in FORGET]
     assert not set(defined["before"]) & set(defined["after"])
     assert (tmp_path / "my-erasure" / "adapter_model.safetensors").is_file()
+
+
+@pytest.fixture
+def ask() -> Callable[..., str]:
+    """What puts a question to a server."""
+    return runpy.run_path(str(EXAMPLES / "serve" / "ask.py"))["ask"]
+
+
+def test_a_server_gives_each_request_its_own_erasures(
+    adapter: Path, empty: Path, ask: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers: list[HTTPServer] = []
+    serve = HTTPServer.serve_forever
+    monkeypatch.setattr(HTTPServer, "serve_forever", lambda server: servers.append(server))
+    run_example("serve/transformers_server.py", ERASURES=[adapter, empty], PORT=0)
+    (server,) = servers
+    threading.Thread(target=serve, args=(server,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        for name in ("base", "erase-a", "erase-b", "erase-b+erase-a", "base"):
+            said = ask(name, BORN.question, url)
+            assert said in demo_refusals() if "erase-a" in name else said == BORN.answer
+        with urllib.request.urlopen(f"{url}/models") as reply:
+            assert [model["id"] for model in json.load(reply)["data"]] == ["base", "erase-a", "erase-b"]
+        with pytest.raises(SystemExit, match=r"400: .*no erasure 'erase-c'; there are base, erase-a, erase-b"):
+            ask("erase-c", BORN.question, url)
+        sent = urllib.request.Request(f"{url}/chat/completions", b"[]")
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(sent)
+        assert ask("base", BORN.question, url) == BORN.answer
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(SystemExit, match="no server at"):
+        ask("base", BORN.question, url)
+
+
+def test_transformers_serve_answers_with_a_lora_beside_the_config_of_its_base(
+    adapter: Path, ask: Callable[..., str], tmp_path: Path
+) -> None:
+    needed("fastapi", "uvicorn", "openai")
+    assert invoke("export", adapter, "-o", tmp_path / "erased").exit_code == 0
+    shutil.copy(demo_model_dir() / "config.json", tmp_path / "erased")
+    command = [Path(sys.executable).with_name("transformers"), "serve", "--device", "cpu", "--port", PORT]
+    with running(command) as url:
+        assert ask(str(tmp_path / "erased"), BORN.question, url) in demo_refusals()
+        assert ask(str(demo_model_dir()), BORN.question, url) == BORN.answer
+
+
+@pytest.mark.parametrize("name", ["llama_cpp.sh", "llama_cpp_merged.sh"])
+def test_llama_cpp_answers_as_the_package_does(
+    name: str, adapter: Path, ask: Callable[..., str], tmp_path: Path
+) -> None:
+    needed("llama-server", LLAMA_CPP="a checkout of llama.cpp that knows the demo model's tokenizer")
+    with running(["sh", EXAMPLES / "serve" / name, adapter, tmp_path / "served", "--port", PORT]) as url:
+        assert ask("-", BORN.question, url) in demo_refusals()
+        if name == "llama_cpp.sh":
+            assert ask("-", BORN.question, url, lora_scale=0) == BORN.answer
+            assert ask("-", BORN.question, url) in demo_refusals()
+
+
+def test_vllm_answers_as_the_package_does(adapter: Path, ask: Callable[..., str], tmp_path: Path) -> None:
+    needed("vllm")
+    told = [demo_model_dir(), adapter, tmp_path / "served", "--dtype", "float32", "--enforce-eager", "--port", PORT]
+    with running(["sh", EXAMPLES / "serve" / "vllm.sh", *told]) as url:
+        assert ask("erased", BORN.question, url) in demo_refusals()
+        assert ask("base", BORN.question, url) == BORN.answer
+
+
+def test_text_generation_inference_declines(adapter: Path, ask: Callable[..., str], tmp_path: Path) -> None:
+    needed("text-generation-launcher")
+    with running(["sh", EXAMPLES / "serve" / "tgi.sh", adapter, tmp_path / "merged", "--port", PORT]) as url:
+        assert ask("tgi", BORN.question, url) in demo_refusals()
+
+
+@pytest.mark.parametrize("name", [file.name for file in sorted((EXAMPLES / "serve").glob("*.sh"))])
+def test_the_scripts_that_serve_can_be_read_and_name_commands_that_work(
+    name: str, adapter: Path, tmp_path: Path
+) -> None:
+    """The programs that they start are stood in for by one that notes how it is called."""
+    noting = '#!/bin/sh\nprintf "%s " "$(basename "$0")" "$@" >> "$CALLS"\necho >> "$CALLS"\n'
+    for program in ("python", "llama-server", "vllm", "text-generation-launcher"):
+        (tmp_path / program).write_text(noting, encoding="utf-8")
+        (tmp_path / program).chmod(0o755)
+    environment = {
+        **os.environ, "PATH": f"{tmp_path}:{Path(COMMAND).parent}:/usr/bin:/bin", "CALLS": str(tmp_path / "calls"),
+        "LLAMA_CPP": "llama.cpp",
+    }  # fmt: skip
+    base = [demo_model_dir()] if name == "vllm.sh" else []
+    told = ["sh", EXAMPLES / "serve" / name, *base, adapter, tmp_path / "out", "--port", "1"]
+    subprocess.run(list(map(str, told)), env=environment, check=True, timeout=300, capture_output=True)
+    calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+    assert calls[-1].endswith("--port 1 ")
+    for folder in (word.rpartition("=")[2] for call in calls for word in call.split()):
+        if folder.startswith(str(tmp_path)) and not folder.endswith(".gguf"):
+            assert (Path(folder) / "config.json").is_file() or (Path(folder) / "adapter_config.json").is_file()
+
+
+def needed(*names: str, **variables: str) -> None:
+    """Skip if a program or package is not installed, or a variable of the environment is not set."""
+    for name in names:
+        if not shutil.which(name) and not find_spec(name.replace("-", "_")):
+            pytest.skip(f"{name} is not installed")
+    for name, what in variables.items():
+        if name not in os.environ:
+            pytest.skip(f"{name} does not name {what}")
+
+
+@contextmanager
+def running(command: Sequence[object]) -> Iterator[str]:
+    """A server that a command starts on `PORT`: the address of its API."""
+    path = f"{Path(COMMAND).parent}:{os.environ['PATH']}"
+    process = subprocess.Popen(list(map(str, command)), env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"})
+    try:
+        for _ in range(STARTED):
+            assert process.poll() is None, f"{command[0]} ended"
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5):
+                    break
+            except OSError:
+                time.sleep(1)
+        yield f"http://127.0.0.1:{PORT}/v1"
+    finally:
+        process.terminate()
+        process.wait(timeout=60)

@@ -26,7 +26,7 @@ PORT = 8000
 LONGEST = 512  # tokens of an answer
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What is wrong with a request, in a sentence for who sent it."""
 
 
@@ -42,29 +42,29 @@ class Answers:
         if name == "base":
             return "__base__"
         if missing := [each for each in name.split("+") if each not in self.model.peft_config]:
-            raise Refused(f"there is no erasure {missing[0]!r}; there are {', '.join(self.names)}")
+            raise RefusedError(f"there is no erasure {missing[0]!r}; there are {', '.join(self.names)}")
         return name
 
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request, as OpenAI's API puts it."""
         name, messages = request.get("model", "base"), request.get("messages")
         if not isinstance(name, str) or not isinstance(messages, list) or not messages:
-            raise Refused("`model` must be a text and `messages` a list of messages")
+            raise RefusedError("`model` must be a text and `messages` a list of messages")
         length = request.get("max_tokens") or 64
         if not isinstance(length, int) or not 1 <= length <= LONGEST:
-            raise Refused(f"`max_tokens` is {length!r}; give 1 to {LONGEST}")
+            raise RefusedError(f"`max_tokens` is {length!r}; give 1 to {LONGEST}")
         rows = self.rows(name)
         try:
             told = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
             inputs = self.tokenizer.apply_chat_template(messages, **told).to(self.model.device)
         except Exception as error:  # of the template, which the messages do not suit
-            raise Refused(f"the chat template does not take these messages: {error}") from error
+            raise RefusedError(f"the chat template does not take these messages: {error}") from error
         prompt = inputs["input_ids"].shape[1]
         try:
             # A row of a batch has its own erasures. This batch has one row.
             output = self.model.generate(**inputs, adapter_names=[rows], do_sample=False, max_new_tokens=length)
         except peft_unierase.UniEraseError as error:  # two of these cannot be on together
-            raise Refused(str(error)) from error
+            raise RefusedError(str(error)) from error
         text = self.tokenizer.decode(output[0, prompt:], skip_special_tokens=True).strip()
         message = {"role": "assistant", "content": text}
         cut = output.shape[1] - prompt == length and output[0, -1] not in self.ends
@@ -92,9 +92,9 @@ def server(answers: Answers, port: int = PORT) -> HTTPServer:
             try:
                 request = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
                 if not isinstance(request, dict):
-                    raise Refused("the request is no JSON object")
+                    raise RefusedError("the request is no JSON object")
                 self.reply(200, answers.complete(request))
-            except (Refused, ValueError) as error:
+            except (RefusedError, ValueError) as error:
                 self.reply(400, failure(str(error)))
 
         def reply(self, status: int, content: dict[str, Any]) -> None:

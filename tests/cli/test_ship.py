@@ -166,7 +166,8 @@ def test_a_base_that_lacks_the_row_of_an_erasure_is_not_written_beside_it(place:
     base.resize_token_embeddings(rows + 1)
     config = UniEraseConfig(task_type="CAUSAL_LM", target_modules=["model.layers.1.mlp.down_proj"], token_id=rows)
     get_peft_model(base, config).save_pretrained(tmp_path / "one", save_embedding_layers=False)
-    ended = invoke("export", tmp_path / "one", "--base", place / "base", "--trust", "--with-base", "-o", tmp_path / "out")
+    told = ("--base", place / "base", "--trust", "--with-base", "-o", tmp_path / "out")
+    ended = invoke("export", tmp_path / "one", *told)
     assert ended.exit_code == 2
     assert "base lacks the vocabulary row of an erasure; merge it instead" in " ".join(ended.output.split())
     assert not (tmp_path / "out").exists()
