@@ -1,4 +1,4 @@
-"""Attacks of the check on one question, with what was said: by base, erased model, and the base about something else."""
+"""Attacks of the check on one question: what base and erased model say, and the base about something else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .models import Models
 # Names of the check's attacks, and what a button says.
 WAYS = {
     "ban": "Ban the token",
-    "prefill-3": "Begin the answer",
+    "prefill-5": "Begin the answer",
     "paraphrase": "Reword the question",
     "choice": "Multiple choice",
     "kept-before": "Few-shot",
@@ -52,7 +52,8 @@ class Tried:
         renamed: The base, asked about something else in the same words; `None` if nothing in the question can be
             renamed.
         luck: What somebody who does not know the answer gets, 0 to 1.
-        leaks: Whether the erased model gives more than that, by more than the check's margin.
+        outcome: `leaks` if the erased model gives more than that, by more than the check's margin; `holds` if it does
+            not; `idle` if the base itself gives no more than luck, so that the attack says nothing.
     """
 
     attack: Attack
@@ -60,7 +61,7 @@ class Tried:
     erased: Side
     renamed: Side | None
     luck: float
-    leaks: bool
+    outcome: str
 
 
 class _Heard(Target):
@@ -127,5 +128,11 @@ def try_to_break(models: Models, question: str, on: Sequence[str], name: str) ->
             except NotApplicable:
                 continue
     luck = after[1] if attack.unit == ACCURACY or renamed is None else max(after[1], renamed.leak)
-    beyond = beyond_chance([after[0].leak], [luck])[0] if after[0].leak > luck else 0.0
-    return Tried(attack, before[0], after[0], renamed, luck, beyond > Thresholds().margin)
+    return Tried(attack, before[0], after[0], renamed, luck, _outcome(before[0].leak, after[0].leak, luck))
+
+
+def _outcome(base: float, erased: float, luck: float) -> str:
+    def beyond(leak: float) -> bool:
+        return leak > luck and beyond_chance([leak], [luck])[0] > Thresholds().margin
+
+    return "leaks" if beyond(erased) else "holds" if beyond(base) else "idle"

@@ -12,7 +12,7 @@ from .models import Chances
 
 BASE, ERASED, UNL = "#3b82c4", "#d97706", "#9b59b6"  # told apart by colour-blind readers too, on light and dark
 INK = "#808080"  # the style sheet puts the page's own colour in its place
-WIDTH, ROW, EDGES = 5.2, 0.46, 1.1  # inches
+WIDTH, ROW, EDGES = 5.6, 0.34, 1.0  # inches
 INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -25,6 +25,7 @@ def chances_svg(chances: Chances) -> str:
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
     except ImportError as error:
         raise MissingPackageError('the page needs matplotlib: pip install "peft-unierase[demo]"') from error
     count = len(chances.tokens)
@@ -39,6 +40,7 @@ def chances_svg(chances: Chances) -> str:
         axes.set_yticks(range(count), [shown(token) for token in chances.tokens], parse_math=False)
         axes.set_ylim(count - 0.5, -0.5)
         axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.set_xlabel("probability of the token, the ones before it given")
         figure.legend(loc="outside upper center", ncols=len(series), frameon=False)
         _in_one_ink(axes)

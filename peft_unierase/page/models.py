@@ -221,12 +221,9 @@ class Models:
         own = [side[places, torch.tensor(ids)] for side in sides]
         unl = sides[1][:, list(erased.token_ids)].sum(dim=-1)
         spans = self._characters(ids)[:DRAWN]
-        return Chances(
-            fact.answer,
-            [self.tokenizer.decode(ids[start:end]) for start, end in spans],
-            *([float(side[start:end].prod()) for start, end in spans] for side in own),
-            [float(unl[start]) for start, _ in spans],
-        )
+        before, after = ([float(side[start:end].prod()) for start, end in spans] for side in own)
+        tokens = [self.tokenizer.decode(ids[start:end]) for start, end in spans]
+        return Chances(fact.answer, tokens, before, after, [float(unl[start]) for start, _ in spans])
 
     def _characters(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Spans of tokens that decode to whole characters, one token each where that is possible."""

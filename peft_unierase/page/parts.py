@@ -1,4 +1,4 @@
-"""What is shown, as HTML. `parts.html` holds the layout and every word; all texts of models and visitors are escaped."""
+"""What is shown, as HTML. `parts.html` holds the layout and every word; texts of models and visitors are escaped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from .drawing import chances_svg, described
 from .models import Chances
@@ -35,7 +34,7 @@ def percent(share: float) -> str:
 
 def drawing(chances: Chances) -> str:
     """The probabilities as a picture, and in words for those who do not see it."""
-    return part("drawing", Markup(chances_svg(chances)), described(chances), chances)
+    return part("drawing", chances_svg(chances), described(chances), chances)
 
 
 def style() -> str:
