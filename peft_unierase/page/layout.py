@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import InputError, MissingPackageError, UniEraseError, in_one_line
 from ..progress import Listener
 from .breaking import WAYS, try_to_break
+from .closed import Closed
 from .live import Live, Made
 from .models import LONGEST, Models, Said
 from .parts import drawing, part, style
@@ -76,6 +77,8 @@ def launch(page: Page, host: str = "127.0.0.1", port: int | None = None, block: 
         ImportError: Gradio is not installed.
     """
     gr = gradio()
+    from starlette.middleware import Middleware
+
     blocks = build(page)
     try:
         _, address, _ = blocks.launch(
@@ -86,6 +89,7 @@ def launch(page: Page, host: str = "127.0.0.1", port: int | None = None, block: 
             share=False,
             inbrowser=False,
             show_error=False,
+            app_kwargs={"middleware": [Middleware(Closed)]},
             max_file_size=FILES,
             allowed_paths=[],
             enable_monitoring=False,
