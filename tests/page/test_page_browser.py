@@ -10,15 +10,18 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from demo_erasure import QUICK
-from hurried import hurry
+from hurried import ask_little
 from page_of import BORN, KEPT, STAYS, page_of, served
 
+from peft_unierase import erase
 from peft_unierase.demo import demo_refusals
+from peft_unierase.lm.formats import chat_format
 from peft_unierase.page.breaking import WAYS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
@@ -38,7 +41,7 @@ pytestmark = [
 def address(erasure: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         if not SHOWN:
-            hurry(patch, samples=0, steps=1)
+            ask_little(patch)
             patch.setattr("peft_unierase.page.live.erase", _quickly)
         with served(page_of(Path(SHOWN or erasure), tmp_path_factory.mktemp("made"))) as place:
             yield place
@@ -46,11 +49,6 @@ def address(erasure: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def _quickly(model: Any, tokenizer: Any, forget: Any, retain: Any, **told: Any) -> Any:
     """The erasure with one step of fitting: how well it erases is no question here."""
-    from dataclasses import replace
-
-    from peft_unierase import erase
-    from peft_unierase.lm.formats import chat_format
-
     settings = replace(QUICK, steps=1)
     return erase(model, tokenizer, forget, retain[::8], settings=settings, formats=[chat_format(tokenizer)], **told)
 
