@@ -1,7 +1,7 @@
 """The page of `unierase demo` as a Space on the Hub.
 
-Name the erasures to show. Without any, two people are erased from the demo model when the Space starts, which takes about
-a minute. What visitors may do is written in docs/guides/demo-page.md.
+Name the erasures to show. Without any, two people are erased from the demo model when the Space starts, which takes
+about a minute. What visitors may do is written in docs/guides/demo-page.md.
 """
 
 from __future__ import annotations
