@@ -67,12 +67,13 @@ class DemoOptions:
 def demo(options: DemoOptions) -> None:
     """Serve a page on which to ask base and erased model side by side, try to break an erasure, and make one."""
     with clear_endings(), TemporaryDirectory(prefix="unierase-demo-") as place:
+        forget, retain = read_sets(options)
         from ..page.layout import gradio, launch
         from .base import prepare_libraries
 
         gradio()
         prepare_libraries()
-        page = prepare(options, Path(place))
+        page = prepare(options, forget, retain, Path(place))
         if not _is_loopback(options.host):
             say(f"note: others can reach the page, because it listens on {options.host}")
         blocks, address = launch(page, options.host, options.port, block=False)
@@ -80,22 +81,32 @@ def demo(options: DemoOptions) -> None:
         blocks.block_thread()
 
 
-def prepare(options: DemoOptions, place: Path) -> Page:
-    """Load what the page shows, erasing from the demo model first if no erasure is given.
-
-    Args:
-        options: What the command line asks for.
-        place: A folder for what is made.
+def read_sets(options: DemoOptions) -> tuple[list[Fact], list[Fact]]:
+    """What was erased and what should have stayed, as far as the command line says it.
 
     Raises:
-        ValueError: The guard refuses an erasure, there is a base without one, or something cannot be read or loaded.
+        ValueError: A set cannot be read, or there is a base without an erasure.
     """
-    forget = options.reading.forget(options.forget) if options.forget else []
-    retain = options.reading.retain(options.retain) if options.retain else []
     if options.model and not options.adapters:
         raise InputError(
             f"there is no erasure of {options.model} to show; name one: unierase demo ADAPTER --model {options.model}"
         )
+    forget = options.reading.forget(options.forget) if options.forget else []
+    return forget, options.reading.retain(options.retain) if options.retain else []
+
+
+def prepare(options: DemoOptions, forget: Sequence[Fact], retain: Sequence[Fact], place: Path) -> Page:
+    """Load what the page shows, erasing from the demo model first if no erasure is given.
+
+    Args:
+        options: What the command line asks for.
+        forget: What was erased.
+        retain: What should have stayed.
+        place: A folder for what is made.
+
+    Raises:
+        ValueError: The guard refuses an erasure, or something cannot be loaded.
+    """
     from ..demo import demo_model_dir, demo_refusals
     from ..hub.card import public_name
     from ..hub.merge import on_their_base

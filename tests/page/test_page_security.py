@@ -151,7 +151,7 @@ def test_what_the_guard_refuses_is_not_shown(erasure: Path, tmp_path: Path, monk
             (folder / file.name).write_bytes(file.read_bytes())
     (folder / "modeling.py").write_text("1", encoding="utf-8")
     with pytest.raises(GuardError, match=r"modeling\.py"):
-        prepare(DemoOptions(adapters=[str(folder)], reading=Reading()), tmp_path)
+        prepare(DemoOptions(adapters=[str(folder)], reading=Reading()), [], [], tmp_path)
     served: list[Any] = []
     monkeypatch.setattr(layout, "launch", lambda *told, **_: served.append(told))
     ended = invoke("demo", folder)
