@@ -147,9 +147,7 @@ def build(page: Page) -> Any:
         asked: dict[str, Any] = {"fn": _told(gr, answer), "inputs": [question, switches, mine], "outputs": answers}
         gr.on([ask.click, question.submit, switches.input, blocks.load], **asked, **asking)
         for button in suggestions:
-            button.click(lambda text: text, button, question, queue=False, api_visibility="private").then(
-                **asked, **asking
-            )
+            button.click(None, button, question, js="(text) => text", api_visibility="private").then(**asked, **asking)
 
         with gr.Tabs():
             with gr.Tab("Try to break it"):
