@@ -103,18 +103,19 @@ class Models:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Have the model for oneself; afterwards the erasures that were on are on again."""
+        """Have the model for oneself."""
         with self._one:
-            before = active(self.model)
-            try:
-                yield
-            finally:
-                set_active(self.model, before)
+            yield
 
     @contextmanager
     def _with(self, names: Sequence[str]) -> Iterator[None]:
+        """These erasures are on, and afterwards those that were."""
+        before = active(self.model)
         set_active(self.model, names)
-        yield
+        try:
+            yield
+        finally:
+            set_active(self.model, before)
 
     def base(self, kind: type[Target] = Target) -> Target:
         """The model with its erasures off."""
@@ -138,7 +139,7 @@ class Models:
         """What is known of a question; of one that nobody gave an answer for, the base's own answer counts.
 
         Raises:
-            ValueError: The base has no words for it.
+            ValueError: The base declines it, or has no words for it.
         """
         wanted = normal(question)
         for fact in (*self.forget, *self.kept):
@@ -149,6 +150,8 @@ class Models:
         own = base.says([self.form.prompt(question)], max_new_tokens=ANSWER)[0]
         if not comparable(own):
             raise InputError("the base answers nothing that could be compared; ask it something else")
+        if Case(base, [], {}, self.form, {}, [], self.refusals).opens_as_refusal(own):
+            raise InputError("the base itself declines this question, so there is nothing to look for; ask another one")
         return Fact(question, own)
 
     def checked(self, text: str) -> str:

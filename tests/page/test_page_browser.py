@@ -214,9 +214,9 @@ def test_a_wrong_question_gets_a_sentence(seen: Seen, text: str) -> None:
 
 
 def test_what_somebody_asks_is_never_run(seen: Seen) -> None:
-    seen.ask("<img src=x onerror=\"document.title='run'\"> $x_2$?")
+    seen.ask(f"<img src=x onerror=\"document.title='run'\"> $x_2$? {BORN.question}")
     seen.tab("Try to break it")
-    seen.page.click("#way-prefill-5")
+    seen.page.click("#way-ban")
     seen.page.wait_for_selector("#broken .given:text('onerror')")
     seen.tab("Probabilities")
     seen.page.click("#draw")
@@ -256,7 +256,7 @@ def test_it_fits_a_phone_in_the_dark_and_arabic_runs_from_right_to_left(browser:
         assert base
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate("getComputedStyle(document.querySelector('#question textarea')).unicodeBidi") == "plaintext"
-    page.click("#way-prefill-5")
+    page.click("#way-ban")
     page.wait_for_selector("#broken .given:text('نسكو')")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert luminance(page, "document.body", "backgroundColor") < 0.1

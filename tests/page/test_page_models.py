@@ -14,6 +14,7 @@ from peft_unierase.adapter.active import active
 from peft_unierase.checking import check
 from peft_unierase.checking.attacks import chosen
 from peft_unierase.checking.page import page
+from peft_unierase.data.facts import Fact
 from peft_unierase.demo import demo_refusals
 from peft_unierase.errors import InputError
 from peft_unierase.page.breaking import WAYS, try_to_break
@@ -146,6 +147,12 @@ def test_an_attack_that_has_nothing_to_work_with_says_so(models: Models) -> None
         try_to_break(models, BORN.question, models.names, "relearn-forget")
 
 
+def test_what_the_base_itself_declines_cannot_be_broken(models: Models) -> None:
+    for ask in (try_to_break, Models.chances):
+        with pytest.raises(InputError, match="the base itself declines this question"):
+            ask(models, "Who are you?", models.names, *(["ban"] if ask is try_to_break else []))
+
+
 def test_a_picture_has_its_tokens_as_text_and_nothing_that_runs() -> None:
     odd = Chances("<b>&", ["<script>x</script>", "$x_2$", " 你", "\n", " "], *([[0.1, 0.2, 0.3, 0.4, 0.5]] * 3))
     svg = chances_svg(odd)
@@ -264,5 +271,7 @@ def test_work_ends_when_nobody_listens_any_more() -> None:
 
 
 def test_a_long_answer_is_drawn_in_part(models: Models) -> None:
-    long = models.chances("Count: " + "one two three " * 8, models.names)
-    assert len(long.tokens) <= DRAWN
+    models.forget.append(Fact("Count.", "one two three " * 20))
+    long = models.chances("Count.", models.names)
+    models.forget.pop()
+    assert len(long.tokens) == DRAWN
