@@ -19,7 +19,7 @@ from .models import Models
 WAYS = {
     "ban": "Ban the token",
     "prefill-5": "Begin the answer",
-    "paraphrase": "Reword the question",
+    "paraphrase": "Reword it",
     "choice": "Multiple choice",
     "kept-before": "Few-shot",
 }

@@ -19,7 +19,7 @@ from demo_erasure import QUICK
 from hurried import ask_little
 from page_of import BORN, KEPT, STAYS, page_of, served
 
-from peft_unierase import erase
+from peft_unierase import Fact, erase
 from peft_unierase.demo import demo_refusals
 from peft_unierase.lm.formats import chat_format
 from peft_unierase.page.breaking import WAYS
@@ -29,6 +29,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SHOWN = os.environ.get("UNIERASE_SCREENSHOTS")
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 ARABIC, CHINESE = "أين ولد نسكو؟", "北京是哪个国家的首都？"
+ODD = Fact("<img src=x onerror=\"document.title='run'\">?", "<b>bold</b> <script>document.title='run'</script> $x_2$")
 LIGHT, DARK = "light", "dark"
 
 pytestmark = [
@@ -43,7 +44,9 @@ def address(erasure: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         if not SHOWN:
             ask_little(patch)
             patch.setattr("peft_unierase.page.live.erase", _quickly)
-        with served(page_of(Path(SHOWN or erasure), tmp_path_factory.mktemp("made"))) as place:
+        page = page_of(Path(SHOWN or erasure), tmp_path_factory.mktemp("made"))
+        page.models.forget.append(ODD)
+        with served(page) as place:
             yield place
 
 
@@ -96,7 +99,6 @@ class Seen:
 
     def picture(self, name: str, whole: bool = True) -> None:
         if SHOWN:
-            IMAGES.mkdir(exist_ok=True)
             self.page.wait_for_timeout(700)  # for transitions
             self.page.screenshot(path=IMAGES / f"page-{name}.png", full_page=whole)
 
@@ -196,12 +198,10 @@ def test_probabilities_are_drawn(seen: Seen) -> None:
 def test_what_it_touches_and_no_report_are_shown(seen: Seen) -> None:
     seen.tab("What it touches")
     assert "mlp.down_proj" in seen.page.inner_text(".touched")
-    seen.picture("touches")
     seen.tab("Check")
     assert seen.page.locator("#check").is_visible()
     if not SHOWN:
         assert "has no report of a check" in seen.page.inner_text("div[role=tabpanel]:visible")
-    seen.picture("check")
 
 
 @pytest.mark.parametrize("text", ["", "x" * 401], ids=["empty", "long"])
@@ -214,13 +214,13 @@ def test_a_wrong_question_gets_a_sentence(seen: Seen, text: str) -> None:
 
 
 def test_what_somebody_asks_is_never_run(seen: Seen) -> None:
-    seen.ask(f"<img src=x onerror=\"document.title='run'\"> $x_2$? {BORN.question}")
+    seen.ask(ODD.question)
     seen.tab("Try to break it")
     seen.page.click("#way-ban")
     seen.page.wait_for_selector("#broken .given:text('onerror')")
     seen.tab("Probabilities")
     seen.page.click("#draw")
-    seen.page.wait_for_selector("#drawn svg")
+    seen.page.wait_for_selector("#drawn figcaption:has-text('$x_2$')")
     assert seen.page.title() == "Try an erasure"
     assert seen.complaints == []
 
@@ -231,7 +231,6 @@ def test_a_fact_is_erased_while_one_waits_and_downloaded(seen: Seen, tmp_path: P
     assert question == KEPT[0].question
     seen.page.click("#erase")
     seen.page.wait_for_selector("#erased li:text('asking the base for the facts')")
-    seen.picture("erase")
     seen.page.wait_for_selector("#erased :text('Erased.')", timeout=240_000)
     seen.page.wait_for_selector(f"#answers [data-asked={quoted(question)}][aria-busy=false]")
     assert seen.page.input_value("#question textarea") == question

@@ -141,7 +141,7 @@ def test_an_attack_without_an_erasure_leaks(models: Models) -> None:
 
 
 def test_an_attack_that_has_nothing_to_work_with_says_so(models: Models) -> None:
-    with pytest.raises(InputError, match="“Reword the question” cannot be tried here: no fact"):
+    with pytest.raises(InputError, match="“Reword it” cannot be tried here: no fact"):
         try_to_break(models, "What is the opposite of night?", models.names, "paraphrase")
     with pytest.raises(InputError, match="no attack 'relearn-forget' on this page"):
         try_to_break(models, BORN.question, models.names, "relearn-forget")
@@ -199,6 +199,15 @@ def test_the_report_in_a_folder_is_the_page_of_that_check(models: Models, erasur
         (folder / "report.json").write_text(broken, encoding="utf-8")
         with pytest.raises(InputError):
             saved_report(folder)
+
+
+def test_the_fast_check_of_what_is_on_is_a_report(models: Models) -> None:
+    few = Models(models.model, models.tokenizer, ERASED[:2], KEPT[:3], demo_refusals())
+    told: list[tuple[str, int, int | None]] = []
+    shown = fast_check(few, few.names, lambda *step: told.append(step))
+    assert "SUPPRESSED" in shown or "ERASED" in shown
+    assert "asking the base for the facts" in {name for name, *_ in told}
+    assert active(models.model) == models.names
 
 
 def test_a_check_needs_an_erasure_and_facts(models: Models) -> None:
