@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from inspect import isgeneratorfunction
 from typing import Any
 
 from ..errors import InputError, MissingPackageError, UniEraseError, in_one_line
@@ -320,7 +321,7 @@ def _told(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
         traceback.print_exception(error)
         return gr.Error(BUG, title="That did not work", print_exception=False)
 
-    if getattr(work, "__code__", None) and work.__code__.co_flags & 0x20:  # a generator
+    if isgeneratorfunction(work):
 
         @wraps(work)
         def going(*values: Any) -> Iterator[Any]:
