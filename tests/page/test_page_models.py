@@ -261,13 +261,14 @@ def test_work_tells_its_newest_word_and_then_what_it_returns() -> None:
 
 
 def test_work_ends_when_nobody_listens_any_more() -> None:
-    ended, go_on = threading.Event(), threading.Event()
+    ended, go_on, heard = threading.Event(), threading.Event(), []
 
     def work(tell: Any) -> str:
         try:
             tell("begun")
             go_on.wait(10)
             tell("nobody hears this")
+            heard.append("it went on")
         finally:
             ended.set()
         return "end"
@@ -277,6 +278,7 @@ def test_work_ends_when_nobody_listens_any_more() -> None:
     words.close()
     go_on.set()
     assert ended.wait(10)
+    assert heard == []
 
 
 def test_a_long_answer_is_drawn_in_part(models: Models) -> None:
