@@ -209,8 +209,8 @@ def _live(
     """The tab in which a visitor erases a fact."""
     known = next((fact for fact in page.models.kept if fact.subject), None)
     note = (
-        "This erases one fact from a copy of the demo model that only you see. It takes about a minute. Other facts about "
-        "the same subject may go with it: ask for them afterwards."
+        "This erases one fact from a copy of the demo model that only you see. It takes about a minute. Other facts "
+        "about the same subject may go with it: ask for them afterwards."
     )
     _html(gr, part("nothing", note))
     asks = gr.Textbox(
