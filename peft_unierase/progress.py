@@ -30,11 +30,15 @@ class Steps(Protocol):
         """Tell that `n` more of them are done."""
 
 
+Listener = Callable[[str, int, int | None], object]
+"""Called with a stage's name, the steps that are done, and the steps in all if that is known."""
+
+
 class Stages:
-    """Times stages and shows them on stderr.
+    """Times stages and shows them on stderr, or tells a program of them.
 
     Args:
-        show: Whether to say anything at all.
+        show: Whether to say anything at all; or what is told of every step, instead of stderr.
         clock: Seconds from any moment on.
         time_of_day: As lines show it.
 
@@ -44,11 +48,13 @@ class Stages:
 
     def __init__(
         self,
-        show: bool = True,
+        show: bool | Listener = True,
         clock: Callable[[], float] = time.perf_counter,
         time_of_day: Callable[[], str] = lambda: time.strftime("%H:%M:%S"),
     ) -> None:
-        self.show, self.clock, self.time_of_day = show and sys.stderr is not None, clock, time_of_day
+        self.listener = show if callable(show) else None
+        self.show = show is True and sys.stderr is not None
+        self.clock, self.time_of_day = clock, time_of_day
         self.seconds: dict[str, float] = {}
 
     def tell(self, text: str) -> None:
@@ -70,7 +76,9 @@ class Stages:
             even: Whether all steps take about as long. If not, nothing is forecast.
         """
         started = self.clock()
-        if not self.show or getattr(sys.stderr, "isatty", bool)():
+        if self.listener is not None:
+            yield _Told(self.listener, name, total)
+        elif not self.show or getattr(sys.stderr, "isatty", bool)():
             bar_format = None if even else UNEVEN
             with tqdm(total=total, desc=name, disable=not self.show, leave=False, bar_format=bar_format) as bar:
                 yield bar
@@ -84,6 +92,18 @@ class Stages:
                 raise
             line.end(f"took {spoken(self.clock() - started)}")
         self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - started
+
+
+class _Told:
+    """The steps of one stage, told to a program."""
+
+    def __init__(self, listener: Listener, name: str, total: int | None) -> None:
+        self.listener, self.name, self.total, self.done = listener, name, total, 0
+        self.update(0)
+
+    def update(self, n: int = 1) -> None:
+        self.done += n
+        self.listener(self.name, self.done, self.total)
 
 
 class _Line:

@@ -180,6 +180,20 @@ def test_quiet_says_nothing_and_still_times(stream: type[io.StringIO] | None, cl
     assert stages.seconds == {"fitting": 100.0}
 
 
+def test_a_program_is_told_of_every_step_and_stderr_is_not(clock: Time, said: Said) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    stages = Stages(lambda *step: told.append(step), clock)
+    with stages.stage("fitting", 3) as steps:
+        clock.work(steps, 1.0, n=2)
+        with stages.stage("solving") as inner:
+            clock.work(inner, 2.0)
+        clock.work(steps, 4.0)
+    stages.tell("resuming")
+    assert told == [("fitting", 0, 3), ("fitting", 2, 3), ("solving", 0, None), ("solving", 1, None), ("fitting", 3, 3)]
+    assert stages.seconds == {"solving": 2.0, "fitting": 7.0}
+    assert said() == ""
+
+
 @pytest.mark.parametrize(("even", "forecasts"), [(True, True), (False, False)])
 def test_on_a_terminal_a_stage_is_a_bar(clock: Time, even: bool, forecasts: bool) -> None:
     with _stderr(Terminal()) as written:

@@ -35,7 +35,7 @@ from compare.clock import Clock  # noqa: E402
 from compare.measures import Measures  # noqa: E402
 from compare.methods import METHODS, REFERENCE  # noqa: E402
 from compare.results import BASE, DONE, Results, Row, key_of, surroundings  # noqa: E402
-from compare.runs import measured  # noqa: E402
+from compare.runs import head_of, measured  # noqa: E402
 from compare.tasks import Task  # noqa: E402
 from peft_unierase import read_facts  # noqa: E402
 from peft_unierase.errors import UniEraseError  # noqa: E402
@@ -129,11 +129,7 @@ def undone(task: Task, names: Sequence[str], options: argparse.Namespace, result
     if options.again:
         return list(names)
     done = results.done(task.name)
-    return [name for name in names if key_of(_head(task, name, options.seed)) not in done]
-
-
-def _head(task: Task, method: str, seed: int) -> Row:
-    return {"task": task.name, "method": method, "seed": seed, "budget": vars(task.budget)}
+    return [name for name in names if key_of(head_of(task, name, options.seed)) not in done]
 
 
 def forecast(todo: Mapping[str, Sequence[str]], results: Results) -> str:

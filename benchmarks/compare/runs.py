@@ -126,7 +126,20 @@ def measured(task: Task, method: str, measures: Measures, seed: int, clock: Cloc
     started = time.perf_counter()
     stored = None if method in UNSEARCHED else results.settings(task.settings_from, method, seed)
     run = Run(task, method, measures, seed, clock, stored)
-    row: Row = {
+    row = head_of(task, method, seed)
+    try:
+        if method in (BASE, REFERENCE):
+            row.update(unchanged(run))
+        else:
+            row.update(KINDS[task.kind](run), given=asdict(run.budget))
+    except Exception as error:  # the next method may come through
+        row.update(status=FAILED, error=failure(error), stages=dict(clock.stages))
+    return {**row, "seconds": time.perf_counter() - started, **surroundings()}
+
+
+def head_of(task: Task, method: str, seed: int) -> Row:
+    """What a row says of a task and a method before anything is measured."""
+    return {
         "schema": SCHEMA,
         "task": task.name,
         "title": task.title,
@@ -138,14 +151,6 @@ def measured(task: Task, method: str, measures: Measures, seed: int, clock: Cloc
         "budget": asdict(task.budget),
         "status": DONE,
     }
-    try:
-        if method in (BASE, REFERENCE):
-            row.update(unchanged(run))
-        else:
-            row.update(KINDS[task.kind](run), given=asdict(run.budget))
-    except Exception as error:  # the next method may come through
-        row.update(status=FAILED, error=failure(error), stages=dict(clock.stages))
-    return {**row, "seconds": time.perf_counter() - started, **surroundings()}
 
 
 def unchanged(run: Run) -> Row:

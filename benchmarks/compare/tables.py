@@ -188,7 +188,7 @@ def section(results: Results, task: str, seed: int, pictures: Sequence[tuple[str
     head = rows[-1]
     parts = [
         f"### {head['title']}",
-        _made_with(rows),
+        made_with(rows),
         figures_table(rows, JUDGED),
         *(f"![{caption}]({address})" for caption, address in pictures),
     ]
@@ -212,7 +212,7 @@ def section(results: Results, task: str, seed: int, pictures: Sequence[tuple[str
     return "\n\n".join(part for part in parts if part)
 
 
-def _made_with(rows: Sequence[Row]) -> str:
+def made_with(rows: Sequence[Row]) -> str:
     """Facts, budgets, machines and commits of rows, as one sentence each."""
 
     def told(texts: Iterable[str]) -> str:

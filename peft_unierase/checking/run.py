@@ -15,7 +15,7 @@ from ..data.facts import DEFAULT_REFUSALS, Fact, check_answers
 from ..errors import InputError
 from ..lm.formats import PromptFormat, asking_format, chat_format, plain_format
 from ..lm.surroundings import own_surroundings, refuse_inference_mode
-from ..progress import Stages
+from ..progress import Listener, Stages
 from ..retain.knowledge import summary
 from . import scores
 from .attacks import chosen
@@ -59,7 +59,7 @@ def check(
     names: Mapping[str, str | None] | None = None,
     seed: int = 0,
     max_new_tokens: int = 64,
-    progress: bool = True,
+    progress: bool | Listener = True,
 ) -> CheckReport:
     """Measure what an erasure did, attack it, and say what is left.
 
@@ -88,7 +88,8 @@ def check(
         names: What to call base, erased model and reference model in the report.
         seed: Of everything that is drawn.
         max_new_tokens: Longest answer.
-        progress: Say on stderr what is being done: bars on a terminal, elsewhere a line a stage.
+        progress: Say on stderr what is being done: bars on a terminal, elsewhere a line a stage. Or what is told of it
+            instead: called with a stage's name, the steps that are done, and the steps in all or `None`.
 
     Raises:
         ValueError: There is nothing to forget, no base to compare with, an attack of an unknown name, a reference

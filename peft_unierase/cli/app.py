@@ -11,7 +11,23 @@ import typer
 from typer.core import TyperGroup
 
 from ..version import __version__
-from . import check, erase, export, inspect, log, merge, plan, push, quickstart, ramp, restore, sign, stack, verify
+from . import (
+    check,
+    demo,
+    erase,
+    export,
+    inspect,
+    log,
+    merge,
+    plan,
+    push,
+    quickstart,
+    ramp,
+    restore,
+    sign,
+    stack,
+    verify,
+)
 from .options import check_arguments
 from .output import clear_endings, interrupt
 from .parser import parsed
@@ -65,6 +81,7 @@ for _command, _examples in (
     (check.check, check.EXAMPLES),
     (ramp.ramp, ramp.EXAMPLES),
     (quickstart.quickstart, quickstart.EXAMPLES),
+    (demo.demo, demo.EXAMPLES),
     (merge.merge, merge.EXAMPLES),
     (export.export, export.EXAMPLES),
     (stack.stack, stack.EXAMPLES),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from ..storage.whole import claimed
 from .loading import loading_lines
 from .options import SeedOption
 from .output import clear_endings, show, table
+
+if TYPE_CHECKING:
+    from ..data.facts import Fact
 
 EXAMPLES = "Example:\n\nunierase quickstart -o my-first-erasure"
 FORGOTTEN_PEOPLE = 2
@@ -28,6 +31,19 @@ def quickstart(
         _run(output, seed)
 
 
+def demo_sets() -> tuple[list[str], list[Fact], list[Fact]]:
+    """The people of the demo model who are erased, the facts about them, and all other facts."""
+    from ..data import read_facts
+    from ..demo import demo_facts, demo_model_dir
+
+    facts = read_facts(demo_model_dir() / "facts.jsonl")
+    group = {row["question"]: row["group"] for row in demo_facts()}
+    people = list(dict.fromkeys(str(fact.subject) for fact in facts if group[fact.question] == "people"))
+    people = people[:FORGOTTEN_PEOPLE]
+    gone = [fact for fact in facts if fact.subject in people]
+    return people, gone, [fact for fact in facts if fact.subject not in people]
+
+
 def _run(output: Path, seed: int) -> None:
     from ..checking.scores import statistics
     from ..hub.folder import check_output
@@ -37,7 +53,6 @@ def _run(output: Path, seed: int) -> None:
     statistics()
 
     from ..checking import Answer, answer_questions, check
-    from ..data import read_facts
     from ..data.facts import Fact
     from ..demo import demo_facts, demo_model_dir, demo_refusals
     from ..engine import erase
@@ -48,18 +63,13 @@ def _run(output: Path, seed: int) -> None:
     from .report import report_table
 
     prepare_libraries()
-    facts, group = (
-        read_facts(demo_model_dir() / "facts.jsonl"),
-        {row["question"]: row["group"] for row in demo_facts()},
-    )
-    people = list(dict.fromkeys(str(fact.subject) for fact in facts if group[fact.question] == "people"))
-    people = people[:FORGOTTEN_PEOPLE]
-    gone = [fact for fact in facts if fact.subject in people]
-    kept = [fact for fact in facts if fact.subject not in people]
+    people, gone, kept = demo_sets()
+    group = {row["question"]: row["group"] for row in demo_facts()}
     given, unseen = kept[::2], kept[1::2]
 
     model, tokenizer = load_base(str(demo_model_dir()))
-    show(f"The demo model knows {len(facts)} invented and everyday facts ({model.num_parameters():,} parameters).")
+    known, size = len(gone) + len(kept), model.num_parameters()
+    show(f"The demo model knows {known} invented and everyday facts ({size:,} parameters).")
     show(f"Erasing the {len(gone)} facts about {' and '.join(people)} …\n")
     started = time.perf_counter()
     erased = erase(model, tokenizer, gone, given, refusals=demo_refusals(), seed=seed)

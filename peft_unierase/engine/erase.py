@@ -24,7 +24,7 @@ from ..lm.formats import PromptFormat, default_formats
 from ..lm.gradients import check_gradients
 from ..lm.structure import check_supported
 from ..lm.surroundings import own_surroundings, refuse_inference_mode
-from ..progress import Stages
+from ..progress import Listener, Stages
 from ..retain.cache import base_digest
 from ..retain.sample_files import Samples, write_samples
 from ..retain.scope import check_scope, plan_scope
@@ -70,7 +70,7 @@ def erase(
     allow_resize: bool = False,
     adapter_name: str | None = None,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | Listener = True,
 ) -> PeftModel:
     """Make a causal language model decline on facts, as a PEFT adapter (UniErase, arXiv 2505.15674).
 
@@ -109,7 +109,8 @@ def erase(
         adapter_name: Name of the adapter in the returned model; `None` takes `"default"`, and where that is taken the
             first free of `"erasure-2"`, `"erasure-3"`, ….
         seed: Seed of everything random. The same seed on the same machine gives the same adapter to the byte.
-        progress: Say on stderr what is being done: bars on a terminal, elsewhere a line a stage.
+        progress: Say on stderr what is being done: bars on a terminal, elsewhere a line a stage. Or what is told of it
+            instead: called with a stage's name, the steps that are done, and the steps in all or `None`.
 
     Returns:
         The `PeftModel`, in eval mode with the erasure on, and with it the earlier ones that were. It is the very one

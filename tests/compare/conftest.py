@@ -12,7 +12,20 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MODULES = (
-    *("budget", "clock", "measures", "methods", "pictures", "ranking", "results", "run", "runs", "search"),
+    *(
+        "ablations",
+        "budget",
+        "clock",
+        "deployed",
+        "measures",
+        "methods",
+        "pictures",
+        "ranking",
+        "results",
+        "run",
+        "runs",
+        "search",
+    ),
     *("tables", "tasks"),
 )
 
