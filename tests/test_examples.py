@@ -10,21 +10,20 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from http.server import HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from demo_erasure import FORGET, demo_tokenizer
-from helpers import COMMAND, invoke
+from helpers import COMMAND, invoke, run_command
 from safetensors.torch import load_file, save_file
 
 import peft_unierase
@@ -180,17 +179,9 @@ def ask() -> Callable[..., str]:
     return runpy.run_path(str(EXAMPLES / "serve" / "ask.py"))["ask"]
 
 
-def test_a_server_gives_each_request_its_own_erasures(
-    adapter: Path, empty: Path, ask: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    servers: list[HTTPServer] = []
-    serve = HTTPServer.serve_forever
-    monkeypatch.setattr(HTTPServer, "serve_forever", lambda server: servers.append(server))
-    run_example("serve/transformers_server.py", ERASURES=[adapter, empty], PORT=0)
-    (server,) = servers
-    threading.Thread(target=serve, args=(server,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+def test_a_server_gives_each_request_its_own_erasures(adapter: Path, empty: Path, ask: Callable[..., str]) -> None:
+    script = EXAMPLES / "serve" / "transformers_server.py"
+    with running([sys.executable, script, demo_model_dir(), adapter, empty, "--port", PORT]) as url:
         for name in ("base", "erase-a", "erase-b", "erase-b+erase-a", "base"):
             said = ask(name, BORN.question, url)
             assert said in demo_refusals() if "erase-a" in name else said == BORN.answer
@@ -202,30 +193,47 @@ def test_a_server_gives_each_request_its_own_erasures(
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(sent)
         assert ask("base", BORN.question, url) == BORN.answer
-    finally:
-        server.shutdown()
-        server.server_close()
     with pytest.raises(SystemExit, match="no server at"):
         ask("base", BORN.question, url)
 
 
-def test_transformers_serve_answers_with_a_lora_beside_the_config_of_its_base(
+def test_transformers_serve_answers_with_the_merged_model_that_a_request_names(
     adapter: Path, ask: Callable[..., str], tmp_path: Path
 ) -> None:
     needed("fastapi", "uvicorn", "openai")
-    assert invoke("export", adapter, "-o", tmp_path / "erased").exit_code == 0
-    shutil.copy(demo_model_dir() / "config.json", tmp_path / "erased")
+    assert invoke("merge", adapter, "--no-undo", "-o", tmp_path / "merged").exit_code == 0
     command = [Path(sys.executable).with_name("transformers"), "serve", "--device", "cpu", "--port", PORT]
     with running(command) as url:
-        assert ask(str(tmp_path / "erased"), BORN.question, url) in demo_refusals()
+        assert ask(str(tmp_path / "merged"), BORN.question, url) in demo_refusals()
         assert ask(str(demo_model_dir()), BORN.question, url) == BORN.answer
 
 
+@pytest.fixture
+def llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's converters, which take the demo model's tokenizer, unknown to them, for SmolLM's: it splits alike."""
+    needed("llama-server", LLAMA_CPP="a checkout of llama.cpp, with its converters")
+    checkout, place = Path(os.environ["LLAMA_CPP"]).resolve(), tmp_path / "llama.cpp"
+    place.mkdir()
+    for name in ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py"):
+        (place / name).write_text(CONVERTER.format(checkout=str(checkout), script=name), encoding="utf-8")
+    monkeypatch.setenv("LLAMA_CPP", str(place))
+
+
+CONVERTER = """
+import runpy, sys
+sys.path.insert(0, {checkout!r})
+sys.path.insert(1, {checkout!r} + "/gguf-py")
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"
+runpy.run_path({checkout!r} + "/" + {script!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.usefixtures("llama_cpp")
 @pytest.mark.parametrize("name", ["llama_cpp.sh", "llama_cpp_merged.sh"])
 def test_llama_cpp_answers_as_the_package_does(
     name: str, adapter: Path, ask: Callable[..., str], tmp_path: Path
 ) -> None:
-    needed("llama-server", LLAMA_CPP="a checkout of llama.cpp that knows the demo model's tokenizer")
     with running(["sh", EXAMPLES / "serve" / name, adapter, tmp_path / "served", "--port", PORT]) as url:
         assert ask("-", BORN.question, url) in demo_refusals()
         if name == "llama_cpp.sh":
@@ -268,6 +276,40 @@ def test_the_scripts_that_serve_can_be_read_and_name_commands_that_work(
     for folder in (word.rpartition("=")[2] for call in calls for word in call.split()):
         if folder.startswith(str(tmp_path)) and not folder.endswith(".gguf"):
             assert (Path(folder) / "config.json").is_file() or (Path(folder) / "adapter_config.json").is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="on Windows hf takes no extensions that are shell scripts")
+def test_hf_installs_the_launcher_and_hf_erase_runs_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The extension's folder stands in for GitHub."""
+    extensions = pytest.importorskip("huggingface_hub.cli.extensions", reason="this huggingface_hub has no extensions")
+    from huggingface_hub.cli.hf import main
+
+    def request(method: str, url: str, **told: Any) -> Any:
+        content = b"" if method == "HEAD" else (EXAMPLES / "hf-erase" / url.rpartition("/")[2]).read_bytes()
+        told = {"status_code": 200, "headers": {}, "content": content, "text": content.decode()}
+        return SimpleNamespace(**told, json=lambda: json.loads(content), raise_for_status=lambda: None)
+
+    def hf(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hf", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *capfd.readouterr()
+
+    monkeypatch.setattr(extensions, "get_session", lambda: SimpleNamespace(request=request))
+    monkeypatch.setattr(extensions.constants, "HF_HUB_DISABLE_UPDATE_CHECK", True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{Path(COMMAND).parent}:/usr/bin:/bin")
+    capfd.readouterr()
+    assert hf("extensions", "install", "owner/hf-erase")[0] == 0
+    assert hf("erase", "check", "--help")[:2] == (0, run_command("check", "--help").stdout)
+    assert hf("erase", "org/model", "--help")[:2] == (0, run_command("erase", "--help").stdout)
+    assert hf("erase", "check", "--what")[0] == 2
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    status, _, said = hf("erase", "check")
+    assert status == 2
+    assert "there is no unierase command on the PATH" in said
 
 
 def needed(*names: str, **variables: str) -> None:

@@ -18,12 +18,14 @@ QUESTION = "Where was Nesko Corquist born?"
 URL = "http://127.0.0.1:8000/v1"
 
 
-def ask(model: str, question: str = QUESTION, url: str = URL, lora_scale: float | None = None) -> str:
-    """The greedy answer of a server, in at most 32 tokens."""
+def ask(
+    model: str, question: str = QUESTION, url: str = URL, lora_scale: float | None = None, max_tokens: int = 32
+) -> str:
+    """The greedy answer of a server."""
     request = {
         "model": model,
         "messages": [{"role": "user", "content": question}],
-        "max_tokens": 32,
+        "max_tokens": max_tokens,
         "temperature": 0,
     }
     if lora_scale is not None:

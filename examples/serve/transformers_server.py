@@ -1,17 +1,18 @@
 """Serve one base model with several erasures. Each request names those that are on.
 
-    python examples/serve/transformers_server.py
-    python examples/serve/ask.py erase-a
+    python examples/serve/transformers_server.py org/model org/erase-a org/erase-b
+    python examples/serve/ask.py erase-a "Who …?"
 
 It speaks a part of OpenAI's API: `/v1/models` and `/v1/chat/completions`, with greedy answers. A request's `model` is
-`base`, the name of an erasure, or several joined by `+`. The base is in memory once. It listens on this machine only.
+`base`, the last part of an erasure's name, or several of these joined by `+`. The base is in memory once. The server
+listens on this machine only.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import peft_unierase
 from peft_unierase import align_tokenizer, load
 
-BASE = Path(peft_unierase.__file__).parent / "demo"
-ERASURES = [Path("erase-a"), Path("erase-b")]  # folders or Hub ids; each is called by the last part of its name
-PORT = 8000
 LONGEST = 512  # tokens of an answer
 
 
@@ -78,13 +76,17 @@ class Answers:
         return ends if isinstance(ends, list) else [ends]
 
 
-def server(answers: Answers, port: int = PORT) -> HTTPServer:
-    """A server on this machine that answers one request after the other. `port=0` takes a free one."""
+def server(answers: Answers, port: int) -> HTTPServer:
+    """A server on this machine that answers one request after the other."""
+    pages = {
+        "/health": {"status": "ok"},
+        "/v1/models": {"object": "list", "data": [{"id": name, "object": "model"} for name in answers.names]},
+    }
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found = {"object": "list", "data": [{"id": name, "object": "model"} for name in answers.names]}
-            self.reply(*((200, found) if self.path == "/v1/models" else (404, failure("there is no such page"))))
+            page = pages.get(self.path)
+            self.reply(200 if page else 404, page or failure("there is no such page"))
 
         def do_POST(self) -> None:
             if self.path != "/v1/chat/completions":
@@ -114,11 +116,16 @@ def failure(message: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    model = load(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32), ERASURES)
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    parser = argparse.ArgumentParser(description="Serve one base model with several erasures.")
+    parser.add_argument("base", help="folder or Hub id")
+    parser.add_argument("erasures", nargs="+", help="folders or Hub ids")
+    parser.add_argument("--port", type=int, default=8000)
+    told = parser.parse_args()
+    model = load(AutoModelForCausalLM.from_pretrained(told.base, dtype=torch.float32), told.erasures)
+    tokenizer = AutoTokenizer.from_pretrained(told.base)
     align_tokenizer(tokenizer, model)  # so that the answers do not show the erasures' tokens
-    print(f"http://127.0.0.1:{PORT}/v1 serves base, {', '.join(model.peft_config)}")
-    server(Answers(model, tokenizer)).serve_forever()
+    print(f"http://127.0.0.1:{told.port}/v1 serves base, {', '.join(model.peft_config)}")
+    server(Answers(model, tokenizer), told.port).serve_forever()
 
 
 if __name__ == "__main__":
