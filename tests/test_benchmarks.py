@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -160,3 +164,34 @@ def test_the_real_model_s_case_holds_what_the_base_says(benchmarks: Any) -> None
     case = real.case_of(base, real.Task(facts, [[fact.answer for fact in facts]] * 2, {"others": facts}), 0)
     assert case.base_answers.keys() == {fact.question for fact in facts}
     assert all(tells(case.base_answers[fact.question], fact) for fact in facts)
+
+
+def test_a_server_is_asked_each_question_with_the_erasure_off_and_on(benchmarks: Any) -> None:
+    serving = benchmarks.serving
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((request["messages"][0]["content"], request["lora"][0]["scale"]))
+            assert request["max_tokens"] == serving.TOKENS
+            content = {"choices": [{"message": {"content": f" {asked[-1]} "}}]}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(content).encode())
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        found = serving.answers_of_server("llama_cpp", url, ["a", "b"])
+        server.shutdown()
+    assert asked == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert found == {"off": ["('a', 0)", "('b', 0)"], "on": ["('a', 1)", "('b', 1)"]}
+
+
+def test_servers_are_asked_ten_erased_questions_and_ten_others(benchmarks: Any) -> None:
+    sets = benchmarks.serving.questions()
+    assert [len(set(asked)) for asked in sets.values()] == [10, 10]
+    assert not set(sets["erased"]) & set(sets["other"])
+    with pytest.raises(argparse.ArgumentTypeError, match="'ollama=x' is not NAME=URL with a name of transformers,"):
+        benchmarks.serving.server_of("ollama=x")
