@@ -5,7 +5,7 @@
 #     python examples/serve/ask.py tgi "Who …?"
 #
 # It needs `unierase` and `text-generation-launcher` on the PATH. The model goes to the second argument, a new folder. All
-# others go to the launcher. Its LoRAs reach neither embedding nor head, so they cannot hold an erasure.
+# others go to the launcher. Its LoRAs do not reach the embedding, so they cannot hold a whole erasure.
 set -eu
 
 erasure=$1
