@@ -40,6 +40,11 @@ class Silence:
         others[:, token_id] = float("-inf")
         return cls(states.float(), others.logsumexp(dim=-1), kinds.to(states.device), token_id, logits)
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`states`, `others` and `kinds`."""
+        return self.states, self.others, self.kinds
+
     @classmethod
     def joined(cls, parts: Sequence[Silence]) -> Silence:
         """All positions of several parts."""
