@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from peft_unierase import Fact, InputError, check, erase
 from peft_unierase.checking import CheckReport
+from peft_unierase.cli import main as command
 from peft_unierase.demo import demo_facts
 from peft_unierase.engine.distill import placing, recipe
 from peft_unierase.engine.distill.fit import Fitting
@@ -29,12 +30,12 @@ from peft_unierase.lm.processes import Processes, launched
 ROWS = demo_facts()
 FORGET = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] == ROWS[0]["subject"]][:3]
 RETAIN = [Fact(row["question"], row["answer"]) for row in ROWS if row["subject"] != ROWS[0]["subject"]][::16]
-ATTACKS = ("plain", "ban", "prefill-3", "directions", "sampling", "member-loss")
-STEPS, CHUNK = 12, 4
+ATTACKS = ("plain", "ban", "directions", "member-loss", "relearn-tenth")
+STEPS, CHUNK = 6, 2
 
 
-def launch(job: str, folder: Path, *, count: int = 2) -> list[subprocess.CompletedProcess[str]]:
-    """Do a job of this file in so many processes that know of each other."""
+def launch(folder: Path, *, count: int = 2) -> list[subprocess.CompletedProcess[str]]:
+    """Run this file in so many processes that know of each other; see [`main`]."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -43,7 +44,7 @@ def launch(job: str, folder: Path, *, count: int = 2) -> list[subprocess.Complet
         own = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         running.append(
             subprocess.Popen(
-                [sys.executable, __file__, job, str(folder)],
+                [sys.executable, __file__, str(folder)],
                 env={**ENVIRONMENT, **address, **own},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -141,20 +142,20 @@ def die_in_the_fit(patch: pytest.MonkeyPatch) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    job, folder = arguments[0], Path(arguments[1])
-    patch = pytest.MonkeyPatch()
-    do_little(patch)
-    if job == "killed":
-        from peft_unierase.cli import main as command
+    """Share what there is to share, write what came of it, and give a command in which the second process is killed.
 
-        die_in_the_fit(patch)
-        sys.argv = ["unierase", *(folder / "command").read_text(encoding="utf-8").split("\n")]
-        command()
-        return
+    Args:
+        arguments: A folder with the tiny model, and the command's arguments in the file `command`.
+    """
+    folder, patch = Path(arguments[0]), pytest.MonkeyPatch()
+    do_little(patch)
     processes = launched()
     found: dict[str, Any] = {"shared": share(processes)}
     erased, report = erase_and_check(folder / "base")
     torch.save({**found, "adapter": adapter_of(erased), "report": report_of(report)}, folder / f"{processes.number}.pt")
+    die_in_the_fit(patch)
+    sys.argv = ["unierase", *(folder / "command").read_text(encoding="utf-8").split("\n")]
+    command()
 
 
 if __name__ == "__main__":

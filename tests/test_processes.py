@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +29,48 @@ def second_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_base(tmp_path_factory.mktemp("launched") / "base")
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the two processes have; the number of threads decides the order of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What two processes gave.
+
+    Attributes:
+        found: What each wrote of what they shared.
+        ended: How each ended, with a command in which the second one was killed.
+        command: The arguments of that command.
+    """
+
+    found: list[dict[str, Any]]
+    ended: list[subprocess.CompletedProcess[str]]
+    command: list[object]
 
 
 @pytest.fixture(scope="module")
-def two(base: Path) -> list[dict[str, Any]]:
-    """What two processes found, each by itself."""
-    ended = launch("shared", base.parent)
-    assert [each.returncode for each in ended] == [0, 0], ended[0].stderr + ended[1].stderr
-    return [torch.load(base.parent / f"{number}.pt", weights_only=False) for number in range(2)]
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("launched")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> Launch:
+    base = tiny_base(folder / "base")
+    forget, retain = (
+        write_rows(folder / f"{name}.jsonl", [{"question": fact.question, "answer": fact.answer} for fact in facts])
+        for name, facts in (("forget", FORGET), ("retain", RETAIN))
+    )
+    command = ["erase", base, forget, "--retain", retain, "-o", folder / "out", "--keep-unknown", "--no-check"]
+    (folder / "command").write_text("\n".join(map(str, command)), encoding="utf-8")
+    ended = launch(folder)
+    written = [folder / f"{number}.pt" for number in range(2)]
+    assert all(file.exists() for file in written), ended[0].stderr + ended[1].stderr
+    return Launch([torch.load(file, weights_only=False) for file in written], ended, command)
 
 
 def test_without_a_launcher_there_is_one_process_and_nothing_is_connected() -> None:
@@ -88,8 +123,8 @@ def test_the_longest_pieces_of_work_are_given_out_first() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_do_half_of_the_work_each_and_have_all_results(two: list[dict[str, Any]]) -> None:
-    for number, found in enumerate(each["shared"] for each in two):
+def test_two_processes_do_half_of_the_work_each_and_have_all_results(two: Launch) -> None:
+    for number, found in enumerate(each["shared"] for each in two.found):
         assert found["squares"] == [0, 1, 4, 9, 16]
         assert found["done"] == [[0, 2, 4], [1, 3]][number]
         assert found["main"] == "0"
@@ -100,8 +135,8 @@ def test_two_processes_do_half_of_the_work_each_and_have_all_results(two: list[d
 
 
 @pytest.mark.slow
-def test_an_error_in_one_process_is_raised_in_both(two: list[dict[str, Any]]) -> None:
-    for found in two:
+def test_an_error_in_one_process_is_raised_in_both(two: Launch) -> None:
+    for found in two.found:
         assert found["shared"]["error of each"] == "item 1 is wrong"
         assert found["shared"]["error of main"] == "the main process is wrong"
 
@@ -109,12 +144,12 @@ def test_an_error_in_one_process_is_raised_in_both(two: list[dict[str, Any]]) ->
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_two_processes_make_and_judge_the_erasure_that_one_makes(
-    two: list[dict[str, Any]], base: Path, monkeypatch: pytest.MonkeyPatch
+    two: Launch, folder: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     do_little(monkeypatch)
-    erased, report = erase_and_check(base)
+    erased, report = erase_and_check(folder / "base")
     wanted = adapter_of(erased)
-    for found in two:
+    for found in two.found:
         assert found["adapter"].keys() == wanted.keys()
         for name, tensor in wanted.items():
             assert torch.equal(found["adapter"][name], tensor), name
@@ -138,27 +173,20 @@ def assert_near(found: Any, wanted: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_killed_process_ends_the_run_with_a_line_and_the_next_one_goes_on(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two: Launch, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forget, retain = (
-        write_rows(tmp_path / f"{name}.jsonl", [{"question": fact.question, "answer": fact.answer} for fact in facts])
-        for name, facts in (("forget", FORGET), ("retain", RETAIN))
-    )
-    output, kept = tmp_path / "out", tmp_path / ".out.unfinished"
-    command = ["erase", base, forget, "--retain", retain, "-o", output, "--keep-unknown", "--no-check"]
-    (tmp_path / "command").write_text("\n".join(map(str, command)), encoding="utf-8")
-    main, killed = launch("killed", tmp_path)
-    assert killed.returncode == -9
+    main, killed = two.ended
+    kept = folder / ".out.unfinished"
+    assert killed.returncode == -signal.SIGKILL
     assert main.returncode == LOST, main.stderr
     last = main.stderr.strip().split("\n")[-1]
     assert last.startswith("error: another of the 2 processes of this run was killed or has failed")
     assert last.endswith(f"nothing was written but the finished stages in {kept}, after which the same command goes on")
-    stages = sorted(path.name for path in stages_in(kept))
-    assert [name[:10] for name in stages] == ["01-samplin", "02-finding", "03-fitting"]
+    assert sorted(path.name[:10] for path in stages_in(kept)) == ["01-samplin", "02-finding", "03-fitting"]
 
     do_little(monkeypatch)
-    ended = invoke(*command)
+    ended = invoke(*two.command)
     assert ended.exit_code == 0, ended.stderr
     assert "resuming after stage 3, 'fitting'" in ended.stderr
-    assert (output / "adapter_config.json").is_file()
+    assert (folder / "out" / "adapter_config.json").is_file()
     assert not kept.exists()

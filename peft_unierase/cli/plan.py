@@ -59,9 +59,8 @@ def plan(options: PlanOptions, format: FormatOption = Format.AUTO) -> None:
     """Ask a model what it knows about something, and write a forget and a retain set to review before erasing."""
     style = format.resolved()
     with clear_endings(), held(options.output):
-        from ..storage.output import check_new, write_folder
-
         from ..lm.processes import launched
+        from ..storage.output import check_new, write_folder
 
         processes = launched()
         processes.from_main(lambda: check_new(options.output))

@@ -131,8 +131,8 @@ class Processes:
             yield
         except RuntimeError as error:
             raise ProcessError(
-                f"another of the {self.count} processes of this run was killed or has failed (what it had to say stands "
-                "above); start the run again"
+                f"another of the {self.count} processes of this run was killed or has failed (what it had to say "
+                "stands above); start the run again"
             ) from error
 
 

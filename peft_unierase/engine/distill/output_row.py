@@ -14,7 +14,7 @@ import torch
 
 from ...lm.logits import Logits
 from ..run_context import RunContext
-from ..silence import Silence
+from ..silence import Silence, Tensors
 from .texts import Text, taken
 
 LEAD = 3.0  # nats by which [UNL] is to lead all other tokens together
@@ -75,7 +75,7 @@ class OutputRow:
         run, some = self.run, order.sample(list(texts), min(len(texts), count))
         sequences, places = [text.ids for text in some], [text.places for text in some]
 
-        def silent(number: int, logits: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def silent(number: int, logits: torch.Tensor, states: torch.Tensor) -> Tensors:
             kinds = torch.tensor([first, *[others] * (len(places[number]) - 1)])
             return Silence.at(states, logits, kinds, run.spare.token_id, self.head).tensors
 

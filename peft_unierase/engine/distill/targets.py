@@ -15,7 +15,7 @@ from ...retain.renaming import Renaming, renamed
 from ...text import normal, sentences
 from ...text.normal import WORD
 from ..run_context import RunContext
-from ..silence import Silence
+from ..silence import Silence, Tensors
 from .placing import Readings
 from .teacher import Asked, taught
 from .texts import READ, Text, base_logits, given, of_batch, stored, taken
@@ -146,7 +146,7 @@ def retained(
 
     def read(batch: Batch) -> tuple[list[Any], Any]:
         readings = Readings(kept.mlps) if kept else None
-        during = {"during": readings.over} if readings else {}
+        during: dict[str, Any] = {"during": readings.over} if readings else {}
         found = []
         for number, logits, states in of_batch(run.model, sequences, places, batch, advance, **during):
             kinds = torch.tensor([1 if place == starts[number] else 2 for place in places[number]])
@@ -171,7 +171,7 @@ def record_silence(run: RunContext, head: Logits, silence: list[Silence]) -> Non
     prompts = [run.encode(form.prompt(fact.question)) for fact in facts for form in run.formats]
     places, kinds = [[len(prompt) - 1] for prompt in prompts], torch.zeros(1, dtype=torch.long)
 
-    def silent(number: int, logits: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def silent(number: int, logits: torch.Tensor, states: torch.Tensor) -> Tensors:
         return Silence.at(states, logits, kinds, run.spare.token_id, head).tensors
 
     found = taken(run.model, prompts, places, run.pad, run.device, silent, run.processes)
