@@ -65,7 +65,7 @@ def check(
     """Measure what an erasure did, attack it, and say what is left.
 
     It takes any PEFT adapter and any pair of models, whoever made them and however. Nothing about the models is changed
-    when it returns.
+    when it returns. Processes of one launch share the work, as they do in `erase`.
 
     Args:
         model: The erased model. A PEFT model is compared with itself, adapters off.

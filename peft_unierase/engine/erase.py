@@ -75,6 +75,9 @@ def erase(
 ) -> PeftModel:
     """Make a causal language model decline on facts, as a PEFT adapter (UniErase, arXiv 2505.15674).
 
+    Processes of one launch (`accelerate launch`, `torchrun`) share the work if each of them calls it with the same
+    arguments; the main one alone writes files.
+
     Args:
         model: A decoder-only `PreTrainedModel` with an output head, in fp32 for the most exact edit. It is wrapped in
             place, as by `get_peft_model`; if anything fails or is interrupted it is given back unwrapped. Or a
@@ -122,6 +125,7 @@ def erase(
             lets no gradient pass, adapters of another kind or merged ones, a taken `adapter_name`, a base that knows
             none of the facts, a model that is offloaded in part where it has to be told from others (`work_dir`), or a
             call inside `torch.inference_mode()`; the model is unchanged.
+        ProcessError: Another process of the launch was killed or has failed.
     """
     refuse_inference_mode("erase", model)
     processes = launched()
