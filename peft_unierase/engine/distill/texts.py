@@ -52,7 +52,6 @@ def base_logits(
     pad: int,
     device: torch.device,
     advance: Callable[[int], object] = lambda count: None,
-    during: Callable[[torch.Tensor], AbstractContextManager[None]] = lambda mask: nullcontext(),
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """For each sequence, in no order, its number, the logits at its places, `(places, vocabulary)`, and what goes into
     the head there, `(places, d)`, both in fp32.
@@ -64,10 +63,9 @@ def base_logits(
         pad: Id to pad batches with.
         device: Where token ids go.
         advance: Called with the number of sequences run.
-        during: Called with the mask of each batch; gives the context in which it is run.
     """
     for batch in batches(sequences, pad, device, READ):
-        yield from of_batch(model, sequences, places, batch, advance, during)
+        yield from of_batch(model, sequences, places, batch, advance)
 
 
 def taken(
@@ -102,6 +100,14 @@ def of_batch(
     advance: Callable[[int], object] = lambda count: None,
     during: Callable[[torch.Tensor], AbstractContextManager[None]] = lambda mask: nullcontext(),
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """What [`base_logits`] gives for the sequences of a batch.
+
+    Args:
+        model, sequences, places: As there.
+        batch: Some of the sequences.
+        advance: Called with their number when they have been run.
+        during: Called with the batch's mask; gives the context in which it is run.
+    """
     keep = max(len(sequences[number]) - places[number][0] for number in batch.index)
     seen: list[torch.Tensor] = []
     handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
