@@ -138,7 +138,7 @@ def clear_endings(unfinished: Path | None = None, nothing: str = "nothing was wr
         fail(f"{error}; {left()}")
     except KeyboardInterrupt as error:
         end_quietly()
-        fail(f"{error or 'interrupted'}; {left()}", INTERRUPTED)
+        fail(f"{str(error) or 'interrupted'}; {left()}", INTERRUPTED)
     except (typer.Abort, typer.Exit):
         raise
     except Exception as error:

@@ -159,7 +159,8 @@ def retained(
         for number, targets, quiet in found:
             texts[number] = Text(sequences[number], places[number], *targets)
             if silence is not None and head:
-                silence.append(Silence(*quiet, token_id=token_id, logits=head))
+                states, others, kinds = quiet
+                silence.append(Silence(states, others, kinds, token_id, head))
         if kept and readings:
             kept.take_in(*readings)
     return [texts[number] for number in range(len(facts))]
