@@ -90,6 +90,7 @@ def _run(options: RampOptions, style: Format) -> list[Step]:
     """Erase step by step; what is good is saved before the next step begins."""
     from ..data.facts import check_facts
     from ..records.ledger import own_salt
+    from ..records.record import Salt
     from ..storage.output import check_new
 
     refusals = read_refusals(options.refusals)
@@ -107,20 +108,22 @@ def _run(options: RampOptions, style: Format) -> list[Step]:
 
     steps = growing(steps, len(forget))
     picture_library()
-    processes = launched()
+    processes, salt = launched(), Salt(b"")  # of processes that write no record
 
-    def begin() -> None:
+    def check_files() -> None:
+        nonlocal salt
+        salt = own_salt()
         check_new(options.output)
-        options.output.mkdir(parents=True, exist_ok=True)
 
+    processes.from_main(check_files)
     prepare_libraries()
     model, tokenizer = load_base(options.model, options.dtype, processes.device_map(options.device_map))
-    processes.from_main(begin)
+    processes.from_main(lambda: options.output.mkdir(parents=True, exist_ok=True))
 
     def keep(erased: Any, tokenizer: Any) -> None:
         why, place = "measured by the limits of a ramp", options.output / "erasure"
-        told = options.model, place, why, True
-        processes.from_main(lambda: finish(erased, tokenizer, *told, own_salt(), prompts=prompting.record()))
+        told = options.model, place, why, True, salt
+        processes.from_main(lambda: finish(erased, tokenizer, *told, prompts=prompting.record()))
 
     def draw(steps: Sequence[Step]) -> None:
         processes.from_main(lambda: save_steps(steps, options.output))
