@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from .data.facts import Fact, FactError
     from .engine import DistillSettings, Erasure, PaperSettings, erase
     from .engine.spare_row import NoSpareRowError
-    from .errors import ErasureWarning, InputError, MissingPackageError, StateError, UniEraseError, WrongTypeError
+    from .errors import (
+        ErasureWarning,
+        InputError,
+        MissingPackageError,
+        ProcessError,
+        StateError,
+        UniEraseError,
+        WrongTypeError,
+    )
     from .guard import GuardError, Inspection, UniEraseConfig, load
     from .guard.inspect import inspect
     from .hub import merge, push_erasure, stack
@@ -51,6 +59,7 @@ _HOMES = {
     "NoSpareRowError": "engine.spare_row",
     "NotPlainError": "storage.plain",
     "PaperSettings": "engine",
+    "ProcessError": "errors",
     "Samples": "retain.sample_files",
     "StateError": "errors",
     "UniEraseConfig": "guard",

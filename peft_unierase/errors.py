@@ -25,6 +25,10 @@ class StateError(UniEraseError, RuntimeError):
     """Two things that were given do not belong together, or one was changed so that it cannot be used."""
 
 
+class ProcessError(UniEraseError, RuntimeError):
+    """Another process of the same run has ended before it was done."""
+
+
 class MissingPackageError(UniEraseError, ImportError):
     """A package is not installed that only some commands need."""
 

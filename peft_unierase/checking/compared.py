@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ..data.facts import Fact, comparable_facts
 from ..errors import InputError
 from ..lm.formats import PromptFormat
+from ..lm.processes import ALONE, Processes
 from ..retain.knowledge import Knowledge, judged, unknown_named
 from .target import Target
 
@@ -15,13 +16,19 @@ FORGET = "forget"
 
 
 def knowledge(
-    base: Target, facts: Sequence[Fact], form: PromptFormat, others: Mapping[str, PromptFormat], max_new_tokens: int
+    base: Target,
+    facts: Sequence[Fact],
+    form: PromptFormat,
+    others: Mapping[str, PromptFormat],
+    max_new_tokens: int,
+    processes: Processes = ALONE,
 ) -> list[Knowledge]:
     """What the base knows, asked in the case's format and the others, and by how it likes the right answers."""
-    said = [
-        (each.name, base.says([each.prompt(fact.question) for fact in facts], max_new_tokens=max_new_tokens))
-        for each in (form, *others.values())
-    ]
+
+    def ask(each: PromptFormat) -> tuple[str, list[str]]:
+        return each.name, base.says([each.prompt(fact.question) for fact in facts], max_new_tokens=max_new_tokens)
+
+    said = processes.each([form, *others.values()], ask)
 
     def likely(pairs: Sequence[tuple[str, str]]) -> list[float]:
         read = base.reads([form.prompt(asked) for asked, _ in pairs], [form.answer(told) for _, told in pairs])

@@ -14,6 +14,7 @@ from typing import Any
 from ..data.facts import DEFAULT_REFUSALS, Fact, check_answers
 from ..errors import InputError
 from ..lm.formats import PromptFormat, asking_format, chat_format, plain_format
+from ..lm.processes import launched
 from ..lm.surroundings import own_surroundings, refuse_inference_mode
 from ..progress import Listener, Stages
 from ..retain.knowledge import summary
@@ -64,7 +65,7 @@ def check(
     """Measure what an erasure did, attack it, and say what is left.
 
     It takes any PEFT adapter and any pair of models, whoever made them and however. Nothing about the models is changed
-    when it returns.
+    when it returns. Processes of one launch share the work, as they do in `erase`.
 
     Args:
         model: The erased model. A PEFT model is compared with itself, adapters off.
@@ -97,7 +98,7 @@ def check(
             forget set or of a retain set can be compared: those of the forget set must all hold a letter or a digit,
             and retained ones that do not are left out with a warning.
     """
-    started = time.perf_counter()
+    started, processes = time.perf_counter(), launched()
     given = [each.model if isinstance(each, Target) else each for each in (base, reference_model)]
     refuse_inference_mode("check", model, *given)
     named = retain if isinstance(retain, Mapping) else {"retain": retain}
@@ -107,10 +108,10 @@ def check(
     _refuse(forget, sets, targets)
     skipped: dict[str, str] = {}
     sets = {name: compared(name, facts, skipped) for name, facts in sets.items()}
-    stages = Stages(progress)
+    stages = Stages(progress and processes.main)
     form, others = form or asking_format(tokenizer, template=template), _other_formats(tokenizer, template)
     with stages.stage("asking the base for the facts"):
-        known = knowledge(targets[0], forget, form, others, max_new_tokens)
+        known = knowledge(targets[0], forget, form, others, max_new_tokens, processes)
     forget = known_facts(known, skipped)
     case = Case(
         targets[0],
@@ -138,21 +139,29 @@ def check(
     for name, facts in ((FORGET, case.forget), *case.retain.items()):
         # No model is like another here: one that declines is soon done.
         with stages.stage(f"measuring {name}", len(targets), even=False) as bar:
-            measured[name] = []
-            for target in targets:
-                measured[name].append(measure(target, case, facts, forget=name == FORGET, judges=judges))
-                bar.update(1)
+            work = partial(_measured, case, name, facts, judges, bar.update)
+            measured[name] = processes.each(targets, work)
+    for target in targets:
+        target.remember(processes)
     with stages.stage("comparing distributions"):
         figures = [*_figures(measured), *_further(targets, case)]
     references, results = References(case, wanted), []
     if not references.cases:
         skipped[RENAMED] = NO_NAMES
-    for number, attack in enumerate(wanted, start=1):
+
+    def attacked(numbered: tuple[int, Attack]) -> AttackResult | str:
+        number, attack = numbered
         with stages.stage(f"attack {number} of {len(wanted)}: {attack.title}", len(targets) + 1, even=False) as bar:
             try:
-                results.append(_attacked(attack, targets, case, references, limits, bar.update))
+                return _attacked(attack, targets, case, references, limits, bar.update)
             except NotApplicable as reason:
-                skipped[attack.name] = str(reason)
+                return str(reason)
+
+    for attack, found in zip(wanted, processes.each(enumerate(wanted, start=1), attacked), strict=True):
+        if isinstance(found, str):
+            skipped[attack.name] = found
+        else:
+            results.append(found)
     table = _scores(measured, targets)
     kept = [(f"recall of {name}", m[0].figures["recall"], m[1].figures["recall"]) for name, m in measured.items()][1:]
     before, after = (table["model utility"].get(side) for side in ("base", "erased"))
@@ -249,6 +258,19 @@ def _other_formats(tokenizer: Any, template: str | None) -> dict[str, PromptForm
     found = {"plain": plain_format(tokenizer)}
     with suppress(ValueError):  # no chat template, or one without a place for a system prompt
         found["system"] = chat_format(tokenizer, SYSTEM, template=template)
+    return found
+
+
+def _measured(
+    case: Case,
+    name: str,
+    facts: Sequence[Fact],
+    judges: Mapping[str, Judge] | None,
+    advance: Callable[[int], object],
+    target: Target,
+) -> Measured:
+    found = measure(target, case, facts, forget=name == FORGET, judges=judges)
+    advance(1)
     return found
 
 

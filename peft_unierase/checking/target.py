@@ -17,6 +17,7 @@ import torch
 
 from ..lm.batches import batches, encode, pad_id
 from ..lm.decoding import chosen_answers, greedy_answers, keeps_all
+from ..lm.processes import Processes
 
 LOGITS = 2**23  # fp32 numbers in the logits of one batch, at the most
 
@@ -76,6 +77,12 @@ class Target:
             yield
         finally:
             self._said, self._read = kept
+
+    def remember(self, processes: Processes) -> None:
+        """Let every process remember what each was told by this model."""
+        for said, read in processes.gathered((self._said, self._read)):
+            self._said.update(said)
+            self._read.update(read)
 
     def weights(self) -> Target:
         """A copy with plain weights, to train or to change; the target itself stays as it is."""

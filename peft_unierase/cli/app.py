@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ..lm.processes import told
 from ..version import __version__
 from . import (
     check,
@@ -29,8 +30,9 @@ from . import (
     verify,
 )
 from .options import check_arguments
-from .output import clear_endings, interrupt
+from .output import clear_endings, interrupt, terminate
 from .parser import parsed
+from .together import check_shared
 
 
 class Commands(TyperGroup):
@@ -46,6 +48,7 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         check_arguments(args)
+        check_shared(args)
         return super().parse_args(ctx, args)
 
 
@@ -105,4 +108,6 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in the background
         signal.signal(signal.SIGINT, interrupt)
+    if told()[1] > 1:
+        signal.signal(signal.SIGTERM, terminate)
     app(prog_name="unierase")

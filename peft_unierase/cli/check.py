@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,10 +152,13 @@ def _run(options: CheckOptions, style: Format) -> CheckReport:
 
     from ..checking.judges import entailment_judge, similarity_judge
     from ..lm.load import load_base
+    from ..lm.processes import launched
     from .base import prepare_libraries
     from .report import report_table
 
     prepare_libraries()
+    processes = launched()
+    options = replace(options, device_map=processes.device_map(options.device_map))
     judges: dict[str, Any] = {}
     if options.similarity:
         judges["similarity"] = similarity_judge(options.similarity)
@@ -185,10 +188,14 @@ def _run(options: CheckOptions, style: Format) -> CheckReport:
         seed=options.seed,
         progress=style is not Format.QUIET,
     )
-    if options.output:
-        report.save_json(options.output / REPORT_NAME, not options.no_examples)
-        report.save_html(options.output / PAGE, not options.no_examples)
-    note("check", None, model=options.model, base=base_name, facts=len(forget), verdict=report.verdict.level)
+
+    def save() -> None:
+        if options.output:
+            report.save_json(options.output / REPORT_NAME, not options.no_examples)
+            report.save_html(options.output / PAGE, not options.no_examples)
+        note("check", None, model=options.model, base=base_name, facts=len(forget), verdict=report.verdict.level)
+
+    processes.from_main(save)
     if style is Format.JSON:
         show_json(report.record(not options.no_examples))
     elif style is Format.HUMAN:

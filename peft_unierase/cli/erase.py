@@ -6,11 +6,10 @@ import hashlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..storage.whole import claimed
 from .erase_checks import check_onto, check_samples_out, parse_layers
 from .loading import loading_lines, needs
 from .note import keep_promise
@@ -28,6 +27,7 @@ from .options import (
 from .output import Format, clear_endings, say, show, show_json
 from .prompting import PromptOptions
 from .sets import Reading, read_refusals
+from .together import held
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -158,15 +158,16 @@ class EraseOptions:
 def erase(options: EraseOptions, format: FormatOption = Format.AUTO) -> None:
     """Erase facts from a model and save the erasure as an adapter that PEFT loads."""
     style = format.resolved()
-    with clear_endings(unfinished=options.unfinished), claimed(options.output):
+    with clear_endings(unfinished=options.unfinished), held(options.output):
         _run(options, style)
 
 
 def _run(options: EraseOptions, style: Format) -> None:
     from ..data.facts import check_facts, comparable_facts
     from ..hub.folder import check_output
+    from ..lm.processes import launched
     from ..records.ledger import own_salt
-    from ..records.record import read_salt
+    from ..records.record import Salt, read_salt
 
     # Everything that can be refused without a model is refused first.
     onto = options.onto or ()
@@ -179,13 +180,21 @@ def _run(options: EraseOptions, style: Format) -> None:
     command = {name: str(value) for name, value in vars(options).items()}
     # The files may have changed since, which their names do not tell.
     command["texts"] = hashlib.sha256(repr((forget, retain, refusals, prompting)).encode()).hexdigest()
-    if keep_promise("erase", options.output, command) is not None:
-        _show_finished(options, style)
+    processes = launched()
+    if processes.from_main(lambda: keep_promise("erase", options.output, command)) is not None:
+        if processes.main:
+            _show_finished(options, style)
         return
-    check_samples_out(options.samples_in, options.samples_out, options.samples, options.overwrite)
-    check_output(options.output, options.overwrite)
-    check_onto(onto, options.output)
-    salt = read_salt(options.salt_file) if options.salt_file else own_salt()
+    salt = Salt(b"")  # of processes that write no record
+
+    def check_files() -> None:
+        nonlocal salt
+        check_samples_out(options.samples_in, options.samples_out, options.samples, options.overwrite)
+        check_output(options.output, options.overwrite)
+        check_onto(onto, options.output)
+        salt = read_salt(options.salt_file) if options.salt_file else own_salt()
+
+    processes.from_main(check_files)
     if not options.no_check:
         from ..checking.scores import statistics
 
@@ -213,8 +222,9 @@ def _run(options: EraseOptions, style: Format) -> None:
         named = ", ".join(subjects[:SHOWN]) + (f" and {len(subjects) - SHOWN} more" if len(subjects) > SHOWN else "")
         say(f"scope {options.scope} is about {named or 'nothing that has a name'}")
     if options.afresh:
-        discard(options.unfinished)
-    model, tokenizer = load_base(options.model, options.dtype, options.device_map, options.revision)
+        processes.from_main(lambda: discard(options.unfinished))
+    where = processes.device_map(options.device_map)
+    model, tokenizer = load_base(options.model, options.dtype, where, options.revision)
     whole = not any(parameter.is_meta for parameter in model.parameters())
     if not whole:
         say("warning: part of the base is offloaded, so the run cannot be resumed if it is interrupted")
@@ -256,19 +266,23 @@ def _run(options: EraseOptions, style: Format) -> None:
         report = checked(erased, tokenizer, erased.erasure.facts, comparable_facts(retain), options.seed, **asked)
         why_not = "the check failed"
     words = {"description": options.description, "license": options.license, "base_id": options.base_id}
-    record = finish(
-        erased,
-        tokenizer,
-        options.model,
-        options.output,
-        report or why_not,
-        options.overwrite,
-        salt,
-        prompts=prompting.record(),
-        command=command,
-        unfinished=options.unfinished,
-        **words,
-    )
+
+    def save() -> dict[str, Any]:
+        return finish(
+            erased,
+            tokenizer,
+            options.model,
+            options.output,
+            report or why_not,
+            options.overwrite,
+            salt,
+            prompts=prompting.record(),
+            command=command,
+            unfinished=options.unfinished,
+            **words,
+        )
+
+    record = processes.from_main(save)
     seconds = erased.erasure.seconds
     if style is Format.JSON:
         told = expected and asdict(expected)

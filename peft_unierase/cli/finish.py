@@ -12,6 +12,7 @@ from ..checking.case import drawn
 from ..data.facts import Fact
 from ..engine.checkpoint import discard
 from ..engine.estimate import Estimate
+from ..errors import ProcessError
 from ..hub.card import erasure_card, public_name
 from ..hub.folder import save_erasure
 from ..progress import spoken
@@ -56,6 +57,8 @@ def checked(
     sets = {"retain": drawn(retain, ASKED, f"{seed}")} if retain else {}
     try:
         return check(erased, tokenizer, drawn(forget, ASKED, f"{seed}"), sets, attacks="fast", seed=seed, **told)
+    except ProcessError:
+        raise
     except Exception as error:  # whatever it is, it must not cost the finished erasure
         say(f"warning: the erasure is saved unchecked, because checking it failed: {error}")
         return None

@@ -18,11 +18,13 @@ from typing import Any, NoReturn
 
 import typer
 
-from ..errors import UniEraseError, no_memory
+from ..errors import ProcessError, UniEraseError, no_memory
+from ..lm.processes import told
 from ..version import __version__
 
 BAD_INPUT = 2
 BUG = 70  # EX_SOFTWARE of sysexits.h; 1 is for what was judged and not accepted
+LOST = 75  # EX_TEMPFAIL: another process has ended, and the same command can be given again
 INTERRUPTED = 130
 REPORT_IT = "Please report it with the lines above and the command that you gave, but without your facts (SECURITY.md)"
 # Control characters but tab and line end, other ends of lines, marks that turn the order of letters, half characters.
@@ -38,13 +40,20 @@ class Format(str, Enum):
     QUIET = "quiet"
 
     def resolved(self) -> Format:
+        if told()[0]:
+            return Format.QUIET  # the main process shows what all have made
         if self is not Format.AUTO:
             return self
         return Format.HUMAN if sys.stdout and sys.stdout.isatty() else Format.JSON
 
 
 def say(text: str = "") -> None:
-    """Talk: a line on stderr."""
+    """Talk: a line on stderr, of the main process if there are several."""
+    if told()[0] == 0:
+        _say(text)
+
+
+def _say(text: str) -> None:
     with suppress(OSError):  # nobody can be told that nobody can be told
         _print(text, sys.stderr)
 
@@ -95,7 +104,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def fail(message: str, status: int = BAD_INPUT) -> NoReturn:
     """End with an error text, in one line, and a status."""
-    say(f"error: {' '.join(message.split())}")
+    number, count = told()
+    where = f" in process {number + 1} of {count}" if number else ""
+    _say(f"error{where}: {' '.join(message.split())}")
     raise SystemExit(status)
 
 
@@ -117,15 +128,17 @@ def clear_endings(unfinished: Path | None = None, nothing: str = "nothing was wr
 
     try:
         yield
+    except ProcessError as error:
+        fail(f"{error}; {left()}", LOST)
     except UniEraseError as error:
         fail(f"{error}")
     except OSError as error:
         if error.errno == errno.EPIPE:  # whoever read the output has enough of it
             raise
         fail(f"{error}; {left()}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         end_quietly()
-        fail(f"interrupted; {left()}", INTERRUPTED)
+        fail(f"{str(error) or 'interrupted'}; {left()}", INTERRUPTED)
     except (typer.Abort, typer.Exit):
         raise
     except Exception as error:
@@ -136,7 +149,7 @@ def clear_endings(unfinished: Path | None = None, nothing: str = "nothing was wr
         if isinstance(error, ValueError) and "embedded null" in str(error):  # what the system would say of such a path
             fail(f"a name holds a null byte, which no file's can; {left()}")
         traceback.print_exc()
-        say(f"error: this is a bug in peft-unierase {__version__}. {REPORT_IT}")
+        _say(f"error: this is a bug in peft-unierase {__version__}. {REPORT_IT}")
         raise SystemExit(BUG) from error
 
 
@@ -161,6 +174,12 @@ def interrupt_again(signum: int, frame: FrameType | None) -> NoReturn:
     """The second one while that is done: end at once."""
     os.write(2, b"error: interrupted twice; the next run removes what is left of this one\n")
     os._exit(INTERRUPTED)
+
+
+def terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    """What a launcher sends to the processes that are left when one of them has ended."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt("ended by the launcher, because another process has ended or the run was stopped")
 
 
 def end_quietly() -> None:

@@ -11,11 +11,11 @@ import typer
 
 from ..errors import InputError
 from ..storage.plain import read_text
-from ..storage.whole import claimed
 from .options import MOST, DeviceMapOption, DtypeOption, FormatOption, SamplesCache, SeedOption, number
 from .output import Format, clear_endings, show, show_json, table
 from .prompting import PromptOptions
 from .sets import ForgetReading, read_refusals
+from .together import held
 
 EXAMPLES = (
     'Examples:\n\nunierase plan ./model "Ada Finch" -o plan\n\nunierase plan org/model letter.txt -o plan\n\n'
@@ -58,10 +58,12 @@ class PlanOptions:
 def plan(options: PlanOptions, format: FormatOption = Format.AUTO) -> None:
     """Ask a model what it knows about something, and write a forget and a retain set to review before erasing."""
     style = format.resolved()
-    with clear_endings(), claimed(options.output):
+    with clear_endings(), held(options.output):
+        from ..lm.processes import launched
         from ..storage.output import check_new, write_folder
 
-        check_new(options.output)
+        processes = launched()
+        processes.from_main(lambda: check_new(options.output))
         target, text = read_target(options)
         refusals = read_refusals(options.refusals)
         prompting = options.prompts.read()
@@ -71,7 +73,7 @@ def plan(options: PlanOptions, format: FormatOption = Format.AUTO) -> None:
 
         prepare_libraries()
         told: dict[str, Any] = {"refusals": refusals} if refusals else {}
-        model, tokenizer = load_base(options.model, options.dtype, options.device_map)
+        model, tokenizer = load_base(options.model, options.dtype, processes.device_map(options.device_map))
         found = plan(
             model,
             tokenizer,
@@ -86,7 +88,7 @@ def plan(options: PlanOptions, format: FormatOption = Format.AUTO) -> None:
             samples_cache=options.cache.folder(),
             **told,
         )
-        write_folder(options.output, found.save)
+        processes.from_main(lambda: write_folder(options.output, found.save))
     if style is Format.JSON:
         show_json({"output": str(options.output), **found.record()})
     elif style is Format.HUMAN:

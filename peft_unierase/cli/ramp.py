@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, shown
-from ..storage.whole import claimed
 from .options import (
     DeviceMapOption,
     DtypeOption,
@@ -24,6 +23,7 @@ from .options import (
 from .output import Format, clear_endings, say, show, show_json, table
 from .prompting import PromptOptions
 from .sets import Reading, read_refusals
+from .together import held
 
 if TYPE_CHECKING:
     from ..planning.ramp import Step
@@ -64,7 +64,7 @@ class RampOptions:
 def ramp(options: RampOptions, format: FormatOption = Format.AUTO) -> None:
     """Erase in growing steps, look after each at what comes back, keep the last good one. Status 1 if one fails."""
     style = format.resolved()
-    with clear_endings(), claimed(options.output):
+    with clear_endings(), held(options.output):
         steps = _run(options, style)
     good = [step for step in steps if not step.failed]
     if style is Format.JSON:
@@ -90,30 +90,43 @@ def _run(options: RampOptions, style: Format) -> list[Step]:
     """Erase step by step; what is good is saved before the next step begins."""
     from ..data.facts import check_facts
     from ..records.ledger import own_salt
+    from ..records.record import Salt
     from ..storage.output import check_new
 
-    refusals, salt = read_refusals(options.refusals), own_salt()
+    refusals = read_refusals(options.refusals)
     prompting = options.prompts.read()
     forget, retain = options.reading.forget(options.forget), options.reading.retain(options.retain)
     for warning in check_facts(forget, retain):
         say(f"warning: {warning}")
     steps = parse_steps(options.steps, len(forget))
-    check_new(options.output)
 
     from ..lm.load import load_base
+    from ..lm.processes import launched
     from ..planning.ramp import growing, picture_library, ramp, save_steps
     from .base import prepare_libraries
     from .finish import finish
 
     steps = growing(steps, len(forget))
     picture_library()
+    processes, salt = launched(), Salt(b"")  # of processes that write no record
+
+    def check_files() -> None:
+        nonlocal salt
+        salt = own_salt()
+        check_new(options.output)
+
+    processes.from_main(check_files)
     prepare_libraries()
-    model, tokenizer = load_base(options.model, options.dtype, options.device_map)
-    options.output.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load_base(options.model, options.dtype, processes.device_map(options.device_map))
+    processes.from_main(lambda: options.output.mkdir(parents=True, exist_ok=True))
 
     def keep(erased: Any, tokenizer: Any) -> None:
         why, place = "measured by the limits of a ramp", options.output / "erasure"
-        finish(erased, tokenizer, options.model, place, why, True, salt, prompts=prompting.record())
+        told = options.model, place, why, True, salt
+        processes.from_main(lambda: finish(erased, tokenizer, *told, prompts=prompting.record()))
+
+    def draw(steps: Sequence[Step]) -> None:
+        processes.from_main(lambda: save_steps(steps, options.output))
 
     return ramp(
         model,
@@ -129,7 +142,7 @@ def _run(options: RampOptions, style: Format) -> list[Step]:
         seed=options.seed,
         progress=style is not Format.QUIET,
         good=keep,
-        measured=lambda steps: save_steps(steps, options.output),
+        measured=draw,
     )
 
 

@@ -92,5 +92,7 @@ def _asked(run: RunContext, scope: Scope, found: Sequence[Fact]) -> list[Fact]:
         return [
             fact
             for subject, starts in zip(scope.subjects, beginnings, strict=True)
-            for fact in ask_about(model, tokenizer, form, subject, starts, count, run.seed, advance=advance)
+            for fact in ask_about(
+                model, tokenizer, form, subject, starts, count, run.seed, advance=advance, processes=run.processes
+            )
         ]

@@ -22,6 +22,7 @@ from ..guard.config import UniEraseConfig
 from ..lm.batches import pad_id
 from ..lm.formats import PromptFormat, default_formats
 from ..lm.gradients import check_gradients
+from ..lm.processes import launched
 from ..lm.structure import check_supported
 from ..lm.surroundings import own_surroundings, refuse_inference_mode
 from ..progress import Listener, Stages
@@ -74,6 +75,9 @@ def erase(
 ) -> PeftModel:
     """Make a causal language model decline on facts, as a PEFT adapter (UniErase, arXiv 2505.15674).
 
+    Processes of one launch (`accelerate launch`, `torchrun`) share the work if each of them calls it with the same
+    arguments; the main one alone writes files.
+
     Args:
         model: A decoder-only `PreTrainedModel` with an output head, in fp32 for the most exact edit. It is wrapped in
             place, as by `get_peft_model`; if anything fails or is interrupted it is given back unwrapped. Or a
@@ -121,8 +125,10 @@ def erase(
             lets no gradient pass, adapters of another kind or merged ones, a taken `adapter_name`, a base that knows
             none of the facts, a model that is offloaded in part where it has to be told from others (`work_dir`), or a
             call inside `torch.inference_mode()`; the model is unchanged.
+        ProcessError: Another process of the launch was killed or has failed.
     """
     refuse_inference_mode("erase", model)
+    processes = launched()
     check_recipe(recipe, settings)
     check_scope(scope, recipe)
     peft_model = model if isinstance(model, PeftModel) else None
@@ -154,7 +160,7 @@ def erase(
             tokenizer=tokenizer,
             formats=formats,
             refusals=list(refusals or DEFAULT_REFUSALS),
-            stages=Stages(progress),
+            stages=Stages(progress and processes.main),
             generator=torch.Generator().manual_seed(seed),
             pad=pad_id(tokenizer),
             seed=seed,
@@ -166,13 +172,18 @@ def erase(
             forget=forget,
             retain=retain,
             earlier=active,
+            processes=processes,
         )
         if work_dir is not None:
-            run.checkpoint = Checkpoint(
-                Path(work_dir),
-                _digest(run, [recipe, scope, keep_unknown], settings, samples_in, onto),
-                run.stages.tell,
-            )
+            choices = [recipe, scope, keep_unknown]
+
+            place = Path(work_dir)
+
+            def keep() -> None:
+                digest = _digest(run, choices, settings, samples_in, onto)
+                run.checkpoint = Checkpoint(place, digest, run.stages.tell)
+
+            processes.from_main(keep)
         known = ask_for_facts(run, keep_unknown)
         forget = [each.fact for each in known]
         if plan:  # facts that were left out have no say
@@ -181,7 +192,8 @@ def erase(
         run.retain = as_now(run, retain)
         scoped = find_retain_data(run, plan, settings.sample_count(len(forget)), samples_cache, samples_in)
         if samples_out:
-            write_samples(Path(samples_out), Samples(run.sampled, run.near + run.around))
+            samples, file = Samples(run.sampled, run.near + run.around), Path(samples_out)
+            processes.from_main(lambda: write_samples(file, samples))
         if not run.kept:
             raise InputError(
                 "there is no retain data: none was given and the base asked itself nothing usable; pass retain facts "

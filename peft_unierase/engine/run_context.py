@@ -12,6 +12,7 @@ from torch import nn
 from ..data.facts import Fact
 from ..lm.batches import encode
 from ..lm.formats import PromptFormat
+from ..lm.processes import ALONE, Processes
 from ..lm.structure import find_token_modules
 from ..lm.weights import plain_weight
 from ..progress import Stages
@@ -48,8 +49,9 @@ class RunContext:
         sampled: Retain facts from the model itself.
         near: Those that lie next to the forget set and that the base knows.
         known: How many of the facts the base knows, and how it was asked; see `summary`.
-        checkpoint: Keeps the finished stages, where that is wanted.
+        checkpoint: Keeps the finished stages, where that is wanted, in the main process.
         earlier: Names of the erasures that are on while this one is made.
+        processes: Make this run together.
     """
 
     model: Any
@@ -76,6 +78,7 @@ class RunContext:
     known: dict[str, Any] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     earlier: list[str] = field(default_factory=list)
+    processes: Processes = ALONE
 
     @property
     def kept(self) -> list[Fact]:
@@ -93,7 +96,7 @@ class RunContext:
             name: As the run calls the stage; the same name may come again.
             work: Does it; gives tensors and JSON values by name.
         """
-        done = self.checkpoint.load(name) if self.checkpoint else None
+        done = self.processes.from_main(lambda: self.checkpoint.load(name) if self.checkpoint else None)
         if done is None:
             done = {"result." + key: value for key, value in work().items()}
             if self.checkpoint:

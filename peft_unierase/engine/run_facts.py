@@ -52,7 +52,7 @@ def ask_for_facts(run: RunContext, keep_unknown: bool) -> list[Knowledge]:
     """The facts that are to be erased, with what the base says of them; names what it does not know."""
     steps = len(run.forget) * len(run.formats)
     with run.stages.stage("asking the base for the facts", steps) as bar, switched_off(run.model):
-        found = ask(run.model, run.tokenizer, run.forget, run.formats, bar.update)
+        found = ask(run.model, run.tokenizer, run.forget, run.formats, bar.update, run.processes)
     run.known = summary(found)
     if run.earlier and (gone := sum(changed_answers(run.model, run.tokenizer, run.formats[0], run.forget))):
         warnings.warn(
@@ -111,7 +111,7 @@ def _asked_itself(run: RunContext, wanted: int, cache: str | Path | bool) -> lis
     folder = samples_folder(model, cache)
     with run.stages.stage("sampling retain data", SAMPLE_STEPS * BLOCK * math.ceil(wanted / BLOCK)) as bar:
         with switched_off(model):  # the bare base's, which all its erasures can share
-            found = samples_for(model, tokenizer, form, wanted, run.seed, folder, bar.update)
+            found = samples_for(model, tokenizer, form, wanted, run.seed, folder, bar.update, processes=run.processes)
         return as_now(run, found)
 
 
@@ -120,9 +120,8 @@ def _near(run: RunContext) -> Neighbours:
     rounds = neighbour_rounds(len(run.forget))
     with run.stages.stage("sampling near neighbours", NEIGHBOUR_STEPS * ROUND * rounds, even=False) as bar:
         with switched_off(model):
-            found = sample_neighbours(
-                model, tokenizer, form, plain_format(tokenizer), run.forget, rounds, run.seed, bar.update
-            )
+            told = run.forget, rounds, run.seed, bar.update, run.processes
+            found = sample_neighbours(model, tokenizer, form, plain_format(tokenizer), *told)
         return Neighbours(as_now(run, found.known), as_now(run, found.others), found.reworded)
 
 

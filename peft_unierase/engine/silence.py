@@ -10,6 +10,8 @@ from torch import nn
 
 from ..lm.logits import Logits
 
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Silence:
@@ -39,6 +41,11 @@ class Silence:
         others = outputs.float().clone()
         others[:, token_id] = float("-inf")
         return cls(states.float(), others.logsumexp(dim=-1), kinds.to(states.device), token_id, logits)
+
+    @property
+    def tensors(self) -> Tensors:
+        """`states`, `others` and `kinds`."""
+        return self.states, self.others, self.kinds
 
     @classmethod
     def joined(cls, parts: Sequence[Silence]) -> Silence:

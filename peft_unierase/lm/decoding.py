@@ -13,7 +13,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .batches import batches, encode, pad_id
+from .batches import Batch, batches, encode, pad_id
+from .processes import ALONE, Processes
 
 WORTH_SHARING = 8  # tokens of a common beginning
 
@@ -113,6 +114,7 @@ def greedy_answers(
     tokens: int = 2048,
     banned: Sequence[int] = (),
     advance: Callable[[int], object] = lambda count: None,
+    processes: Processes = ALONE,
 ) -> list[list[int]]:
     """Greedy continuations of prompts, in their order, as token ids up to and including the end token.
 
@@ -124,13 +126,14 @@ def greedy_answers(
         tokens: Padded prompt tokens per batch.
         banned: Ids that must not be generated.
         advance: Called with the number of prompts finished, for progress bars.
+        processes: Share the batches.
     """
 
     def best(logits: torch.Tensor) -> torch.Tensor:
         logits[:, list(banned)] = float("-inf")
         return logits.argmax(dim=-1)
 
-    return chosen_answers(model, tokenizer, prompts, best, max_new_tokens, tokens, advance)
+    return chosen_answers(model, tokenizer, prompts, best, max_new_tokens, tokens, advance, processes)
 
 
 def chosen_answers(
@@ -141,16 +144,27 @@ def chosen_answers(
     max_new_tokens: int = 64,
     tokens: int = 2048,
     advance: Callable[[int], object] = lambda count: None,
+    processes: Processes = ALONE,
 ) -> list[list[int]]:
-    """Continuations like those of [`greedy_answers`], with `choose` as [`continuations`] has it."""
+    """Continuations like those of [`greedy_answers`], with `choose` as [`continuations`] has it.
+
+    Only what draws nothing can be shared by processes: draws would depend on who has drawn before.
+    """
     answers: list[list[int]] = [[] for _ in prompts]
     encoded = [encode(tokenizer, text) for text in prompts]
     device = model.get_input_embeddings().weight.device
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for batch in batches(encoded, pad_id(tokenizer), device, tokens):
+    advance = processes.steps(advance)
+    if processes.count > 1:  # what fits into one batch is work for all, too
+        tokens = min(tokens, -(-sum(map(len, encoded)) // processes.count))
+
+    def continued(batch: Batch) -> list[tuple[int, list[int]]]:
         room = _room(max_new_tokens, context, batch.ids.shape[1])
         found = continuations(model, batch.ids, batch.mask, room, end_ids(model), choose, advance=advance)
-        for position, answer in zip(batch.index, found, strict=True):
+        return list(zip(batch.index, found, strict=True))
+
+    for found in processes.each(batches(encoded, pad_id(tokenizer), device, tokens), continued):
+        for position, answer in found:
             answers[position] = answer
     return answers
 

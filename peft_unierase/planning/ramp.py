@@ -15,6 +15,7 @@ from ..data.facts import Fact, comparable_facts
 from ..engine import erase
 from ..errors import InputError, MissingPackageError
 from ..lm.formats import PromptFormat, default_formats
+from ..lm.processes import launched
 from ..progress import Stages
 from ..storage.whole import write_text
 
@@ -101,7 +102,7 @@ def ramp(
     asked = drawn(retain, ASKED, f"{seed} ramp")
     groups = [forget[start:end] for start, end in zip([0, *counts], counts, strict=False)]
     samples = [drawn(group, ASKED, f"{seed} ramp") for group in groups]
-    stages = Stages(progress)
+    stages = Stages(progress and launched().main)
 
     def recall(what: str, asking: Any, tokenizer: Any, facts: Sequence[Fact]) -> float:
         with stages.stage(what, len(facts), even=False) as bar:

@@ -14,6 +14,7 @@ from ..engine.around import SURE
 from ..engine.estimate import Estimate, estimate
 from ..errors import InputError
 from ..lm.formats import PromptFormat, default_formats
+from ..lm.processes import Processes, launched
 from ..lm.surroundings import own_surroundings
 from ..progress import Stages
 from ..retain.about import ask_about, find_beginnings
@@ -133,6 +134,7 @@ def plan(
         ValueError: `target` is empty, an answer in it has no letter and no digit, or the text names nothing more than
             once.
     """
+    processes = launched()
     formats = list(formats or default_formats(tokenizer))
     form = formats[0]
     given = None if isinstance(target, str) else list(target)
@@ -149,13 +151,14 @@ def plan(
         if not given:
             raise InputError("the forget set is empty; give at least one fact, or a name or a topic in words")
         check_answers(given)
-    stages = Stages(progress)
+    stages = Stages(progress and processes.main)
     folder = samples_folder(model, samples_cache)
     with stages.stage("sampling retain data", SAMPLE_STEPS * BLOCK * math.ceil(samples / BLOCK)) as bar:
-        sampled = samples_for(model, tokenizer, form, samples, seed, folder, bar.update)
+        sampled = samples_for(model, tokenizer, form, samples, seed, folder, bar.update, processes=processes)
     asked: list[Fact] = []
     for subject in subjects:
-        asked += _told_about(model, tokenizer, form, subject, [f.question for f in sampled], count, seed, stages)
+        questions = [f.question for f in sampled]
+        asked += _told_about(model, tokenizer, form, subject, questions, count, seed, stages, processes)
     unknown: list[Fact] = []
     if given is None:
         if text is not None:
@@ -166,7 +169,7 @@ def plan(
             pairs = sorted(confident(model, tokenizer, form, asked, sure), key=lambda pair: -pair[1])
     else:
         with stages.stage("asking the base for the facts", len(given) * len(formats)) as bar:
-            found = ask(model, tokenizer, merge_repeats(given), formats, bar.update)
+            found = ask(model, tokenizer, merge_repeats(given), formats, bar.update, processes)
         unknown = [each.fact for each in found if not each.known]
         pairs = confident(model, tokenizer, form, [each.fact for each in found if each.known], 0.0)
     forget = [fact for fact, _ in pairs]
@@ -194,6 +197,7 @@ def _told_about(
     count: int,
     seed: int,
     stages: Stages,
+    processes: Processes,
 ) -> list[Fact]:
     """What the base answers about a subject: first to templates, then to what it asks itself, in rounds.
 
@@ -204,7 +208,8 @@ def _told_about(
         for turn in range(ROUNDS):
             lent = [*[fact.question for fact in found], *questions][:LENDING]
             (beginnings,) = find_beginnings(model, tokenizer, form, [subject], lent, count)
-            found += ask_about(model, tokenizer, form, subject, beginnings, count, seed + turn, advance=bar.update)
+            told: dict[str, Any] = {"advance": bar.update, "processes": processes}
+            found += ask_about(model, tokenizer, form, subject, beginnings, count, seed + turn, **told)
     return without_repeats(found)
 
 

@@ -18,6 +18,7 @@ import torch
 from ..data.facts import Fact
 from ..lm.batches import encode, last_logits, pad_id
 from ..lm.formats import PromptFormat
+from ..lm.processes import ALONE, Processes
 from ..text import names
 from .samples import ANSWERING, answered, go_on_asking
 
@@ -45,6 +46,7 @@ def ask_about(
     seed: int,
     *,
     advance: Callable[[int], object] = lambda count: None,
+    processes: Processes = ALONE,
 ) -> list[Fact]:
     """At most `count` questions about a subject that the base asks itself, answered greedily by it.
 
@@ -60,6 +62,7 @@ def ask_about(
         count: Questions wanted. Fewer come back from a base that repeats itself.
         seed: Seed of the sampling; the global generator is left alone.
         advance: Called with the steps done, `SAMPLE_STEPS * count` in all.
+        processes: Share the answers.
     """
     digest = hashlib.sha256(f"{seed} {subject}".encode()).digest()
     own_seed = int.from_bytes(digest[:4], "big")
@@ -75,7 +78,7 @@ def ask_about(
             break
     kept = list(questions)[:count]
     advance(count - len(questions) + ANSWERING * (count - len(kept)))
-    return answered(model, tokenizer, form, kept, advance, subject)
+    return answered(model, tokenizer, form, kept, advance, subject, processes)
 
 
 @torch.no_grad()

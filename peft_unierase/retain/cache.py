@@ -25,6 +25,7 @@ from torch import nn
 from ..data.facts import Fact
 from ..errors import InputError
 from ..lm.formats import PromptFormat
+from ..lm.processes import ALONE, Processes
 from ..storage.names import home
 from ..storage.plain import parse_json, read_text
 from .sample_files import write_lines
@@ -53,6 +54,7 @@ def samples_for(
     folder: Path | None = None,
     advance: Callable[[int], object] = lambda count: None,
     warn: Callable[[str], object] = warnings.warn,
+    processes: Processes = ALONE,
 ) -> list[Fact]:
     """The first `count` facts that the base asks itself; those for a smaller count are their beginning.
 
@@ -66,18 +68,28 @@ def samples_for(
             further block is added to it as soon as it is there.
         advance: Called with the steps done, `SAMPLE_STEPS * BLOCK` a block in all.
         warn: Called with what is wrong with the file, if something is; the samples are then made anew.
+        processes: Share the work. The main one alone reads and writes the file.
 
     Raises:
         ValueError: The base cannot be told from others because part of its weights is offloaded.
     """
-    header = samples_header(model, tokenizer, form, seed) if folder else {}
-    cache = folder / f"{_digest(header, ())[7:23]}.jsonl" if folder else None
-    blocks: list[list[Fact]] = []
-    if cache and os.path.lexists(cache):
-        try:
-            blocks = load_samples(cache, header)
-        except (ValueError, OSError) as error:
-            warn(f"{error}; the base is asked anew")
+    folder = folder if processes.main else None
+    header: dict[str, Any] = {}
+    cache: Path | None = None
+
+    def kept() -> list[list[Fact]]:
+        nonlocal header, cache
+        if folder:
+            header = samples_header(model, tokenizer, form, seed)
+            cache = folder / f"{_digest(header, ())[7:23]}.jsonl"
+        if cache and os.path.lexists(cache):
+            try:
+                return load_samples(cache, header)
+            except (ValueError, OSError) as error:
+                warn(f"{error}; the base is asked anew")
+        return []
+
+    blocks = processes.from_main(kept)
     facts: list[Fact] = []
     whole = -(-count // BLOCK)
     for number in range(2 * whole):
@@ -88,7 +100,8 @@ def samples_for(
         else:
             known = {fact.question for fact in facts}
             block_seed = int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4], "big")
-            blocks.append(sample_facts(model, tokenizer, form, BLOCK, block_seed, known=known, advance=advance))
+            told: dict[str, Any] = {"known": known, "advance": advance, "processes": processes}
+            blocks.append(sample_facts(model, tokenizer, form, BLOCK, block_seed, **told))
             try:
                 if cache:
                     save_samples(cache, header, blocks)

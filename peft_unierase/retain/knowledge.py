@@ -16,6 +16,7 @@ from ..data.facts import Fact
 from ..lm.batches import encode, last_logits, pad_id
 from ..lm.decoding import greedy_answers
 from ..lm.formats import PromptFormat
+from ..lm.processes import ALONE, Processes
 from ..text import comparable, holds, sentences
 
 LONGEST = 64  # tokens of an answer
@@ -67,6 +68,7 @@ def ask(
     facts: Sequence[Fact],
     formats: Sequence[PromptFormat],
     advance: Callable[[int], object] = lambda count: None,
+    processes: Processes = ALONE,
 ) -> list[Knowledge]:
     """Ask a model for facts in every format.
 
@@ -76,11 +78,12 @@ def ask(
         facts: What to ask for.
         formats: How to ask.
         advance: Called with the questions answered, `len(facts) * len(formats)` in all.
+        processes: Share the questions.
     """
     said: list[dict[str, str]] = [{} for _ in facts]
     for form in formats:
         prompts = [form.prompt(fact.question) for fact in facts]
-        answers = greedy_answers(model, tokenizer, prompts, LONGEST, advance=advance)
+        answers = greedy_answers(model, tokenizer, prompts, LONGEST, advance=advance, processes=processes)
         for own, ids in zip(said, answers, strict=True):
             own[form.name] = tokenizer.decode(ids, skip_special_tokens=True).strip()
     return judged(facts, said, lambda pairs: log_likelihoods(model, tokenizer, pairs, formats[0]).tolist())

@@ -22,6 +22,7 @@ from ..data.facts import Fact
 from ..lm.batches import encode, pad_id, pad_left
 from ..lm.decoding import continuations, end_ids
 from ..lm.formats import PromptFormat
+from ..lm.processes import ALONE, Processes
 from ..text import PIECE, SENTENCE, comparable, names, normal, terms
 from .knowledge import tells
 from .samples import go_on_asking
@@ -70,6 +71,7 @@ def sample_neighbours(
     rounds: int,
     seed: int,
     advance: Callable[[int], object] = lambda count: None,
+    processes: Processes = ALONE,
 ) -> Neighbours:
     """Let the base ask questions like those of the forget set, and keep what does not touch it.
 
@@ -82,6 +84,7 @@ def sample_neighbours(
         rounds: Rounds of `ROUND` questions.
         seed: Seed of the sampling; the global generator is left alone.
         advance: Called with the steps done, `NEIGHBOUR_STEPS * ROUND * rounds` in all.
+        processes: Share the answers. All of them ask, so that all draw alike.
     """
     generator = torch.Generator(model.get_input_embeddings().weight.device).manual_seed(seed)
     order = random.Random(seed)
@@ -112,9 +115,11 @@ def sample_neighbours(
                 given.add(normal(text))
                 questions[text] = head
         prompts = [head + (asking if head else plain).prompt(text) for text, head in questions.items()]
-        shorts = _lines(model, tokenizer, prompts, SHORT_TOKENS)
+        shorts = _lines(model, tokenizer, prompts, SHORT_TOKENS, processes=processes)
         advance(ROUND)
-        answers = _lines(model, tokenizer, [form.prompt(text) for text in questions], ANSWER_TOKENS, rows=ROUND)
+        asking_for = [form.prompt(text) for text in questions]
+        rows = -(-ROUND // processes.count)
+        answers = _lines(model, tokenizer, asking_for, ANSWER_TOKENS, rows=rows, processes=processes)
         advance(ROUND)
         for (question, head), brief, answer in zip(questions.items(), shorts, answers, strict=True):
             answer = _first_sentence(answer)
@@ -199,18 +204,23 @@ def _lines(
     choose: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits.argmax(dim=-1),
     rows: int = EACH,
     starts: Sequence[str] = (),
+    processes: Processes = ALONE,
 ) -> list[str]:
     """What the model goes on with after each prompt, up to the end of the line; after what the line starts with."""
     device = model.get_input_embeddings().weight.device
+    pieces = [prompts[first : first + rows] for first in range(0, len(prompts), rows)]
     lines: list[str] = []
 
     def ended(tokens: list[int]) -> bool:
         return "\n" in tokenizer.decode(tokens).lstrip()
 
-    for first in range(0, len(prompts), rows):
-        encoded = [encode(tokenizer, prompt) for prompt in prompts[first : first + rows]]
+    def continued(piece: Sequence[str]) -> list[list[int]]:
+        encoded = [encode(tokenizer, prompt) for prompt in piece]
         batch = pad_left(encoded, pad_id(tokenizer), device, list(range(len(encoded))))
-        for tokens in continuations(model, batch.ids, batch.mask, room, end_ids(model), choose, ended):
+        return continuations(model, batch.ids, batch.mask, room, end_ids(model), choose, ended)
+
+    for found in processes.each(pieces, continued):
+        for tokens in found:
             begun = encode(tokenizer, starts[len(lines)]) if starts else []  # tokens know whether a space comes first
             lines.append(tokenizer.decode(begun + tokens, skip_special_tokens=True).strip().partition("\n")[0].strip())
     return lines

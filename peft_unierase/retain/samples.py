@@ -16,6 +16,7 @@ from ..data.facts import Fact
 from ..lm.batches import encode, pad_id, pad_left
 from ..lm.decoding import continuations, end_ids, greedy_answers
 from ..lm.formats import PromptFormat
+from ..lm.processes import ALONE, Processes
 from ..text import SENTENCE, terms, words
 
 QUESTION_TOKENS = 32  # where a question that has not ended is cut
@@ -34,6 +35,7 @@ def sample_facts(
     *,
     known: Collection[str] = (),
     advance: Callable[[int], object] = lambda count: None,
+    processes: Processes = ALONE,
 ) -> list[Fact]:
     """Let the model ask `count` questions after the user header, at temperature 1, and answer them greedily.
 
@@ -47,11 +49,12 @@ def sample_facts(
         seed: Seed of the sampling; the global generator is left alone.
         known: Questions that need no answer any more.
         advance: Called with the steps done, `SAMPLE_STEPS * count` in all.
+        processes: Share the answers. All of them ask, so that all draw alike.
     """
     texts = go_on_asking(model, tokenizer, form, [[]] * count, seed, advance=advance)
     questions = [text for text in dict.fromkeys(texts) if text not in known and len(words(text)) > 1]
     advance(ANSWERING * (count - len(questions)))
-    return answered(model, tokenizer, form, questions, advance)
+    return answered(model, tokenizer, form, questions, advance, processes=processes)
 
 
 def go_on_asking(
@@ -119,6 +122,7 @@ def answered(
     questions: Sequence[str],
     advance: Callable[[int], object] = lambda count: None,
     subject: str | None = None,
+    processes: Processes = ALONE,
 ) -> list[Fact]:
     """Questions with the model's greedy answers; one that is cut ends with its last whole sentence, if it has one.
 
@@ -129,6 +133,7 @@ def answered(
         questions: What to answer.
         advance: Called with the steps done, `ANSWERING * len(questions)` in all.
         subject: Whom or what the questions are about.
+        processes: Share the questions.
     """
     facts, ends = [], end_ids(model)
     prompts = [form.prompt(question) for question in questions]
@@ -139,6 +144,7 @@ def answered(
         ANSWER_TOKENS,
         tokens=ROWS * ANSWER_TOKENS,
         advance=lambda count: advance(ANSWERING * count),
+        processes=processes,
     )
     for question, tokens in zip(questions, found, strict=True):
         text = tokenizer.decode(tokens, skip_special_tokens=True).strip()

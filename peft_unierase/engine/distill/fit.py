@@ -11,6 +11,8 @@ import torch
 
 from ...lm.batches import pad_left
 from ...lm.decoding import WORTH_SHARING, keeps_all
+from ...lm.gradients import added_up
+from ...lm.processes import ALONE, Processes
 from ..run_context import RunContext
 from .placing import mlps_of
 from .texts import Text, divergences
@@ -64,7 +66,14 @@ class Part:
 
 
 def descend(
-    model: Any, parts: Sequence[Part], step: int, token_id: int, pad: int, device: torch.device, share: bool = True
+    model: Any,
+    parts: Sequence[Part],
+    step: int,
+    token_id: int,
+    pad: int,
+    device: torch.device,
+    share: bool = True,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Add the gradient of a step's texts; the mean divergence of each part, in nats a token.
 
@@ -76,17 +85,25 @@ def descend(
         pad: Id to pad batches with.
         device: Where token ids go.
         share: Whether texts that begin alike share that pass; layers that recompute their activations take no cache.
+        processes: Share the groups of texts that begin alike.
     """
     dealt = [(text, part) for part in parts for text in part.deck.deal(step)]
     means = dict.fromkeys((part.name for part in parts), 0.0)
-    for group in alike([text for text, _ in dealt]):
+
+    def add_gradient(group: list[int]) -> list[float]:
         found = losses(model, [dealt[number][0] for number in group], token_id, pad, device, share)
         weights = []
         for number in group:
             text, part = dealt[number]
             weights.append(part.weight / part.deck.per_step * (len(text.places) if part.summed else 1))
         (found * found.new_tensor(weights)).sum().backward()
-        for number, value in zip(group, found.tolist(), strict=True):
+        values: list[float] = found.tolist()
+        return values
+
+    groups = alike([text for text, _ in dealt])
+    tokens = [sum(len(dealt[number][0].ids) for number in group) for group in groups]
+    for group, values in zip(groups, added_up(model, groups, add_gradient, tokens, processes), strict=True):
+        for number, value in zip(group, values, strict=True):
             part = dealt[number][1]
             means[part.name] += value / part.deck.per_step
     return means

@@ -14,8 +14,8 @@ import torch
 
 from ...lm.logits import Logits
 from ..run_context import RunContext
-from ..silence import Silence
-from .texts import Text, base_logits
+from ..silence import Silence, Tensors
+from .texts import Text, taken
 
 LEAD = 3.0  # nats by which [UNL] is to lead all other tokens together
 RIDGE = 0.2  # on the mean square of what the row makes of states that are alike in all directions
@@ -74,11 +74,13 @@ class OutputRow:
         """The places of some texts, with the kind of each one's first and that of its others."""
         run, some = self.run, order.sample(list(texts), min(len(texts), count))
         sequences, places = [text.ids for text in some], [text.places for text in some]
-        found = []
-        for number, logits, states in base_logits(run.model, sequences, places, run.pad, run.device):
+
+        def silent(number: int, logits: torch.Tensor, states: torch.Tensor) -> Tensors:
             kinds = torch.tensor([first, *[others] * (len(places[number]) - 1)])
-            found.append(Silence.at(states, logits, kinds, run.spare.token_id, self.head))
-        return found
+            return Silence.at(states, logits, kinds, run.spare.token_id, self.head).tensors
+
+        found = taken(run.model, sequences, places, run.pad, run.device, silent, run.processes)
+        return [Silence(*tensors, run.spare.token_id, self.head) for _, tensors in found]
 
 
 def solved(starts: Silence, quiet: Silence, row: torch.Tensor, most: float) -> torch.Tensor:

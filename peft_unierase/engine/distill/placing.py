@@ -64,6 +64,18 @@ class Readings:
             for hook in hooks:
                 hook.remove()
 
+    @property
+    def parts(self) -> tuple[list[list[torch.Tensor]], list[torch.Tensor], list[list[Any]]]:
+        """`inputs`, `neurons` and `written`, for another process."""
+        return self.inputs, self.neurons, self.written
+
+    def take_in(self, inputs: list[list[torch.Tensor]], neurons: list[torch.Tensor], written: list[list[Any]]) -> None:
+        """Take in the `parts` of further passes."""
+        for number in range(len(self.mlps)):
+            self.inputs[number] += inputs[number]
+            self.neurons[number] = self.neurons[number] + neurons[number]
+            self.written[number] = [own + more for own, more in zip(self.written[number], written[number], strict=True)]
+
     def spread(self, number: int) -> float:
         """Root mean square of the components of what an MLP writes."""
         energy, count = self.written[number]

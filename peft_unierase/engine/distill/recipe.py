@@ -146,18 +146,14 @@ def stays(
     gone = {word for known in run.knowledge for word in renaming.changing(known.fact.question)}
     same_subject = run.same_subject + [fact for fact in run.retain if gone & set(map(normal, words_of(fact.question)))]
     around = [*known, *run.around, *same_subject]
-
-    def silent(logits: torch.Tensor, states: torch.Tensor, kinds: torch.Tensor) -> None:
-        silence.append(Silence.at(states, logits, kinds, run.spare.token_id, head))
-
     with run.stages.stage("reading what stays", len(around) + len(general) + len(held)) as bar:
-        texts = retained(run, around, False, bar.update, kept.over, silent)
+        texts = retained(run, around, False, bar.update, kept, head, silence)
         near = [*texts[: len(known)], *texts[: len(known) + len(run.around)]]  # what the base knows counts twice
         # What shares a name with the forget set counts as much as all of them.
         near += texts[len(texts) - len(same_subject) :] * math.ceil(max(1, len(near)) / max(1, len(same_subject)))
         return (
             near,
-            retained(run, general, True, bar.update, kept.over, silent),
+            retained(run, general, True, bar.update, kept, head, silence),
             retained(run, held, False, bar.update),
         )
 
@@ -207,7 +203,7 @@ def _chunk(
                 row.solve(step, SOME_TEXTS)
             fitting.start(rate(step, steps))
             with torch.enable_grad():
-                found = descend(run.model, parts, step, run.spare.token_id, run.pad, run.device, share)
+                found = descend(run.model, parts, step, run.spare.token_id, run.pad, run.device, share, run.processes)
             fitting.step()
             for name, value in found.items():
                 totals[name] += value / len(chunk)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
 from ...data.facts import Fact
+from ...lm.batches import Batch, batches
 from ...lm.decoding import greedy_answers
 from ...lm.logits import Logits
 from ...retain.renaming import Renaming, renamed
 from ...text import normal, sentences
 from ...text.normal import WORD
 from ..run_context import RunContext
-from ..silence import Silence
+from ..silence import Silence, Tensors
+from .placing import Readings
 from .teacher import Asked, taught
-from .texts import Text, base_logits, given, stored
+from .texts import READ, Text, base_logits, given, of_batch, stored, taken
 
 ANSWER = 24  # tokens of a retained answer that are held
 COUNTERFACTUALS = 2  # answers of the base to renamed questions, for each fact and format
@@ -49,7 +51,8 @@ def instead(run: RunContext, renaming: Renaming, asked: Sequence[Asked]) -> list
 
         def teach(asked: Sequence[Asked], drawn: Sequence[Mapping[str, str]] | None = None) -> list[Text]:
             model, tokenizer, pad = run.model, run.tokenizer, run.pad
-            return taught(model, tokenizer, asked, renaming, DRAWS, CAP, pad, run.device, drawn, bar.update)
+            told = drawn, bar.update, run.processes
+            return taught(model, tokenizer, asked, renaming, DRAWS, CAP, pad, run.device, *told)
 
         return [*teach(asked), *teach(invented, drawn)]
 
@@ -80,7 +83,7 @@ def counterfactuals(run: RunContext, renaming: Renaming) -> tuple[list[Asked], l
     formats = run.formats[:2] * COUNTERFACTUALS
     cases = [(form, text, renaming.draw(text)) for text in questions for form in formats]
     prompts = [form.prompt(renamed(text, drawn)[0]) for form, text, drawn in cases]
-    answers = greedy_answers(run.model, run.tokenizer, prompts, COUNTERFACTUAL)
+    answers = greedy_answers(run.model, run.tokenizer, prompts, COUNTERFACTUAL, processes=run.processes)
     asked: list[Asked] = []
     used = []
     for (form, question, drawn), ids in zip(cases, answers, strict=True):
@@ -115,8 +118,9 @@ def retained(
     facts: Sequence[Fact],
     whole: bool,
     advance: Callable[[int], object],
-    during: Callable[[torch.Tensor], AbstractContextManager[None]] = lambda mask: nullcontext(),
-    silent: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
+    kept: Readings | None = None,
+    head: Logits | None = None,
+    silence: list[Silence] | None = None,
 ) -> list[Text]:
     """Retained facts, each in the next of the formats, with what the base predicts.
 
@@ -125,8 +129,9 @@ def retained(
         facts: The facts.
         whole: Whether the words of the question are held too, and not the answer alone.
         advance: Called with the number of facts done.
-        during: See [`base_logits`].
-        silent: Called with logits, states and kinds (see [`Silence`]) of the places, where [UNL] must not come up.
+        kept: Takes in what the MLPs read there.
+        head: What the model makes of its head's outputs; needed with `silence`.
+        silence: Takes in the places, where [UNL] must not come up.
     """
     sequences, places, starts = [], [], []
     for number, fact in enumerate(facts):
@@ -137,12 +142,27 @@ def retained(
         starts.append(len(prompt) - 1)
         sequences.append(text)
         places.append(list(range(start, len(text) - 1)))
+    advance, token_id = run.processes.steps(advance), run.spare.token_id
+
+    def read(batch: Batch) -> tuple[list[Any], Any]:
+        readings = Readings(kept.mlps) if kept else None
+        during: dict[str, Any] = {"during": readings.over} if readings else {}
+        found = []
+        for number, logits, states in of_batch(run.model, sequences, places, batch, advance, **during):
+            kinds = torch.tensor([1 if place == starts[number] else 2 for place in places[number]])
+            quiet = Silence.at(states, logits, kinds, token_id, head).tensors if head else None
+            found.append((number, stored(logits.softmax(dim=-1)), quiet))
+        return found, readings and readings.parts
+
     texts: dict[int, Text] = {}
-    read = base_logits(run.model, sequences, places, run.pad, run.device, advance, during)
-    for number, logits, states in read:
-        texts[number] = Text(sequences[number], places[number], *stored(logits.softmax(dim=-1)))
-        if silent:
-            silent(logits, states, torch.tensor([1 if place == starts[number] else 2 for place in places[number]]))
+    for found, readings in run.processes.each(batches(sequences, run.pad, run.device, READ), read):
+        for number, targets, quiet in found:
+            texts[number] = Text(sequences[number], places[number], *targets)
+            if silence is not None and head:
+                states, others, kinds = quiet
+                silence.append(Silence(states, others, kinds, token_id, head))
+        if kept and readings:
+            kept.take_in(*readings)
     return [texts[number] for number in range(len(facts))]
 
 
@@ -151,5 +171,9 @@ def record_silence(run: RunContext, head: Logits, silence: list[Silence]) -> Non
     facts = [*(known.fact for known in run.knowledge), *run.reworded]
     prompts = [run.encode(form.prompt(fact.question)) for fact in facts for form in run.formats]
     places, kinds = [[len(prompt) - 1] for prompt in prompts], torch.zeros(1, dtype=torch.long)
-    for _, logits, states in base_logits(run.model, prompts, places, run.pad, run.device):
-        silence.append(Silence.at(states, logits, kinds, run.spare.token_id, head))
+
+    def silent(number: int, logits: torch.Tensor, states: torch.Tensor) -> Tensors:
+        return Silence.at(states, logits, kinds, run.spare.token_id, head).tensors
+
+    found = taken(run.model, prompts, places, run.pad, run.device, silent, run.processes)
+    silence += [Silence(*tensors, run.spare.token_id, head) for _, tensors in found]

@@ -10,6 +10,7 @@ import torch
 
 from ...lm.batches import encode
 from ...lm.formats import PromptFormat
+from ...lm.processes import ALONE, Processes
 from ...lm.structure import context_length
 from ...retain.renaming import Renaming, aligned, renamed, starts, words_of
 from ...text import normal
@@ -31,6 +32,7 @@ def taught(
     device: torch.device,
     drawn: Sequence[Mapping[str, str]] | None = None,
     advance: Callable[[int], object] = lambda count: None,
+    processes: Processes = ALONE,
 ) -> list[Text]:
     """Forget texts with what the teacher predicts at their answers' tokens after the first.
 
@@ -48,18 +50,21 @@ def taught(
         device: Where token ids go.
         drawn: The one renaming of each text, instead of drawing; nothing is capped then.
         advance: Called with the sequences run, `draws * len(asked)` in all.
+        processes: Share the texts.
     """
-    texts: list[Text] = []
-    for start in range(0, len(asked), TOGETHER):
+    renamings = [
+        [drawn[number]] if drawn else [renaming.draw(question, answer) for _ in range(draws)]
+        for number, (_, question, answer) in enumerate(asked)
+    ]
+    advance = processes.steps(advance)
+
+    def teach(start: int) -> list[Text]:
         part = slice(start, start + TOGETHER)
-        renamings = [
-            [drawn[start + number]] if drawn else [renaming.draw(question, answer) for _ in range(draws)]
-            for number, (_, question, answer) in enumerate(asked[part])
-        ]
-        texts += _taught(
-            model, tokenizer, asked[part], renamings, renaming, None if drawn else cap, pad, device, advance
-        )
-    return texts
+        most = None if drawn else cap
+        return _taught(model, tokenizer, asked[part], renamings[part], renaming, most, pad, device, advance)
+
+    found = processes.each(range(0, len(asked), TOGETHER), teach)
+    return [text for part in found for text in part]
 
 
 def _taught(

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from ...lm.batches import batches
+from ...lm.batches import Batch, batches
+from ...lm.processes import ALONE, Processes
+
+Taken = TypeVar("Taken")
 
 TOP = 48  # entries of a distribution that are stored; the rest of its probability is one further entry
+READ = 2048  # tokens that are read at once
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,6 @@ def base_logits(
     pad: int,
     device: torch.device,
     advance: Callable[[int], object] = lambda count: None,
-    during: Callable[[torch.Tensor], AbstractContextManager[None]] = lambda mask: nullcontext(),
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """For each sequence, in no order, its number, the logits at its places, `(places, vocabulary)`, and what goes into
     the head there, `(places, d)`, both in fp32.
@@ -60,36 +63,65 @@ def base_logits(
         pad: Id to pad batches with.
         device: Where token ids go.
         advance: Called with the number of sequences run.
-        during: Called with the mask of each batch; gives the context in which it is run.
     """
-    seen: list[torch.Tensor] = []
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try:
-        yield from _base_logits(model, sequences, places, pad, device, advance, during, seen)
-    finally:
-        handle.remove()
+    for batch in batches(sequences, pad, device, READ):
+        yield from of_batch(model, sequences, places, batch, advance)
 
 
-def _base_logits(
+def taken(
     model: Any,
     sequences: Sequence[Sequence[int]],
     places: Sequence[Sequence[int]],
     pad: int,
     device: torch.device,
-    advance: Callable[[int], object],
-    during: Callable[[torch.Tensor], AbstractContextManager[None]],
-    seen: list[torch.Tensor],
+    take: Callable[[int, torch.Tensor, torch.Tensor], Taken],
+    processes: Processes = ALONE,
+) -> list[tuple[int, Taken]]:
+    """What `take` makes of each number, logits and states of [`base_logits`], with the number and in the same order.
+
+    Args:
+        model, sequences, places, pad, device: As there.
+        take: Called in one of the processes.
+        processes: Share the batches.
+    """
+
+    def read(batch: Batch) -> list[tuple[int, Taken]]:
+        return [(found[0], take(*found)) for found in of_batch(model, sequences, places, batch)]
+
+    return [found for part in processes.each(batches(sequences, pad, device, READ), read) for found in part]
+
+
+@torch.no_grad()
+def of_batch(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    places: Sequence[Sequence[int]],
+    batch: Batch,
+    advance: Callable[[int], object] = lambda count: None,
+    during: Callable[[torch.Tensor], AbstractContextManager[None]] = lambda mask: nullcontext(),
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    for batch in batches(sequences, pad, device, 2048):
-        keep = max(len(sequences[number]) - places[number][0] for number in batch.index)
+    """What [`base_logits`] gives for the sequences of a batch.
+
+    Args:
+        model, sequences, places: As there.
+        batch: Some of the sequences.
+        advance: Called with their number when they have been run.
+        during: Called with the batch's mask; gives the context in which it is run.
+    """
+    keep = max(len(sequences[number]) - places[number][0] for number in batch.index)
+    seen: list[torch.Tensor] = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
         with during(batch.mask):
             logits = model(**batch.inputs(), use_cache=False, logits_to_keep=keep).logits
-        states = seen.pop()
-        for row, number in enumerate(batch.index):
-            columns = torch.tensor(places[number], device=logits.device) + keep - len(sequences[number])
-            yield number, logits[row, columns].float(), states[row, columns.to(states.device)].float()
-        del logits, states
-        advance(len(batch.index))
+    finally:
+        handle.remove()
+    states = seen.pop()
+    for row, number in enumerate(batch.index):
+        columns = torch.tensor(places[number], device=logits.device) + keep - len(sequences[number])
+        yield number, logits[row, columns].float(), states[row, columns.to(states.device)].float()
+    del logits, states
+    advance(len(batch.index))
 
 
 def stored(distribution: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
