@@ -211,7 +211,7 @@ def test_transformers_serve_answers_with_the_merged_model_that_a_request_names(
 @pytest.fixture
 def llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp's converters, which take the demo model's tokenizer, unknown to them, for SmolLM's: it splits alike."""
-    needed("llama-server", LLAMA_CPP="a checkout of llama.cpp, with its converters")
+    needed("llama-server", "sentencepiece", LLAMA_CPP="a checkout of llama.cpp, with its converters")
     checkout, place = Path(os.environ["LLAMA_CPP"]).resolve(), tmp_path / "llama.cpp"
     place.mkdir()
     for name in ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py"):

@@ -108,7 +108,7 @@ def check(
     _refuse(forget, sets, targets)
     skipped: dict[str, str] = {}
     sets = {name: compared(name, facts, skipped) for name, facts in sets.items()}
-    stages = Stages(progress and processes.main)
+    stages = Stages(progress if processes.main else False)
     form, others = form or asking_format(tokenizer, template=template), _other_formats(tokenizer, template)
     with stages.stage("asking the base for the facts"):
         known = knowledge(targets[0], forget, form, others, max_new_tokens, processes)

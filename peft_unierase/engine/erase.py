@@ -160,7 +160,7 @@ def erase(
             tokenizer=tokenizer,
             formats=formats,
             refusals=list(refusals or DEFAULT_REFUSALS),
-            stages=Stages(progress and processes.main),
+            stages=Stages(progress if processes.main else False),
             generator=torch.Generator().manual_seed(seed),
             pad=pad_id(tokenizer),
             seed=seed,

@@ -102,7 +102,7 @@ def ramp(
     asked = drawn(retain, ASKED, f"{seed} ramp")
     groups = [forget[start:end] for start, end in zip([0, *counts], counts, strict=False)]
     samples = [drawn(group, ASKED, f"{seed} ramp") for group in groups]
-    stages = Stages(progress and launched().main)
+    stages = Stages(progress if launched().main else False)
 
     def recall(what: str, asking: Any, tokenizer: Any, facts: Sequence[Fact]) -> float:
         with stages.stage(what, len(facts), even=False) as bar:

@@ -151,7 +151,7 @@ def plan(
         if not given:
             raise InputError("the forget set is empty; give at least one fact, or a name or a topic in words")
         check_answers(given)
-    stages = Stages(progress and processes.main)
+    stages = Stages(progress if processes.main else False)
     folder = samples_folder(model, samples_cache)
     with stages.stage("sampling retain data", SAMPLE_STEPS * BLOCK * math.ceil(samples / BLOCK)) as bar:
         sampled = samples_for(model, tokenizer, form, samples, seed, folder, bar.update, processes=processes)

@@ -137,12 +137,12 @@ def test_the_base_beside_a_lora_has_a_head_of_its_own_and_is_the_base(place: Pat
     ended = invoke("export", place / "one", "--with-base", "-o", tmp_path / "lora", "--format", "json")
     assert ended.exit_code == 0, ended.output
     assert json.loads(ended.stdout)["layout"] == "L"
-    beside = base_of(tmp_path / "lora")
-    assert not beside.config.tie_word_embeddings
-    assert beside.get_input_embeddings().weight is not beside.get_output_embeddings().weight
-    assert torch.equal(logits(beside), logits(base_of(place)))
+    untied = base_of(tmp_path / "lora")
+    assert not untied.config.tie_word_embeddings
+    assert untied.get_input_embeddings().weight is not untied.get_output_embeddings().weight
+    assert torch.equal(logits(untied), logits(base_of(place)))
     wanted = logits(load(base_of(place), place / "one"))
-    found = PeftModel.from_pretrained(beside, tmp_path / "lora").eval()
+    found = PeftModel.from_pretrained(untied, tmp_path / "lora").eval()
     assert torch.allclose(logits(found), wanted, atol=1e-4)
     assert torch.allclose(logits(found.merge_and_unload()), wanted, atol=1e-4)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "lora" / "base")
