@@ -64,6 +64,12 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+READ = """() => {
+    const done = document.querySelector("#answers .sides[aria-busy=false]");
+    return done && [...done.querySelectorAll(".said")].map(side => side.innerText);
+}"""
+
+
 class Seen:
     """A page in the browser, with what a visitor does on it."""
 
@@ -83,8 +89,8 @@ class Seen:
 
     def answered(self) -> tuple[str, str]:
         """Wait for both answers and read them."""
-        self.page.wait_for_selector("#answers .sides[aria-busy=false]")
-        base, erased = self.page.locator("#answers .said").all_inner_texts()
+        # Both at once, as the next answers may be on their way.
+        base, erased = self.page.wait_for_function(READ).json_value()
         return base, erased
 
     def ask(self, question: str) -> tuple[str, str]:
