@@ -46,17 +46,18 @@ class Peak(TorchDispatchMode):
         self.now = self.most = 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for given in tree_leaves((args, kwargs)):
-            if isinstance(given, torch.Tensor):
-                self.held.setdefault(given.untyped_storage()._cdata, 0)  # there before, or a view of it
+        self._hold((args, kwargs), new=False)  # there before, or a view of it
         output = operation(*args, **(kwargs or {}))
-        for made in tree_leaves(output):
-            if isinstance(made, torch.Tensor) and (storage := made.untyped_storage())._cdata not in self.held:
-                self.held[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self._gone, storage._cdata)
+        self._hold(output, new=True)
         return output
+
+    def _hold(self, tensors: Any, new: bool) -> None:
+        for tensor in tree_leaves(tensors):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.held:
+                self.held[storage._cdata] = storage.nbytes() if new else 0
+                self.now += self.held[storage._cdata]
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata)  # another one may get its place
 
     def _gone(self, storage: int) -> None:
         self.now -= self.held.pop(storage, 0)
